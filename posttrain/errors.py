@@ -1,0 +1,96 @@
+"""The exceptions, and the exit code of each.
+
+PosttrainError                 1   anything of ours
+├── InputError                 2   what the user gave is wrong; nothing was started
+│   ├── RecipeError            2   a key, type or value of a recipe
+│   ├── DataError              2   a prompt, demonstration or preference file
+│   ├── ModelError             2   a model folder, its tokenizer or chat template
+│   └── RewardError            2   a reward file, or what one of its functions returned
+├── StageError                 3   a stage failed or died
+│   └── EmptyStageError        3   a stage had nothing left to work on (no pair, no kept sample)
+├── LockedError                4   another process works on this run
+└── DamagedError               5   a file of the run is not what its manifest says
+"""
+
+from __future__ import annotations
+
+
+class PosttrainError(Exception):
+    """One message for the person at the terminal: what is wrong, where, and what to do."""
+
+    exit_code = 1
+
+
+class InputError(PosttrainError):
+    """What the user gave is wrong. Raised before anything of the run is changed.
+
+    `file`, `line` and `column` (both counted from 1) say where; `hint` says what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        column: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.message, self.file, self.line, self.column, self.hint = message, file, line, column, hint
+        where = ":".join(str(part) for part in (file, line, column) if part is not None)
+        text = f"{where}: {message}" if where else message
+        super().__init__(f"{text}\n  {hint}" if hint else text)
+
+    def __reduce__(self):  # keyword-only arguments do not survive pickling by default
+        fields = {
+            "message": self.message,
+            "file": self.file,
+            "line": self.line,
+            "column": self.column,
+            "hint": self.hint,
+        }
+        return _rebuild, (type(self), fields)
+
+
+def _rebuild(kind: type[InputError], fields: dict) -> InputError:
+    return kind(fields.pop("message"), **fields)
+
+
+class RecipeError(InputError):
+    """A key, type or value of a recipe."""
+
+
+class DataError(InputError):
+    """A prompt, demonstration or preference file."""
+
+
+class ModelError(InputError):
+    """A model folder, its tokenizer or its chat template."""
+
+
+class RewardError(InputError):
+    """A reward file, or what one of its functions returned."""
+
+
+class StageError(PosttrainError):
+    """A stage failed or died; what was whole before it still is."""
+
+    exit_code = 3
+
+
+class EmptyStageError(StageError):
+    """A stage had nothing left to work on; the message names what dropped the rows."""
+
+
+class LockedError(PosttrainError):
+    """Another process works on this run."""
+
+    exit_code = 4
+
+
+class DamagedError(PosttrainError):
+    """A file of the run is not what its manifest says."""
+
+    exit_code = 5

@@ -1,0 +1,51 @@
+"""What passes between the parts: plain frozen records. Imports nothing of ours.
+
+Messages are the ecosystem's own: `{"role": ..., "content": ...}`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Message = Mapping[str, str]
+FinishReason = Literal["stop", "length"]
+
+
+def prompt_id(messages: Sequence[Message]) -> str:
+    """The identity of a prompt: 16 hex digits of the SHA-256 of its messages."""
+    plain = [[message["role"], message["content"]] for message in messages]
+    return hashlib.sha256(json.dumps(plain, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt, and the columns that rewards may read (`answer`, ...).
+
+    `line` is where it stands in its file, counted from 1, for messages only.
+    """
+
+    messages: tuple[Message, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    line: int = 0
+
+    @property
+    def id(self) -> str:
+        return prompt_id(self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer.
+
+    `tokens` holds the sampled ids without the one that ended the answer. `logprobs`, where the
+    engine gives them, has one entry a token, natural logarithm, at temperature 1.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: FinishReason
+    logprobs: tuple[float, ...] | None = None
