@@ -1,0 +1,97 @@
+"""A fixed plan of shards, worked off by several processes, each shard kept as a file of its own.
+
+The plan depends on the rows alone, never on how many processes there are: the same plan gives the same bits.
+A finished shard is a Parquet file under its final name; after a kill only the unfinished ones are done again.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain.launch import die_with_parent
+
+T = TypeVar("T")
+
+
+def cut(rows: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Consecutive slices of `size` rows."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write Parquet under a part name and rename: the file is whole or absent."""
+    part = path.with_name(f".{path.name}.part")
+    pq.write_table(table, part, compression="zstd")
+    part.rename(path)
+
+
+def run_shards(
+    work: Callable[[T], pa.Table],
+    shards: Sequence[T],
+    folder: Path,
+    workers: int,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> list[Path]:
+    """Apply `work` (picklable) to every shard and return the files, in the plan's order.
+
+    `progress` gets the number of rows of each shard as it finishes, those found finished included.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"shard-{index:05d}.parquet" for index in range(len(shards))]
+    missing = []
+    for index, path in enumerate(paths):
+        if path.exists():
+            progress(pq.read_metadata(path).num_rows)
+        else:
+            missing.append(index)
+    if workers <= 1 or len(missing) <= 1:
+        for index in missing:
+            progress(_do(work, shards[index], paths[index]))
+        return paths
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_start_worker) as pool:
+        waiting = {pool.submit(_do, work, shards[index], paths[index]) for index in missing}
+        while waiting:
+            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                progress(future.result())
+    return paths
+
+
+def _start_worker() -> None:
+    die_with_parent()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _do(work: Callable[[T], pa.Table], shard: T, path: Path) -> int:
+    table = work(shard)
+    write_table(table, path)
+    return table.num_rows
+
+
+def concatenate(paths: Sequence[Path], target: Path) -> int:
+    """Join shard files into one Parquet file, one shard in memory at a time. Returns the number of rows."""
+    part = target.with_name(f".{target.name}.part")
+    rows = 0
+    writer: pq.ParquetWriter | None = None
+    for path in paths:
+        table = pq.read_table(path)
+        writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
+        writer.write_table(table.cast(writer.schema))
+        rows += table.num_rows
+    if writer is None:
+        raise ValueError("no shards to join")
+    writer.close()
+    part.rename(target)
+    return rows

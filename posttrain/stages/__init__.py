@@ -1,0 +1,55 @@
+"""The stages, one file and one public function `run(job) -> metrics` each.
+
+A stage knows its config, its input folders and where to write; nothing of rounds or other stages.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STAGES = {
+    # name: version, raised when the same inputs would give another result
+    "prompts": 1,
+    "preferences": 1,
+    "reward_model": 1,
+    "samples": 1,
+    "scores": 1,
+    "filters": 1,
+    "sft": 1,
+    "pairs": 1,
+    "dpo": 1,
+    "evaluate": 1,
+    "promote": 1,
+}
+
+
+def no_progress(done: int, total: int, unit: str) -> None:
+    """The progress of a stage that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is given.
+
+    `config` is plain JSON; `inputs` are whole folders; the payload goes to `out`; what is in `scratch`
+    survives a kill. `workers` is how many processes or threads it may use, and never changes the result.
+    """
+
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Path]
+    out: Path
+    scratch: Path
+    seed: int
+    workers: int = 1
+    progress: Callable[[int, int, str], None] = field(default=no_progress)
+
+
+def run_stage(name: str, job: Job) -> dict[str, Any]:
+    """Run the stage called `name`; its module is imported only now."""
+    if name not in STAGES:
+        raise KeyError(name)
+    return importlib.import_module(f"posttrain.stages.{name}").run(job)

@@ -1,0 +1,192 @@
+"""The run folder: content keys, atomic publishing, the lock.
+
+    artifacts/KEY/   whole: payload + artifact.json, never changed again
+    work/KEY/        under way: stage.json, scratch/ (checkpoints, shards, log), out/ (the payload to be)
+    run.json         which artifact each stage of each round is
+    round-N/NAME     relative links into artifacts/
+
+An artifact appears under its name by one rename, after its files and folders were fsynced; so a folder
+under `artifacts/` is whole. What this does not cover: a file damaged on disk later (see `damaged_files`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import DamagedError, LockedError
+
+MANIFEST = "artifact.json"
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a JSON value that keys are hashed from."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def artifact_key(
+    stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str], outside: Mapping[str, str]
+) -> str:
+    """`STAGE-` and 16 hex digits of the SHA-256 of all that decides the stage's result.
+
+    `inputs` are the keys of the artifacts it reads; `outside` the hashes of what comes from outside the run.
+    """
+    decides = {"stage": stage, "version": version, "config": config, "inputs": inputs, "outside": outside}
+    return f"{stage}-{hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:16]}"
+
+
+def file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_hash(folder: Path) -> str:
+    """One SHA-256 over the names and contents of all files below `folder`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listing = {str(path.relative_to(folder)): file_hash(path) for path in files}
+    return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace the file at `path` in one step: a reader sees the old text or the new one."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    fsync(part)
+    part.rename(path)
+    fsync(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises DamagedError when the file is not a JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DamagedError(f"{path}: not a JSON object")
+    return value
+
+
+def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
+    """Turn `work/out` into `artifacts/KEY` (KEY is the name of `work`) and remove the rest of `work`.
+
+    `manifest` becomes `artifact.json`, with size and SHA-256 of each file added.
+    """
+    out = work / "out"
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != MANIFEST)
+    described = {
+        str(path.relative_to(out)): {"size": path.stat().st_size, "sha256": file_hash(path)} for path in files
+    }
+    for path in files:
+        fsync(path)
+    write_durably(out / MANIFEST, json.dumps({**manifest, "files": described}, indent=1, ensure_ascii=False) + "\n")
+    for folder in {path.parent for path in files}:
+        fsync(folder)
+    target = artifacts / work.name
+    out.rename(target)
+    fsync(artifacts)
+    shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def damaged_files(artifact: Path) -> list[str]:
+    """Names of the artifact's files that are missing or differ from what its manifest says."""
+    try:
+        files = read_json(artifact / MANIFEST)["files"]
+        return [
+            name
+            for name, expected in files.items()
+            if not (artifact / name).is_file()
+            or (artifact / name).stat().st_size != expected["size"]
+            or file_hash(artifact / name) != expected["sha256"]
+        ]
+    except (DamagedError, KeyError, TypeError, AttributeError):
+        return [MANIFEST]
+
+
+class Store:
+    """The folder of one run. Creates what is missing; never replaces an artifact."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.artifacts = root / "artifacts"
+        self.work = root / "work"
+
+    def create(self) -> None:
+        self.artifacts.mkdir(parents=True, exist_ok=True)
+        self.work.mkdir(exist_ok=True)
+
+    def path(self, key: str) -> Path:
+        return self.artifacts / key
+
+    def has(self, key: str) -> bool:
+        return (self.artifacts / key / MANIFEST).is_file()
+
+    def manifest(self, key: str) -> dict[str, Any]:
+        return read_json(self.artifacts / key / MANIFEST)
+
+    def begin(self, key: str, stage: Mapping[str, Any]) -> Path:
+        """The work folder of an artifact to be, with `stage.json` in it. What an earlier try left stays in
+        `scratch/`, for the stage to resume from; `out/` starts empty."""
+        folder = self.work / key
+        (folder / "scratch").mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / "out", ignore_errors=True)
+        (folder / "out").mkdir()
+        write_durably(folder / "stage.json", json.dumps(stage, indent=1, ensure_ascii=False) + "\n")
+        return folder
+
+    def read_run(self) -> dict[str, Any]:
+        path = self.root / "run.json"
+        return read_json(path) if path.exists() else {}
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        write_durably(self.root / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+
+    def link(self, name: str, key: str) -> None:
+        """Point `name` (such as `round-1/sft`) at an artifact. Where links cannot be made, run.json still tells."""
+        link = self.root / name
+        target = os.path.relpath(self.path(key), link.parent)
+        if link.is_symlink() and os.readlink(link) == target:
+            return
+        with contextlib.suppress(OSError):
+            link.parent.mkdir(exist_ok=True)
+            part = link.with_name(f".{link.name}.part")
+            part.unlink(missing_ok=True)
+            part.symlink_to(target)
+            part.replace(link)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process. The kernel lets go of it when the process dies, so none is ever stale.
+
+        Raises LockedError naming the owner. Not covered: file systems without `flock` between hosts.
+        """
+        with (self.root / "lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise LockedError(
+                    f"{self.root}: {owner} is working on this run; wait for it, stop it, or choose another --run"
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
