@@ -1,0 +1,42 @@
+# Two commands do all the set-up on a fresh machine: `make quickstart` and `make test`.
+# Another interpreter: `make test PYTHON=python3.12`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# -c does not reach the environment in which this package itself is built; the variables do (pip before and from 25.3).
+INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/pip install -c constraints.txt
+
+.PHONY: quickstart test lint types unit constraints
+
+quickstart: $(VENV)/installed
+	$(BIN)/posttrain round --n 6
+
+test: lint types unit
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Without the variable pyright asks npm whether there is a newer one.
+types: $(VENV)/installed-dev
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+unit: $(VENV)/installed-dev
+	$(BIN)/pytest
+
+# A stamp is newer than what it was installed from: then nothing is installed again.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e '.[dev,math]'
+	touch $(VENV)/installed $@
+
+# After a change of the dependencies: write down what is installed now, without local versions such as +cpu.
+constraints: $(VENV)/installed-dev
+	$(BIN)/pip freeze --all --exclude-editable --exclude pip --exclude wheel | sed 's/+[a-z0-9.]*$$//' > constraints.new
+	mv constraints.new constraints.txt
+	touch $(VENV)/installed $(VENV)/installed-dev
