@@ -1,0 +1,128 @@
+"""The one place where messages become token ids.
+
+Text of a user never becomes a control token: `</s>` in a prompt is four characters. Where the tokenizer
+cannot promise that, contents that hold a control token are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from posttrain.errors import DataError, ModelError
+from posttrain.records import Message
+
+# A template that pastes the role into its control tokens would let any other role forge one.
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """The tokens of `messages` and of the header that opens the assistant's turn.
+
+    Raises:
+        DataError: a role the template does not take, or a control token in a content where it cannot be made harmless.
+    """
+    return _encode(tokenizer, messages, generation_prompt=True)
+
+
+def render_completion(tokenizer: Any, messages: Sequence[Message], completion: str) -> list[int]:
+    """The tokens that the assistant's turn adds to `render_prompt(messages)`: the text, its end token, and what the
+    template writes after it.
+
+    Raises:
+        DataError: as in `render_prompt`.
+        ModelError: the template rewrites the prompt once an answer follows, so that no tokens are the answer's own.
+    """
+    answered = [*messages, {"role": "assistant", "content": completion}]
+    prompt_ids, whole_ids = render_prompt(tokenizer, messages), _encode(tokenizer, answered, generation_prompt=False)
+    if whole_ids[: len(prompt_ids)] == prompt_ids:
+        return whole_ids[len(prompt_ids) :]
+    # A token may reach over the border ("\n" + "\n" is one token in many vocabularies). What was sampled began
+    # after the header, so the text is encoded by itself.
+    prompt_text = _text(tokenizer, messages, generation_prompt=True)
+    whole_text = _text(tokenizer, answered, generation_prompt=False)
+    if not whole_text.startswith(prompt_text + completion):
+        raise ModelError(
+            "the chat template does not continue its own prompt: the text before the answer changes once there is one",
+            hint="use a template whose rendering with an answer begins with its rendering for generation",
+        )
+    tail = whole_text[len(prompt_text) + len(completion) :]
+    _refuse_control_tokens(tokenizer, answered[-1:])
+    return [
+        *tokenizer.encode(completion, add_special_tokens=False),
+        *tokenizer.encode(tail, add_special_tokens=False),
+    ]
+
+
+def check_template(tokenizer: Any, eos_ids: Collection[int] = ()) -> None:
+    """Whether prompts and answers can be rendered, answers end, and padding cannot be taken for text.
+
+    `eos_ids`: further end tokens, those of the model's generation config.
+
+    Raises:
+        ModelError: which of these does not hold, and what to do.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError(
+            "the tokenizer has no chat template",
+            hint="use an instruction-tuned model, or put a chat_template.jinja into the model folder",
+        )
+    ends = {*eos_ids} | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
+    if not ends:
+        raise ModelError("the tokenizer has no end-of-text token", hint="set eos_token in tokenizer_config.json")
+    messages: list[Message] = [{"role": "user", "content": "a"}]
+    try:
+        prompt_ids, answer_ids = render_prompt(tokenizer, messages), render_completion(tokenizer, messages, "b")
+    except DataError as error:
+        raise ModelError(f"the chat template cannot render a user's message and an answer: {error.message}") from error
+    if not prompt_ids:
+        raise ModelError("the chat template renders a prompt to no tokens at all")
+    if not ends.intersection(answer_ids):
+        raise ModelError(
+            "the chat template does not close an answer with an end token, so a model trained on it would never stop",
+            hint=f"let the template write {tokenizer.eos_token!r} after the assistant's content",
+        )
+    pad = tokenizer.pad_token_id
+    if pad is not None and pad not in ends and pad in [*prompt_ids, *answer_ids]:
+        raise ModelError(
+            f"the padding token {tokenizer.pad_token!r} is one that the chat template writes",
+            hint="give the tokenizer a pad_token of its own",
+        )
+
+
+def _encode(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool) -> list[int]:
+    try:
+        return _apply(tokenizer, messages, generation_prompt, sanitize_control_tokens=True)
+    except (NotImplementedError, ValueError):
+        # The sanitiser refuses some tokenizers (word-level ones): then there must be nothing to sanitise.
+        _refuse_control_tokens(tokenizer, messages)
+        return _apply(tokenizer, messages, generation_prompt)
+
+
+def _text(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool) -> str:
+    return _apply(tokenizer, messages, generation_prompt, tokenize=False)
+
+
+def _apply(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool, **options: bool) -> Any:
+    from jinja2.exceptions import TemplateError
+
+    for message in messages:
+        if message["role"] not in ROLES:
+            raise DataError(f"unknown role {message['role']!r}", hint=f"roles are {', '.join(ROLES)}")
+    plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+    try:
+        return tokenizer.apply_chat_template(
+            plain, add_generation_prompt=generation_prompt, return_dict=False, **options
+        )
+    except TemplateError as error:
+        raise DataError(f"the chat template refuses these messages: {error}") from error
+
+
+def _refuse_control_tokens(tokenizer: Any, messages: Sequence[Message]) -> None:
+    for message in messages:
+        for token in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens):
+            if not token.isspace() and token in message["content"]:
+                raise DataError(
+                    f"a message of the {message['role']} holds the control token {token!r}",
+                    hint="remove it, or use a byte-level tokenizer, with which such text is harmless",
+                )

@@ -1,0 +1,34 @@
+"""Engines behind one protocol. `load_engine` picks one; torch is imported only then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from posttrain.sampling.protocol import (
+    Capabilities,
+    Engine,
+    Request,
+    SamplingParams,
+    completion_seed,
+)
+
+__all__ = ["Capabilities", "Engine", "Request", "SamplingParams", "completion_seed", "load_engine"]
+
+
+def load_engine(
+    model_path: str | Path,
+    use: Literal["shared-prefix", "plain"] = "shared-prefix",
+    dtype: str = "auto",
+    device: str = "cpu",
+) -> Engine:
+    """The engine of that name on a model folder. Where the shared-prefix engine does not fit the model,
+    the plain one comes back and its `fallback` says why.
+
+    Raises:
+        ModelError: the folder cannot be loaded, or has no end token.
+    """
+    from posttrain.sampling.loading import load
+    from posttrain.sampling.plain import PlainEngine
+
+    return PlainEngine(load(model_path, dtype, device))

@@ -1,0 +1,91 @@
+"""A model folder, ready to sample from: weights, tokenizer, what ends an answer, how long a text may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from posttrain.errors import ModelError
+from posttrain.sampling.protocol import Request, SamplingParams
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Loaded:
+    """`model` is in eval mode on its device. `eos_ids` are those of the generation config and the tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    eos_ids: frozenset[int]
+    pad_id: int
+    context: int
+
+
+def pick_dtype(dtype: str, device: str) -> torch.dtype:
+    """`auto`: bfloat16 where the hardware multiplies it faster than float32, else float32.
+
+    Raises:
+        ModelError: a name other than auto, float32, bfloat16 or float16.
+    """
+    if dtype == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_has_bf16()
+        return torch.bfloat16 if fast else torch.float32
+    if dtype not in DTYPES:
+        raise ModelError(f"no dtype {dtype!r}", hint=f"use auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _cpu_has_bf16() -> bool:
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())
+
+
+def load(path: str | Path, dtype: str, device: str) -> Loaded:
+    """Reads a model folder (or Hub id that is already cached).
+
+    Raises:
+        ModelError: the folder cannot be read, or nothing in it says what ends an answer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=pick_dtype(dtype, device))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load a causal language model from {path}: {error}", file=str(path)) from error
+    return wrap(model.to(device), tokenizer)
+
+
+def wrap(model: Any, tokenizer: Any) -> Loaded:
+    """A model and tokenizer already in memory as `Loaded`.
+
+    Raises:
+        ModelError: neither the generation config nor the tokenizer has an end token.
+    """
+    named = model.generation_config.eos_token_id if model.generation_config is not None else None
+    listed = named if isinstance(named, list) else [named]
+    eos_ids = frozenset(an_id for an_id in [*listed, tokenizer.eos_token_id] if an_id is not None)
+    if not eos_ids:
+        raise ModelError("the model has no end-of-text token, so no answer could ever end")
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
+    text_config = model.config.get_text_config()
+    context = getattr(text_config, "max_position_embeddings", None) or 1 << 30
+    return Loaded(model.eval(), tokenizer, eos_ids, pad_id, context)
+
+
+def check_lengths(loaded: Loaded, requests: Sequence[Request], params: SamplingParams) -> None:
+    """Raises ValueError where a prompt is empty or leaves no room for `max_new_tokens`."""
+    for at, request in enumerate(requests):
+        length = len(request.prompt_ids)
+        if not length:
+            raise ValueError(f"prompt {at} is empty")
+        if length + params.max_new_tokens > loaded.context:
+            raise ValueError(
+                f"prompt {at} has {length} tokens; with max_new_tokens={params.max_new_tokens} "
+                f"that is more than the model's context of {loaded.context}"
+            )

@@ -1,0 +1,82 @@
+"""The plain engine: transformers' own forward with its KV cache, every prompt computed K times.
+
+Slow and hard to get wrong: the other engine is tested against it and falls back to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from posttrain.records import Completion
+from posttrain.sampling.answers import completions, stopped
+from posttrain.sampling.draws import draw, uniforms
+from posttrain.sampling.loading import Loaded, check_lengths
+from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
+
+
+class PlainEngine:
+    """One completion a row, rows left-padded, nothing shared, nothing dropped before the whole batch is done."""
+
+    name = "plain"
+    capabilities = Capabilities(token_ids=True, seeds=True, logprobs=True, stop_strings=True)
+
+    def __init__(self, loaded: Loaded, rows: int = 64, fallback: str | None = None) -> None:
+        self.loaded, self.rows, self.fallback = loaded, rows, fallback
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
+        """See `Engine.generate`."""
+        check_lengths(self.loaded, requests, params)
+        flat = [(at, request.prompt_ids, seed) for at, request in enumerate(requests) for seed in request.seeds]
+        order = sorted(range(len(flat)), key=lambda at: len(flat[at][1]))
+        done: dict[int, Completion] = {}
+        for start in range(0, len(order), self.rows):
+            chosen = order[start : start + self.rows]
+            batch = self._batch([flat[at][1] for at in chosen], [flat[at][2] for at in chosen], params)
+            done.update(zip(chosen, batch, strict=True))
+        made: list[list[Completion]] = [[] for _ in requests]
+        for at, (request, _, _) in enumerate(flat):
+            made[request].append(done[at])
+        return made
+
+    def _batch(self, prompts: list[tuple[int, ...]], seeds: list[int], params: SamplingParams) -> list[Completion]:
+        loaded, device = self.loaded, self.loaded.model.device
+        longest = max(len(prompt) for prompt in prompts)
+        ids = torch.tensor([[loaded.pad_id] * (longest - len(p)) + list(p) for p in prompts], device=device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        position = (mask.cumsum(-1) - 1).clamp(min=0)
+        uniform = torch.from_numpy(uniforms(seeds, params.max_new_tokens)).to(device)
+        tokens: list[list[int]] = [[] for _ in prompts]
+        logprobs: list[list[float]] = [[] for _ in prompts]
+        ended, live = [False] * len(prompts), set(range(len(prompts)))
+        cache: Any = None
+        for step in range(params.max_new_tokens):
+            out = loaded.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = out.past_key_values
+            token, logprob = draw(out.logits[:, -1], uniform[:, step], params.temperature, params.top_p)
+            for row, (an_id, a_logprob) in enumerate(zip(token.tolist(), logprob.tolist(), strict=True)):
+                if row not in live:
+                    continue
+                if an_id in loaded.eos_ids:
+                    ended[row] = True
+                    live.discard(row)
+                    continue
+                tokens[row].append(an_id)
+                logprobs[row].append(a_logprob)
+                if params.stop and stopped(loaded.tokenizer, tokens[row], params.stop):
+                    live.discard(row)
+            if not live:
+                break
+            ids, position = token[:, None], position[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+        return completions(loaded.tokenizer, tokens, logprobs, ended, params.stop)

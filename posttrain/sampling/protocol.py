@@ -1,0 +1,74 @@
+"""What every engine promises. Imports neither torch nor transformers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from posttrain.records import Completion
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to sample. `temperature` 0 is greedy and reads no seed.
+
+    `top_p` keeps the smallest set of tokens whose probability reaches it. `stop` strings end an
+    answer and are cut from its text; its `tokens` keep all that was sampled.
+    """
+
+    temperature: float
+    max_new_tokens: int
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be at least 0, not {self.temperature}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], not {self.top_p}")
+        if "" in self.stop:
+            raise ValueError("an empty stop string would end every answer at once")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt and one seed for each completion wanted of it: K = len(seeds)."""
+
+    prompt_ids: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do: whether it gives token ids, honours seeds, gives log-probs, takes stop strings."""
+
+    token_ids: bool
+    seeds: bool
+    logprobs: bool
+    stop_strings: bool
+
+
+class Engine(Protocol):
+    """Makes completions. `fallback` says why a faster engine was not used, None where it was."""
+
+    name: str
+    capabilities: Capabilities
+    fallback: str | None
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
+        """The completions of each request, in the order of requests and of their seeds.
+
+        Raises:
+            ValueError: a prompt is empty, or with `max_new_tokens` does not fit the model's context.
+        """
+        ...
+
+
+def completion_seed(seed: int, prompt_id: str, index: int) -> int:
+    """The seed of completion `index` of a prompt: 63 bits of a SHA-256, so that no two runs or prompts share draws."""
+    text = f"{seed}/{prompt_id}/{index}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
