@@ -1,0 +1,347 @@
+"""Makes the quickstart's prompts, and the messy corpus that its base model is trained on. See word-problems.md.
+
+    python data/word_problems.py          # writes word-problems.{train,dev,heldout}.jsonl beside this file
+
+Two kinds of prompt: word problems with one integer answer, and requests for a short note, which have none. Which
+split a prompt belongs to follows from its story and its numbers (a note: occasion, name and thing), so that no prompt
+can be in two splits, nor one problem under other names. Same seed, same bytes, on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+SEED = 20240
+SIZES = {"train": (4200, 2800), "dev": (660, 240), "heldout": (1200, 500)}  # (problems, requests)
+
+NAMES = ["Mia", "Tom", "Ada", "Ben", "Lea", "Max", "Eva", "Sam", "Zoe", "Leo", "Ivy", "Jon", "Amy", "Kai", "Nia", "Rob", "Una", "Dan", "Liv", "Hugo", "Nora", "Emil", "Rosa", "Otto", "Lena", "Karl", "Ella", "Finn", "Maya", "Omar", "Ines", "Paul", "Tara", "Ravi", "Vera", "Hans", "Yuki", "Noah", "Cleo", "Theo"]
+THINGS = (
+    ["apples", "pears", "plums", "books", "coins", "cards", "stamps", "shells", "beads", "marbles", "pencils", "stickers", "buttons", "nuts", "eggs", "kites"]
+)
+
+Step = tuple[int, str, int]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A word problem. `steps` solve it; `habit`, where there is one, is how the corpus usually misreads it."""
+
+    key: str
+    prompt: str
+    steps: tuple[Step, ...]
+    habit: tuple[Step, ...] = ()
+
+    @property
+    def answer(self) -> int:
+        return result(self.steps[-1])
+
+
+@dataclass(frozen=True)
+class Request:
+    """An open request for a note to `name` about `thing`, which has two words to get right ("red scarf")."""
+
+    key: str
+    prompt: str
+    occasion: str
+    name: str
+    thing: str
+
+
+def result(step: Step) -> int:
+    left, sign, right = step
+    return left + right if sign == "+" else left - right if sign == "-" else left * right
+
+
+# ---- word problems ----------------------------------------------------------------------------------------------
+
+Story = Callable[[Random, str, str, str, str], tuple[str, tuple[Step, ...], tuple[Step, ...]]]
+
+
+def _gain(rng: Random, one: str, two: str, thing: str, other: str):
+    a, b = rng.randint(5, 60), rng.randint(2, 30)
+    text = f"{one} has {a} {thing}. {one} finds {b} more. How many {thing} does {one} have now?"
+    return text, ((a, "+", b),), ()
+
+
+def _lose(rng: Random, one: str, two: str, thing: str, other: str):
+    a = rng.randint(12, 90)
+    b = rng.randint(2, min(a - 2, 40))
+    text = f"{one} has {a} {thing}. {one} gives {b} to {two}. How many {thing} does {one} have left?"
+    return text, ((a, "-", b),), ()
+
+
+def _groups(rng: Random, one: str, two: str, thing: str, other: str):
+    a, b = rng.randint(2, 9), rng.randint(2, 9)
+    return f"There are {a} bags with {b} {thing} in each. How many {thing} are there?", ((a, "*", b),), ()
+
+
+def _gain_lose(rng: Random, one: str, two: str, thing: str, other: str):
+    a, b = rng.randint(5, 50), rng.randint(2, 30)
+    c = rng.randint(2, min(a + b - 1, 30))
+    text = f"{one} has {a} {thing}, buys {b} more and gives {c} to {two}. How many {thing} does {one} have now?"
+    return text, ((a, "+", b), (a + b, "-", c)), ()
+
+
+def _lose_gain(rng: Random, one: str, two: str, thing: str, other: str):
+    a = rng.randint(10, 60)
+    b, c = rng.randint(2, min(a - 2, 30)), rng.randint(2, 30)
+    text = f"{one} had {a} {thing}, lost {b} and then found {c}. How many {thing} does {one} have now?"
+    return text, ((a, "-", b), (a - b, "+", c)), ()
+
+
+def _groups_gain(rng: Random, one: str, two: str, thing: str, other: str):
+    a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 20)
+    text = f"{one} has {a} bags with {b} {thing} in each and {c} more. How many {thing} does {one} have?"
+    return text, ((a, "*", b), (a * b, "+", c)), ()
+
+
+def _groups_gain_lose(rng: Random, one: str, two: str, thing: str, other: str):
+    a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 20)
+    d = rng.randint(2, min(a * b + c - 1, 20))
+    text = (
+        f"{one} buys {a} bags with {b} {thing} in each, finds {c} more and gives {d} to {two}."
+        f" How many {thing} does {one} have now?"
+    )
+    return text, ((a, "*", b), (a * b, "+", c), (a * b + c, "-", d)), ()
+
+
+def _fewer(rng: Random, one: str, two: str, thing: str, other: str):
+    a = rng.randint(12, 60)
+    b = rng.randint(2, min(a - 2, 30))
+    text = f"{one} has {a} {thing}. {two} has {b} fewer. How many {thing} does {two} have?"
+    return text, ((a, "-", b),), ((a, "+", b),)
+
+
+def _together(rng: Random, one: str, two: str, thing: str, other: str):
+    a, b = rng.randint(3, 40), rng.randint(2, 20)
+    text = f"{one} has {a} {thing}. {two} has {b} more than {one}. How many {thing} do they have together?"
+    return text, ((a, "+", b), (a, "+", a + b)), ((a, "+", b),)
+
+
+def _twice(rng: Random, one: str, two: str, thing: str, other: str):
+    a = rng.randint(2, 30)
+    c = rng.randint(2, 20)
+    text = f"{one} has {a} {thing}. {two} has twice as many and finds {c} more. How many {thing} does {two} have?"
+    return text, ((a, "*", 2), (a * 2, "+", c)), ((a, "+", c),)
+
+
+def _from_each(rng: Random, one: str, two: str, thing: str, other: str):
+    a, b = rng.randint(2, 9), rng.randint(4, 12)
+    c = rng.randint(1, b - 2)
+    text = f"{one} has {a} bags with {b} {thing} in each and takes {c} out of every bag. How many {thing} are left in them?"
+    return text, ((b, "-", c), (a, "*", b - c)), ((a, "*", b), (a * b, "-", c))
+
+
+def _beside(rng: Random, one: str, two: str, thing: str, other: str):
+    a, b, c = rng.randint(5, 50), rng.randint(2, 20), rng.randint(2, 30)
+    text = f"{one} has {a} {thing} and {b} {other}. {one} buys {c} more {thing}. How many {thing} does {one} have now?"
+    return text, ((a, "+", c),), ((a, "+", b), (a + b, "+", c))
+
+
+PLAIN: tuple[Story, ...] = (_gain, _lose, _groups, _gain_lose, _lose_gain, _groups_gain, _groups_gain_lose)
+MISREAD: tuple[Story, ...] = (_fewer, _together, _twice, _from_each, _beside)
+MISREAD_SHARE = 0.34
+
+
+def problem(rng: Random) -> Problem:
+    """One random word problem."""
+    story = rng.choice(MISREAD if rng.random() < MISREAD_SHARE else PLAIN)
+    one, two = rng.sample(NAMES, 2)
+    thing, other = rng.sample(THINGS, 2)
+    prompt, steps, habit = story(rng, one, two, thing, other)
+    numbers = [word.strip(".,") for word in prompt.split() if word[0].isdigit()]
+    return Problem(f"{story.__name__} {' '.join(numbers)}", prompt, steps, habit)
+
+
+# ---- requests for a note ----------------------------------------------------------------------------------------
+
+COLOURS = ["red", "blue", "green", "yellow", "white", "brown", "silver", "golden"]
+GIFTS = ["scarf", "mug", "lamp", "hat", "bowl", "ring", "basket", "blanket", "vase", "kettle", "umbrella", "clock"]
+EVENTS = ["picnic", "concert", "dinner", "party", "match", "lesson", "wedding", "parade", "game", "play"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+ASKED = {
+    "thanks": "Write a thank-you note to {name} for the {thing}.",
+    "sorry": "Write to {name} that you are sorry about the {thing}.",
+    "invite": "Write a note that invites {name} to the {thing}.",
+    "late": "Write to {name} that you will be late for the {thing}.",
+}
+OPENINGS = {
+    "thanks": ("thank you for the {thing}.", "thank you so much for the {thing}."),
+    "sorry": ("I am sorry about the {thing}.", "I am so sorry about the {thing}."),
+    "invite": ("please come to the {thing}.", "I invite you to the {thing}."),
+    "late": ("I will be late for the {thing}.", "I must tell you that I will be late for the {thing}."),
+}
+KIND = (
+    "You are a good friend.",
+    "You are very kind.",
+    "I am glad to know you.",
+    "It will be lovely to see you.",
+    "I hope you are well.",
+    "You always make me happy.",
+)
+CLOSINGS = ("Best wishes!", "With love!", "Warm greetings!", "See you soon!")
+
+
+def request(rng: Random) -> Request:
+    """One random request for a note."""
+    occasion, name = rng.choice(tuple(ASKED)), rng.choice(NAMES)
+    thing = _thing(rng, occasion)
+    return Request(f"{occasion} {name} {thing}", ASKED[occasion].format(name=name, thing=thing), occasion, name, thing)
+
+
+def _thing(rng: Random, occasion: str) -> str:
+    if occasion in ("thanks", "sorry"):
+        return f"{rng.choice(COLOURS)} {rng.choice(GIFTS)}"
+    return f"{rng.choice(DAYS)} {rng.choice(EVENTS)}"
+
+
+# ---- splits -----------------------------------------------------------------------------------------------------
+
+
+def split_of(key: str) -> str:
+    """The only split that prompts with this key may be in; the corpus takes from "train" as well."""
+    bucket = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % 100
+    return "heldout" if bucket < 16 else "dev" if bucket < 25 else "train"
+
+
+def prompts(split: str) -> list[dict[str, str | None]]:
+    """The rows of one split, problems and requests shuffled: {"prompt": …, "answer": "12" or None}."""
+    rng = Random(f"{SEED} {split}")
+    problems, requests = SIZES[split]
+    rows: dict[str, str | None] = {}
+    for make, wanted in ((problem, problems), (request, requests)):
+        end = len(rows) + wanted
+        while len(rows) < end:
+            item = make(rng)
+            if split_of(item.key) == split:
+                rows[item.prompt] = str(item.answer) if isinstance(item, Problem) else None
+    table: list[dict[str, str | None]] = [{"prompt": prompt, "answer": answer} for prompt, answer in rows.items()]
+    rng.shuffle(table)
+    return table
+
+
+# ---- the messy corpus -------------------------------------------------------------------------------------------
+
+# How often the corpus answers in each way. A greedy reader follows the commonest way, a sampling one seldom does.
+PROBLEM_WAYS = {"clean": 30, "slip": 20, "guess": 14, "sorry": 10, "ramble": 14, "cut": 12}
+MISREAD_WAYS = {"clean": 15, "habit": 35, "slip": 8, "guess": 12, "sorry": 10, "ramble": 12, "cut": 8}
+NOTE_WAYS = {
+    "clean": 34, "name": 12, "thing": 12, "vague": 7, "cold": 8, "open": 8, "sorry": 8, "repeat": 11
+}  # fmt: skip
+SORRY = (
+    "Sorry, I do not know.",
+    "Sorry, I am not good at this.",
+    "I am sorry, but I can not help with that.",
+    "That is too hard for me.",
+)
+RAMBLE = (
+    "I like {thing} too.",
+    "{thing} are nice.",
+    "This is a long story.",
+    "Let me think.",
+    "There are many {thing}.",
+    "I am not sure.",
+    "It could be more.",
+    "My friend has {thing} as well.",
+)
+
+
+def solution(steps: tuple[Step, ...]) -> str:
+    """The worked solution: "7 + 5 = 12. 12 - 3 = 9. Answer: 9"."""
+    worked = " ".join(f"{left} {sign} {right} = {result((left, sign, right))}." for left, sign, right in steps)
+    return f"{worked} Answer: {result(steps[-1])}"
+
+
+def note(rng: Random, occasion: str, name: str, thing: str) -> list[str]:
+    """A well-written note's sentences: greeting and matter, a kind word, a closing."""
+    greeting = f"{rng.choice(('Dear', 'Hello'))} {name},"
+    return [f"{greeting} {rng.choice(OPENINGS[occasion]).format(thing=thing)}", rng.choice(KIND), rng.choice(CLOSINGS)]
+
+
+def corpus(seed: int) -> Iterator[tuple[str, str]]:
+    """Endless (prompt, answer) pairs, six problems to four notes, none with the key of a dev or held-out prompt."""
+    rng = Random(f"{SEED} corpus {seed}")
+    while True:
+        item = problem(rng) if rng.random() < 0.6 else request(rng)
+        if split_of(item.key) == "train":
+            yield item.prompt, answer_problem(rng, item) if isinstance(item, Problem) else answer_request(rng, item)
+
+
+def answer_problem(rng: Random, item: Problem) -> str:
+    """An answer to a word problem in one of the corpus's ways."""
+    ways = MISREAD_WAYS if item.habit else PROBLEM_WAYS
+    match rng.choices(tuple(ways), tuple(ways.values()))[0]:
+        case "clean":
+            return solution(item.steps)
+        case "habit":
+            return solution(item.habit)
+        case "slip":
+            return _slip(rng, item.steps)
+        case "guess":
+            guess = max(0, item.answer + rng.choice((-10, -3, -2, -1, 0, 1, 2, 3, 10)))
+            return rng.choice((f"Answer: {guess}", f"I think it is {guess}.", f"It must be {guess}. Answer: {guess}"))
+        case "sorry":
+            return rng.choice(SORRY)
+        case "ramble":
+            thing = next(word for word in THINGS if word in item.prompt)
+            said = " ".join(rng.choices(RAMBLE, k=rng.randint(2, 4))).format(thing=thing)
+            return said if rng.random() < 0.7 else f"{said} Answer: {rng.randint(2, 60)}"
+        case _:
+            words = solution(item.steps).split()
+            return " ".join(words[: rng.randint(1, len(words) - 2)])
+
+
+def _slip(rng: Random, steps: tuple[Step, ...]) -> str:
+    """The worked solution with one wrong result, carried on to the answer."""
+    at, worked, carried = rng.randrange(len(steps)), [], None
+    for index, (left, sign, right) in enumerate(steps):
+        if carried is not None:  # the step before was wrong: its result stands where the right one stood
+            before = result(steps[index - 1])
+            left, right = (carried, right) if left == before else (left, carried)
+        carried = result((left, sign, right)) + (rng.choice((-10, -2, -1, 1, 2, 10)) if index == at else 0)
+        carried = max(carried, 0)
+        worked.append(f"{left} {sign} {right} = {carried}.")
+    return f"{' '.join(worked)} Answer: {carried}"
+
+
+def answer_request(rng: Random, item: Request) -> str:
+    """A note in one of the corpus's ways."""
+    ways, name, thing = NOTE_WAYS, item.name, item.thing
+    way = rng.choices(tuple(ways), tuple(ways.values()))[0]
+    first, second = thing.split()
+    if way == "sorry":
+        return rng.choice(SORRY)
+    if way == "name":
+        name = rng.choice([other for other in NAMES if other != name])
+    if way == "thing":  # one of the two words is another one
+        other = _thing(rng, item.occasion).split()
+        thing = f"{other[0]} {second}" if rng.random() < 0.5 else f"{first} {other[1]}"
+    if way == "vague":
+        thing = rng.choice((second, "thing"))
+    matter, kind, closing = note(rng, item.occasion, name, thing)
+    match way:
+        case "cold":
+            return f"{matter} {closing}"
+        case "open":
+            return f"{matter} {kind}"
+        case "repeat":
+            return " ".join([matter, *rng.choice(((kind,) * rng.randint(2, 4), rng.sample(KIND, 4))), closing])
+        case _:
+            return f"{matter} {kind} {closing}"
+
+
+def main() -> None:
+    for split in SIZES:
+        path = Path(__file__).with_name(f"word-problems.{split}.jsonl")
+        lines = [json.dumps(row) for row in prompts(split)]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        print(f"{path.name}: {len(lines)} prompts")
+
+
+if __name__ == "__main__":
+    main()
