@@ -1,0 +1,521 @@
+"""A recipe: what a run is made from. Its classes, `load` and `dump`.
+
+Every key stands here once, with its type, range, default and description. A section left out by
+`null` leaves its stage out. Reading YAML with line numbers is in recipe_reader.py; which of TRL's own
+fields a trained section may hold is in trl_fields.py.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NoReturn
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from ruamel.yaml import YAML
+
+from posttrain import content, trl_fields
+from posttrain.content import did_you_mean
+from posttrain.errors import InputError, RecipeError
+from posttrain.recipe_reader import Node, Path_, Place, check, matches, merge, override, read
+
+Level = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
+PairSource = Literal["preferences", "samples", "pairs"]
+
+Count = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(gt=0, le=10)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A mapping of the recipe: unknown keys refused, types strict (no `"5"` for 5), frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_by_alias=True)
+
+    refused: ClassVar[dict[str, str]] = {}
+    renamed: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            for key, value in given.items():
+                if key not in known:
+                    cls._unknown(key, value, known)
+        return given
+
+    @classmethod
+    def _unknown(cls, key: str, value: Any, known: list[str]) -> None:
+        if key in cls.refused:
+            complain((key,), f"{key!r} cannot be set: {cls.refused[key]}")
+        near = f", did you mean {cls.renamed[key]!r}?" if key in cls.renamed else did_you_mean(key, known)
+        hint = None if near else f"keys here: {', '.join(known)}"
+        _raise((key,), PydanticCustomError("unknown_key", "unknown key", {"near": near, "hint": hint}), value)
+
+
+def complain(loc: Path_, message: str, hint: str | None = None) -> NoReturn:
+    """Raises what `check` turns into a RecipeError at the place of the key `loc`, as seen from this section."""
+    _raise(loc, PydanticCustomError("recipe", "{message}", {"message": message, "hint": hint}), None)
+
+
+def _raise(loc: Path_, error: PydanticCustomError, value: Any) -> NoReturn:
+    raise ValidationError.from_exception_data("recipe", [InitErrorDetails(type=error, loc=loc, input=value)])
+
+
+class Lora(Section):
+    """LoRA instead of full fine-tuning; the names are peft's."""
+
+    r: Count = Field(default=16, description="Rank of the adapters.")
+    lora_alpha: float = Field(default=32, gt=0, description="Scale of the adapters: lora_alpha / r.")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    target_modules: str | list[str] = Field(default="all-linear", description="Which layers get an adapter.")
+
+
+class Model(Section):
+    """The base model. Everything starts from it in round 1."""
+
+    path: str = Field(description="A shipped name, a folder (with a slash), or a Hub id such as `owner/name`.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub id.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type in which models are saved.")
+    lora: Lora | None = Field(default=None, description="LoRA adapters instead of full fine-tuning.")
+
+    refused: ClassVar[dict[str, str]] = {
+        "trust_remote_code": "no code that comes with a model is run; choose an architecture that transformers has"
+    }
+    renamed: ClassVar[dict[str, str]] = {"name": "path", "torch_dtype": "dtype", "model_name_or_path": "path"}
+
+
+class PromptSet(Section):
+    """One set of prompts: a file of ours or yours (`path`), or a data set of the Hub (`dataset_name`)."""
+
+    path: str | None = Field(
+        default=None, description="A JSONL, Parquet or CSV file: a shipped name, or a path with a slash."
+    )
+    dataset_name: str | None = Field(default=None, description="A data set of the Hub.")
+    name: str | None = Field(default=None, description="Its configuration, as in `load_dataset(path, name)`.")
+    revision: str | None = Field(default=None, description="Its branch, tag or commit.")
+    split: str | None = Field(default=None, description="Its split; slices such as `train[:-500]` are understood.")
+    columns: dict[str, str] = Field(default={}, description="Our column names to theirs, as in {prompt: question}.")
+    rows: str | None = Field(
+        default=None, pattern=r"^-?\d*:-?\d*$", description="A slice of the rows, as in `:-500`; null: all of them."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptSet:
+        if (self.path is None) == (self.dataset_name is None):
+            complain((), "a prompt set needs either `path` or `dataset_name`")
+        for key in ("name", "revision", "split"):
+            if self.path is not None and getattr(self, key) is not None:
+                complain((key,), f"{key!r} belongs to `dataset_name`, not to `path`", "`rows: ':-500'` cuts a file")
+        if self.dataset_name is not None and self.split is None:
+            complain(("dataset_name",), "`dataset_name` needs a `split`", "for example split: train")
+        return self
+
+
+class Prompts(Section):
+    """The prompts. Every choice inside a run is made on `dev`, and on `heldout` never."""
+
+    train: PromptSet = Field(description="What the policy answers and learns from.")
+    dev: PromptSet = Field(description="What promotion and every other choice is made on.")
+    heldout: PromptSet = Field(description="What is only ever reported.")
+    too_long: Literal["stop", "drop"] = Field(
+        default="stop",
+        description="A prompt that leaves no room for an answer in the model's context: stop, or drop and count.",
+    )
+    system: str | None = Field(default=None, description="A system message for prompts that have none of their own.")
+
+
+class RewardEntry(Section):
+    """One reward: a function in a file, or the round's reward model."""
+
+    use: str = Field(description="`reward-model`, a shipped reward file, or a path with a slash.")
+    function: str | None = Field(default=None, description="Which function of the file; null: the only public one.")
+    weight: float = Field(
+        default=1.0, gt=0, description="Weight in the mean of the rewards that have an opinion on a row."
+    )
+    only_for: Literal["preferences"] | None = Field(
+        default=None, alias="for", description="`preferences`: asked only when preference pairs are labelled."
+    )
+
+    @property
+    def is_reward_model(self) -> bool:
+        return self.use == "reward-model"
+
+    @property
+    def name(self) -> str:
+        """What its figures are called: the file's stem, and the function where one is named."""
+        stem = Path(self.use).name.removesuffix(".py")
+        return f"{stem}.{self.function}" if self.function else stem
+
+
+class Engine(Section):
+    """How completions are sampled."""
+
+    use: Literal["shared-prefix", "plain"] = Field(
+        default="shared-prefix",
+        description="`shared-prefix`: a prompt's K completions share its cache; `plain`: transformers' generate.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Type in which the sampling model computes; auto: bfloat16 where the machine is fast in it.",
+    )
+    shard_prompts: Count = Field(default=64, description="Prompts in one shard. The same plan gives the same bits.")
+
+
+class Compute(Section):
+    """Where the work is done. Decides no result."""
+
+    workers: Count | None = Field(default=None, description="Processes for sampling and scoring; null: one a core.")
+
+
+class Levels(Section):
+    """Lower bounds of the reward margin of each level; above 0 a pair is marginally better."""
+
+    significantly_better: float = Field(
+        default=0.75, gt=0, description="Margin from which a pair is significantly better."
+    )
+    better: float = Field(default=0.5, gt=0, description="Margin from which it is better.")
+    slightly_better: float = Field(default=0.25, gt=0, description="Margin from which it is slightly better.")
+
+    @model_validator(mode="after")
+    def _descending(self) -> Levels:
+        if not self.significantly_better >= self.better >= self.slightly_better:
+            complain((), "the levels must descend: significantly_better >= better >= slightly_better")
+        return self
+
+
+class Preferences(Section):
+    """Preference pairs: answers of the current and the previous policy, labelled by the rewards."""
+
+    prompts: Count | None = Field(default=None, description="Prompts per round; null: all.")
+    k: int = Field(default=2, ge=2, description="Answers of each policy to a prompt.")
+    temperature: Temperature = Field(default=1.0, description="Sampling temperature.")
+    max_new_tokens: Count = Field(
+        default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
+    )
+    heldout: Share = Field(
+        default=0.15, description="Share of prompts kept from training, to measure the reward model on."
+    )
+    levels: Levels = Field(default_factory=Levels, description="The four-level scale.")
+    keep: list[Level] = Field(
+        default=["significantly_better", "better"], min_length=1, description="Levels of the pairs that are kept."
+    )
+
+
+class Samples(Section):
+    """K answers to each prompt, from the policy, to choose from."""
+
+    prompts: Count | None = Field(default=None, description="Prompts per round; null: all.")
+    k: Count = Field(default=8, description="Answers to each prompt.")
+    temperature: Temperature = Field(default=1.0, description="Sampling temperature.")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Nucleus: the smallest set of tokens with this probability."
+    )
+    max_new_tokens: Count = Field(default=256, description="Longest answer, in tokens.")
+
+
+class Pairs(Section):
+    """Best and worst of K answers of the policy that SFT has just made."""
+
+    prompts: Count | None = Field(default=None, description="Prompts per round; null: all.")
+    k: int = Field(default=8, ge=2, description="Answers to each prompt.")
+    temperature: Temperature = Field(default=1.0, description="Sampling temperature.")
+    max_new_tokens: Count = Field(
+        default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
+    )
+    margin: float = Field(
+        default=0.0, ge=0, description="The best answer's score must exceed the worst's by more than this."
+    )
+
+
+class Trained(Section):
+    """A stage that trains: our few keys, and beside them TRL's fields under their own names."""
+
+    model_config = ConfigDict(extra="allow")
+    trainer: ClassVar[trl_fields.Trainer]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shown_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        known = trl_fields.fields(cls.trainer)
+        shown = {key: known[key]["default"] for key in trl_fields.SHOWN[cls.trainer]}
+        return {key: _as_typed(known.get(key), value) for key, value in {**shown, **given}.items()}
+
+    @classmethod
+    def _unknown(cls, key: str, value: Any, known: list[str]) -> None:
+        wrong = trl_fields.problem(cls.trainer, key, value, tuple(known))
+        if wrong:
+            complain((key,), wrong)
+
+    @property
+    def trl(self) -> dict[str, Any]:
+        """TRL's fields: those that the recipe sets, and the defaults that are always written out."""
+        return dict(self.model_extra or {})
+
+    def own(self) -> dict[str, Any]:
+        """Our own keys of this section."""
+        return {key: value for key, value in self.model_dump(by_alias=True).items() if key not in self.trl}
+
+    def key(self) -> dict[str, Any]:
+        """What of this section decides the result: micro-batch and accumulation count only as their product."""
+        decides = {key: value for key, value in self.trl.items() if key not in trl_fields.HOW_ONLY}
+        batch = decides.pop("per_device_train_batch_size") * decides.pop("gradient_accumulation_steps")
+        return {**self.own(), **decides, "batch": batch}
+
+
+def _as_typed(field: dict[str, Any] | None, value: Any) -> Any:
+    """One form for one meaning, so that `2` and `2.0` epochs, or `sigmoid` and `[sigmoid]`, give one key."""
+    if field and field["types"] == ["list"] and isinstance(value, str):
+        return [value]
+    if field and "float" in field["types"] and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+class RewardModel(Trained):
+    """The reward model, trained anew each round; beside these keys, RewardConfig's fields."""
+
+    trainer = "reward_model"
+    start: Literal["base", "previous"] = Field(
+        default="base", description="From the base model, or the last reward model."
+    )
+
+
+class Sft(Trained):
+    """SFT on the samples that the filters kept, prompts masked; beside these keys, SFTConfig's fields."""
+
+    trainer = "sft"
+    start: Literal["previous", "base"] = Field(
+        default="previous", description="From the previous policy, or the base model."
+    )
+
+
+class Dpo(Trained):
+    """DPO on pairs, from the policy that SFT made; beside these keys, DPOConfig's fields."""
+
+    trainer = "dpo"
+    pairs_from: list[PairSource] = Field(
+        default=["pairs"],
+        min_length=1,
+        description="Where pairs come from: `pairs` (the policy that SFT made), `samples` (best and worst of the "
+        "round's K), `preferences`; one, or a list.",
+    )
+    nll_weight: float = Field(
+        default=0.2, ge=0, description="Weight of the chosen answer's negative log-likelihood beside the DPO loss."
+    )
+
+    @field_validator("pairs_from", mode="before")
+    @classmethod
+    def _one_or_more(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
+
+
+class Evaluate(Section):
+    """Figures of each round on dev and heldout: one greedy answer, and k sampled ones."""
+
+    k: Count = Field(default=8, description="Sampled answers to each prompt, for pass@1 and pass@k.")
+    temperature: Temperature = Field(default=1.0, description="Their sampling temperature.")
+    max_new_tokens: Count = Field(
+        default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
+    )
+    measure: list[RewardEntry] = Field(
+        default=[], description="Rewards that are only measured: no stage learns from them."
+    )
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    name: str = Field(pattern=r"^[^/\\\s][^/\\]*$", description="Default: the file's name. Runs go to runs/NAME.")
+    model: Model = Field(description="The base model.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Decides, with stage and round, all that is random.")
+    prompts: Prompts = Field(description="The prompts to train, choose and report on.")
+    reward: list[RewardEntry] = Field(min_length=1, description="What scores answers, each with a weight.")
+    engine: Engine = Field(default_factory=Engine, description="How completions are sampled.")
+    compute: Compute = Field(default_factory=Compute, description="Where the work is done; decides no result.")
+    preferences: Preferences | None = Field(default=None, description="Preference pairs for the reward model.")
+    reward_model: RewardModel | None = Field(default=None, description="The reward model.")
+    samples: Samples = Field(description="What the filters choose from.")
+    filters: list[dict[str, Any]] = Field(default=[], description="In this order, what drops samples, and why.")
+    sft: Sft | None = Field(default=None, description="SFT on what the filters kept.")
+    pairs: Pairs | None = Field(default=None, description="Pairs from the policy that SFT made.")
+    dpo: Dpo | None = Field(default=None, description="DPO.")
+    evaluate: Evaluate | None = Field(default_factory=Evaluate, description="Figures of each round.")
+    promote: Literal["always", "not-worse", "better"] = Field(
+        default="better", description="When a round's policy replaces the last: by a paired test on dev."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _same_length(cls, given: Any) -> Any:
+        """Answers are as long everywhere as `samples` says, where a section says nothing."""
+        samples = given.get("samples") if isinstance(given, dict) else None
+        if not isinstance(samples, dict) or "max_new_tokens" not in samples:
+            return given
+        given = {"evaluate": {}, **given}
+        for section in ("preferences", "pairs", "evaluate"):
+            if isinstance(given.get(section), dict):
+                given[section] = {"max_new_tokens": samples["max_new_tokens"], **given[section]}
+        return given
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        self._rewards_fit()
+        if self.reward_model and not self.preferences:
+            complain(("reward_model",), "a reward model is trained on preferences, and there are none", _ADD_OR_NULL)
+        if self.dpo:
+            for source in self.dpo.pairs_from:
+                if source != "samples" and getattr(self, source) is None:
+                    complain(
+                        ("dpo", "pairs_from"),
+                        f"DPO takes pairs from `{source}`, and that section is left out",
+                        f"add `{source}:`, name another source, or leave DPO out by `dpo: null`",
+                    )
+        if self.evaluate is None and self.promote != "always":
+            complain(("promote",), f"promote: {self.promote} needs `evaluate:`", "or write promote: always")
+        return self
+
+    def _rewards_fit(self) -> None:
+        seen: set[str] = set()
+        for index, entry in enumerate(self.reward):
+            if entry.name in seen:
+                complain(("reward", index), f"two rewards are called {entry.name!r}", "rename one of the files")
+            seen.add(entry.name)
+            if entry.is_reward_model and self.reward_model is None:
+                complain(
+                    ("reward", index), "`reward-model` is used, and there is no `reward_model:` section", _ADD_OR_TAKE
+                )
+            if entry.is_reward_model and entry.function:
+                complain(("reward", index, "function"), "a reward model has no functions")
+        if all(entry.only_for for entry in self.reward):
+            complain(("reward",), "no reward is left to score samples: all are `for: preferences`")
+        if self.preferences and all(entry.is_reward_model for entry in self.reward):
+            complain(("reward",), "no reward is left to label preferences: the reward model learns from those labels")
+        for index, entry in enumerate(self.evaluate.measure if self.evaluate else []):
+            if entry.is_reward_model or entry.only_for:
+                complain(("evaluate", "measure", index), "`measure` takes reward files, without `for`")
+
+    def dump(self) -> str:
+        """YAML with every default written out; loading it gives an equal recipe."""
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        yaml.allow_unicode = True
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        stream = io.StringIO()
+        yaml.dump(self.model_dump(mode="json", by_alias=True), stream)
+        return "# The recipe as resolved, every default written out.\n" + stream.getvalue()
+
+
+_ADD_OR_NULL = "add `preferences:`, or leave the reward model out by `reward_model: null`"
+_ADD_OR_TAKE = "add `reward_model:`, or take this entry out of `reward:`"
+
+# Giving one on top of an inherited recipe takes the other away.
+_EXCLUSIVE: dict[Path_, tuple[set[str], set[str]]] = {
+    ("prompts", "*"): ({"path"}, {"dataset_name", "name", "revision", "split"}),
+    ("model",): ({"path"}, {"revision"}),
+}
+_PATHS: dict[Path_, content.Kind] = {
+    ("model", "path"): "data",
+    ("prompts", "*", "path"): "data",
+    ("reward", "*", "use"): "reward",
+    ("evaluate", "measure", "*", "use"): "reward",
+}
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
+
+
+def load(name_or_path: str, overrides: Sequence[str] = (), *, files: bool = True) -> Recipe:
+    """The recipe of a shipped name or a path (with a slash or ending in .yaml), with `--set` changes on top.
+
+    Paths in it come out absolute, shipped names stay names. `files=False` does not look whether what
+    it names is there (for a recipe of a run that was moved). Raises RecipeError with the place.
+    """
+    here = Path.cwd()
+    path = _recipe_file(name_or_path, Place(name_or_path, here, has_lines=False))
+    tree = _with_parents(path, _short(path), [])
+    for text in overrides:
+        if text.startswith("extends="):
+            raise RecipeError("cannot be set from here", file="--set extends", hint="name the recipe itself")
+        tree = merge(tree, override(text, tree, here), _EXCLUSIVE)
+    assert isinstance(tree.value, dict)
+    tree.value.setdefault("name", Node(path.stem, tree.place))
+    check(Recipe, tree)
+    _resolve(tree, (), files)
+    return check(Recipe, tree)
+
+
+def _with_parents(path: Path, shown_as: str, children: list[Path]) -> Node:
+    tree = read(path, shown_as)
+    assert isinstance(tree.value, dict)
+    parent = tree.value.pop("extends", None)
+    if parent is None:
+        return tree
+    if not isinstance(parent.value, str):
+        raise parent.place.error("`extends` takes the name or path of one recipe")
+    above = _recipe_file(parent.value, parent.place)
+    lineage = [*children, path.resolve()]
+    if above.resolve() in lineage:
+        names = " -> ".join(each.name for each in [*lineage, above])
+        raise parent.place.error(f"recipes extend one another in a circle: {names}")
+    inherited = _with_parents(above, _short(above), lineage)
+    assert isinstance(inherited.value, dict)
+    inherited.value.pop("name", None)
+    return merge(inherited, tree, _EXCLUSIVE)
+
+
+def _recipe_file(name: str, place: Place) -> Path:
+    """A bare name is a shipped recipe; with a slash or an ending it is a path."""
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        path = place.folder / Path(name).expanduser()
+        if path.is_file():
+            return path
+        if "/" not in name and Path(name).stem in content.names("recipes"):
+            raise place.error(f"no such file: {path}", f"the shipped recipe is called {Path(name).stem!r}")
+        raise place.error(f"no such recipe file: {path}")
+    try:
+        return content.recipe_path(name)
+    except InputError as error:
+        beside = next((each for each in (name, f"{name}.yaml") if (place.folder / each).is_file()), None)
+        raise place.error(error.message, f"for the file here write ./{beside}" if beside else error.hint) from None
+
+
+def _short(path: Path) -> str:
+    """As the user would write it: relative to the current folder where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if not relative.startswith("..") else str(path)
+
+
+def _resolve(node: Node, path: Path_, files: bool) -> None:
+    """Makes every path of the tree absolute and looks that it is there."""
+    if isinstance(node.value, (dict, list)):
+        below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+        for key, child in below:
+            _resolve(child, (*path, key), files)
+    elif isinstance(node.value, str):
+        kinds: list[content.Kind] = [kind for pattern, kind in _PATHS.items() if matches(pattern, path)]
+        if kinds and node.value != "reward-model":
+            node.value = _resolved(node.value, node.place, kinds[0], is_model=path[0] == "model", files=files)
+
+
+def _resolved(value: str, place: Place, kind: content.Kind, *, is_model: bool, files: bool) -> str:
+    path = Path(os.path.abspath(place.folder / Path(value).expanduser()))
+    if "/" not in value:
+        try:
+            if files:
+                content.locate(kind, value)
+            return value
+        except InputError as error:
+            hint = f"for the one beside the recipe write ./{value}" if path.exists() else error.hint
+            raise place.error(error.message, hint) from None
+    is_there = path.is_dir() if is_model else path.is_file()
+    if not is_there and is_model and _HUB_ID.fullmatch(value) and not value.startswith("."):
+        return value
+    if files and not is_there:
+        raise place.error(f"no such {'model folder' if is_model else 'file'}: {path}")
+    return str(path)

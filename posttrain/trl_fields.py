@@ -1,0 +1,321 @@
+"""Which fields of TRL's SFTConfig, DPOConfig and RewardConfig a recipe may set, and which not and why.
+
+Names, types, choices and defaults come from `trl_fields.json`, made from the installed TRL by
+`python -m posttrain.trl_fields`, so that checking a recipe imports neither torch nor trl. A test
+compares the file with TRL. What is refused, what is renamed and the ranges are ours, below.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import re
+import types
+import typing
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from posttrain.content import did_you_mean
+
+Trainer = Literal["sft", "dpo", "reward_model"]
+
+_FILE = Path(__file__).with_suffix(".json")
+
+_HUB = "the loop pushes, not a trainer"
+_EVALUATION = "a trained stage does not evaluate: the evaluate stage does, on the dev set"
+_CHECKPOINTS = "the loop owns checkpoints and resuming; save_steps says how often one is taken"
+_DATA = "the loop builds the stage's rows and their columns"
+_TOKENIZER = "tokenizer and chat template come from the model folder and stay the same in every stage"
+_LOGGING = "the loop owns logging; logging_steps says how often"
+_LAUNCH = "the launcher decides where and on how many processes a stage runs"
+_TRACKING = "not yet: each stage's figures are in its artifact"
+
+# Whole names, or a beginning followed by *.
+REFUSED: dict[str, str] = {
+    "output_dir": "a stage writes into its own artifact of the run folder",
+    "push_to_hub*": _HUB,
+    "hub_*": _HUB,
+    "trackio_*": _TRACKING,
+    "report_to": _TRACKING,
+    "project": _TRACKING,
+    "run_name": _TRACKING,
+    "trust_remote_code": "no code that comes with a model is run",
+    "model_init_kwargs": "models are passed by path; `model:` holds what can be chosen",
+    "seed": "the recipe's `seed` decides, with stage and round",
+    "data_seed": "the recipe's `seed` decides, with stage and round",
+    "full_determinism": "the recipe's `seed` decides, with stage and round",
+    "do_*": "each stage trains and nothing else",
+    "resume_from_checkpoint": _CHECKPOINTS,
+    "save_strategy": _CHECKPOINTS,
+    "save_only_model": _CHECKPOINTS,
+    "save_on_each_node": _CHECKPOINTS,
+    "save_total_limit": _CHECKPOINTS,
+    "enable_jit_checkpoint": _CHECKPOINTS,
+    "ignore_data_skip": _CHECKPOINTS,
+    "restore_callback_states_from_checkpoint": _CHECKPOINTS,
+    "load_best_model_at_end": _EVALUATION,
+    "metric_for_best_model": _EVALUATION,
+    "greater_is_better": _EVALUATION,
+    "eval_*": _EVALUATION,
+    "per_device_eval_batch_size": _EVALUATION,
+    "bf16_full_eval": _EVALUATION,
+    "fp16_full_eval": _EVALUATION,
+    "prediction_loss_only": _EVALUATION,
+    "include_for_metrics": _EVALUATION,
+    "batch_eval_metrics": _EVALUATION,
+    "remove_unused_columns": _DATA,
+    "label_names": _DATA,
+    "length_column_name": _DATA,
+    "dataset_text_field": _DATA,
+    "dataset_kwargs": _DATA,
+    "chat_template_path": _TOKENIZER,
+    "eos_token": _TOKENIZER,
+    "pad_token": _TOKENIZER,
+    "logging_strategy": _LOGGING,
+    "logging_first_step": _LOGGING,
+    "logging_nan_inf_filter": _LOGGING,
+    "log_*": _LOGGING,
+    "disable_tqdm": _LOGGING,
+    "use_cpu": _LAUNCH,
+    "local_rank": _LAUNCH,
+    "accelerator_config": _LAUNCH,
+    "parallelism_config": _LAUNCH,
+    "deepspeed": _LAUNCH,
+    "auto_find_batch_size": "another batch size would be another result; set per_device_train_batch_size",
+    "debug": "not for a run that is kept",
+    "fp16": "float16 overflows in these losses; `bf16: true` is autocast to bfloat16",
+}
+REFUSED_OF: dict[Trainer, dict[str, str]] = {
+    "sft": {"assistant_only_loss": "the prompt is always masked and only the answer is trained on"},
+    "dpo": {
+        "sync_ref_model": "the reference stays what it was when the stage began",
+        "ref_model_mixup_alpha": "the reference stays what it was when the stage began",
+        "ref_model_sync_steps": "the reference stays what it was when the stage began",
+        "label_smoothing": "TRL ignores it for the sigmoid loss",
+    },
+    "reward_model": {},
+}
+
+# What other tools call it, or what TRL called it once.
+RENAMED: dict[str, str] = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "warmup_ratio": "warmup_steps",
+    "group_by_length": "train_sampling_strategy",
+    "max_seq_length": "max_length",
+    "rpo_alpha": "nll_weight",
+    "nll_coef": "nll_weight",
+    "scheduler": "lr_scheduler_type",
+}
+
+# Decides how a stage runs, not what comes out: no part of a key.
+HOW_ONLY = frozenset(
+    [
+        "save_steps",
+        "logging_steps",
+        "activation_checkpointing",
+        "activation_checkpointing_kwargs",
+        "gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
+        "activation_offloading",
+        "torch_empty_cache_steps",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "dataloader_persistent_workers",
+        "dataloader_prefetch_factor",
+        "dataloader_in_order",
+        "dataloader_multiprocessing_context",
+        "dataset_num_proc",
+        "ddp_timeout",
+        "ddp_backend",
+        "ddp_bucket_cap_mb",
+        "skip_memory_metrics",
+        "precompute_ref_batch_size",
+        "include_num_input_tokens_seen",
+    ]
+)
+
+# Written into the resolved recipe, and so into keys, even where the user leaves them to TRL.
+_ALWAYS = (
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+)
+SHOWN: dict[Trainer, tuple[str, ...]] = {
+    "sft": _ALWAYS,
+    "dpo": (*_ALWAYS, "beta", "loss_type"),
+    "reward_model": _ALWAYS,
+}
+
+_POSITIVE = (0.0, math.inf, False)  # low, high, low included
+_NOT_NEGATIVE = (0.0, math.inf, True)
+_COUNT = (1.0, math.inf, True)
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "learning_rate": _POSITIVE,
+    "num_train_epochs": _POSITIVE,
+    "max_steps": (-1, math.inf, True),
+    "per_device_train_batch_size": _COUNT,
+    "gradient_accumulation_steps": _COUNT,
+    "max_length": _COUNT,
+    "logging_steps": _POSITIVE,
+    "save_steps": _POSITIVE,
+    "warmup_steps": _NOT_NEGATIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "max_grad_norm": _NOT_NEGATIVE,
+    "adam_beta1": (0.0, 1.0, True),
+    "adam_beta2": (0.0, 1.0, True),
+    "adam_epsilon": _POSITIVE,
+    "label_smoothing_factor": (0.0, 1.0, True),
+    "neftune_noise_alpha": _NOT_NEGATIVE,
+    "beta": _POSITIVE,
+    "ld_alpha": (0.0, 1.0, True),
+    "center_rewards_coefficient": _NOT_NEGATIVE,
+    "dataloader_num_workers": _NOT_NEGATIVE,
+}
+
+
+@cache
+def fields(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """The fields of one of TRL's configs: name → {"types": [...], "default": ..., "choices": [...]}."""
+    return json.loads(_FILE.read_text("utf-8"))[trainer]
+
+
+def refusal(trainer: Trainer, name: str) -> str | None:
+    """Why a recipe may not set this field; None when it may."""
+    table = {**REFUSED, **REFUSED_OF[trainer]}
+    for key, reason in table.items():
+        if name == key or (key.endswith("*") and name.startswith(key[:-1])):
+            return reason
+    return None
+
+
+def problem(trainer: Trainer, name: str, value: object, own: tuple[str, ...] = ()) -> str | None:
+    """What is wrong with `name: value` in a trained section; None when nothing is. `own` are posttrain's own keys."""
+    known = fields(trainer)
+    if name == "group_by_length":
+        return "TRL has no 'group_by_length' any more: write `train_sampling_strategy: group_by_length`"
+    if name == "warmup_ratio":
+        return "TRL has no 'warmup_ratio' any more: `warmup_steps` takes a share below 1 or a number of steps"
+    if name not in known:
+        reason = refusal(trainer, name)
+        if reason:
+            return f"'{name}' cannot be set here: {reason}"
+        allowed = [*own, *(key for key in known if not refusal(trainer, key))]
+        right = RENAMED.get(name)
+        near = f", did you mean {right!r}?" if right in allowed else did_you_mean(name, allowed)
+        return f"unknown key {name!r} in '{trainer}'{near}"
+    reason = refusal(trainer, name)
+    if reason:
+        return f"'{name}' cannot be set here: {reason}"
+    return _wrong_value(name, value, known[name])
+
+
+def _wrong_value(name: str, value: object, field: dict[str, Any]) -> str | None:
+    if not any(_is(value, kind) for kind in field["types"]):
+        wanted = " or ".join(_WORDS[kind] for kind in field["types"])
+        return f"'{name}' must be {wanted}, not {value!r}"
+    choices = field.get("choices")
+    if choices:
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None and item not in choices:
+                return f"'{name}' has no choice {item!r}{did_you_mean(str(item), choices)} ({', '.join(choices)})"
+    if name in RANGES and isinstance(value, (int, float)):
+        low, high, included = RANGES[name]
+        if not (low <= value <= high) or (value == low and not included):
+            bounds = f"{'at least' if included else 'above'} {low:g}"
+            return f"'{name}' must be {bounds}{f' and at most {high:g}' if high < math.inf else ''}, not {value!r}"
+    return None
+
+
+_WORDS = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a string",
+    "list": "a list",
+    "dict": "a mapping",
+    "null": "null",
+}
+
+
+def _is(value: object, kind: str) -> bool:
+    if isinstance(value, bool):
+        return kind == "bool"
+    if kind == "float":
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    python = {"int": int, "str": str, "list": list, "dict": dict, "null": type(None)}
+    return kind in python and isinstance(value, python[kind])
+
+
+def generate() -> dict[str, Any]:
+    """The contents of `trl_fields.json`, read from the installed TRL. Imports trl."""
+    import dataclasses
+
+    import trl
+
+    classes = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig, "reward_model": trl.RewardConfig}
+    made: dict[str, Any] = {"trl": trl.__version__}
+    for trainer, cls in classes.items():
+        hints = typing.get_type_hints(cls)
+        made[trainer] = {
+            field.name: _describe(hints[field.name], field) for field in dataclasses.fields(cls) if field.init
+        }
+    return made
+
+
+def _describe(hint: Any, field: Any) -> dict[str, Any]:
+    import dataclasses
+
+    kinds, choices = _kinds(hint)
+    if field.metadata.get("choices"):
+        choices = list(field.metadata["choices"])
+    if field.name == "loss_type" and not choices:  # DPO names its losses only in the help text
+        choices = re.findall(r"`'(\w+)'`", field.metadata["help"])
+    default = field.default
+    if default is dataclasses.MISSING:
+        default = field.default_factory()
+    described: dict[str, Any] = {"types": kinds, "default": getattr(default, "value", default)}
+    if choices:
+        described["choices"] = [str(choice) for choice in choices]
+    return described
+
+
+def _kinds(hint: Any) -> tuple[list[str], list[str]]:
+    """The JSON types of a type hint, in order, and the choices where it is an enumeration."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        parts = [_kinds(part) for part in typing.get_args(hint)]
+        kinds = list(dict.fromkeys(kind for part in parts for kind in part[0]))
+        return kinds, [choice for part in parts for choice in part[1]]
+    if origin is Literal:
+        return list(dict.fromkeys(_kinds(type(part))[0][0] for part in typing.get_args(hint))), []
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return ["str"], [str(member.value) for member in hint]
+    plain = {int: "int", float: "float", bool: "bool", str: "str", list: "list", dict: "dict", type(None): "null"}
+    return [plain.get(origin or hint, "dict")], []
+
+
+def as_text(made: dict[str, Any]) -> str:
+    """The text of `trl_fields.json`: one field a line, so that a new TRL shows as a readable difference."""
+    lines = []
+    for section, entries in made.items():
+        if isinstance(entries, dict):
+            rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(field)}" for name, field in entries.items())
+            lines.append(f" {json.dumps(section)}: {{\n{rows}\n }}")
+        else:
+            lines.append(f" {json.dumps(section)}: {json.dumps(entries)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+if __name__ == "__main__":
+    _FILE.write_text(as_text(generate()), "utf-8")
