@@ -49,12 +49,14 @@ def execute(folder: Path, workers: int, progress: Progress = no_progress) -> dic
         out=folder / "out",
         scratch=folder / "scratch",
         seed=stage["seed"],
+        settings=stage["settings"],
         workers=workers,
         progress=progress,
     )
     metrics = run_stage(stage["stage"], job)
     manifest = {
-        **{name: stage[name] for name in ("stage", "key", "input_keys", "outside", "config", "seed")},
+        **{name: stage[name] for name in ("stage", "key", "input_keys", "outside")},
+        "config": stage["decides"],
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 3),
         "metrics": metrics,

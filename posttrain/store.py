@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import DamagedError, LockedError
+from posttrain.errors import DamagedError, InputError, LockedError
 
 MANIFEST = "artifact.json"
 
@@ -128,9 +128,23 @@ class Store:
         self.artifacts = root / "artifacts"
         self.work = root / "work"
 
-    def create(self) -> None:
+    @contextlib.contextmanager
+    def session(self, recipe: str) -> Iterator[None]:
+        """The run's folder, made if need be and locked, with the resolved recipe in it.
+
+        When what the user gave turns out to be wrong before anything was made, nothing is left behind.
+        """
+        new = not self.root.exists()
         self.artifacts.mkdir(parents=True, exist_ok=True)
         self.work.mkdir(exist_ok=True)
+        try:
+            with self.lock():
+                yield
+                write_durably(self.root / "recipe.yaml", recipe)
+        except InputError:
+            if new and not any(self.artifacts.iterdir()):
+                shutil.rmtree(self.root)
+            raise
 
     def path(self, key: str) -> Path:
         return self.artifacts / key

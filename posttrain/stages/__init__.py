@@ -35,8 +35,9 @@ def no_progress(done: int, total: int, unit: str) -> None:
 class Job:
     """What a stage is given.
 
-    `config` is plain JSON; `inputs` are whole folders; the payload goes to `out`; what is in `scratch`
-    survives a kill. `workers` is how many processes or threads it may use, and never changes the result.
+    `config` is plain JSON and decides the result; `settings` say where outside files lie and how to run, and do not
+    decide it. `inputs` are whole folders; the payload goes to `out`; what is in `scratch` survives a kill. `workers`
+    is how many processes or threads it may use.
     """
 
     config: Mapping[str, Any]
@@ -44,6 +45,7 @@ class Job:
     out: Path
     scratch: Path
     seed: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     progress: Callable[[int, int, str], None] = field(default=no_progress)
 

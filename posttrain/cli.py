@@ -1,0 +1,161 @@
+"""The commands: parse, call, print. The only module that prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from posttrain.errors import PosttrainError
+
+app = typer.Typer(
+    help="The Llama 3 post-training loop: reward model, rejection sampling, filters, SFT, DPO, round after round.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `posttrain round` a command of its own while there are few."""
+
+
+@app.command("round")
+def round_(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a path.")] = "quickstart",
+    n: Annotated[int, typer.Option("--n", min=1, help="How many rounds there shall be in all.")] = 1,
+    run: Annotated[Path | None, typer.Option("--run", help="The run's folder. Default: runs/RECIPE.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
+) -> None:
+    """Run rounds until N are there. Finished stages are never done again; after a stop the same command goes on.
+
+    posttrain round --n 6
+    posttrain round my.yaml --n 2 --set dpo.learning_rate=2e-4
+    """
+    from posttrain.launch import Forked
+
+    launcher = Forked()
+    from posttrain.recipe import load
+    from posttrain.rounds import play
+    from posttrain.runner import Runner
+    from posttrain.status import HEADER, status, table
+    from posttrain.store import Store
+
+    resolved = load(recipe, set_ or [])
+    store = Store(run or Path("runs") / resolved.name)
+    workers = resolved.compute.workers or os.cpu_count() or 1
+    with store.session(resolved.dump()):
+        terminal = Terminal(lambda number: print(_last_line(store, number, HEADER), flush=True))
+        runner = Runner(store, launcher, terminal, workers, resolved.name)
+        policy = play(resolved, runner, n)
+    figures = status(store)
+    print(table(figures))
+    print(f"\nThe promoted policy: {policy.path}")
+    print(f'  AutoModelForCausalLM.from_pretrained("{policy.path}")')
+    print(f"The same table later: posttrain status {store.root}")
+
+
+@app.command("status")
+def status_(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The same figures for programs.")] = False,
+) -> None:
+    """The table of a run's rounds.
+
+    posttrain status runs/quickstart --json
+    """
+    from posttrain.status import status, table
+    from posttrain.store import Store
+
+    figures = status(Store(run))
+    print(json.dumps(figures, indent=1) if as_json else table(figures))
+
+
+@app.command("stage")
+def stage(
+    folder: Annotated[Path, typer.Argument(help="A folder under RUN/work, with a stage.json.")],
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes or threads.")] = 1,
+) -> None:
+    """Run one stage from its work folder, in this process: to look at what fails, or on a cluster."""
+    from posttrain.launch import execute
+
+    print(json.dumps(execute(folder.resolve(), workers), indent=1))
+
+
+def _last_line(store: Any, number: int, header: str) -> str:
+    from posttrain.status import line, status
+
+    shown = next(entry for entry in status(store)["rounds"] if entry["round"] == number)
+    return f"{header}\n{line(shown)}"
+
+
+class Terminal:
+    """Prints what happens: a line that is rewritten on a terminal, a line a stage in a log file."""
+
+    def __init__(self, show_round: Any) -> None:
+        self._show_round = show_round
+        self._live = sys.stdout.isatty()
+        self._started = 0.0
+        self._label = ""
+
+    def runs_again(self, reason: str) -> None:
+        print(reason, flush=True)
+
+    def started(self, number: int, stage: str) -> None:
+        self._started = time.monotonic()
+        self._label = f"round {number}  {stage.replace('_', ' '):<13}"
+        if self._live:
+            print(f"\r\x1b[K{self._label}", end="", flush=True)
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        if self._live and done:
+            seconds = time.monotonic() - self._started
+            rate = done / max(seconds, 1e-9)
+            left = (total - done) / rate
+            print(
+                f"\r\x1b[K{self._label} {done}/{total} {unit}  {rate:,.0f}/s  {left:,.0f} s left", end="", flush=True
+            )
+
+    def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None:
+        start = "\r\x1b[K" if self._live else ""
+        print(f"{start}{self._label} {seconds:6.1f} s  {summary(stage, metrics)}", flush=True)
+
+    def round_done(self, number: int, ran: bool) -> None:
+        if ran:
+            self._show_round(number)
+
+
+def summary(stage: str, metrics: Mapping[str, Any]) -> str:
+    """The few figures of a stage that a person wants to see as it ends."""
+    if stage == "filters":
+        dropped = ", ".join(f"{count} {reason}" for reason, count in metrics["dropped"].items())
+        return f"kept {metrics['kept']}; dropped {dropped}"
+    if stage == "evaluate":
+        return "  ".join(
+            f"{name} greedy {figures['greedy']['value'] or 0:.3f} pass@1 {figures['pass@1']['value'] or 0:.3f}"
+            for name, figures in metrics.items()
+        )
+    names = ("prompts", "pairs", "completions", "mean_length", "rows", "unscored", "steps", "first_loss", "loss", "promoted")
+    parts = [f"{name} {metrics[name]:.4g}" for name in names if isinstance(metrics.get(name), int | float)]
+    if stage == "reward_model":
+        parts.append(f"held-out pair accuracy {metrics['pair_accuracy']['value'] or 0:.3f}")
+    return "  ".join(parts)
+
+
+def main() -> None:
+    """Console entry: one message and an exit code for what we know of, a traceback for what we do not."""
+    try:
+        app()
+    except PosttrainError as error:
+        print(f"posttrain: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)

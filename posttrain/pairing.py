@@ -1,0 +1,60 @@
+"""From scored answers to one prompt, pairs of a chosen and a rejected one. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Level = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
+Row = Mapping[str, Any]  # a row of the samples table with a `score`
+
+
+def text(row: Row) -> str:
+    return row["completion"][-1]["content"]
+
+
+def level(margin: float, bounds: Mapping[str, float]) -> Level:
+    """The four-level preference of Llama 3 (section 4.2.1) from a reward margin > 0 and the lower bounds by level."""
+    for name in ("significantly_better", "better", "slightly_better"):
+        if margin >= bounds[name]:
+            return name
+    return "marginally_better"
+
+
+def best_and_worst(rows: Sequence[Row], margin: float) -> tuple[Row, Row] | None:
+    """The best and the worst answer by `score`, when they differ by at least `margin` > 0 and in their text.
+
+    Rows without a score are no candidates; ties go to the earlier row.
+    """
+    scored = [row for row in rows if row["score"] is not None]
+    if len(scored) < 2:
+        return None
+    chosen = max(scored, key=lambda row: row["score"])
+    rejected = min(scored, key=lambda row: row["score"])
+    gap = chosen["score"] - rejected["score"]
+    if gap <= 0 or gap < margin or text(chosen).strip() == text(rejected).strip():
+        return None
+    return chosen, rejected
+
+
+def across_policies(first: Sequence[Row], second: Sequence[Row]) -> tuple[Row, Row] | None:
+    """The two answers, one of each policy, that differ most in `score`: (chosen, rejected)."""
+    candidates = [
+        pair
+        for better, worse in ((first, second), (second, first))
+        for pair in [_best_against_worst(better, worse)]
+        if pair is not None
+    ]
+    return max(candidates, key=lambda pair: pair[0]["score"] - pair[1]["score"], default=None)
+
+
+def _best_against_worst(better: Sequence[Row], worse: Sequence[Row]) -> tuple[Row, Row] | None:
+    ups = [row for row in better if row["score"] is not None]
+    downs = [row for row in worse if row["score"] is not None]
+    if not ups or not downs:
+        return None
+    chosen = max(ups, key=lambda row: row["score"])
+    rejected = min(downs, key=lambda row: row["score"])
+    if chosen["score"] <= rejected["score"] or text(chosen).strip() == text(rejected).strip():
+        return None
+    return chosen, rejected

@@ -1,0 +1,234 @@
+"""Sampling and scoring one shard of prompts: what the stages that sample have in common.
+
+A shard is plain data, so that any process can take it. Engines, tokenizers and reward models are loaded once a
+process and kept while they are used.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain.rewards import Reward
+from posttrain.sampling.protocol import Engine, Request, SamplingParams, completion_seed
+from posttrain.shards import concatenate, run_shards
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+SAMPLES = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("tag", pa.string()),  # which policy or which setting sampled it, where a table holds several
+        ("prompt", MESSAGES),
+        ("completion", MESSAGES),
+        ("tokens", pa.list_(pa.int32())),
+        ("n_tokens", pa.int32()),
+        ("finish", pa.string()),
+        ("logprob", pa.float64()),
+        ("columns", pa.string()),
+        ("rewards", pa.string()),  # JSON {name: value or null}, as the rewards gave them
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Where samples come from. `dtype` and `use` as in `load_engine`."""
+
+    policy: str
+    params: SamplingParams
+    k: int
+    seed: int
+    tag: str = ""
+    use: str = "shared-prefix"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What scores a completion: reward functions, and a reward model's folder."""
+
+    rewards: tuple[Reward, ...] = ()
+    reward_model: str | None = None
+
+
+def judges(job: Job, purpose: Literal["preferences", "scores"]) -> tuple[Judges, dict[str, float]]:
+    """What the recipe's `reward` list means for a stage, and the weight of each reward by name.
+
+    Pairs are labelled by every reward function and no model; candidates are scored by the functions that are not kept
+    `for: preferences`, and by the reward model where the stage has one among its inputs.
+    """
+    entries = [RewardEntry.model_validate(entry) for entry in job.config["rewards"]]
+    functions, weights, model = [], {}, None
+    for entry in entries:
+        if entry.use == REWARD_MODEL:
+            if purpose == "scores" and "reward_model" in job.inputs:
+                model = str(job.inputs["reward_model"])
+                weights[REWARD_MODEL] = entry.weight
+        elif purpose == "preferences" or entry.only_for is None:
+            functions.append(load_reward(entry, job))
+            weights[functions[-1].name] = entry.weight
+    return Judges(tuple(functions), model), weights
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A slice of prompts (rows with id, prompt, columns) to sample and to score."""
+
+    prompts: tuple[Mapping[str, Any], ...]
+    sampling: Sampling
+    judges: Judges
+
+
+def plan(
+    prompts: Sequence[Mapping[str, Any]], sampling: Sampling, judges: Judges, shard_prompts: int
+) -> list[Shard]:
+    """Cut prompts into shards of `shard_prompts`, those of like length together, so that little is padded."""
+    ordered = sorted(prompts, key=lambda row: (sum(len(m["content"]) for m in row["prompt"]), row["id"]))
+    return [
+        Shard(tuple(ordered[start : start + shard_prompts]), sampling, judges)
+        for start in range(0, len(ordered), shard_prompts)
+    ]
+
+
+def rollout(shard: Shard) -> pa.Table:
+    """Sample the shard's prompts, K completions each, and score them. Rows: prompt by prompt, by sample index."""
+    sampling = shard.sampling
+    engine = _engine(sampling.policy, sampling.use, sampling.dtype)
+    tokenizer = _tokenizer(sampling.policy)
+    from posttrain.chat import render_prompt
+
+    requests = [
+        Request(
+            tuple(render_prompt(tokenizer, prompt["prompt"])),
+            tuple(completion_seed(sampling.seed, prompt["id"], index) for index in range(sampling.k)),
+        )
+        for prompt in shard.prompts
+    ]
+    rows = [
+        {
+            "prompt_id": prompt["id"],
+            "sample_index": index,
+            "tag": sampling.tag,
+            "prompt": prompt["prompt"],
+            "completion": [{"role": "assistant", "content": completion.text}],
+            "tokens": completion.tokens,
+            "n_tokens": len(completion.tokens),
+            "finish": completion.finish,
+            "logprob": None if completion.logprobs is None else float(sum(completion.logprobs)),
+            "columns": prompt["columns"],
+            "rewards": None,
+        }
+        for prompt, completions in zip(shard.prompts, engine.generate(requests, sampling.params), strict=True)
+        for index, completion in enumerate(completions)
+    ]
+    return judge(pa.Table.from_pylist(rows, schema=SAMPLES), shard.judges)
+
+
+def judge(samples: pa.Table, judges: Judges) -> pa.Table:
+    """`samples` with its `rewards` column filled. Rows of one prompt must stand together."""
+    rows = samples.select(["prompt_id", "prompt", "completion", "tokens", "columns"]).to_pylist()
+    values = reward_values(rows, judges.rewards)
+    if judges.reward_model is not None:
+        values[REWARD_MODEL] = model_rewards(rows, judges.reward_model)
+    names = list(values)
+    column = [
+        json.dumps(dict(zip(names, row, strict=True))) for row in zip(*(values[name] for name in names), strict=True)
+    ]
+    if not names:
+        column = ["{}"] * len(rows)
+    return samples.set_column(samples.schema.get_field_index("rewards"), "rewards", pa.array(column, pa.string()))
+
+
+def reward_values(
+    rows: Sequence[Mapping[str, Any]], rewards: Sequence[Reward]
+) -> dict[str, Sequence[float | None]]:
+    """What each reward function says of each row: {reward name: one value or None a row}."""
+    if not rewards:
+        return {}
+    parsed = [json.loads(row["columns"]) for row in rows]
+    names = list(dict.fromkeys(name for columns in parsed for name in columns))
+    columns = {name: [row.get(name) for row in parsed] for name in names}
+    prompts = [row["prompt"] for row in rows]
+    completions = [row["completion"] for row in rows]
+    return {reward.name: reward(prompts, completions, columns) for reward in rewards}
+
+
+def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[float]:
+    """The reward model's logit for each row. Rows of one prompt must stand together."""
+    from posttrain.chat import render_completion, render_prompt
+    from posttrain.sampling.scoring import score
+
+    tokenizer = _tokenizer(reward_model)
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_id"])]
+    scores = score(
+        _reward_model(reward_model),
+        tokenizer,
+        [render_prompt(tokenizer, group[0]["prompt"]) for group in groups],
+        [
+            [render_completion(tokenizer, row["prompt"], row["completion"][-1]["content"]) for row in group]
+            for group in groups
+        ],
+    )
+    return [value for group in scores for value in group]
+
+
+def run_rollouts(
+    shards: Sequence[Shard], scratch: Path, target: Path, workers: int, progress: Callable[[int, int, str], None]
+) -> int:
+    """Work off the shards (resuming in `scratch`) and join them into `target`. Returns the number of rows."""
+    total, done = sum(len(shard.prompts) * shard.sampling.k for shard in shards), 0
+
+    def count(rows: int) -> None:
+        nonlocal done
+        done += rows
+        progress(done, total, "completions")
+
+    paths = run_shards(rollout, shards, scratch, workers, count)
+    return concatenate(paths, target)
+
+
+def by_prompt(table: Path, columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+    """The rows of each prompt of a samples table, prompt by prompt, with `rewards` and nothing else parsed.
+
+    Streams: one row group is in memory at a time.
+    """
+    file = pq.ParquetFile(table)
+    rows = (row for batch in file.iter_batches(4096, columns=columns) for row in batch.to_pylist())
+    for _, group in groupby(rows, key=lambda row: row["prompt_id"]):
+        yield [{**row, "rewards": json.loads(row["rewards"])} for row in group]
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@functools.lru_cache(maxsize=2)
+def _engine(policy: str, use: str, dtype: str) -> Engine:
+    from posttrain.sampling import load_engine
+
+    return load_engine(policy, use, dtype, device())  # pyright: ignore[reportArgumentType] # checked by the recipe
+
+
+@functools.lru_cache(maxsize=2)
+def _reward_model(path: str) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(path).eval().to(device())
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)

@@ -1,0 +1,68 @@
+"""The loop of Llama 3 (section 4.1), flat: one line a stage.
+
+    preferences → reward model → samples → scores → filters → SFT → pairs → DPO → evaluate → promote
+
+Round 0 is the starting model's evaluation. What each stage is given is put together in `Steps`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from posttrain.recipe import Recipe
+from posttrain.runner import Artifact, Runner
+from posttrain.steps import Steps
+
+
+@dataclass(frozen=True)
+class State:
+    """What one round hands to the next."""
+
+    policy: Artifact  # the last promoted policy: what samples
+    previous: Artifact  # the one promoted before it
+    evaluation: Artifact | None  # the last promoted policy's evaluation
+    preferences: tuple[Artifact, ...] = ()  # of all rounds so far
+
+
+def play(recipe: Recipe, runner: Runner, n: int) -> Artifact:
+    """Run rounds until `n` are there, doing no finished stage again. Returns the last promoted policy."""
+    steps = Steps(recipe, runner)
+    runner.begin_round(0)
+    prompts = steps.prompts()
+    evaluation = steps.evaluate_base(prompts)
+    runner.end_round(promoted=True, policy=steps.base)
+    state = State(steps.base, steps.base, evaluation)
+    for number in range(1, n + 1):
+        state = play_round(steps, number, prompts, state)
+    runner.end()
+    return state.policy
+
+
+def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> State:
+    """One round: from the last promoted policy to a candidate, and the gate."""
+    steps.begin(number)
+    recipe = steps.recipe
+    preferences, reward_model, pairs = state.preferences, None, None
+    if recipe.preferences:
+        preferences = (*preferences, steps.preferences(prompts, state.policy, state.previous))
+    if recipe.reward_model:
+        reward_model = steps.reward_model(preferences)
+    samples = steps.samples(prompts, state.policy)
+    scored = steps.scores(samples, reward_model)
+    kept = steps.filters(scored, prompts)
+    policy = state.policy
+    if recipe.sft:
+        policy = steps.sft(kept, policy)
+    if recipe.pairs:
+        pairs = steps.pairs(prompts, policy, reward_model)
+    if recipe.dpo:
+        policy = steps.dpo(policy, preferences, scored, pairs)
+    evaluation, promoted = None, True
+    if state.evaluation:
+        evaluation = steps.evaluate(prompts, policy, reward_model)
+        promoted = steps.promote(evaluation, state.evaluation)
+    state = replace(state, preferences=preferences)
+    if promoted:
+        state = replace(state, policy=policy, previous=state.policy, evaluation=evaluation)
+    steps.end(promoted, state.policy)
+    return state

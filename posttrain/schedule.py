@@ -1,0 +1,34 @@
+"""Which training prompts a round takes: fresh ones, none repeated until all are used up."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed in [0, 2**31) from whatever names a draw: run seed, stage, round, ..."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
+
+
+def take(prompts: Sequence[Mapping[str, Any]], seed: int, start: int, count: int | None) -> list[Mapping[str, Any]]:
+    """`count` prompts (rows with an `id`) from position `start` of an endless shuffled stream; None: all of them.
+
+    Each pass over the prompts is shuffled anew. A slice that crosses into the next pass holds no prompt twice.
+    """
+    total = len(prompts)
+    if count is None or count >= total:
+        return list(prompts)
+    taken: list[Mapping[str, Any]] = []
+    seen: set[str] = set()
+    passage, offset = divmod(start, total)
+    while len(taken) < count:
+        order = sorted(prompts, key=lambda prompt: derive_seed(seed, passage, prompt["id"]))
+        for prompt in order[offset:]:
+            if len(taken) < count and prompt["id"] not in seen:
+                seen.add(prompt["id"])
+                taken.append(prompt)
+        passage, offset = passage + 1, 0
+    return taken

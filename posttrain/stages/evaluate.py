@@ -1,0 +1,137 @@
+"""What a policy can do, on dev (decides) and held-out (is only reported): greedy, sampled, reward, length.
+
+Accuracy is what the recipe's reward functions say of prompts on which they have an opinion (a score of at least 0.5
+counts as right). `measure` rewards are reported only: nothing is chosen by them, no model is trained on them. For
+those, the reward model's pick of K stands beside the average candidate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from posttrain import statistics
+from posttrain.recipe import Evaluate
+from posttrain.rollouts import Judges, Sampling, by_prompt, judges, load_rewards, plan, run_rollouts
+from posttrain.sampling.protocol import SamplingParams
+from posttrain.schedule import derive_seed
+from posttrain.stages import Job
+from posttrain.weighing import REWARD_MODEL, combine
+
+GREEDY, SAMPLED = "greedy", "sampled"
+COLUMNS = ["prompt_id", "tag", "n_tokens", "finish", "rewards"]
+RIGHT = 0.5
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Inputs: prompts, policy, reward_model (optional). Config: evaluate, rewards, engine, temperatures (further ones,
+    for the base). Writes dev.parquet and heldout.parquet; returns {"dev": F, "heldout": F}.
+    """
+    section = Evaluate.model_validate(job.config["evaluate"])
+    engine = job.config["engine"]
+    scoring, weights = judges(job, "scores")
+    measures = load_rewards(section.measure, job)
+    everything = Judges((*scoring.rewards, *measures), scoring.reward_model)
+    functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
+
+    def sampling(tag: str, temperature: float) -> Sampling:
+        return Sampling(
+            policy=str(job.inputs["policy"]),
+            params=SamplingParams(temperature, section.max_new_tokens),
+            k=1 if temperature == 0 else section.k,
+            seed=derive_seed(job.seed, tag),
+            tag=tag,
+            use=engine["use"],
+            dtype=engine["dtype"],
+        )
+
+    settings = [sampling(GREEDY, 0.0), sampling(SAMPLED, section.temperature)]
+    settings += [sampling(f"T={temperature}", temperature) for temperature in job.config.get("temperatures", [])]
+    shards, sets = [], {}
+    for name in ("dev", "heldout"):
+        prompts = pq.read_table(job.inputs["prompts"] / f"{name}.parquet").to_pylist()
+        for one in settings:
+            cut = plan(prompts, one, everything, engine["shard_prompts"])
+            sets.setdefault(name, []).extend(cut)
+            shards += cut
+    total, metrics, done = sum(len(shard.prompts) * shard.sampling.k for shard in shards), {}, 0
+    for name, cut in sets.items():
+        path = job.out / f"{name}.parquet"
+        offset = done
+        done += run_rollouts(
+            cut,
+            job.scratch / name,
+            path,
+            job.workers,
+            lambda rows, _, unit, offset=offset: job.progress(offset + rows, total, unit),
+        )
+        metrics[name] = figures(by_prompt(path, COLUMNS), functions, [measure.name for measure in measures])
+    return metrics
+
+
+def figures(
+    groups: Iterable[list[dict[str, Any]]], functions: Mapping[str, float], measures: Iterable[str]
+) -> dict[str, Any]:
+    """The figures F of one prompt set from its samples, grouped by prompt and setting.
+
+    Returns greedy, pass@1, pass@K, reward, mean_length, unfinished, and pass@1 by further temperature.
+    """
+    names = list(measures)
+    greedy: list[float] = []
+    passed: dict[str, list[float]] = {}
+    any_passed: list[float] = []
+    logits: list[float] = []
+    lengths: list[int] = []
+    unfinished: list[float] = []
+    measured: dict[str, dict[str, list[float]]] = {
+        name: {"greedy": [], "sampled": [], "reward_model_pick": []} for name in names
+    }
+    k = 1
+    for rows in groups:
+        tag = rows[0]["tag"]
+        verdicts = [combine(row["rewards"], functions) for row in rows]
+        hits = [float(verdict >= RIGHT) for verdict in verdicts if verdict is not None]
+        if tag == GREEDY:
+            greedy += hits
+        elif hits:
+            passed.setdefault(tag, []).append(sum(hits) / len(hits))
+        for name in names:
+            values = [row["rewards"][name] for row in rows]
+            if values[0] is None:
+                continue
+            if tag == GREEDY:
+                measured[name]["greedy"].append(values[0])
+            elif tag == SAMPLED:
+                measured[name]["sampled"].append(sum(values) / len(values))
+                if REWARD_MODEL in rows[0]["rewards"]:
+                    pick = max(range(len(rows)), key=lambda index: rows[index]["rewards"][REWARD_MODEL])
+                    measured[name]["reward_model_pick"].append(values[pick])
+        if tag != SAMPLED:
+            continue
+        k = len(rows)
+        if hits:
+            any_passed.append(max(hits))
+        if REWARD_MODEL in rows[0]["rewards"]:
+            logits.append(sum(row["rewards"][REWARD_MODEL] for row in rows) / k)
+        lengths += [row["n_tokens"] for row in rows]
+        unfinished += [float(row["finish"] != "stop") for row in rows]
+    result: dict[str, Any] = {
+        "greedy": statistics.proportion(greedy),
+        "pass@1": statistics.mean(passed.get(SAMPLED, [])),
+        f"pass@{k}": statistics.proportion(any_passed),
+        "reward": statistics.mean(logits),
+        "mean_length": sum(lengths) / max(len(lengths), 1),
+        "unfinished": sum(unfinished) / max(len(unfinished), 1),
+    }
+    if names:
+        result["measure"] = {
+            name: {setting: statistics.mean(values) for setting, values in by_setting.items()}
+            for name, by_setting in measured.items()
+        }
+    further = {tag: statistics.mean(values) for tag, values in passed.items() if tag != SAMPLED}
+    if further:
+        result["pass@1_by_temperature"] = {SAMPLED: result["pass@1"], **further}
+        result["pass@1_best_temperature"] = max([result["pass@1"], *further.values()], key=lambda f: f["value"] or 0.0)
+    return result

@@ -1,0 +1,85 @@
+"""Pairs from the policy that SFT just made: K answers to each prompt, the best against the worst by score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain.errors import EmptyStageError
+from posttrain.pairing import best_and_worst
+from posttrain.recipe import Pairs
+from posttrain.rollouts import Sampling, by_prompt, judges, plan, run_rollouts
+from posttrain.sampling.protocol import SamplingParams
+from posttrain.schedule import take
+from posttrain.stages import Job
+from posttrain.stages.preferences import PAIRS
+from posttrain.weighing import REWARD_MODEL, combine, spread
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Inputs: prompts, policy, reward_model (optional). Config: pairs, rewards, engine, take. Writes pairs.parquet.
+
+    Raises:
+        EmptyStageError: no two answers to any prompt differ by the margin.
+    """
+    section = Pairs.model_validate(job.config["pairs"])
+    engine = job.config["engine"]
+    prompts = take(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), **job.config["take"])
+    scoring, weights = judges(job, "scores")
+    sampling = Sampling(
+        str(job.inputs["policy"]),
+        SamplingParams(section.temperature, section.max_new_tokens),
+        section.k,
+        job.seed,
+        "policy",
+        engine["use"],
+        engine["dtype"],
+    )
+    rows_path = job.scratch / "samples.parquet"
+    shards = plan(prompts, sampling, scoring, engine["shard_prompts"])
+    run_rollouts(shards, job.scratch / "shards", rows_path, job.workers, job.progress)
+    columns = ["prompt_id", "prompt", "completion", "columns", "rewards"]
+    logits = [
+        row["rewards"][REWARD_MODEL]
+        for rows in by_prompt(rows_path, columns)
+        for row in rows
+        if REWARD_MODEL in row["rewards"]
+    ]
+    normal = spread(logits)
+    groups = (
+        [{**row, "score": combine(row["rewards"], weights, *normal)} for row in rows]
+        for rows in by_prompt(rows_path, columns)
+    )
+    pairs = list(best_worst_pairs(groups, section.margin, "pairs"))
+    if not pairs:
+        raise EmptyStageError(
+            f"pairs: no pair is left: no two of {section.k} answers to any of {len(prompts)} prompts differ by "
+            f"{section.margin} or more in score; raise pairs.k or lower pairs.margin"
+        )
+    pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
+    return {"prompts": len(prompts), "pairs": len(pairs)}
+
+
+def best_worst_pairs(
+    groups: Iterable[list[dict[str, Any]]], margin: float, source: str
+) -> Iterator[dict[str, Any]]:
+    """A pair for each prompt (a group of its samples with their `score`) whose best and worst differ enough."""
+    for rows in groups:
+        pair = best_and_worst(rows, margin)
+        if pair is None:
+            continue
+        chosen, rejected = pair
+        yield {
+            "prompt_id": chosen["prompt_id"],
+            "prompt": chosen["prompt"],
+            "chosen": chosen["completion"],
+            "rejected": rejected["completion"],
+            "margin": chosen["score"] - rejected["score"],
+            "level": None,
+            "source": source,
+            "split": "train",
+            "columns": chosen["columns"],
+        }

@@ -1,0 +1,102 @@
+"""Preference pairs: two policies answer the same prompts, the recipe's rewards label who did better.
+
+Llama 3, section 4.2.1: the two responses come from two different models, on a scale of four levels; only pairs
+labelled "better" or "significantly better" are kept. Here each policy gives `k` answers and the pair is the best of one
+against the worst of the other, whichever differs more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain.errors import EmptyStageError
+from posttrain.pairing import across_policies, level
+from posttrain.recipe import Preferences
+from posttrain.rollouts import MESSAGES, Judges, Sampling, by_prompt, judges, plan, run_rollouts
+from posttrain.sampling.protocol import SamplingParams
+from posttrain.schedule import derive_seed, take
+from posttrain.stages import Job
+from posttrain.weighing import combine
+
+PAIRS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("prompt", MESSAGES),
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
+        ("margin", pa.float64()),
+        ("level", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),  # "train", or "heldout": never trained on, measures the reward model
+        ("columns", pa.string()),
+    ]
+)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Inputs: prompts, policy, previous. Config: preferences, rewards, engine, take. Writes pairs.parquet.
+
+    Raises:
+        EmptyStageError: no pair was kept.
+    """
+    section = Preferences.model_validate(job.config["preferences"])
+    engine = job.config["engine"]
+    prompts = take(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), **job.config["take"])
+    params = SamplingParams(section.temperature, section.max_new_tokens)
+    labels, weights = judges(job, "preferences")
+    shards = []
+    for tag in ("policy", "previous"):
+        sampling = Sampling(
+            str(job.inputs[tag]), params, section.k, derive_seed(job.seed, tag), tag, engine["use"], engine["dtype"]
+        )
+        shards += plan(prompts, sampling, Judges(labels.rewards), engine["shard_prompts"])
+    rows_path = job.scratch / "samples.parquet"
+    run_rollouts(shards, job.scratch / "shards", rows_path, job.workers, job.progress)
+
+    answers: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for rows in by_prompt(rows_path, ["prompt_id", "tag", "prompt", "completion", "columns", "rewards"]):
+        for row in rows:
+            row["score"] = combine(row["rewards"], weights)
+        answers.setdefault(rows[0]["prompt_id"], {})[rows[0]["tag"]] = rows
+
+    counts: Counter[str] = Counter()
+    pairs = []
+    for prompt in prompts:
+        both = answers[prompt["id"]]
+        pair = across_policies(both["policy"], both["previous"])
+        if pair is None:
+            no_opinion = all(row["score"] is None for rows in both.values() for row in rows)
+            counts["no opinion" if no_opinion else "tie"] += 1
+            continue
+        chosen, rejected = pair
+        margin = chosen["score"] - rejected["score"]
+        name = level(margin, section.levels.model_dump())
+        counts[name] += 1
+        if name not in section.keep:
+            continue
+        held_out = derive_seed("heldout", prompt["id"]) / 2**31 < section.heldout
+        pairs.append(
+            {
+                "prompt_id": prompt["id"],
+                "prompt": prompt["prompt"],
+                "chosen": chosen["completion"],
+                "rejected": rejected["completion"],
+                "margin": margin,
+                "level": name,
+                "source": f"{chosen['tag']} over {rejected['tag']}",
+                "split": "heldout" if held_out else "train",
+                "columns": prompt["columns"],
+            }
+        )
+    if not any(pair["split"] == "train" for pair in pairs):
+        raise EmptyStageError(
+            f"preferences: no pair is left from {len(prompts)} prompts ({json.dumps(counts)}); keep more levels "
+            "(preferences.keep), raise preferences.prompts or preferences.k, or check the rewards"
+        )
+    pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
+    return {"prompts": len(prompts), "pairs": len(pairs), "labels": dict(counts)}

@@ -1,0 +1,84 @@
+"""Reads the prompt sets, checks that every prompt fits the model, and keeps them as tables."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain import loaders
+from posttrain.chat import check_template, render_prompt
+from posttrain.errors import DataError, ModelError
+from posttrain.recipe import Prompts
+from posttrain.records import Prompt
+from posttrain.rollouts import MESSAGES
+from posttrain.stages import Job
+
+SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.string()), ("line", pa.int64())])
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Inputs: model. Settings: prompts (with paths). Writes train, dev and heldout.parquet.
+
+    Raises:
+        DataError: a set cannot be read, is empty, or holds a prompt too long for the model (`too_long: stop`).
+        ModelError: the model has no usable chat template.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    sets = Prompts.model_validate(job.settings["prompts"])
+    model = job.inputs["model"]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot read the model's config and tokenizer: {error}", file=str(model)) from error
+    if len(tokenizer) > config.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {config.vocab_size}",
+            file=str(model),
+            hint="use the tokenizer that the model was trained with",
+        )
+    try:
+        check_template(tokenizer)
+    except ModelError as error:
+        raise ModelError(error.message, file=str(model), hint=error.hint) from error
+    context = getattr(config, "max_position_embeddings", None) or 1 << 30
+    room = context - job.config["max_new_tokens"]
+    metrics: dict[str, Any] = {}
+    for name in ("train", "dev", "heldout"):
+        prompt_set = getattr(sets, name)
+        prompts = loaders.read_prompts(prompt_set, system=sets.system)
+        kept = []
+        for prompt in prompts:
+            length = len(render_prompt(tokenizer, prompt.messages))
+            if length <= room:
+                kept.append(prompt)
+            elif sets.too_long == "stop":
+                raise DataError(
+                    f"the prompt has {length} tokens; with {job.config['max_new_tokens']} new ones that is more than "
+                    f"the model's context of {context}",
+                    file=prompt_set.path or prompt_set.dataset_name,
+                    line=prompt.line,
+                    hint="shorten it, lower max_new_tokens, or set prompts.too_long: drop",
+                )
+        if not kept:
+            raise DataError("no prompt is left", file=prompt_set.path or prompt_set.dataset_name)
+        _write(kept, job.out / f"{name}.parquet")
+        metrics[name] = {"prompts": len(kept), "too_long": len(prompts) - len(kept)}
+    return metrics
+
+
+def _write(prompts: list[Prompt], path: Any) -> None:
+    rows = [
+        {
+            "id": prompt.id,
+            "prompt": list(prompt.messages),
+            "columns": json.dumps(dict(prompt.columns), ensure_ascii=False),
+            "line": prompt.line,
+        }
+        for prompt in prompts
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)

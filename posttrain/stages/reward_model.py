@@ -1,0 +1,68 @@
+"""The reward model: loss −log σ(r_chosen − r_rejected) on all preferences so far, from the base (Llama 3, 4.1.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow.parquet as pq
+from peft import TaskType
+from transformers import AutoTokenizer
+from trl import RewardConfig, RewardTrainer
+
+from posttrain import statistics
+from posttrain.recipe import Model, RewardModel
+from posttrain.rollouts import model_rewards
+from posttrain.stages import Job
+from posttrain.training.lora import lora_config
+from posttrain.training.rows import pair_rows
+from posttrain.training.run import arguments, train
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Inputs: model, preferences_1 ... preferences_R. Config: reward_model, model. Writes a model folder with one label.
+
+    The accuracy is that of the latest preferences' held-out pairs: of the current policy, and never trained on.
+    """
+    section = RewardModel.model_validate(job.config["reward_model"])
+    model = Model.model_validate(job.config["model"])
+    tables = [pq.read_table(job.inputs[name] / "pairs.parquet").to_pylist() for name in _preferences(job)]
+    training = [row for table in tables for row in table if row["split"] == "train"]
+    tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
+    args = arguments(RewardConfig, section, job)
+    rows, too_long = pair_rows(tokenizer, training, section.trl.get("max_length"), whole=True)
+    metrics = train(
+        "reward_model",
+        job,
+        lambda: RewardTrainer(
+            model=str(job.inputs["model"]),
+            args=args,
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=lora_config(model, TaskType.SEQ_CLS),
+        ),
+        model,
+    )
+    heldout = [row for row in tables[-1] if row["split"] == "heldout"]
+    return {
+        **metrics,
+        "pairs": len(rows),
+        "too_long": too_long,
+        "pair_accuracy": pair_accuracy(heldout, str(job.out)),
+    }
+
+
+def _preferences(job: Job) -> list[str]:
+    return sorted((name for name in job.inputs if name.startswith("preferences_")), key=lambda n: int(n.split("_")[1]))
+
+
+def pair_accuracy(pairs: list[dict[str, Any]], reward_model: str) -> statistics.Figure:
+    """The share of pairs whose chosen answer gets the higher reward."""
+    if not pairs:
+        return statistics.proportion([])
+    answers = [
+        {"prompt_id": pair["prompt_id"], "prompt": pair["prompt"], "completion": pair[side]}
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
+    rewards = model_rewards(answers, reward_model)
+    return statistics.proportion([float(rewards[i] > rewards[i + 1]) for i in range(0, len(rewards), 2)])

@@ -1,0 +1,40 @@
+"""Rejection sampling, first half: K completions of each of the round's prompts (Llama 3, section 4.2.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from posttrain.recipe import Samples
+from posttrain.rollouts import Judges, Sampling, plan, run_rollouts
+from posttrain.sampling.protocol import SamplingParams
+from posttrain.schedule import take
+from posttrain.stages import Job
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Inputs: prompts, policy. Config: samples, engine, take. Writes samples.parquet."""
+    section = Samples.model_validate(job.config["samples"])
+    engine = job.config["engine"]
+    prompts = take(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), **job.config["take"])
+    sampling = Sampling(
+        policy=str(job.inputs["policy"]),
+        params=SamplingParams(section.temperature, section.max_new_tokens, section.top_p),
+        k=section.k,
+        seed=job.seed,
+        use=engine["use"],
+        dtype=engine["dtype"],
+    )
+    shards = plan(prompts, sampling, Judges(), engine["shard_prompts"])
+    target = job.out / "samples.parquet"
+    count = run_rollouts(shards, job.scratch / "shards", target, job.workers, job.progress)
+    table = pq.read_table(target, columns=["n_tokens", "finish"])
+    return {
+        "prompts": len(prompts),
+        "completions": count,
+        "tokens": pc.sum(table["n_tokens"]).as_py(),
+        "mean_length": pc.mean(table["n_tokens"]).as_py(),
+        "finished": pc.mean(pc.equal(table["finish"], "stop").cast("float64")).as_py(),
+    }

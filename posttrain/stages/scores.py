@@ -1,0 +1,98 @@
+"""Scores every candidate: verifiers where there is an answer to check, the reward model on the rest, weighted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain.errors import EmptyStageError
+from posttrain.rollouts import Judges, judge, judges
+from posttrain.shards import run_shards
+from posttrain.stages import Job
+from posttrain.weighing import REWARD_MODEL, combine, spread
+
+_ROWS = 4096
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Inputs: samples, reward_model (optional). Config: rewards. Writes scored.parquet: the samples with their `score`.
+
+    Raises:
+        EmptyStageError: no reward has an opinion on any sample.
+    """
+    scoring, weights = judges(job, "scores")
+    shards = [
+        _Slice(str(job.inputs["samples"] / "samples.parquet"), start, stop, scoring)
+        for start, stop in _slices(job.inputs["samples"] / "samples.parquet")
+    ]
+    total, done = sum(shard.stop - shard.start for shard in shards), 0
+
+    def count(rows: int) -> None:
+        nonlocal done
+        done += rows
+        job.progress(done, total, "scores")
+
+    paths = run_shards(_judge_slice, shards, job.scratch / "shards", job.workers, count)
+    values = [json.loads(text) for path in paths for text in pq.read_table(path)["rewards"].to_pylist()]
+    mean, deviation = spread([row[REWARD_MODEL] for row in values if REWARD_MODEL in row])
+    scores = [combine(row, weights, mean, deviation) for row in values]
+    opinions = [score for score in scores if score is not None]
+    if not opinions:
+        raise EmptyStageError(
+            "scores: no reward has an opinion on any sample; name a reward that judges these prompts, "
+            "or give the recipe a reward_model section"
+        )
+    start = 0
+    with pq.ParquetWriter(
+        job.out / "scored.parquet",
+        pq.read_schema(paths[0]).append(pa.field("score", pa.float64())),
+        compression="zstd",
+    ) as writer:
+        for path in paths:
+            table = pq.read_table(path)
+            column = pa.array(scores[start : start + table.num_rows], pa.float64())
+            writer.write_table(table.append_column("score", column))
+            start += table.num_rows
+    return {
+        "rows": len(scores),
+        "unscored": len(scores) - len(opinions),
+        "mean": sum(opinions) / len(opinions),
+        "rewards": {name: _mean([row.get(name) for row in values]) for name in weights},
+        "logits": {"mean": mean, "deviation": deviation},
+    }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Rows start..stop of a samples table, to be judged by any process."""
+
+    path: str
+    start: int
+    stop: int
+    scoring: Judges
+
+
+def _judge_slice(shard: _Slice) -> pa.Table:
+    return judge(pq.read_table(shard.path).slice(shard.start, shard.stop - shard.start), shard.scoring)
+
+
+def _slices(path: Any) -> list[tuple[int, int]]:
+    """Ranges of about 4,096 rows that end where a prompt ends."""
+    ids = pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist()
+    slices, start = [], 0
+    while start < len(ids):
+        stop = min(start + _ROWS, len(ids))
+        while stop < len(ids) and ids[stop] == ids[stop - 1]:
+            stop += 1
+        slices.append((start, stop))
+        start = stop
+    return slices

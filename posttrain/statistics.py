@@ -1,0 +1,54 @@
+"""Figures with intervals, and the paired test of the gate. Pure; scipy is imported where it is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+Figure = dict[str, Any]  # {"value": float | None, "ci95": [low, high] | None, "n": int}
+
+
+def proportion(hits: Sequence[float]) -> Figure:
+    """Mean of 0/1 outcomes with the interval of the Llama 3 paper (section 5): 1.96 √(S(1−S)/N)."""
+    if not hits:
+        return {"value": None, "ci95": None, "n": 0}
+    value = sum(hits) / len(hits)
+    half = 1.96 * math.sqrt(value * (1 - value) / len(hits))
+    return {"value": value, "ci95": [max(0.0, value - half), min(1.0, value + half)], "n": len(hits)}
+
+
+def mean(values: Sequence[float]) -> Figure:
+    """Mean of one value per prompt with its normal 95 % interval (sample standard deviation over prompts)."""
+    count = len(values)
+    if not count:
+        return {"value": None, "ci95": None, "n": 0}
+    value = sum(values) / count
+    deviation = math.sqrt(sum((x - value) ** 2 for x in values) / (count - 1)) if count > 1 else 0.0
+    half = 1.96 * deviation / math.sqrt(count)
+    return {"value": value, "ci95": [value - half, value + half], "n": count}
+
+
+def paired_difference(new: Sequence[float], old: Sequence[float], seed: int = 0) -> Figure:
+    """Mean of new − old over the same prompts with its bootstrap 95 % interval (percentile, 2,000 resamples)."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    if len(new) != len(old):
+        raise ValueError(f"{len(new)} new figures against {len(old)} old ones: not the same prompts")
+    difference = np.asarray(new, dtype=np.float64) - np.asarray(old, dtype=np.float64)
+    if len(difference) < 2 or np.ptp(difference) == 0:
+        value = float(difference.mean()) if len(difference) else 0.0
+        return {"value": value, "ci95": [value, value], "n": len(difference)}
+    interval = bootstrap(
+        (difference,),
+        np.mean,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return {
+        "value": float(difference.mean()),
+        "ci95": [float(interval.low), float(interval.high)],
+        "n": len(difference),
+    }

@@ -1,0 +1,88 @@
+"""What a run shows: the figures for programs, and the table for people. Reads run.json and manifests, prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from posttrain.errors import InputError
+from posttrain.store import Store
+
+SETS = ("dev", "heldout")
+F_KEYS = ("greedy", "pass@1", "pass@8", "reward", "mean_length")
+
+
+def status(run: Store) -> dict[str, Any]:
+    """The run's figures, the same that `posttrain status RUN --json` prints.
+
+    Raises:
+        InputError: there is no run here.
+    """
+    state = run.read_run()
+    if not state:
+        raise InputError("there is no run here", file=str(run.root), hint="start one: posttrain round --n 6")
+    rounds = [_round(run, entry) for entry in state["rounds"]]
+    policies = [entry["policy"] for entry in state["rounds"] if "policy" in entry]
+    return {
+        "run": str(run.root),
+        "recipe": state["recipe"],
+        "policy": policies[-1] if policies else None,
+        "rounds": rounds,
+    }
+
+
+def _round(run: Store, entry: Mapping[str, Any]) -> dict[str, Any]:
+    manifests = {name: run.manifest(key) for name, key in entry["stages"].items() if run.has(key)}
+    metrics = {name: manifest["metrics"] for name, manifest in manifests.items()}
+    shown: dict[str, Any] = {"round": entry["round"], "promoted": entry.get("promoted")}
+    shown["evaluate"] = metrics.get("evaluate")
+    if "reward_model" in metrics:
+        shown["reward_model"] = {name: metrics["reward_model"][name] for name in ("pair_accuracy", "pairs")}
+    if "filters" in metrics:
+        shown["samples"] = {
+            **{name: metrics["samples"][name] for name in ("prompts", "completions")},
+            **{name: metrics["filters"][name] for name in ("kept", "dropped")},
+        }
+    shown["pairs"] = {
+        name: metrics[name]["pairs"] for name in ("preferences", "pairs", "dpo") if name in metrics
+    }
+    shown["seconds"] = {name: manifest["seconds"] for name, manifest in manifests.items()}
+    return shown
+
+
+HEADER = (
+    f"{'round':<7}{'held-out greedy':>20}{'pass@1':>8}{'pass@k':>8}{'dev pass@1':>12}{'reward':>8}"
+    f"{'RM acc':>8}{'pairs':>7}{'kept/sampled':>16}{'length':>8}{'seconds':>9}"
+)
+
+
+def line(shown: Mapping[str, Any]) -> str:
+    """One round as a row under `HEADER`."""
+    evaluate = shown.get("evaluate") or {}
+    heldout, dev = evaluate.get("heldout", {}), evaluate.get("dev", {})
+    best_of = next((name for name in heldout if name.startswith("pass@") and name[5:].isdigit() and name != "pass@1"), "")
+    samples, model = shown.get("samples"), shown.get("reward_model")
+    mark = {True: " ✓", False: " ✗", None: " …"}[shown["promoted"]] if shown["round"] else ""
+    flow = f"{samples['kept']}/{samples['completions']}" if samples else "-"
+    return (
+        f"{str(shown['round']) + mark:<7}{_interval(heldout.get('greedy')):>20}{_value(heldout.get('pass@1')):>8}"
+        f"{_value(heldout.get(best_of)):>8}{_value(dev.get('pass@1')):>12}{_value(heldout.get('reward'), 2):>8}"
+        f"{_value(model and model['pair_accuracy']):>8}{shown['pairs'].get('dpo', '-'):>7}{flow:>16}"
+        f"{heldout.get('mean_length', 0):>8.1f}{sum(shown['seconds'].values()):>9.0f}"
+    )
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """All rounds, a line each."""
+    return "\n".join([HEADER, *(line(shown) for shown in figures["rounds"])])
+
+
+def _value(figure: Mapping[str, Any] | None, digits: int = 3) -> str:
+    return "-" if not figure or figure["value"] is None else f"{figure['value']:.{digits}f}"
+
+
+def _interval(figure: Mapping[str, Any] | None) -> str:
+    if not figure or figure["value"] is None:
+        return "-"
+    low, high = figure["ci95"]
+    return f"{figure['value']:.3f} [{low:.3f},{high:.3f}]"

@@ -1,0 +1,205 @@
+"""What each stage is given: config, inputs, seed, and the content from outside that decides its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from posttrain import loaders, models, rewards
+from posttrain.recipe import Recipe, RewardEntry
+from posttrain.runner import Artifact, Runner
+from posttrain.schedule import derive_seed
+from posttrain.weighing import REWARD_MODEL
+
+# Temperatures at which the starting model is measured besides the recipe's own: sharpening alone is no progress.
+BASE_TEMPERATURES = [0.7, 0.5, 0.3]
+
+
+class Steps:
+    """One method a stage, called by the loop in `posttrain.rounds`."""
+
+    def __init__(self, recipe: Recipe, runner: Runner) -> None:
+        self.recipe, self.runner = recipe, runner
+        self.number = 0
+        base = models.resolve(recipe.model)
+        self.base = Artifact(f"base-{base.hash[:16]}", base.path)
+        self._outside = {"model": base.hash}
+        self._reward_hashes = {
+            entry.use: rewards.content_hash(entry)
+            for entry in [*recipe.reward, *self._measured()]
+            if entry.use != REWARD_MODEL
+        }
+        self._prompt_hashes = {
+            name: loaders.content_hash(getattr(recipe.prompts, name), recipe.prompts.system)
+            for name in ("train", "dev", "heldout")
+        }
+
+    def begin(self, number: int) -> None:
+        self.number = number
+        self.runner.begin_round(number)
+
+    def end(self, promoted: bool, policy: Artifact) -> None:
+        self.runner.store.link("policy", policy.key) if policy != self.base else None
+        self.runner.end_round(promoted, policy)
+
+    def prompts(self) -> Artifact:
+        recipe = self.recipe
+        sections = [recipe.preferences, recipe.samples, recipe.pairs, recipe.evaluate]
+        return self.runner.stage(
+            "prompts",
+            config={
+                "too_long": recipe.prompts.too_long,
+                "max_new_tokens": max(section.max_new_tokens for section in sections if section),
+            },
+            inputs={"model": self.base},
+            outside=self._prompt_hashes,
+            settings={"prompts": recipe.prompts.model_dump(mode="json")},
+            seed=0,
+        )
+
+    def preferences(self, prompts: Artifact, policy: Artifact, previous: Artifact) -> Artifact:
+        section = self.recipe.preferences
+        assert section
+        return self._judged(
+            "preferences",
+            {"preferences": section.model_dump(mode="json"), "take": self._take("preferences", section.prompts)},
+            {"prompts": prompts, "policy": policy, "previous": previous},
+        )
+
+    def reward_model(self, preferences: Sequence[Artifact]) -> Artifact:
+        section = self.recipe.reward_model
+        assert section
+        tables = {f"preferences_{number}": table for number, table in enumerate(preferences, 1)}
+        return self._trained("reward_model", section, {"model": self.base, **tables})
+
+    def samples(self, prompts: Artifact, policy: Artifact) -> Artifact:
+        section = self.recipe.samples
+        return self.runner.stage(
+            "samples",
+            config={
+                "samples": section.model_dump(mode="json"),
+                "take": self._take("samples", section.prompts),
+                "engine": self._engine(),
+            },
+            inputs={"prompts": prompts, "policy": policy},
+            seed=self._seed("samples"),
+        )
+
+    def scores(self, samples: Artifact, reward_model: Artifact | None) -> Artifact:
+        return self._judged("scores", {}, {"samples": samples}, reward_model)
+
+    def filters(self, scored: Artifact, prompts: Artifact) -> Artifact:
+        return self.runner.stage(
+            "filters",
+            config={"filters": list(self.recipe.filters)},
+            inputs={"scored": scored, "prompts": prompts},
+            seed=self._seed("filters"),
+        )
+
+    def sft(self, kept: Artifact, policy: Artifact) -> Artifact:
+        section = self.recipe.sft
+        assert section
+        return self._trained("sft", section, {"model": policy if section.start == "previous" else self.base, "kept": kept})
+
+    def pairs(self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None) -> Artifact:
+        section = self.recipe.pairs
+        assert section
+        return self._judged(
+            "pairs",
+            {"pairs": section.model_dump(mode="json"), "take": self._take("pairs", section.prompts)},
+            {"prompts": prompts, "policy": policy},
+            reward_model,
+        )
+
+    def dpo(
+        self, policy: Artifact, preferences: Sequence[Artifact], scored: Artifact, pairs: Artifact | None
+    ) -> Artifact:
+        section = self.recipe.dpo
+        assert section
+        latest = preferences[-1] if preferences else None
+        sources = {"preferences": latest, "samples": scored, "pairs": pairs}
+        inputs = {name: source for name in section.pairs_from if (source := sources[name])}
+        return self._trained("dpo", section, {"model": policy, **inputs})
+
+    def evaluate_base(self, prompts: Artifact) -> Artifact | None:
+        if self.recipe.evaluate is None:
+            return None
+        further = [t for t in BASE_TEMPERATURES if t != self.recipe.evaluate.temperature]
+        return self._evaluate(prompts, self.base, None, {"temperatures": further})
+
+    def evaluate(self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None) -> Artifact:
+        return self._evaluate(prompts, policy, reward_model, {})
+
+    def promote(self, candidate: Artifact, incumbent: Artifact) -> bool:
+        decision = self._judged(
+            "promote", {"promote": self.recipe.promote}, {"candidate": candidate, "incumbent": incumbent}
+        )
+        return self.runner.metrics(decision)["promoted"]
+
+    def _evaluate(
+        self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None, further: Mapping[str, Any]
+    ) -> Artifact:
+        assert self.recipe.evaluate
+        section = self.recipe.evaluate.model_dump(mode="json", by_alias=True)
+        section["measure"] = [_entry(entry) for entry in self._measured()]
+        # The same seed in every round: policies are compared on the same draws.
+        return self._judged(
+            "evaluate", {"evaluate": section, **further}, {"prompts": prompts, "policy": policy}, reward_model, seed=0
+        )
+
+    def _judged(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        reward_model: Artifact | None = None,
+        seed: int | None = None,
+    ) -> Artifact:
+        """A stage in which the recipe's rewards judge answers."""
+        uses = {entry.use for entry in self.recipe.reward}
+        if name == "evaluate":
+            uses |= {entry.use for entry in self._measured()}
+        return self.runner.stage(
+            name,
+            config={**config, "rewards": [_entry(entry) for entry in self.recipe.reward], "engine": self._engine()},
+            inputs={**inputs, **({"reward_model": reward_model} if reward_model else {})},
+            outside={_name(use): digest for use, digest in self._reward_hashes.items() if use in uses},
+            settings={"reward_files": {_name(use): use for use in uses if use != REWARD_MODEL}},
+            seed=self._seed(name) if seed is None else derive_seed(self.recipe.seed, name, seed),
+        )
+
+    def _trained(self, name: str, section: Any, inputs: Mapping[str, Artifact]) -> Artifact:
+        model = self.recipe.model.model_dump(mode="json", include={"dtype", "lora"})
+        return self.runner.stage(
+            name,
+            config={name: section.model_dump(mode="json"), "model": model},
+            decides={name: section.key(), "model": model},
+            inputs=inputs,
+            seed=self._seed(name),
+        )
+
+    def _measured(self) -> list[RewardEntry]:
+        return self.recipe.evaluate.measure if self.recipe.evaluate else []
+
+    def _engine(self) -> dict[str, Any]:
+        return self.recipe.engine.model_dump(mode="json")
+
+    def _seed(self, stage: str) -> int:
+        return derive_seed(self.recipe.seed, stage, self.number)
+
+    def _take(self, stream: str, count: int | None) -> dict[str, Any]:
+        """The round's slice of the training prompts: each stream goes through all of them before any comes again."""
+        return {
+            "seed": derive_seed(self.recipe.seed, "prompts", stream),
+            "start": (count or 0) * (self.number - 1),
+            "count": count,
+        }
+
+
+def _name(use: str) -> str:
+    """A reward's name without its folder: where a file lies decides nothing."""
+    return use.rpartition("/")[2]
+
+
+def _entry(entry: RewardEntry) -> dict[str, Any]:
+    return {**entry.model_dump(mode="json", by_alias=True), "use": _name(entry.use)}
