@@ -1,0 +1,89 @@
+"""Quality filters between sampling and training: Arrow batches in, kept rows and dropped rows with a reason out.
+
+    run = filters.run(batches, filters.parse([{"use": "length", "max_tokens": 200}]), FilterContext())
+    for kept, dropped in run:
+        ...
+    run.counts
+
+No torch, no files. A new filter is one class: its keys, and a `start` that gives a judge; then a line in FILTERS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from pydantic import ValidationError
+
+from posttrain.content import did_you_mean
+from posttrain.errors import RecipeError
+from posttrain.filters.base import Filter, FilterContext, Verdict
+from posttrain.filters.contamination import Overlap
+from posttrain.filters.driver import Count, Run, Sifted, dropped_schema
+from posttrain.filters.duplicates import ExactDuplicates
+from posttrain.filters.form import Format, Length
+from posttrain.filters.repetition import Repetition
+from posttrain.filters.rows import message_text
+from posttrain.filters.selection import BestOfK
+
+__all__ = [
+    "FILTERS",
+    "Count",
+    "Filter",
+    "FilterContext",
+    "Run",
+    "Sifted",
+    "Verdict",
+    "dropped_schema",
+    "message_text",
+    "parse",
+    "run",
+]
+
+FILTERS: dict[str, type[Filter]] = {
+    "format": Format,
+    "length": Length,
+    "repetition": Repetition,
+    "exact-duplicates": ExactDuplicates,
+    "overlap": Overlap,
+    "best-of-k": BestOfK,
+}
+
+
+def run(batches: Iterable[pa.RecordBatch], filters: Sequence[Filter], context: FilterContext) -> Run:
+    """Filter rows in a stream, each filter on what the ones before it kept.
+
+    Rows have `prompt` and `completion`, as text or chat messages, those of one prompt together; `prompt_id`,
+    `sample_index`, `n_tokens`, `finish` and `score` are read where they are.
+
+    Raises:
+        InputError: here, when the context lacks what a filter needs; while iterating, when the rows lack it.
+    """
+    return Run(batches, filters, context)
+
+
+def parse(entries: Sequence[Mapping[str, Any]]) -> list[Filter]:
+    """The filters of a recipe's `filters:` list. Raises RecipeError that names the entry and what was meant."""
+    return [_parse_one(f"filters[{index}]", entry) for index, entry in enumerate(entries)]
+
+
+def _parse_one(where: str, entry: Mapping[str, Any]) -> Filter:
+    name = entry.get("use") if isinstance(entry, Mapping) else None
+    if not isinstance(name, str) or name not in FILTERS:
+        meant = did_you_mean(name, FILTERS) if isinstance(name, str) else ""
+        problem = f"unknown filter {name!r}{meant}" if name is not None else "no `use`"
+        raise RecipeError(f"{where}: {problem}", hint=f"filters are {', '.join(FILTERS)}")
+    kind = FILTERS[name]
+    try:
+        return kind.model_validate(dict(entry))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            keys = [key for key in kind.model_fields if key != "use"]
+            hint = f"its keys are {', '.join(keys)}" if keys else "it has none"
+            raise RecipeError(f"{where}: {name} has no key {key!r}{did_you_mean(key, keys)}", hint=hint) from None
+        problem = first["msg"].removeprefix("Value error, ")
+        problem = problem if first["type"] == "value_error" else problem[0].lower() + problem[1:]
+        raise RecipeError(f"{where}: {name}{': ' + key if key else ''}: {problem}") from None

@@ -1,0 +1,52 @@
+"""What a filter is: its keys, what it looks at, and the verdicts it gives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from posttrain.filters.rows import Rows
+
+Scope = Literal["row", "prompt", "corpus"]
+
+
+class Verdict(NamedTuple):
+    """Why a row is dropped. `reason` is one of a few fixed phrases, so that rows can be counted by it."""
+
+    reason: str
+    figure: float | None  # the number that decided
+
+
+# From rows to the verdicts on those that are dropped, by their index among the rows given.
+Judge = Callable[[Rows], Mapping[int, Verdict]]
+
+
+@dataclass(frozen=True)
+class FilterContext:
+    """What a filter may know beside the rows.
+
+    `evaluation_prompts`: the texts of all prompts that are evaluated on, as `rows.message_text` gives them.
+    """
+
+    evaluation_prompts: Sequence[str] = ()
+    seed: int = 0
+
+
+class Filter(BaseModel, ABC):
+    """One filter with its keys. Holds no state: that lives in what `start` returns, for one pass over one corpus.
+
+    `scope` says what a verdict depends on: the `row` alone, all rows of its `prompt` (the driver then never cuts a
+    prompt in two), or all rows of the `corpus` before it. Rows may be filtered in parallel up to `prompt`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    scope: ClassVar[Scope] = "row"
+    use: Any = None  # in each filter a Literal: its name
+
+    @abstractmethod
+    def start(self, context: FilterContext) -> Judge:
+        """A judge for one pass. Raises InputError where the context lacks what the filter needs."""
