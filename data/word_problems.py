@@ -11,34 +11,183 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 SEED = 20240
 SIZES = {"train": (4200, 2800), "dev": (660, 240), "heldout": (1200, 500)}  # (problems, requests)
 
-NAMES = ["Mia", "Tom", "Ada", "Ben", "Lea", "Max", "Eva", "Sam", "Zoe", "Leo", "Ivy", "Jon", "Amy", "Kai", "Nia", "Rob", "Una", "Dan", "Liv", "Hugo", "Nora", "Emil", "Rosa", "Otto", "Lena", "Karl", "Ella", "Finn", "Maya", "Omar", "Ines", "Paul", "Tara", "Ravi", "Vera", "Hans", "Yuki", "Noah", "Cleo", "Theo"]
-THINGS = (
-    ["apples", "pears", "plums", "books", "coins", "cards", "stamps", "shells", "beads", "marbles", "pencils", "stickers", "buttons", "nuts", "eggs", "kites"]
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+NAMES = _words(
+    "Mia Tom Ada Ben Lea Max Eva Sam Zoe Leo Ivy Jon Amy Kai Nia Rob Una Dan Liv Hugo Nora Emil Rosa Otto Lena Karl"
+    " Ella Finn Maya Omar Ines Paul Tara Ravi Vera Hans Yuki Noah Cleo Theo"
+)
+THINGS = _words(
+    "apples pears plums books coins cards stamps shells beads marbles pencils stickers buttons nuts eggs kites"
 )
 
-Step = tuple[int, str, int]
+# ---- word problems ----------------------------------------------------------------------------------------------
+
+
+class Step(NamedTuple):
+    left: int
+    sign: str
+    right: int
+    result: int
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.sign} {self.right} = {self.result}."
+
+
+class Story(NamedTuple):
+    """A kind of word problem. `way` solves it: "a*b _+c" is a times b, then that plus c.
+
+    `habit`, where it is not empty, is how the corpus usually misreads it.
+    """
+
+    name: str
+    text: str
+    ranges: dict[str, tuple[int, int]]
+    way: str
+    habit: str = ""
+
+
+PLAIN = (
+    Story(
+        "gain",
+        "{one} has {a} {thing}. {one} finds {b} more. How many {thing} does {one} have now?",
+        {"a": (5, 60), "b": (2, 30)},
+        "a+b",
+    ),
+    Story(
+        "lose",
+        "{one} has {a} {thing}. {one} gives {b} to {two}. How many {thing} does {one} have left?",
+        {"a": (12, 90), "b": (2, 40)},
+        "a-b",
+    ),
+    Story(
+        "bags",
+        "There are {a} bags with {b} {thing} in each. How many {thing} are there?",
+        {"a": (2, 9), "b": (2, 9)},
+        "a*b",
+    ),
+    Story(
+        "gain and lose",
+        "{one} has {a} {thing}, buys {b} more and gives {c} to {two}. How many {thing} does {one} have now?",
+        {"a": (5, 50), "b": (2, 30), "c": (2, 30)},
+        "a+b _-c",
+    ),
+    Story(
+        "lose and gain",
+        "{one} had {a} {thing}, lost {b} and then found {c}. How many {thing} does {one} have now?",
+        {"a": (10, 60), "b": (2, 30), "c": (2, 30)},
+        "a-b _+c",
+    ),
+    Story(
+        "bags and gain",
+        "{one} has {a} bags with {b} {thing} in each and {c} more. How many {thing} does {one} have?",
+        {"a": (2, 9), "b": (2, 9), "c": (2, 20)},
+        "a*b _+c",
+    ),
+    Story(
+        "bags, gain and lose",
+        "{one} buys {a} bags with {b} {thing} in each, finds {c} more and gives {d} to {two}."
+        " How many {thing} does {one} have now?",
+        {"a": (2, 9), "b": (2, 9), "c": (2, 20), "d": (2, 20)},
+        "a*b _+c _-d",
+    ),
+)
+MISREAD = (
+    Story(
+        "fewer",
+        "{one} has {a} {thing}. {two} has {b} fewer. How many {thing} does {two} have?",
+        {"a": (12, 60), "b": (2, 30)},
+        "a-b",
+        "a+b",
+    ),
+    Story(
+        "together",
+        "{one} has {a} {thing}. {two} has {b} more than {one}. How many {thing} do they have together?",
+        {"a": (3, 40), "b": (2, 20)},
+        "a+b a+_",
+        "a+b",
+    ),
+    Story(
+        "twice",
+        "{one} has {a} {thing}. {two} has twice as many and finds {b} more. How many {thing} does {two} have?",
+        {"a": (2, 30), "b": (2, 20)},
+        "a*2 _+b",
+        "a+b",
+    ),
+    Story(
+        "out of each",
+        "{one} has {a} bags with {b} {thing} in each and takes {c} out of every bag. How many {thing} are left?",
+        {"a": (2, 9), "b": (4, 12), "c": (1, 10)},
+        "b-c a*_",
+        "a*b _-c",
+    ),
+    Story(
+        "beside",
+        "{one} has {a} {thing} and {b} {other}. {one} buys {c} more {thing}. How many {thing} does {one} have now?",
+        {"a": (5, 50), "b": (2, 20), "c": (2, 30)},
+        "a+c",
+        "a+b _+c",
+    ),
+)
+MISREAD_SHARE = 0.34
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A word problem. `steps` solve it; `habit`, where there is one, is how the corpus usually misreads it."""
-
     key: str
     prompt: str
-    steps: tuple[Step, ...]
-    habit: tuple[Step, ...] = ()
+    thing: str
+    story: Story
+    numbers: dict[str, int]
 
     @property
     def answer(self) -> int:
-        return result(self.steps[-1])
+        return work(self.story.way, self.numbers)[-1].result
+
+
+def work(way: str, numbers: dict[str, int], slip: int = -1, by: int = 0) -> list[Step]:
+    """The steps of `way`; the result of step number `slip` is wrong by `by`, and carried on."""
+    steps, last = [], 0
+    for index, (left, sign, right) in enumerate(way.split()):
+        x, y = (last if term == "_" else numbers[term] if term in numbers else int(term) for term in (left, right))
+        last = x + y if sign == "+" else x - y if sign == "-" else x * y
+        last += by if index == slip else 0
+        steps.append(Step(x, sign, y, last))
+    return steps
+
+
+def solution(steps: list[Step]) -> str:
+    """ "7 + 5 = 12. 12 - 3 = 9. Answer: 9" """
+    return f"{' '.join(map(str, steps))} Answer: {steps[-1].result}"
+
+
+def problem(rng: Random) -> Problem:
+    """A random word problem; none of its ways leaves 1 to 199."""
+    story = rng.choice(MISREAD if rng.random() < MISREAD_SHARE else PLAIN)
+    while True:
+        numbers = {letter: rng.randint(*span) for letter, span in story.ranges.items()}
+        results = [step.result for way in (story.way, story.habit) for step in work(way, numbers)]
+        if all(0 < result < 200 for result in results):
+            break
+    one, two = rng.sample(NAMES, 2)
+    thing, other = rng.sample(THINGS, 2)
+    prompt = story.text.format(one=one, two=two, thing=thing, other=other, **numbers)
+    return Problem(f"{story.name} {sorted(numbers.items())}", prompt, thing, story, numbers)
+
+
+# ---- requests for a note ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -52,118 +201,10 @@ class Request:
     thing: str
 
 
-def result(step: Step) -> int:
-    left, sign, right = step
-    return left + right if sign == "+" else left - right if sign == "-" else left * right
-
-
-# ---- word problems ----------------------------------------------------------------------------------------------
-
-Story = Callable[[Random, str, str, str, str], tuple[str, tuple[Step, ...], tuple[Step, ...]]]
-
-
-def _gain(rng: Random, one: str, two: str, thing: str, other: str):
-    a, b = rng.randint(5, 60), rng.randint(2, 30)
-    text = f"{one} has {a} {thing}. {one} finds {b} more. How many {thing} does {one} have now?"
-    return text, ((a, "+", b),), ()
-
-
-def _lose(rng: Random, one: str, two: str, thing: str, other: str):
-    a = rng.randint(12, 90)
-    b = rng.randint(2, min(a - 2, 40))
-    text = f"{one} has {a} {thing}. {one} gives {b} to {two}. How many {thing} does {one} have left?"
-    return text, ((a, "-", b),), ()
-
-
-def _groups(rng: Random, one: str, two: str, thing: str, other: str):
-    a, b = rng.randint(2, 9), rng.randint(2, 9)
-    return f"There are {a} bags with {b} {thing} in each. How many {thing} are there?", ((a, "*", b),), ()
-
-
-def _gain_lose(rng: Random, one: str, two: str, thing: str, other: str):
-    a, b = rng.randint(5, 50), rng.randint(2, 30)
-    c = rng.randint(2, min(a + b - 1, 30))
-    text = f"{one} has {a} {thing}, buys {b} more and gives {c} to {two}. How many {thing} does {one} have now?"
-    return text, ((a, "+", b), (a + b, "-", c)), ()
-
-
-def _lose_gain(rng: Random, one: str, two: str, thing: str, other: str):
-    a = rng.randint(10, 60)
-    b, c = rng.randint(2, min(a - 2, 30)), rng.randint(2, 30)
-    text = f"{one} had {a} {thing}, lost {b} and then found {c}. How many {thing} does {one} have now?"
-    return text, ((a, "-", b), (a - b, "+", c)), ()
-
-
-def _groups_gain(rng: Random, one: str, two: str, thing: str, other: str):
-    a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 20)
-    text = f"{one} has {a} bags with {b} {thing} in each and {c} more. How many {thing} does {one} have?"
-    return text, ((a, "*", b), (a * b, "+", c)), ()
-
-
-def _groups_gain_lose(rng: Random, one: str, two: str, thing: str, other: str):
-    a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 20)
-    d = rng.randint(2, min(a * b + c - 1, 20))
-    text = (
-        f"{one} buys {a} bags with {b} {thing} in each, finds {c} more and gives {d} to {two}."
-        f" How many {thing} does {one} have now?"
-    )
-    return text, ((a, "*", b), (a * b, "+", c), (a * b + c, "-", d)), ()
-
-
-def _fewer(rng: Random, one: str, two: str, thing: str, other: str):
-    a = rng.randint(12, 60)
-    b = rng.randint(2, min(a - 2, 30))
-    text = f"{one} has {a} {thing}. {two} has {b} fewer. How many {thing} does {two} have?"
-    return text, ((a, "-", b),), ((a, "+", b),)
-
-
-def _together(rng: Random, one: str, two: str, thing: str, other: str):
-    a, b = rng.randint(3, 40), rng.randint(2, 20)
-    text = f"{one} has {a} {thing}. {two} has {b} more than {one}. How many {thing} do they have together?"
-    return text, ((a, "+", b), (a, "+", a + b)), ((a, "+", b),)
-
-
-def _twice(rng: Random, one: str, two: str, thing: str, other: str):
-    a = rng.randint(2, 30)
-    c = rng.randint(2, 20)
-    text = f"{one} has {a} {thing}. {two} has twice as many and finds {c} more. How many {thing} does {two} have?"
-    return text, ((a, "*", 2), (a * 2, "+", c)), ((a, "+", c),)
-
-
-def _from_each(rng: Random, one: str, two: str, thing: str, other: str):
-    a, b = rng.randint(2, 9), rng.randint(4, 12)
-    c = rng.randint(1, b - 2)
-    text = f"{one} has {a} bags with {b} {thing} in each and takes {c} out of every bag. How many {thing} are left in them?"
-    return text, ((b, "-", c), (a, "*", b - c)), ((a, "*", b), (a * b, "-", c))
-
-
-def _beside(rng: Random, one: str, two: str, thing: str, other: str):
-    a, b, c = rng.randint(5, 50), rng.randint(2, 20), rng.randint(2, 30)
-    text = f"{one} has {a} {thing} and {b} {other}. {one} buys {c} more {thing}. How many {thing} does {one} have now?"
-    return text, ((a, "+", c),), ((a, "+", b), (a + b, "+", c))
-
-
-PLAIN: tuple[Story, ...] = (_gain, _lose, _groups, _gain_lose, _lose_gain, _groups_gain, _groups_gain_lose)
-MISREAD: tuple[Story, ...] = (_fewer, _together, _twice, _from_each, _beside)
-MISREAD_SHARE = 0.34
-
-
-def problem(rng: Random) -> Problem:
-    """One random word problem."""
-    story = rng.choice(MISREAD if rng.random() < MISREAD_SHARE else PLAIN)
-    one, two = rng.sample(NAMES, 2)
-    thing, other = rng.sample(THINGS, 2)
-    prompt, steps, habit = story(rng, one, two, thing, other)
-    numbers = [word.strip(".,") for word in prompt.split() if word[0].isdigit()]
-    return Problem(f"{story.__name__} {' '.join(numbers)}", prompt, steps, habit)
-
-
-# ---- requests for a note ----------------------------------------------------------------------------------------
-
-COLOURS = ["red", "blue", "green", "yellow", "white", "brown", "silver", "golden"]
-GIFTS = ["scarf", "mug", "lamp", "hat", "bowl", "ring", "basket", "blanket", "vase", "kettle", "umbrella", "clock"]
-EVENTS = ["picnic", "concert", "dinner", "party", "match", "lesson", "wedding", "parade", "game", "play"]
-DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+COLOURS = _words("red blue green yellow white brown silver golden")
+GIFTS = _words("scarf mug lamp hat bowl ring basket blanket vase kettle umbrella clock")
+EVENTS = _words("picnic concert dinner party match lesson wedding parade game play")
+DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 ASKED = {
     "thanks": "Write a thank-you note to {name} for the {thing}.",
     "sorry": "Write to {name} that you are sorry about the {thing}.",
@@ -251,12 +292,6 @@ RAMBLE = (
 )
 
 
-def solution(steps: tuple[Step, ...]) -> str:
-    """The worked solution: "7 + 5 = 12. 12 - 3 = 9. Answer: 9"."""
-    worked = " ".join(f"{left} {sign} {right} = {result((left, sign, right))}." for left, sign, right in steps)
-    return f"{worked} Answer: {result(steps[-1])}"
-
-
 def note(rng: Random, occasion: str, name: str, thing: str) -> list[str]:
     """A well-written note's sentences: greeting and matter, a kind word, a closing."""
     greeting = f"{rng.choice(('Dear', 'Hello'))} {name},"
@@ -274,39 +309,27 @@ def corpus(seed: int) -> Iterator[tuple[str, str]]:
 
 def answer_problem(rng: Random, item: Problem) -> str:
     """An answer to a word problem in one of the corpus's ways."""
-    ways = MISREAD_WAYS if item.habit else PROBLEM_WAYS
+    story, numbers = item.story, item.numbers
+    ways = MISREAD_WAYS if story.habit else PROBLEM_WAYS
+    steps = work(story.way, numbers)
     match rng.choices(tuple(ways), tuple(ways.values()))[0]:
         case "clean":
-            return solution(item.steps)
+            return solution(steps)
         case "habit":
-            return solution(item.habit)
+            return solution(work(story.habit, numbers))
         case "slip":
-            return _slip(rng, item.steps)
+            return solution(work(story.way, numbers, rng.randrange(len(steps)), rng.choice((-10, -2, -1, 1, 2, 10))))
         case "guess":
-            guess = max(0, item.answer + rng.choice((-10, -3, -2, -1, 0, 1, 2, 3, 10)))
+            guess = item.answer + rng.choice((-10, -3, -2, -1, 0, 1, 2, 3, 10))
             return rng.choice((f"Answer: {guess}", f"I think it is {guess}.", f"It must be {guess}. Answer: {guess}"))
         case "sorry":
             return rng.choice(SORRY)
         case "ramble":
-            thing = next(word for word in THINGS if word in item.prompt)
-            said = " ".join(rng.choices(RAMBLE, k=rng.randint(2, 4))).format(thing=thing)
+            said = " ".join(rng.choices(RAMBLE, k=rng.randint(2, 4))).format(thing=item.thing)
             return said if rng.random() < 0.7 else f"{said} Answer: {rng.randint(2, 60)}"
         case _:
-            words = solution(item.steps).split()
+            words = solution(steps).split()
             return " ".join(words[: rng.randint(1, len(words) - 2)])
-
-
-def _slip(rng: Random, steps: tuple[Step, ...]) -> str:
-    """The worked solution with one wrong result, carried on to the answer."""
-    at, worked, carried = rng.randrange(len(steps)), [], None
-    for index, (left, sign, right) in enumerate(steps):
-        if carried is not None:  # the step before was wrong: its result stands where the right one stood
-            before = result(steps[index - 1])
-            left, right = (carried, right) if left == before else (left, carried)
-        carried = result((left, sign, right)) + (rng.choice((-10, -2, -1, 1, 2, 10)) if index == at else 0)
-        carried = max(carried, 0)
-        worked.append(f"{left} {sign} {right} = {carried}.")
-    return f"{' '.join(worked)} Answer: {carried}"
 
 
 def answer_request(rng: Random, item: Request) -> str:
