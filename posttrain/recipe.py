@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 
@@ -343,11 +343,13 @@ class Recipe(Section):
     preferences: Preferences | None = Field(default=None, description="Preference pairs for the reward model.")
     reward_model: RewardModel | None = Field(default=None, description="The reward model.")
     samples: Samples = Field(description="What the filters choose from.")
-    filters: list[dict[str, Any]] = Field(default=[], description="In this order, what drops samples, and why.")
+    filters: list[SerializeAsAny[BaseModel]] = Field(
+        default=[], description="In this order, what drops samples, and why: see posttrain.filters.FILTERS."
+    )
     sft: Sft | None = Field(default=None, description="SFT on what the filters kept.")
     pairs: Pairs | None = Field(default=None, description="Pairs from the policy that SFT made.")
     dpo: Dpo | None = Field(default=None, description="DPO.")
-    evaluate: Evaluate | None = Field(default_factory=Evaluate, description="Figures of each round.")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="Figures of each round.")
     promote: Literal["always", "not-worse", "better"] = Field(
         default="better", description="When a round's policy replaces the last: by a paired test on dev."
     )
@@ -359,11 +361,16 @@ class Recipe(Section):
         samples = given.get("samples") if isinstance(given, dict) else None
         if not isinstance(samples, dict) or "max_new_tokens" not in samples:
             return given
-        given = {"evaluate": {}, **given}
+        given = {"evaluate": {}, **given}  # so that it is filled in there too
         for section in ("preferences", "pairs", "evaluate"):
             if isinstance(given.get(section), dict):
                 given[section] = {"max_new_tokens": samples["max_new_tokens"], **given[section]}
         return given
+
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _parse_filters(cls, given: Any) -> Any:
+        return [_filter(index, entry) for index, entry in enumerate(given)] if isinstance(given, list) else given
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -378,29 +385,26 @@ class Recipe(Section):
                         f"DPO takes pairs from `{source}`, and that section is left out",
                         f"add `{source}:`, name another source, or leave DPO out by `dpo: null`",
                     )
-        if self.evaluate is None and self.promote != "always":
-            complain(("promote",), f"promote: {self.promote} needs `evaluate:`", "or write promote: always")
         return self
 
     def _rewards_fit(self) -> None:
-        seen: set[str] = set()
-        for index, entry in enumerate(self.reward):
-            if entry.name in seen:
-                complain(("reward", index), f"two rewards are called {entry.name!r}", "rename one of the files")
-            seen.add(entry.name)
+        measured = [(("evaluate", "measure", index), entry) for index, entry in enumerate(self.evaluate.measure)]
+        for loc, entry in measured:
+            if entry.is_reward_model or entry.only_for:
+                complain(loc, "`measure` takes reward files, without `for`")
+        names: set[str] = set()
+        for loc, entry in [*((("reward", index), entry) for index, entry in enumerate(self.reward)), *measured]:
+            if entry.name in names:
+                complain(loc, f"two rewards are called {entry.name!r}", "rename a file, or take one entry out")
+            names.add(entry.name)
             if entry.is_reward_model and self.reward_model is None:
-                complain(
-                    ("reward", index), "`reward-model` is used, and there is no `reward_model:` section", _ADD_OR_TAKE
-                )
-            if entry.is_reward_model and entry.function:
-                complain(("reward", index, "function"), "a reward model has no functions")
+                complain(loc, "`reward-model` is used, and there is no `reward_model:` section", _ADD_OR_TAKE)
+            if entry.is_reward_model and (entry.function or entry.only_for):
+                complain(loc, "a reward model has neither `function` nor `for`")
         if all(entry.only_for for entry in self.reward):
             complain(("reward",), "no reward is left to score samples: all are `for: preferences`")
         if self.preferences and all(entry.is_reward_model for entry in self.reward):
             complain(("reward",), "no reward is left to label preferences: the reward model learns from those labels")
-        for index, entry in enumerate(self.evaluate.measure if self.evaluate else []):
-            if entry.is_reward_model or entry.only_for:
-                complain(("evaluate", "measure", index), "`measure` takes reward files, without `for`")
 
     def dump(self) -> str:
         """YAML with every default written out; loading it gives an equal recipe."""
@@ -411,6 +415,38 @@ class Recipe(Section):
         stream = io.StringIO()
         yaml.dump(self.model_dump(mode="json", by_alias=True), stream)
         return "# The recipe as resolved, every default written out.\n" + stream.getvalue()
+
+
+def _filter(index: int, entry: Any) -> BaseModel:
+    from posttrain.filters import FILTERS  # here, since it imports pyarrow
+
+    if isinstance(entry, BaseModel):
+        return entry
+    name = entry.get("use") if isinstance(entry, dict) else None
+    if not isinstance(name, str):
+        complain((index,), "a filter is a mapping with `use: NAME`", f"filters are {', '.join(FILTERS)}")
+    if name not in FILTERS:
+        complain(
+            (index, "use"), f"unknown filter {name!r}{did_you_mean(name, FILTERS)}", f"filters are {', '.join(FILTERS)}"
+        )
+    kind = FILTERS[name]
+    try:
+        return kind.model_validate(entry)
+    except ValidationError as error:
+        problems = []
+        for each in error.errors(include_url=False):
+            problem: PydanticCustomError | str = each["type"]
+            if problem == "extra_forbidden":
+                keys = list(kind.model_fields)
+                near = did_you_mean(str(each["loc"][-1]), keys)
+                hint = None if near else f"keys of {name}: {', '.join(keys)}"
+                problem = PydanticCustomError("unknown_key", "unknown key", {"near": near, "hint": hint})
+            problems.append(
+                InitErrorDetails(
+                    type=problem, loc=(index, *each["loc"]), input=each["input"], ctx=dict(each.get("ctx", {}))
+                )
+            )
+        raise ValidationError.from_exception_data("recipe", problems) from None
 
 
 _ADD_OR_NULL = "add `preferences:`, or leave the reward model out by `reward_model: null`"

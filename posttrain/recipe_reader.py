@@ -271,8 +271,8 @@ def _as_error(tree: Node, problem: Any) -> RecipeError:
         return (node.key_place or place).error(f"{key!r} is missing{f' in {name!r}' if loc else ''}")
     if kind == "recipe":
         return (node.key_place or place).error(problem["msg"], context.get("hint"))
-    if "must" in context:
-        return place.error(f"{name!r} must be {context['must']}, not {said(value)}", context.get("hint"))
+    if kind == "value_error":
+        return place.error(f"{name!r}: {problem['msg'].removeprefix('Value error, ')}")
     if value is None:
         return place.error(f"{name!r} must not be null", "leave the key out to have its default")
     must = problem["msg"].replace("Input should be", "must be").replace("Input should have", "must have")
