@@ -51,9 +51,9 @@ def round_(
     resolved = load(recipe, set_ or [])
     store = Store(run or Path("runs") / resolved.name)
     workers = resolved.compute.workers or os.cpu_count() or 1
-    with store.session(resolved.dump()):
+    with store.session():
         terminal = Terminal(lambda number: print(_last_line(store, number, HEADER), flush=True))
-        runner = Runner(store, launcher, terminal, workers, resolved.name)
+        runner = Runner(store, launcher, terminal, workers, resolved)
         policy = play(resolved, runner, n)
     figures = status(store)
     print(table(figures))
@@ -119,9 +119,7 @@ class Terminal:
             seconds = time.monotonic() - self._started
             rate = done / max(seconds, 1e-9)
             left = (total - done) / rate
-            print(
-                f"\r\x1b[K{self._label} {done}/{total} {unit}  {rate:,.0f}/s  {left:,.0f} s left", end="", flush=True
-            )
+            print(f"\r\x1b[K{self._label} {done}/{total} {unit}  {rate:,.0f}/s  {left:,.0f} s left", end="", flush=True)
 
     def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None:
         start = "\r\x1b[K" if self._live else ""
@@ -142,7 +140,18 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
             f"{name} greedy {figures['greedy']['value'] or 0:.3f} pass@1 {figures['pass@1']['value'] or 0:.3f}"
             for name, figures in metrics.items()
         )
-    names = ("prompts", "pairs", "completions", "mean_length", "rows", "unscored", "steps", "first_loss", "loss", "promoted")
+    names = (
+        "prompts",
+        "pairs",
+        "completions",
+        "mean_length",
+        "rows",
+        "unscored",
+        "steps",
+        "first_loss",
+        "loss",
+        "promoted",
+    )
     parts = [f"{name} {metrics[name]:.4g}" for name in names if isinstance(metrics.get(name), int | float)]
     if stage == "reward_model":
         parts.append(f"held-out pair accuracy {metrics['pair_accuracy']['value'] or 0:.3f}")

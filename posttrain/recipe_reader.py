@@ -187,13 +187,20 @@ def override(text: str, tree: Node, folder: Path) -> Node:
         raise Place(f"--set {text}", folder).error("no value", "write --set key.below=value")
     if not value.strip():
         raise place.error("no value", f"write {name.strip()}=null to take it away")
-    node = parse(value, place)
-    if node is None:
-        raise place.error("no value")
+    node = _set_value(value.strip(), place)
     keys = name.strip().split(".")
     if any(not key for key in keys):
         raise place.error("a key is empty")
     return _wrap(keys, node, tree, place, ())
+
+
+def _set_value(text: str, place: Place) -> Node:
+    """Brackets and quotes are YAML; all else is one plain scalar, so that ` #` or `: ` in a text stay in it."""
+    if text[0] in "[{\"'":
+        return parse(text, place) or Node(None, place)
+    yaml = YAML(typ="safe", pure=True)
+    tag = yaml.resolver.resolve(ScalarNode, text, (True, False))
+    return _Builder(yaml, place).build(ScalarNode(tag, text))
 
 
 def _wrap(keys: list[str], leaf: Node, below: Node | None, place: Place, done: tuple[str, ...]) -> Node:

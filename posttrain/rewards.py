@@ -90,7 +90,7 @@ class Reward:
         few = list(prompts[:4])
         if not few:
             return
-        self.check_columns([name for name in few[0].columns])
+        self.check_columns(list(few[0].columns))
         rows = [(prompt, text) for prompt in few for text in _PROBES]
         self(
             [prompt.messages for prompt, _ in rows],

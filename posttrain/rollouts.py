@@ -12,14 +12,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain import rewards
+from posttrain.recipe import RewardEntry
 from posttrain.rewards import Reward
 from posttrain.sampling.protocol import Engine, Request, SamplingParams, completion_seed
 from posttrain.shards import concatenate, run_shards
+from posttrain.stages import Job
+from posttrain.weighing import REWARD_MODEL
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SAMPLES = pa.schema(
@@ -74,9 +78,15 @@ def judges(job: Job, purpose: Literal["preferences", "scores"]) -> tuple[Judges,
                 model = str(job.inputs["reward_model"])
                 weights[REWARD_MODEL] = entry.weight
         elif purpose == "preferences" or entry.only_for is None:
-            functions.append(load_reward(entry, job))
+            functions += load_rewards([entry], job)
             weights[functions[-1].name] = entry.weight
     return Judges(tuple(functions), model), weights
+
+
+def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[Reward]:
+    """The reward functions of these entries, their files where the job's settings say."""
+    files = job.settings["reward_files"]
+    return [rewards.load(entry.model_copy(update={"use": files[entry.use]})) for entry in entries]
 
 
 @dataclass(frozen=True)
@@ -88,9 +98,7 @@ class Shard:
     judges: Judges
 
 
-def plan(
-    prompts: Sequence[Mapping[str, Any]], sampling: Sampling, judges: Judges, shard_prompts: int
-) -> list[Shard]:
+def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, judges: Judges, shard_prompts: int) -> list[Shard]:
     """Cut prompts into shards of `shard_prompts`, those of like length together, so that little is padded."""
     ordered = sorted(prompts, key=lambda row: (sum(len(m["content"]) for m in row["prompt"]), row["id"]))
     return [
@@ -148,18 +156,16 @@ def judge(samples: pa.Table, judges: Judges) -> pa.Table:
     return samples.set_column(samples.schema.get_field_index("rewards"), "rewards", pa.array(column, pa.string()))
 
 
-def reward_values(
-    rows: Sequence[Mapping[str, Any]], rewards: Sequence[Reward]
-) -> dict[str, Sequence[float | None]]:
+def reward_values(rows: Sequence[Mapping[str, Any]], functions: Sequence[Reward]) -> dict[str, Sequence[float | None]]:
     """What each reward function says of each row: {reward name: one value or None a row}."""
-    if not rewards:
+    if not functions:
         return {}
     parsed = [json.loads(row["columns"]) for row in rows]
     names = list(dict.fromkeys(name for columns in parsed for name in columns))
     columns = {name: [row.get(name) for row in parsed] for name in names}
     prompts = [row["prompt"] for row in rows]
     completions = [row["completion"] for row in rows]
-    return {reward.name: reward(prompts, completions, columns) for reward in rewards}
+    return {reward.name: reward(prompts, completions, columns) for reward in functions}
 
 
 def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[float]:

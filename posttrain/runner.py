@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from posttrain import store
 from posttrain.errors import InputError, PosttrainError
 from posttrain.launch import Launcher
+from posttrain.recipe import Recipe
 from posttrain.stages import STAGES
 
 
@@ -51,7 +52,7 @@ class Runner:
     differs, what it said of later ones is dropped.
     """
 
-    def __init__(self, run: store.Store, launcher: Launcher, watcher: Watcher, workers: int, recipe: str) -> None:
+    def __init__(self, run: store.Store, launcher: Launcher, watcher: Watcher, workers: int, recipe: Recipe) -> None:
         self.store, self.launcher, self.watcher, self.workers = run, launcher, watcher, workers
         self.old: list[dict[str, Any]] = run.read_run().get("rounds", [])
         self.rounds: list[dict[str, Any]] = []
@@ -143,9 +144,9 @@ class Runner:
         known = self.rounds
         if known == self.old[: len(known)]:
             known = self.old
-        run = {"version": 1, "recipe": self.recipe, "rounds": known}
+        run = {"version": 1, "recipe": self.recipe.name, "rounds": known}
         if run != self.store.read_run():
-            self.store.write_run(run)
+            self.store.write_run(run, self.recipe.dump())
 
     def _relative(self, path: Path) -> str:
         return str(path.relative_to(self.store.root)) if path.is_relative_to(self.store.root) else str(path)

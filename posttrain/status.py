@@ -1,4 +1,4 @@
-"""What a run shows: the figures for programs, and the table for people. Reads run.json and manifests, prints nothing."""
+"""What a run shows: figures for programs, a table for people. Reads run.json and manifests, prints nothing."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ def _round(run: Store, entry: Mapping[str, Any]) -> dict[str, Any]:
             **{name: metrics["samples"][name] for name in ("prompts", "completions")},
             **{name: metrics["filters"][name] for name in ("kept", "dropped")},
         }
-    shown["pairs"] = {
-        name: metrics[name]["pairs"] for name in ("preferences", "pairs", "dpo") if name in metrics
-    }
+    shown["pairs"] = {name: metrics[name]["pairs"] for name in ("preferences", "pairs", "dpo") if name in metrics}
     shown["seconds"] = {name: manifest["seconds"] for name, manifest in manifests.items()}
     return shown
 
@@ -60,7 +58,9 @@ def line(shown: Mapping[str, Any]) -> str:
     """One round as a row under `HEADER`."""
     evaluate = shown.get("evaluate") or {}
     heldout, dev = evaluate.get("heldout", {}), evaluate.get("dev", {})
-    best_of = next((name for name in heldout if name.startswith("pass@") and name[5:].isdigit() and name != "pass@1"), "")
+    best_of = next(
+        (name for name in heldout if name.startswith("pass@") and name[5:].isdigit() and name != "pass@1"), ""
+    )
     samples, model = shown.get("samples"), shown.get("reward_model")
     mark = {True: " ✓", False: " ✗", None: " …"}[shown["promoted"]] if shown["round"] else ""
     flow = f"{samples['kept']}/{samples['completions']}" if samples else "-"

@@ -91,7 +91,7 @@ class Steps:
     def filters(self, scored: Artifact, prompts: Artifact) -> Artifact:
         return self.runner.stage(
             "filters",
-            config={"filters": list(self.recipe.filters)},
+            config={"filters": [one.model_dump(mode="json") for one in self.recipe.filters]},
             inputs={"scored": scored, "prompts": prompts},
             seed=self._seed("filters"),
         )
@@ -99,7 +99,8 @@ class Steps:
     def sft(self, kept: Artifact, policy: Artifact) -> Artifact:
         section = self.recipe.sft
         assert section
-        return self._trained("sft", section, {"model": policy if section.start == "previous" else self.base, "kept": kept})
+        start = policy if section.start == "previous" else self.base
+        return self._trained("sft", section, {"model": start, "kept": kept})
 
     def pairs(self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None) -> Artifact:
         section = self.recipe.pairs

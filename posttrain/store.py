@@ -90,9 +90,7 @@ def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
     """
     out = work / "out"
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != MANIFEST)
-    described = {
-        str(path.relative_to(out)): {"size": path.stat().st_size, "sha256": file_hash(path)} for path in files
-    }
+    described = {str(path.relative_to(out)): {"size": path.stat().st_size, "sha256": file_hash(path)} for path in files}
     for path in files:
         fsync(path)
     write_durably(out / MANIFEST, json.dumps({**manifest, "files": described}, indent=1, ensure_ascii=False) + "\n")
@@ -129,8 +127,8 @@ class Store:
         self.work = root / "work"
 
     @contextlib.contextmanager
-    def session(self, recipe: str) -> Iterator[None]:
-        """The run's folder, made if need be and locked, with the resolved recipe in it.
+    def session(self) -> Iterator[None]:
+        """The run's folder, made if need be and locked.
 
         When what the user gave turns out to be wrong before anything was made, nothing is left behind.
         """
@@ -140,7 +138,6 @@ class Store:
         try:
             with self.lock():
                 yield
-                write_durably(self.root / "recipe.yaml", recipe)
         except InputError:
             if new and not any(self.artifacts.iterdir()):
                 shutil.rmtree(self.root)
@@ -169,7 +166,9 @@ class Store:
         path = self.root / "run.json"
         return read_json(path) if path.exists() else {}
 
-    def write_run(self, run: Mapping[str, Any]) -> None:
+    def write_run(self, run: Mapping[str, Any], recipe: str) -> None:
+        """`run.json` says which artifact is what, `recipe.yaml` what they were made from, every default written out."""
+        write_durably(self.root / "recipe.yaml", recipe)
         write_durably(self.root / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
 
     def link(self, name: str, key: str) -> None:

@@ -7,13 +7,31 @@ from typing import Any
 
 from posttrain.records import Completion, FinishReason
 
+_DECODE = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
-def stopped(tokenizer: Any, tokens: Sequence[int], stop: Sequence[str]) -> bool:
-    """Whether the last token completed one of the stop strings."""
-    # Every token adds a byte or more and a character has up to 4: n characters are in the last 4 n tokens.
-    window = 4 * max(len(text) for text in stop) + 4
-    text = tokenizer.decode(list(tokens[-window:]), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return any(part in text for part in stop)
+
+class StopStrings:
+    """Finds stop strings in the last `window` tokens. `may_end`: the only tokens with which one can be complete."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        # Every token adds a byte or more and a character has up to 4: n characters are in the last 4 n tokens.
+        self.window = 4 * max(len(text) for text in stop) + 4
+        ids = range(len(tokenizer))
+        last = {text[-1] for text in stop}
+        if any(character.isspace() for character in last):  # some tokenizers drop a single token's spaces
+            self.may_end = frozenset(ids)
+            return
+        texts = tokenizer.batch_decode([[an_id] for an_id in ids], **_DECODE)
+        broken = "\ufffd"  # part of a character: the rest may come from any neighbour
+        self.may_end = frozenset(
+            an_id for an_id, text in zip(ids, texts, strict=True) if broken in text or last.intersection(text)
+        )
+
+    def ends(self, tokens: Sequence[int]) -> bool:
+        """Whether a stop string stands in the last tokens of an answer."""
+        text = self.tokenizer.decode(list(tokens[-self.window :]), **_DECODE)
+        return any(part in text for part in self.stop)
 
 
 def completions(
@@ -24,9 +42,7 @@ def completions(
     stop: Sequence[str],
 ) -> list[Completion]:
     """Completions from token rows; `ended` says which rows an end token closed (the token is not in the row)."""
-    texts = tokenizer.batch_decode(
-        [list(row) for row in tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
+    texts = tokenizer.batch_decode([list(row) for row in tokens], **_DECODE)
     made: list[Completion] = []
     for row, row_logprobs, row_ended, text in zip(tokens, logprobs, ended, texts, strict=True):
         cut = min((at for at in (text.find(part) for part in stop) if at >= 0), default=-1)

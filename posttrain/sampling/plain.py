@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from posttrain.records import Completion
-from posttrain.sampling.answers import completions, stopped
+from posttrain.sampling.answers import StopStrings, completions
 from posttrain.sampling.draws import draw, uniforms
 from posttrain.sampling.loading import Loaded, check_lengths
 from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
@@ -52,6 +52,7 @@ class PlainEngine:
         tokens: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
         ended, live = [False] * len(prompts), set(range(len(prompts)))
+        stop = StopStrings(loaded.tokenizer, params.stop) if params.stop else None
         cache: Any = None
         for step in range(params.max_new_tokens):
             out = loaded.model(
@@ -73,7 +74,7 @@ class PlainEngine:
                     continue
                 tokens[row].append(an_id)
                 logprobs[row].append(a_logprob)
-                if params.stop and stopped(loaded.tokenizer, tokens[row], params.stop):
+                if stop is not None and stop.ends(tokens[row]):
                     live.discard(row)
             if not live:
                 break

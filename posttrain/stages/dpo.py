@@ -10,20 +10,19 @@ from transformers import AutoTokenizer
 from trl import DPOConfig
 
 from posttrain.errors import EmptyStageError
-from posttrain.recipe import Dpo, Model
+from posttrain.recipe import Dpo
 from posttrain.rollouts import by_prompt
 from posttrain.stages import Job
 from posttrain.stages.pairs import best_worst_pairs
-from posttrain.training.dpo_trainer import Llama3DPOTrainer
 from posttrain.training.lora import lora_config
 from posttrain.training.rows import pair_rows
 from posttrain.training.run import arguments, train
+from posttrain.training.trainers import Llama3DPOTrainer
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model (start and reference), and the sources of pairs named by `dpo.pairs_from`. Writes a model folder."""
+    """Inputs: model (start and reference), and the sources that `dpo.pairs_from` names. Writes a model folder."""
     section = Dpo.model_validate(job.config["dpo"])
-    model = Model.model_validate(job.config["model"])
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     pairs = [row for source in section.pairs_from for row in _pairs(job, source)]
     rows, too_long = pair_rows(tokenizer, pairs, section.trl.get("max_length"), whole=False)
@@ -38,16 +37,15 @@ def run(job: Job) -> dict[str, Any]:
             args=args,
             train_dataset=rows,
             processing_class=tokenizer,
-            peft_config=lora_config(model, TaskType.CAUSAL_LM),
+            peft_config=lora_config(job, TaskType.CAUSAL_LM),
             nll_weight=section.nll_weight,
         ),
-        model,
     )
     return {**metrics, "pairs": len(rows), "too_long": too_long}
 
 
 def _pairs(job: Job, source: str) -> list[dict[str, Any]]:
-    """Rows with prompt, chosen, rejected from one of the stage's inputs; best and worst of K where those are samples."""
+    """Rows with prompt, chosen, rejected from one of the inputs; best and worst of K where those are samples."""
     if source == "samples":
         return list(best_worst_pairs(by_prompt(job.inputs[source] / "scored.parquet"), 0.0, "samples"))
     rows = pq.read_table(job.inputs[source] / "pairs.parquet").to_pylist()

@@ -63,9 +63,7 @@ def run(job: Job) -> dict[str, Any]:
     return {"prompts": len(prompts), "pairs": len(pairs)}
 
 
-def best_worst_pairs(
-    groups: Iterable[list[dict[str, Any]]], margin: float, source: str
-) -> Iterator[dict[str, Any]]:
+def best_worst_pairs(groups: Iterable[list[dict[str, Any]]], margin: float, source: str) -> Iterator[dict[str, Any]]:
     """A pair for each prompt (a group of its samples with their `score`) whose best and worst differ enough."""
     for rows in groups:
         pair = best_and_worst(rows, margin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -50,7 +51,8 @@ def run(job: Job) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     for name in ("train", "dev", "heldout"):
         prompt_set = getattr(sets, name)
-        prompts = loaders.read_prompts(prompt_set, system=sets.system)
+        counts: Counter[str] = Counter()
+        prompts = loaders.read_prompts(prompt_set, sets.system, where=f"prompts.{name}", counts=counts)
         kept = []
         for prompt in prompts:
             length = len(render_prompt(tokenizer, prompt.messages))
@@ -67,7 +69,7 @@ def run(job: Job) -> dict[str, Any]:
         if not kept:
             raise DataError("no prompt is left", file=prompt_set.path or prompt_set.dataset_name)
         _write(kept, job.out / f"{name}.parquet")
-        metrics[name] = {"prompts": len(kept), "too_long": len(prompts) - len(kept)}
+        metrics[name] = {"prompts": len(kept), "too_long": len(prompts) - len(kept), **counts}
     return metrics
 
 

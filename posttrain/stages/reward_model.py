@@ -7,24 +7,24 @@ from typing import Any
 import pyarrow.parquet as pq
 from peft import TaskType
 from transformers import AutoTokenizer
-from trl import RewardConfig, RewardTrainer
+from trl import RewardConfig
 
 from posttrain import statistics
-from posttrain.recipe import Model, RewardModel
+from posttrain.recipe import RewardModel
 from posttrain.rollouts import model_rewards
 from posttrain.stages import Job
 from posttrain.training.lora import lora_config
 from posttrain.training.rows import pair_rows
 from posttrain.training.run import arguments, train
+from posttrain.training.trainers import GroupedRewardTrainer
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model, preferences_1 ... preferences_R. Config: reward_model, model. Writes a model folder with one label.
+    """Inputs: model, preferences_1 ... preferences_R. Config: reward_model, model. Writes a model of one label.
 
     The accuracy is that of the latest preferences' held-out pairs: of the current policy, and never trained on.
     """
     section = RewardModel.model_validate(job.config["reward_model"])
-    model = Model.model_validate(job.config["model"])
     tables = [pq.read_table(job.inputs[name] / "pairs.parquet").to_pylist() for name in _preferences(job)]
     training = [row for table in tables for row in table if row["split"] == "train"]
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
@@ -33,14 +33,13 @@ def run(job: Job) -> dict[str, Any]:
     metrics = train(
         "reward_model",
         job,
-        lambda: RewardTrainer(
+        lambda: GroupedRewardTrainer(
             model=str(job.inputs["model"]),
             args=args,
             train_dataset=rows,
             processing_class=tokenizer,
-            peft_config=lora_config(model, TaskType.SEQ_CLS),
+            peft_config=lora_config(job, TaskType.SEQ_CLS),
         ),
-        model,
     )
     heldout = [row for row in tables[-1] if row["split"] == "heldout"]
     return {

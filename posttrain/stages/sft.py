@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on what passed the filters: cross-entropy on the answer, the prompt masked (Llama 3, 4.1.3)."""
+"""Supervised fine-tuning on what passed the filters: cross-entropy on the answer alone (Llama 3, 4.1.3)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.errors import EmptyStageError
-from posttrain.recipe import Model, Sft
+from posttrain.recipe import Sft
 from posttrain.stages import Job
 from posttrain.training.lora import lora_config
 from posttrain.training.rows import sft_rows
@@ -20,7 +20,6 @@ from posttrain.training.run import arguments, train
 def run(job: Job) -> dict[str, Any]:
     """Inputs: model, kept (filters artifact). Config: sft, model. Writes a model folder."""
     section = Sft.model_validate(job.config["sft"])
-    model = Model.model_validate(job.config["model"])
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     kept = pq.read_table(job.inputs["kept"] / "kept.parquet", columns=["prompt", "completion"]).to_pylist()
     rows, too_long = sft_rows(tokenizer, kept, section.trl.get("max_length"))
@@ -35,8 +34,7 @@ def run(job: Job) -> dict[str, Any]:
             args=args,
             train_dataset=rows,
             processing_class=tokenizer,
-            peft_config=lora_config(model, TaskType.CAUSAL_LM),
+            peft_config=lora_config(job, TaskType.CAUSAL_LM),
         ),
-        model,
     )
     return {**metrics, "rows": len(rows), "too_long": too_long}

@@ -36,7 +36,7 @@ def seal(checkpoint: Path) -> None:
 def is_whole(checkpoint: Path) -> bool:
     try:
         hashes = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
-        return NEEDED <= hashes.keys() and all(
+        return hashes.keys() >= NEEDED and all(
             file_hash(checkpoint / name) == expected for name, expected in hashes.items()
         )
     except (OSError, ValueError, AttributeError):

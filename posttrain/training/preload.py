@@ -8,11 +8,3 @@ import os
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-import datasets
-import pyarrow.parquet
-import torch
-import transformers
-import trl
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LlamaForCausalLM
-from trl import DPOTrainer, RewardTrainer, SFTTrainer

@@ -24,7 +24,7 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], colum
 def sft_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_length: int | None
 ) -> tuple[Dataset, int]:
-    """Rows with `prompt` and `completion` as `input_ids` and `labels` (the prompt masked), and how many were too long."""
+    """Rows with `prompt` and `completion` as `input_ids` and `labels` (the prompt masked), and how many did not fit."""
     prepared = []
     for row in rows:
         prompt, answer = render_prompt(tokenizer, row["prompt"]), answer_ids(tokenizer, row, "completion")
@@ -51,7 +51,5 @@ def pair_rows(
         if whole:
             prepared.append({"chosen_ids": prompt + chosen, "rejected_ids": prompt + rejected, "length": length})
         else:
-            prepared.append(
-                {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "length": length}
-            )
+            prepared.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected, "length": length})
     return Dataset.from_list(prepared), len(rows) - len(prepared)

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from posttrain.errors import StageError
-from posttrain.recipe import Model, Trained
+from posttrain.recipe import Trained
 from posttrain.stages import Job
 from posttrain.training.checkpoints import SealCheckpoints, latest_whole
 
@@ -74,9 +74,7 @@ class Watch(TrainerCallback):
     ) -> None:
         self.job.progress(state.global_step, state.max_steps, "steps")
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         last = state.log_history[-1]
         for name in ("loss", "grad_norm"):
             if not math.isfinite(float(last.get(name, 0.0))):
@@ -86,7 +84,7 @@ class Watch(TrainerCallback):
                 )
 
 
-def train(stage: str, job: Job, make: Callable[[], Trainer], model: Model) -> dict[str, Any]:
+def train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     """Train with the trainer that `make` builds and save the result in `job.out`. Resumes from a whole checkpoint.
 
     Raises:
@@ -101,7 +99,7 @@ def train(stage: str, job: Job, make: Callable[[], Trainer], model: Model) -> di
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not math.isfinite(result.training_loss):
         raise StageError(f"{stage}: the training loss is {result.training_loss}; nothing was published")
-    save(trainer, job.out, model.dtype)
+    save(trainer, job.out, job.config["model"]["dtype"])
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": trainer.state.global_step,

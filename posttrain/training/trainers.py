@@ -1,4 +1,4 @@
-"""TRL's DPO trainer with the term that Llama 3 adds (section 4.1.4)."""
+"""TRL's trainers with what Llama 3 adds: small subclasses, no more than what must be overridden."""
 
 from __future__ import annotations
 
@@ -6,10 +6,25 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from trl import DPOTrainer
+from trl import DPOTrainer, RewardTrainer
 
 
-class Llama3DPOTrainer(DPOTrainer):
+class KeepsLength:
+    """Lets `group_by_length` see the rows' `length`: a trainer drops the columns that its model does not take."""
+
+    _signature_columns: list[str] | None
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # pyright: ignore[reportAttributeAccessIssue] # the trainer's
+        if self._signature_columns is not None and "length" not in self._signature_columns:
+            self._signature_columns.append("length")
+
+
+class GroupedRewardTrainer(KeepsLength, RewardTrainer):
+    """TRL's reward trainer, rows of like length together."""
+
+
+class Llama3DPOTrainer(KeepsLength, DPOTrainer):
     """Adds `nll_weight` × the negative log-likelihood of the chosen answer, per token of it, averaged over sequences.
 
     TRL's own `sft` loss averages over the tokens of the micro-batch, so it depends on how rows are batched; this one

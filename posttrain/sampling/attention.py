@@ -1,0 +1,269 @@
+"""Attention in which the K samples of a prompt share its keys and values.
+
+transformers models call it through `AttentionInterface`; they hold no cache of their own. No mask function is
+registered beside it: without one, transformers builds no mask, and what may be seen is decided here, from the state
+that the engine puts into `active` before each forward.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+NAME = "posttrain_shared_prefix"
+_ATTENDED_TO_NOTHING = torch.finfo(torch.float32).min / 2
+
+
+class Unsupported(Exception):
+    """The model asks of attention what is not built here; the message says what."""
+
+
+class Prefix:
+    """The keys and values of P prompts, right-padded to L: a layer's are (P * kv_heads, L, head_dim)."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
+        self.lengths = torch.tensor(list(lengths), device=device)
+        self.longest = max(lengths)
+        self.even = min(lengths) == self.longest
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def bias(self, steps: int, window: int | None) -> torch.Tensor | None:
+        """What a query `steps` tokens after each prompt's end adds to its scores, (P, L): None where it sees all."""
+        short = window is not None and self.longest + steps >= window
+        if self.even and not short:
+            return None
+        at = torch.arange(self.longest, device=self.lengths.device)
+        hidden = at >= self.lengths[:, None]
+        if short and window is not None:
+            hidden |= at <= self.lengths[:, None] + steps - window
+        return torch.where(hidden, _ATTENDED_TO_NOTHING, 0.0)
+
+    def prefill(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
+    ) -> torch.Tensor:
+        """Causal attention inside the prompts, (P, heads, L, head_dim); keeps keys and values. Right padding is seen
+        by padding alone."""
+        prompts, kv_heads, length, dim = key.shape
+        self.keys[layer] = key.reshape(prompts * kv_heads, length, dim)
+        self.values[layer] = value.reshape(prompts * kv_heads, length, dim)
+        return causal(query, key, value, options)
+
+
+class Options:
+    """What a layer asks for: scaling, sliding window (None: all), soft cap of the scores (None: none)."""
+
+    __slots__ = ("scaling", "softcap", "window")
+
+    def __init__(self, scaling: float, window: int | None, softcap: float | None) -> None:
+        self.scaling, self.window, self.softcap = scaling, window, softcap
+
+
+def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options) -> torch.Tensor:
+    """Causal attention of whole sequences. query: (B, heads, L, D), key and value: (B, kv_heads, L, D)."""
+    length = query.shape[2]
+    narrow = options.window is not None and length > options.window
+    groups = query.shape[1] // key.shape[1]
+    if options.softcap is None and not narrow:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=options.scaling, enable_gqa=groups > 1
+        )
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    at = torch.arange(length, device=query.device)
+    hidden = at[None, :] > at[:, None]
+    if narrow and options.window is not None:
+        hidden |= at[None, :] <= at[:, None] - options.window
+    scores = _capped(torch.matmul(query, key.transpose(2, 3)) * options.scaling, options.softcap)
+    return torch.matmul(_softmax(scores.masked_fill(hidden, _lowest(scores))), value)
+
+
+class Suffixes:
+    """The keys and values of what N rows have sampled so far, and how rows and prompts belong together.
+
+    Rows of a prompt stand together. A layer's tensors are (N * kv_heads, room, head_dim), ordered by prompt, then
+    head, then row, so that the scores of a prompt's rows against its prefix lie as one block (the "grid", which has
+    the width of the prompt with the most rows; the empty places of other prompts are computed and thrown away).
+    """
+
+    def __init__(self, prefix: Prefix, counts: Sequence[int], kv_heads: int, room: int, most: int) -> None:
+        self.prefix, self.kv_heads = prefix, kv_heads
+        self.room, self.most, self.filled = room, most, 0
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        self._bias: dict[int | None, torch.Tensor | None] = {}
+        self._arrange(torch.tensor(list(counts)))
+
+    def _arrange(self, counts: torch.Tensor) -> None:
+        """Index maps for `counts` rows of each prompt of the prefix."""
+        device, heads = self.prefix.lengths.device, self.kv_heads
+        self.counts, rows, width = counts, int(counts.sum()), int(counts.max())
+        self.rows, self.width = rows, width
+        start = counts.cumsum(0) - counts
+        prompt = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        place = torch.arange(rows) - start[prompt]
+        head = torch.arange(heads)
+        # Where (row, head) stands in the order by prompt, head, row; and on the grid.
+        ordered = (start[prompt] * heads)[:, None] + head * counts[prompt][:, None] + place[:, None]
+        from_rows = torch.empty(rows * heads, dtype=torch.long)
+        from_rows[ordered.flatten()] = torch.arange(rows * heads)
+        self.to_rows, self.from_rows = ordered.flatten().to(device), from_rows.to(device)
+        self.grid_of: torch.Tensor | None = None
+        self.on_grid: torch.Tensor | None = None
+        if rows != len(counts) * width:
+            grid = ((prompt[:, None] * heads + head) * width + place[:, None]).flatten()
+            grid_of = grid[from_rows]
+            on_grid = torch.zeros(len(counts) * heads * width, dtype=torch.long)
+            on_grid[grid_of] = torch.arange(rows * heads)
+            self.grid_of, self.on_grid = grid_of.to(device), on_grid.to(device)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Drops every row but those of the ascending indices `rows`, and prompts that have none left."""
+        prompt = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
+        kept = rows.cpu()
+        old_place = self.to_rows.view(-1, self.kv_heads)[rows]
+        counts = torch.bincount(prompt[kept], minlength=len(self.counts))
+        left = counts.nonzero()[:, 0]
+        if len(left) < len(counts):
+            self.prefix = _chosen_prompts(self.prefix, left, self.kv_heads)
+        self._arrange(counts[left])
+        moved = old_place.flatten()[self.from_rows]
+        for store in (self.keys, self.values):
+            for layer, old in store.items():
+                new = old.new_empty(len(moved), *old.shape[1:])
+                torch.index_select(old[:, : self.filled], 0, moved, out=new[:, : self.filled])
+                store[layer] = new
+        self._bias.clear()
+
+    def advance(self) -> None:
+        """Counts the tokens that the last forward stored."""
+        self.filled += 1
+        self._bias.clear()
+
+    def _store(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keys = self.keys.get(layer)
+        if keys is None or self.filled == keys.shape[1]:
+            room = self.room if keys is None else min(2 * keys.shape[1], self.most)
+            for store, like in ((self.keys, key), (self.values, value)):
+                grown = like.new_empty(self.rows * self.kv_heads, room, like.shape[-1])
+                if layer in store:
+                    grown[:, : self.filled] = store[layer]
+                store[layer] = grown
+        keys, values = self.keys[layer], self.values[layer]
+        keys[:, self.filled] = key.reshape(-1, key.shape[-1]).index_select(0, self.from_rows)
+        values[:, self.filled] = value.reshape(-1, value.shape[-1]).index_select(0, self.from_rows)
+        return keys, values
+
+    def decode(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
+    ) -> torch.Tensor:
+        """One new token a row. query: (N, heads, D), key and value: (N, kv_heads, D); returns (N, heads, value_dim)."""
+        rows, heads, dim = query.shape
+        groups, prompts = heads // self.kv_heads, len(self.counts)
+        keys, values = self._store(layer, key, value)
+        first = 0 if options.window is None else max(0, self.filled + 1 - options.window)
+        keys, values = keys[:, first : self.filled + 1], values[:, first : self.filled + 1]
+        prefix_keys, prefix_values = self.prefix.keys[layer], self.prefix.values[layer]
+        longest = prefix_keys.shape[1]
+
+        query = query.reshape(-1, groups * dim).index_select(0, self.from_rows)
+        on_grid = query if self.on_grid is None else query.index_select(0, self.on_grid)
+        shared = _scaled(on_grid.view(prompts * self.kv_heads, -1, dim), prefix_keys, options)
+        bias = self._seen(options.window)
+        if bias is not None:
+            shared.view(prompts, -1, longest).add_(bias[:, None, :].to(shared.dtype))
+        shared = shared.view(-1, groups * longest)
+        if self.grid_of is not None:
+            shared = shared.index_select(0, self.grid_of)
+        own = _scaled(query.view(-1, groups, dim), keys, options)
+        weights = _softmax(torch.cat([shared.view(-1, groups, longest), own], dim=-1))
+
+        out = torch.bmm(weights[..., longest:], values)
+        of_prefix = weights[..., :longest]
+        if self.on_grid is not None:
+            of_prefix = of_prefix.index_select(0, self.on_grid)
+        more = torch.bmm(of_prefix.reshape(prompts * self.kv_heads, -1, longest), prefix_values)
+        more = more.view(-1, groups, values.shape[-1])
+        out += more if self.grid_of is None else more.index_select(0, self.grid_of)
+        return out.view(rows * self.kv_heads, -1).index_select(0, self.to_rows).view(rows, heads, -1)
+
+    def _seen(self, window: int | None) -> torch.Tensor | None:
+        if window not in self._bias:
+            self._bias[window] = self.prefix.bias(self.filled, window)
+        return self._bias[window]
+
+
+def _chosen_prompts(prefix: Prefix, left: torch.Tensor, kv_heads: int) -> Prefix:
+    chosen = Prefix(prefix.lengths[left.to(prefix.lengths.device)].tolist(), prefix.lengths.device)
+    index = left.to(prefix.lengths.device)
+    for store, target in ((prefix.keys, chosen.keys), (prefix.values, chosen.values)):
+        for layer, old in store.items():
+            split = old.view(-1, kv_heads, *old.shape[1:])
+            target[layer] = split[index, :, : chosen.longest].reshape(-1, chosen.longest, old.shape[-1])
+    return chosen
+
+
+def _scaled(query: torch.Tensor, key: torch.Tensor, options: Options) -> torch.Tensor:
+    """(B, Q, D) x (B, L, D) -> (B, Q, L) scores, capped."""
+    empty = query.new_empty(())
+    return _capped(torch.baddbmm(empty, query, key.transpose(1, 2), beta=0, alpha=options.scaling), options.softcap)
+
+
+def _capped(scores: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    return scores if softcap is None else (scores / softcap).tanh_().mul_(softcap)
+
+
+def _softmax(scores: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+
+
+def _lowest(scores: torch.Tensor) -> float:
+    return torch.finfo(scores.dtype).min / 2
+
+
+class _Active(threading.local):
+    prefix: Prefix | None = None
+    cohorts: Sequence[Suffixes] = ()
+
+
+active = _Active()
+
+
+def attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **asked: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls. query: (B, heads, T, D); key, value: (B, kv_heads, T, D). Returns (B, T, heads, D)."""
+    odd = [name for name in ("s_aux", "position_bias", "head_mask", "cache") if asked.get(name) is not None]
+    if odd or attention_mask is not None:
+        raise Unsupported(f"its attention uses {odd[0] if odd else 'a mask of its own'}")
+    options = Options(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    layer = module.layer_idx
+    if active.prefix is not None:
+        return active.prefix.prefill(layer, query, key, value, options).transpose(1, 2), None
+    query, key, value = query[:, :, 0], key[:, :, 0], value[:, :, 0]
+    if len(active.cohorts) == 1:
+        return active.cohorts[0].decode(layer, query, key, value, options)[:, None], None
+    parts, start = [], 0
+    for cohort in active.cohorts:
+        some = slice(start, start + cohort.rows)
+        parts.append(cohort.decode(layer, query[some], key[some], value[some], options))
+        start += cohort.rows
+    return torch.cat(parts)[:, None], None
+
+
+def register() -> None:
+    """Makes `attend` known to transformers under NAME."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)

@@ -1,0 +1,115 @@
+"""Pairing, weighing, figures and the prompt schedule, against numbers worked out by hand."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from posttrain import statistics, weighing
+from posttrain.pairing import across_policies, best_and_worst, level
+from posttrain.schedule import derive_seed, take
+from posttrain.stages.promote import decide
+
+LEVELS = {"significantly_better": 0.75, "better": 0.5, "slightly_better": 0.25}
+
+
+def row(score: float | None, text: str | None = None) -> dict:
+    return {"score": score, "completion": [{"role": "assistant", "content": text or f"answer {score}"}]}
+
+
+def test_margins_become_four_levels() -> None:
+    margins = [1.0, 0.75, 0.74, 0.5, 0.3, 0.1]
+    assert [level(margin, LEVELS) for margin in margins] == [
+        "significantly_better",
+        "significantly_better",
+        "better",
+        "better",
+        "slightly_better",
+        "marginally_better",
+    ]
+
+
+def test_best_and_worst_of_k() -> None:
+    rows = [row(0.2), row(None), row(0.9), row(0.5)]
+    assert best_and_worst(rows, 0.5) == (rows[2], rows[0])
+    assert best_and_worst(rows, 0.8) is None
+    assert best_and_worst([row(1.0, "same"), row(0.0, " same ")], 0.1) is None
+    assert best_and_worst([row(1.0), row(None)], 0.1) is None
+
+
+def test_a_pair_has_one_answer_of_each_policy() -> None:
+    first, second = [row(0.6, "a"), row(0.9, "b")], [row(0.0, "c"), row(1.0, "d")]
+    assert across_policies(first, second) == (first[1], second[0])
+    assert across_policies(second, first) == (first[1], second[0])
+    assert across_policies([row(0.5, "a")], [row(0.5, "b")]) is None
+
+
+def test_a_score_is_the_weighted_mean_of_the_rewards_with_an_opinion() -> None:
+    weights = {"verifier": 1.0, weighing.REWARD_MODEL: 0.2}
+    assert weighing.combine({"verifier": 1.0, weighing.REWARD_MODEL: 3.0}, weights, 3.0, 2.0) == pytest.approx(
+        1.1 / 1.2
+    )
+    assert weighing.combine({"verifier": None, weighing.REWARD_MODEL: 3.0}, weights, 3.0, 2.0) == 0.5
+    assert weighing.combine({"verifier": None}, weights) is None
+
+
+def test_a_reward_model_enters_as_the_sigmoid_of_its_standardised_logit() -> None:
+    mean, deviation = weighing.spread([1.0, 3.0])
+    assert (mean, deviation) == (2.0, 1.0)
+    assert weighing.squash(3.0, mean, deviation) == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_the_interval_of_a_proportion_is_the_papers() -> None:
+    figure = statistics.proportion([1.0] * 60 + [0.0] * 40)
+    half = 1.96 * math.sqrt(0.6 * 0.4 / 100)
+    assert figure == {"value": 0.6, "ci95": [pytest.approx(0.6 - half), pytest.approx(0.6 + half)], "n": 100}
+    assert statistics.proportion([])["value"] is None
+
+
+def test_the_interval_of_a_mean_uses_the_deviation_over_prompts() -> None:
+    figure = statistics.mean([0.0, 0.5, 1.0])
+    assert figure["value"] == 0.5
+    assert figure["ci95"][1] - 0.5 == pytest.approx(1.96 * 0.5 / math.sqrt(3))
+
+
+def test_a_paired_difference_sees_what_separate_intervals_do_not() -> None:
+    old = [i / 100 for i in range(100)]
+    new = [x + 0.01 + 0.001 * (i % 3) for i, x in enumerate(old)]
+    figure = statistics.paired_difference(new, old)
+    assert figure["value"] == pytest.approx(0.01 + 0.001 * 99 / 100)
+    assert 0 < figure["ci95"][0] < figure["value"] < figure["ci95"][1] < 0.012
+
+
+def test_the_gate_reads_the_interval() -> None:
+    gain, draw, loss = ({"ci95": interval} for interval in ([0.01, 0.03], [-0.01, 0.02], [-0.03, -0.01]))
+    assert [decide("better", each) for each in (gain, draw, loss)] == [True, False, False]
+    assert [decide("not-worse", each) for each in (gain, draw, loss)] == [True, True, False]
+    assert [decide("always", each) for each in (gain, draw, loss)] == [True, True, True]
+
+
+PROMPTS = [{"id": f"prompt-{i}"} for i in range(10)]
+
+
+@given(seed=st.integers(0, 2**31), count=st.integers(1, 9), rounds=st.integers(1, 6))
+def test_no_prompt_comes_twice_before_all_are_used_up(seed: int, count: int, rounds: int) -> None:
+    taken = [each["id"] for r in range(rounds) for each in take(PROMPTS, seed, r * count, count)]
+    whole = len(taken) // 10 * 10
+    if count * rounds <= 10:
+        assert len(set(taken)) == len(taken)
+    one = take(PROMPTS, seed, 0, count)
+    assert len({each["id"] for each in one}) == count
+    assert whole <= len(taken)
+
+
+@given(seed=st.integers(0, 2**31), start=st.integers(0, 100), count=st.integers(1, 10))
+def test_a_slice_holds_no_prompt_twice(seed: int, start: int, count: int) -> None:
+    taken = [each["id"] for each in take(PROMPTS, seed, start, count)]
+    assert len(set(taken)) == len(taken) == count
+
+
+def test_seeds_differ_by_every_part() -> None:
+    assert (
+        len({derive_seed(0, "sft", 1), derive_seed(0, "sft", 2), derive_seed(0, "dpo", 1), derive_seed(1, "sft", 1)})
+        == 4
+    )

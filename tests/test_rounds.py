@@ -1,0 +1,209 @@
+"""The loop with fake stages, in seconds: what runs, what is found done, what runs again and why."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from posttrain import store
+from posttrain.errors import EmptyStageError, InputError, LockedError, StageError
+from posttrain.recipe import load
+from posttrain.rounds import play
+from posttrain.runner import Runner, Silent
+from posttrain.status import status, table
+from posttrain.store import Store
+
+FIGURES = {"value": 0.5, "ci95": [0.4, 0.6], "n": 10}
+F = {"greedy": FIGURES, "pass@1": FIGURES, "pass@8": FIGURES, "reward": FIGURES, "mean_length": 20.0}
+METRICS = {
+    "prompts": {},
+    "preferences": {"pairs": 5, "prompts": 10, "labels": {}},
+    "reward_model": {"pairs": 5, "pair_accuracy": FIGURES},
+    "samples": {"prompts": 10, "completions": 80},
+    "scores": {},
+    "filters": {"kept": 7, "dropped": {"format: empty": 73}},
+    "sft": {},
+    "pairs": {"pairs": 4},
+    "dpo": {"pairs": 4},
+    "evaluate": {"dev": F, "heldout": F},
+    "promote": {"promoted": True},
+}
+
+
+class FakeLauncher:
+    """Publishes each stage at once with made-up metrics. `fails(stage)` may raise instead."""
+
+    def __init__(self, promoted: bool = True, fails: Callable[[str], None] = lambda stage: None) -> None:
+        self.ran: list[str] = []
+        self.promoted, self.fails = promoted, fails
+
+    def run(self, folder: Path, workers: int, progress: object) -> None:
+        stage = store.read_json(folder / "stage.json")
+        self.fails(stage["stage"])
+        self.ran.append(stage["stage"])
+        metrics = METRICS[stage["stage"]]
+        if stage["stage"] == "promote":
+            metrics = {"promoted": self.promoted}
+        for path in stage["inputs"].values():
+            assert (folder.parent.parent / path).is_dir()
+        (folder / "out" / "payload").write_text(stage["key"])
+        described = {name: stage[name] for name in ("stage", "key", "input_keys", "outside")}
+        manifest = {**described, "config": stage["decides"], "seconds": 1.0, "metrics": metrics}
+        store.publish(folder, folder.parent.parent / "artifacts", manifest)
+
+
+class Reasons(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def runs_again(self, reason: str) -> None:
+        self.said.append(reason)
+
+
+def go(root: Path, n: int, *overrides: str, launcher: FakeLauncher | None = None) -> tuple[list[str], list[str]]:
+    """Stages that ran, and what was said about running again."""
+    launcher, reasons = launcher or FakeLauncher(), Reasons()
+    recipe = load("quickstart", [*overrides, "model.path=/tmp/lead/base"])
+    run = Store(root)
+    with run.session():
+        play(recipe, Runner(run, launcher, reasons, 1, recipe), n)
+    return launcher.ran, reasons.said
+
+
+ROUND = ["preferences", "reward_model", "samples", "scores", "filters", "sft", "pairs", "dpo", "evaluate", "promote"]
+
+
+def test_each_round_goes_through_all_stages_in_order(tmp_path: Path) -> None:
+    ran, said = go(tmp_path / "run", 2)
+    assert ran == ["prompts", "evaluate", *ROUND, *ROUND]
+    assert said == []
+
+
+def test_a_finished_run_does_no_stage_again_and_more_rounds_are_added(tmp_path: Path) -> None:
+    go(tmp_path / "run", 2)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    assert go(tmp_path / "run", 2) == ([], [])
+    assert go(tmp_path / "run", 1) == ([], [])
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert go(tmp_path / "run", 3) == (ROUND, [])
+
+
+def test_a_changed_key_runs_its_stage_and_what_follows_after_saying_why(tmp_path: Path) -> None:
+    go(tmp_path / "run", 2)
+    ran, said = go(tmp_path / "run", 2, "dpo.learning_rate=3e-4")
+    assert ran == ["dpo", "evaluate", "promote", *ROUND]
+    assert len(said) == 2  # one for the dpo of each round
+    assert said[0].startswith("dpo of round 1 runs again: dpo.learning_rate 0.0001 → 0.0003; then what follows")
+    assert "evaluate of round 1" in said[0]
+    assert "samples of round 2" in said[0]
+
+
+def test_going_back_to_the_old_value_runs_nothing(tmp_path: Path) -> None:
+    go(tmp_path / "run", 2)
+    go(tmp_path / "run", 2, "dpo.learning_rate=3e-4")
+    assert go(tmp_path / "run", 2) == ([], [])
+
+
+def test_what_only_says_how_to_run_changes_no_key(tmp_path: Path) -> None:
+    go(tmp_path / "run", 1)
+    overrides = ["compute.workers=1", "dpo.per_device_train_batch_size=16", "dpo.gradient_accumulation_steps=2"]
+    assert go(tmp_path / "run", 1, *overrides) == ([], [])
+
+
+def test_another_seed_runs_everything_but_reading_the_prompts(tmp_path: Path) -> None:
+    go(tmp_path / "run", 1)
+    ran, _ = go(tmp_path / "run", 1, "seed=1")
+    assert ran == ["evaluate", *ROUND]
+
+
+def test_a_policy_that_is_not_promoted_is_not_sampled_from(tmp_path: Path) -> None:
+    go(tmp_path / "run", 2, launcher=FakeLauncher(promoted=False))
+    rounds = json.loads((tmp_path / "run" / "run.json").read_text())["rounds"]
+    sampled = store.read_json(tmp_path / "run" / "artifacts" / rounds[2]["stages"]["samples"] / "artifact.json")
+    assert sampled["input_keys"]["policy"].startswith("base-")
+    assert rounds[2]["promoted"] is False
+
+
+def test_each_round_samples_from_the_promoted_policy_and_learns_from_all_preferences(tmp_path: Path) -> None:
+    go(tmp_path / "run", 3)
+    run = Store(tmp_path / "run")
+    stages = [entry["stages"] for entry in run.read_run()["rounds"]]
+    assert run.manifest(stages[2]["samples"])["input_keys"]["policy"] == stages[1]["dpo"]
+    assert run.manifest(stages[3]["preferences"])["input_keys"]["previous"] == stages[1]["dpo"]
+    learned = run.manifest(stages[3]["reward_model"])["input_keys"]
+    assert [learned[f"preferences_{n}"] for n in (1, 2, 3)] == [stages[n]["preferences"] for n in (1, 2, 3)]
+    assert learned["model"].startswith("base-")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "stages"),
+    [
+        ("dpo=null", [stage for stage in ROUND if stage != "dpo"]),
+        ("sft=null", [stage for stage in ROUND if stage != "sft"]),
+    ],
+)
+def test_a_stage_is_left_out_by_null(tmp_path: Path, left_out: str, stages: list[str]) -> None:
+    ran, _ = go(tmp_path / "run", 1, left_out)
+    assert ran == ["prompts", "evaluate", *stages]
+
+
+def test_a_stage_that_fails_leaves_what_is_whole_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    def fails(stage: str) -> None:
+        if stage == "sft":
+            raise EmptyStageError("no rows")
+
+    with pytest.raises(StageError):
+        go(tmp_path / "run", 1, launcher=FakeLauncher(fails=fails))
+    ran, _ = go(tmp_path / "run", 1)
+    assert ran == ["sft", "pairs", "dpo", "evaluate", "promote"]
+
+
+def test_wrong_input_leaves_no_trace(tmp_path: Path) -> None:
+    def fails(stage: str) -> None:
+        raise InputError("a prompt is too long")
+
+    with pytest.raises(InputError):
+        go(tmp_path / "run", 1, launcher=FakeLauncher(fails=fails))
+    assert not (tmp_path / "run").exists()
+    go(tmp_path / "run", 1)
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lock")
+    with pytest.raises(InputError):
+        go(tmp_path / "run", 1, "samples.max_new_tokens=50", launcher=FakeLauncher(fails=fails))
+    after = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lock")
+    assert [path for path, _ in before] == [path for path, _ in after]
+    assert [entry for entry in before if entry[0].is_file()] == [entry for entry in after if entry[0].is_file()]
+
+
+def test_two_runs_on_one_folder_the_second_is_told_who_has_it(tmp_path: Path) -> None:
+    run = Store(tmp_path / "run")
+    with run.session(), pytest.raises(LockedError, match="process"):
+        go(tmp_path / "run", 1)
+
+
+def test_a_run_can_be_moved(tmp_path: Path) -> None:
+    go(tmp_path / "run", 1)
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    assert go(tmp_path / "elsewhere", 1) == ([], [])
+    link = tmp_path / "elsewhere" / "round-1" / "sft"
+    assert link.is_symlink()
+    assert (link / "payload").is_file()
+    assert (tmp_path / "elsewhere" / "policy" / "payload").is_file()
+
+
+def test_status_has_the_figures_of_every_round(tmp_path: Path) -> None:
+    go(tmp_path / "run", 2)
+    figures = status(Store(tmp_path / "run"))
+    assert figures["recipe"] == "quickstart"
+    assert [shown["round"] for shown in figures["rounds"]] == [0, 1, 2]
+    last = figures["rounds"][2]
+    assert last["evaluate"]["heldout"]["pass@8"] == FIGURES
+    assert last["samples"] == {"prompts": 10, "completions": 80, "kept": 7, "dropped": {"format: empty": 73}}
+    assert last["reward_model"] == {"pair_accuracy": FIGURES, "pairs": 5}
+    assert set(last["seconds"]) == set(ROUND)
+    assert len(table(figures).splitlines()) == 4
+
+
+def test_status_of_no_run_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="posttrain round"):
+        status(Store(tmp_path))
