@@ -28,7 +28,15 @@ def load_engine(
     Raises:
         ModelError: the folder cannot be loaded, or has no end token.
     """
+    from posttrain.sampling.attention import Unsupported
     from posttrain.sampling.loading import load
     from posttrain.sampling.plain import PlainEngine
+    from posttrain.sampling.shared_prefix import SharedPrefixEngine
 
-    return PlainEngine(load(model_path, dtype, device))
+    loaded = load(model_path, dtype, device)
+    if use == "plain":
+        return PlainEngine(loaded)
+    try:
+        return SharedPrefixEngine(loaded)
+    except Unsupported as error:
+        return PlainEngine(loaded, fallback=f"shared-prefix does not fit {loaded.model.config.model_type}: {error}")

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from posttrain.records import Completion
 from posttrain.sampling import attention
 from posttrain.sampling.answers import StopStrings, completions
+from posttrain.sampling.decoder import SharedDecoder
 from posttrain.sampling.draws import draw, uniforms
 from posttrain.sampling.loading import Loaded, check_lengths
 from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
@@ -24,7 +24,6 @@ from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
 _KEEP_WHILE = 0.8
 # Room for keys is made in doublings from here, so that a long `max_new_tokens` seldom reached costs no memory.
 _FIRST_ROOM = 64
-_PREFILL_TOKENS = 8192
 
 
 @dataclass
@@ -42,7 +41,11 @@ class _Cohort:
 
 
 class SharedPrefixEngine:
-    """See the module. `rows` is how many samples run at once."""
+    """See the module. `rows` is how many samples run at once.
+
+    Raises:
+        attention.Unsupported: the model cannot be run this way; it is left as it was.
+    """
 
     name = "shared-prefix"
     capabilities = Capabilities(token_ids=True, seeds=True, logprobs=True, stop_strings=True)
@@ -50,10 +53,7 @@ class SharedPrefixEngine:
 
     def __init__(self, loaded: Loaded, rows: int = 256) -> None:
         self.loaded, self.rows = loaded, rows
-        attention.register()
-        loaded.model.set_attn_implementation(attention.NAME)
-        config = loaded.model.config.get_text_config()
-        self._kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        self.decoder = SharedDecoder(loaded)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
@@ -68,7 +68,8 @@ class _Run:
     """One call of `generate`."""
 
     def __init__(self, engine: SharedPrefixEngine, requests: Sequence[Request], params: SamplingParams) -> None:
-        self.engine, self.loaded, self.requests, self.params = engine, engine.loaded, requests, params
+        self.loaded, self.decoder, self.rows = engine.loaded, engine.decoder, engine.rows
+        self.requests, self.params = requests, params
         self.device = self.loaded.model.device
         self.stop = StopStrings(self.loaded.tokenizer, params.stop) if params.stop else None
         self.eos = torch.tensor(sorted(self.loaded.eos_ids), device=self.device)
@@ -81,8 +82,8 @@ class _Run:
         """Until nothing waits and nothing runs."""
         while self.waiting or self.cohorts:
             running = sum(cohort.suffixes.rows for cohort in self.cohorts)
-            if self.waiting and running <= self.engine.rows // 2:
-                self._admit(self.engine.rows - running)
+            if self.waiting and running <= self.rows // 2:
+                self._admit(self.rows - running)
             elif self.cohorts:
                 self._step()
 
@@ -93,10 +94,10 @@ class _Run:
             taken.append(self.waiting.pop())
             room -= len(self.requests[taken[-1]].seeds)
         prompts = [self.requests[at].prompt_ids for at in taken]
-        prefix, logits = self._prefill(prompts)
+        prefix, logits = self.decoder.prefill(prompts)
         counts = [len(self.requests[at].seeds) for at in taken]
         most = self.params.max_new_tokens
-        suffixes = attention.Suffixes(prefix, counts, self.engine._kv_heads, min(_FIRST_ROOM, most), most)
+        suffixes = attention.Suffixes(prefix, counts, self.decoder.kv_heads, min(_FIRST_ROOM, most), most)
         repeats = torch.tensor(counts, device=self.device)
         seeds = [seed for at in taken for seed in self.requests[at].seeds]
         cohort = _Cohort(
@@ -109,42 +110,15 @@ class _Run:
         self._take(cohort, torch.repeat_interleave(logits, repeats, dim=0))
         self.cohorts = [one for one in (*self.cohorts, cohort) if one.row_of]
 
-    def _prefill(self, prompts: list[tuple[int, ...]]) -> tuple[attention.Prefix, torch.Tensor]:
-        """The prompts' keys and values, and the logits after each prompt's last token, (prompts, vocab)."""
-        prefix = attention.Prefix([len(prompt) for prompt in prompts], self.device)
-        ids = torch.full((len(prompts), prefix.longest), self.loaded.pad_id)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.tensor(prompt)
-        ids = ids.to(self.device)
-        position = torch.arange(prefix.longest, device=self.device).expand_as(ids)
-        last = prefix.lengths - 1
-        # The head is computed for the last token alone: a hook, as `logits_to_keep` wants one place for all rows.
-        head = self.loaded.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(
-            lambda _, inputs: (inputs[0][torch.arange(len(last), device=self.device), last][:, None],)
-        )
-        attention.active.prefix = prefix
-        try:
-            out = self.loaded.model(input_ids=ids, position_ids=position, use_cache=False)
-        finally:
-            attention.active.prefix = None
-            hook.remove()
-        return prefix, out.logits[:, -1]
-
     def _step(self) -> None:
         """One token for every row."""
         cohorts = self.cohorts
-        ids = torch.cat([cohort.last for cohort in cohorts])[:, None]
-        position = torch.cat([cohort.position for cohort in cohorts])[:, None]
-        attention.active.cohorts = [cohort.suffixes for cohort in cohorts]
-        try:
-            logits = self.loaded.model(input_ids=ids, position_ids=position, use_cache=False).logits[:, -1]
-        finally:
-            attention.active.cohorts = ()
+        last = torch.cat([cohort.last for cohort in cohorts])
+        position = torch.cat([cohort.position for cohort in cohorts])
+        logits = self.decoder.step(last, position, [cohort.suffixes for cohort in cohorts])
         start = 0
         for cohort in cohorts:
             rows = cohort.suffixes.rows
-            cohort.suffixes.advance()
             cohort.position += 1
             self._take(cohort, logits[start : start + rows])
             start += rows
