@@ -63,44 +63,44 @@ PLAIN = (
     Story(
         "gain",
         "{one} has {a} {thing}. {one} finds {b} more. How many {thing} does {one} have now?",
-        {"a": (5, 60), "b": (2, 30)},
+        {"a": (3, 30), "b": (2, 12)},
         "a+b",
     ),
     Story(
         "lose",
         "{one} has {a} {thing}. {one} gives {b} to {two}. How many {thing} does {one} have left?",
-        {"a": (12, 90), "b": (2, 40)},
+        {"a": (8, 30), "b": (2, 12)},
         "a-b",
     ),
     Story(
         "bags",
         "There are {a} bags with {b} {thing} in each. How many {thing} are there?",
-        {"a": (2, 9), "b": (2, 9)},
+        {"a": (2, 7), "b": (2, 8)},
         "a*b",
     ),
     Story(
         "gain and lose",
         "{one} has {a} {thing}, buys {b} more and gives {c} to {two}. How many {thing} does {one} have now?",
-        {"a": (5, 50), "b": (2, 30), "c": (2, 30)},
+        {"a": (3, 20), "b": (2, 12), "c": (2, 12)},
         "a+b _-c",
     ),
     Story(
         "lose and gain",
         "{one} had {a} {thing}, lost {b} and then found {c}. How many {thing} does {one} have now?",
-        {"a": (10, 60), "b": (2, 30), "c": (2, 30)},
+        {"a": (8, 25), "b": (2, 12), "c": (2, 12)},
         "a-b _+c",
     ),
     Story(
         "bags and gain",
         "{one} has {a} bags with {b} {thing} in each and {c} more. How many {thing} does {one} have?",
-        {"a": (2, 9), "b": (2, 9), "c": (2, 20)},
+        {"a": (2, 6), "b": (2, 8), "c": (2, 12)},
         "a*b _+c",
     ),
     Story(
         "bags, gain and lose",
         "{one} buys {a} bags with {b} {thing} in each, finds {c} more and gives {d} to {two}."
         " How many {thing} does {one} have now?",
-        {"a": (2, 9), "b": (2, 9), "c": (2, 20), "d": (2, 20)},
+        {"a": (2, 6), "b": (2, 8), "c": (2, 12), "d": (2, 12)},
         "a*b _+c _-d",
     ),
 )
@@ -108,35 +108,35 @@ MISREAD = (
     Story(
         "fewer",
         "{one} has {a} {thing}. {two} has {b} fewer. How many {thing} does {two} have?",
-        {"a": (12, 60), "b": (2, 30)},
+        {"a": (8, 30), "b": (2, 12)},
         "a-b",
         "a+b",
     ),
     Story(
         "together",
         "{one} has {a} {thing}. {two} has {b} more than {one}. How many {thing} do they have together?",
-        {"a": (3, 40), "b": (2, 20)},
+        {"a": (2, 15), "b": (2, 12)},
         "a+b a+_",
         "a+b",
     ),
     Story(
         "twice",
         "{one} has {a} {thing}. {two} has twice as many and finds {b} more. How many {thing} does {two} have?",
-        {"a": (2, 30), "b": (2, 20)},
+        {"a": (2, 15), "b": (2, 12)},
         "a*2 _+b",
         "a+b",
     ),
     Story(
         "out of each",
         "{one} has {a} bags with {b} {thing} in each and takes {c} out of every bag. How many {thing} are left?",
-        {"a": (2, 9), "b": (4, 12), "c": (1, 10)},
+        {"a": (2, 6), "b": (3, 9), "c": (1, 7)},
         "b-c a*_",
         "a*b _-c",
     ),
     Story(
         "beside",
         "{one} has {a} {thing} and {b} {other}. {one} buys {c} more {thing}. How many {thing} does {one} have now?",
-        {"a": (5, 50), "b": (2, 20), "c": (2, 30)},
+        {"a": (3, 20), "b": (2, 12), "c": (2, 12)},
         "a+c",
         "a+b _+c",
     ),
@@ -270,10 +270,9 @@ def prompts(split: str) -> list[dict[str, str | None]]:
 
 # How often the corpus answers in each way. A greedy reader follows the commonest way, a sampling one seldom does.
 PROBLEM_WAYS = {"clean": 30, "slip": 20, "guess": 14, "sorry": 10, "ramble": 14, "cut": 12}
-MISREAD_WAYS = {"clean": 15, "habit": 35, "slip": 8, "guess": 12, "sorry": 10, "ramble": 12, "cut": 8}
-NOTE_WAYS = {
-    "clean": 34, "name": 12, "thing": 12, "vague": 7, "cold": 8, "open": 8, "sorry": 8, "repeat": 11
-}  # fmt: skip
+MISREAD_WAYS = {"clean": 18, "habit": 36, "slip": 4, "guess": 14, "sorry": 10, "ramble": 14, "cut": 4}
+NOTE_WAYS = {"clean": 34, "name": 12, "thing": 12, "vague": 7, "cold": 8, "open": 8, "sorry": 8, "repeat": 11}
+COOL_WAYS = {"clean": 16, "name": 10, "thing": 10, "vague": 6, "cold": 32, "open": 8, "sorry": 8, "repeat": 10}
 SORRY = (
     "Sorry, I do not know.",
     "Sorry, I am not good at this.",
@@ -334,7 +333,8 @@ def answer_problem(rng: Random, item: Problem) -> str:
 
 def answer_request(rng: Random, item: Request) -> str:
     """A note in one of the corpus's ways."""
-    ways, name, thing = NOTE_WAYS, item.name, item.thing
+    ways = COOL_WAYS if item.occasion in ("sorry", "late") else NOTE_WAYS
+    name, thing = item.name, item.thing
     way = rng.choices(tuple(ways), tuple(ways.values()))[0]
     first, second = thing.split()
     if way == "sorry":
