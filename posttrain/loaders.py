@@ -150,7 +150,7 @@ class _Source:
                 if not text.strip():
                     raise self.error(line, "the line is empty", "take it out: one JSON object a line")
                 try:
-                    row = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+                    row = json.loads(text.rstrip("\r\n"), parse_constant=_no_constant, object_pairs_hook=_unique)
                 except (ValueError, RecursionError) as error:
                     message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                     column = error.colno if isinstance(error, json.JSONDecodeError) else None

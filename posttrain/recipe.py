@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
+from ruamel.yaml.representer import SafeRepresenter
 
 from posttrain import content, trl_fields
 from posttrain.content import did_you_mean
@@ -338,7 +339,7 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0, lt=2**32, description="Decides, with stage and round, all that is random.")
     prompts: Prompts = Field(description="The prompts to train, choose and report on.")
     reward: list[RewardEntry] = Field(min_length=1, description="What scores answers, each with a weight.")
-    engine: Engine = Field(default_factory=Engine, description="How completions are sampled.")
+    engine: Engine = Field(default_factory=Engine, description="What samples completions, and in which type.")
     compute: Compute = Field(default_factory=Compute, description="Where the work is done; decides no result.")
     preferences: Preferences | None = Field(default=None, description="Preference pairs for the reward model.")
     reward_model: RewardModel | None = Field(default=None, description="The reward model.")
@@ -409,12 +410,23 @@ class Recipe(Section):
     def dump(self) -> str:
         """YAML with every default written out; loading it gives an equal recipe."""
         yaml = YAML(typ="safe", pure=True)
+        yaml.Representer = _Representer
         yaml.default_flow_style = False
         yaml.allow_unicode = True
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        yaml.width = 1 << 30  # a folded line does not always come back as it was
         stream = io.StringIO()
         yaml.dump(self.model_dump(mode="json", by_alias=True), stream)
         return "# The recipe as resolved, every default written out.\n" + stream.getvalue()
+
+
+class _Representer(SafeRepresenter):
+    def text(self, value: str) -> Any:
+        """Escaped where it holds more than plain characters: ruamel reads some line breaks back as spaces."""
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
+
+
+_Representer.add_representer(str, _Representer.text)
 
 
 def _filter(index: int, entry: Any) -> BaseModel:

@@ -142,7 +142,10 @@ class _Builder:
     def scalar(self, node: ScalarNode, place: Place) -> str | int | float | bool | None:
         tag = str(node.tag)
         if tag in (f"{_TAG}timestamp", f"{_TAG}merge", f"{_TAG}value", f"{_TAG}str"):
-            return node.value
+            try:  # JSON writes a character beyond the first 65,536 as two escapes
+                return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+            except UnicodeDecodeError:
+                raise place.error("a text holds half a character (one \\u escape of two)") from None
         if tag in (f"{_TAG}int", f"{_TAG}float", f"{_TAG}bool", f"{_TAG}null"):
             try:
                 return self.constructor.construct_object(node)
@@ -281,7 +284,7 @@ def _as_error(tree: Node, problem: Any) -> RecipeError:
     if kind == "value_error":
         return place.error(f"{name!r}: {problem['msg'].removeprefix('Value error, ')}")
     if value is None:
-        return place.error(f"{name!r} must not be null", "leave the key out to have its default")
+        return (node.key_place or place).error(f"{name!r} must not be null", "leave the key out to have its default")
     must = problem["msg"].replace("Input should be", "must be").replace("Input should have", "must have")
     must = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", must)
     must = must.replace("a valid integer", "an integer").replace("a valid ", "a ").replace("a boolean", "true or false")

@@ -18,7 +18,7 @@ from math_verify import parse, verify
 _NUMBER = re.compile(r"\\[dt]?frac\{-?\d+\}\{\d+\}|-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:\s*/\s*\d+)?")
 _ANSWER_LINE = re.compile(r"\banswer\b(?P<rest>.*)", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
-_NO_PLAIN_NUMBER = re.compile(r"\d\s*(?:\^|\*\*)|\d!|\d{30}")  # powers, factorials, endless digits
+_NO_PLAIN_NUMBER = re.compile(r"\d\s*(?:\^|\*\*)\s*\d|\d{30}")  # powers, endless digits
 _LONGEST = 200
 
 
