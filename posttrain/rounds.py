@@ -60,7 +60,7 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
     evaluation, promoted = None, True
     if state.evaluation:
         evaluation = steps.evaluate(prompts, policy, reward_model)
-        promoted = steps.promote(evaluation, state.evaluation)
+        promoted = steps.promote(evaluation, state.evaluation, reward_model)
     state = replace(state, preferences=preferences)
     if promoted:
         state = replace(state, policy=policy, previous=state.policy, evaluation=evaluation)

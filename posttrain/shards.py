@@ -56,7 +56,8 @@ def run_shards(
         for index in missing:
             progress(_do(work, shards[index], paths[index]))
         return paths
-    context = multiprocessing.get_context("forkserver")
+    # A stage is a fresh process with the libraries imported and no thread of torch's yet: workers are forked from it.
+    context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_start_worker) as pool:
         waiting = {pool.submit(_do, work, shards[index], paths[index]) for index in missing}
         while waiting:

@@ -131,9 +131,13 @@ class Steps:
     def evaluate(self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None) -> Artifact:
         return self._evaluate(prompts, policy, reward_model, {})
 
-    def promote(self, candidate: Artifact, incumbent: Artifact) -> bool:
+    def promote(self, candidate: Artifact, incumbent: Artifact, reward_model: Artifact | None) -> bool:
+        by_function = any(not entry.is_reward_model and not entry.only_for for entry in self.recipe.reward)
         decision = self._judged(
-            "promote", {"promote": self.recipe.promote}, {"candidate": candidate, "incumbent": incumbent}
+            "promote",
+            {"promote": self.recipe.promote},
+            {"candidate": candidate, "incumbent": incumbent},
+            None if by_function else reward_model,
         )
         return self.runner.metrics(decision)["promoted"]
 

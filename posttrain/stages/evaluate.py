@@ -7,6 +7,7 @@ those, the reward model's pick of K stands beside the average candidate.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 
 from posttrain import statistics
 from posttrain.recipe import Evaluate
+from posttrain.records import Prompt
 from posttrain.rollouts import Judges, Sampling, by_prompt, judges, load_rewards, plan, run_rollouts
 from posttrain.sampling.protocol import SamplingParams
 from posttrain.schedule import derive_seed
@@ -34,6 +36,7 @@ def run(job: Job) -> dict[str, Any]:
     scoring, weights = judges(job, "scores")
     measures = load_rewards(section.measure, job)
     everything = Judges((*scoring.rewards, *measures), scoring.reward_model)
+    probe(job, everything)
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
 
     def sampling(tag: str, temperature: float) -> Sampling:
@@ -69,6 +72,14 @@ def run(job: Job) -> dict[str, Any]:
         )
         metrics[name] = figures(by_prompt(path, COLUMNS), functions, [measure.name for measure in measures])
     return metrics
+
+
+def probe(job: Job, everything: Judges) -> None:
+    """Ask each reward function once, so that one that fails does so before anything is sampled or trained."""
+    first = pq.read_table(job.inputs["prompts"] / "dev.parquet").slice(0, 4).to_pylist()
+    prompts = [Prompt(tuple(row["prompt"]), json.loads(row["columns"]), row["line"]) for row in first]
+    for reward in everything.rewards:
+        reward.probe(prompts)
 
 
 def figures(

@@ -1,0 +1,135 @@
+"""Do the parts of the loop earn their place? The quickstart against itself with one part changed, over seeds.
+
+    python benchmarks/ablation.py                     # all arms, three seeds; goes on where it was stopped
+    python benchmarks/ablation.py --seeds 0 --n 3     # a quick look
+    python benchmarks/ablation.py --table             # only the table of what is there
+
+The arms of one seed share a run folder, so what they have in common is done once. Figures are on held-out prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ARMS = {
+    "the loop": [],
+    "without DPO": ["dpo=null", "pairs=null"],
+    "without the reward model": ["reward_model=null"],
+    "a random candidate instead of the best": ["filters.5.choose=random", "filters.5.threshold=null"],
+}
+COLUMNS = {
+    "pass@1": lambda heldout: heldout["pass@1"],
+    "greedy": lambda heldout: heldout["greedy"],
+    "notes well written": lambda heldout: heldout["measure"]["notes"]["sampled"],
+}
+
+
+def figures_file(folder: Path, arm: str, seed: int, n: int) -> Path:
+    return folder / f"{arm.replace(' ', '-').replace('@', '')}.seed-{seed}.rounds-{n}.json"
+
+
+def run_seed(folder: Path, seed: int, n: int, workers: int, extra: list[str]) -> None:
+    """Every arm of one seed, one after the other, in one run folder."""
+    for arm, changes in ARMS.items():
+        target = figures_file(folder, arm, seed, n)
+        if target.exists():
+            continue
+        run = folder / f"seed-{seed}"
+        settings = [f"seed={seed}", f"compute.workers={workers}", *extra, *changes]
+        command = [sys.executable, "-m", "posttrain", "round", "quickstart", "--n", str(n), "--run", str(run)]
+        for setting in settings:
+            command += ["--set", setting]
+        with (folder / f"seed-{seed}.log").open("a", encoding="utf-8") as log:
+            print(f"\n=== {arm}", file=log, flush=True)
+            subprocess.run(command, check=True, stdout=log, stderr=log)
+        status = subprocess.run(
+            [sys.executable, "-m", "posttrain", "status", str(run), "--json"], check=True, capture_output=True, text=True
+        )
+        target.write_text(status.stdout, encoding="utf-8")
+        print(f"{arm}, seed {seed}: done", flush=True)
+
+
+def final(status: dict[str, Any]) -> dict[str, Any]:
+    """Held-out figures of the last promoted round."""
+    promoted = [entry for entry in status["rounds"] if entry["promoted"] and entry["evaluate"]]
+    return promoted[-1]["evaluate"]["heldout"]
+
+
+def pooled(figures: list[dict[str, Any]]) -> str:
+    """Mean over seeds with its 95 % interval: that of the prompts within a seed and that of the seeds, added."""
+    values = [figure["value"] for figure in figures]
+    mean = sum(values) / len(values)
+    within = sum(((figure["ci95"][1] - figure["ci95"][0]) / 3.92) ** 2 for figure in figures) / len(figures) ** 2
+    spread = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1) / len(values)
+    half = 1.96 * math.sqrt(within + spread)
+    return f"{mean:.3f} ± {half:.3f}"
+
+
+def table(folder: Path, seeds: list[int], n: int) -> str:
+    lines = [f"| after {n} rounds, held-out, {len(seeds)} seeds | {' | '.join(COLUMNS)} | rounds promoted |"]
+    lines.append("| --- " * (len(COLUMNS) + 2) + "|")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    promoted: dict[str, list[int]] = {}
+    for arm in ARMS:
+        for seed in seeds:
+            path = figures_file(folder, arm, seed, n)
+            if not path.exists():
+                continue
+            status = json.loads(path.read_text(encoding="utf-8"))
+            if arm == "the loop":
+                rows.setdefault("the base", []).append(status["rounds"][0]["evaluate"]["heldout"])
+                promoted.setdefault("the base", []).append(0)
+            rows.setdefault(arm, []).append(final(status))
+            promoted.setdefault(arm, []).append(sum(bool(entry["promoted"]) for entry in status["rounds"][1:]))
+    for arm, found in rows.items():
+        cells = [pooled([column(heldout) for heldout in found]) for column in COLUMNS.values()]
+        lines.append(f"| {arm} | {' | '.join(cells)} | {', '.join(map(str, promoted[arm]))} |")
+    return "\n".join([*lines, "", *picks(folder, seeds, n)])
+
+
+def picks(folder: Path, seeds: list[int], n: int) -> list[str]:
+    """On prompts without an answer: the reward model's pick of K beside the average candidate, first and last round."""
+    lines = ["| notes well written, held-out | seed | average of K | the reward model's pick of K |", "| --- " * 4 + "|"]
+    for seed in seeds:
+        path = figures_file(folder, "the loop", seed, n)
+        if not path.exists():
+            continue
+        rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
+        for number in (1, n):
+            measure = rounds[number]["evaluate"]["heldout"]["measure"]["notes"]
+            cells = [_with_interval(measure[name]) for name in ("sampled", "reward_model_pick")]
+            lines.append(f"| round {number} | {seed} | {' | '.join(cells)} |")
+    return lines
+
+
+def _with_interval(figure: dict[str, Any]) -> str:
+    low, high = figure["ci95"]
+    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--n", type=int, default=6, help="rounds")
+    parser.add_argument("--side-by-side", type=int, default=2, help="seeds at the same time, one process each")
+    parser.add_argument("--set", dest="extra", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--table", action="store_true", help="print the table of what is there and run nothing")
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if not args.table:
+        with ThreadPoolExecutor(args.side_by_side) as pool:
+            for done in [pool.submit(run_seed, args.folder, seed, args.n, 1, args.extra) for seed in args.seeds]:
+                done.result()
+    print(table(args.folder, args.seeds, args.n))
+
+
+if __name__ == "__main__":
+    main()
