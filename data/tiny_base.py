@@ -1,6 +1,6 @@
 """Trains the quickstart's base model from the messy corpus of word_problems.py. Its card is tiny-base/README.md.
 
-    python data/tiny_base.py [FOLDER]     # default: tiny-base beside this file; about ten minutes on one core
+    python data/tiny_base.py [FOLDER]     # default: tiny-base beside this file; about fifteen minutes on one core
 
 Byte-level BPE with digits split one by one, a chat template, and a Llama of under a million parameters. Everything is
 seeded: the same machine gives the same weights each time, another one the same figures within their intervals.

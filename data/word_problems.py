@@ -49,7 +49,8 @@ class Step(NamedTuple):
 class Story(NamedTuple):
     """A kind of word problem. `way` solves it: "a*b _+c" is a times b, then that plus c.
 
-    `habit`, where it is not empty, is how the corpus usually misreads it.
+    `habit`, where there is one, is a misreading, and more common in the corpus than the right way: `often` in a
+    hundred answers.
     """
 
     name: str
@@ -57,50 +58,51 @@ class Story(NamedTuple):
     ranges: dict[str, tuple[int, int]]
     way: str
     habit: str = ""
+    often: int = 0
 
 
 PLAIN = (
     Story(
         "gain",
         "{one} has {a} {thing}. {one} finds {b} more. How many {thing} does {one} have now?",
-        {"a": (3, 30), "b": (2, 12)},
+        {"a": (3, 50), "b": (2, 30)},
         "a+b",
     ),
     Story(
         "lose",
         "{one} has {a} {thing}. {one} gives {b} to {two}. How many {thing} does {one} have left?",
-        {"a": (8, 30), "b": (2, 12)},
+        {"a": (12, 60), "b": (2, 30)},
         "a-b",
     ),
     Story(
         "bags",
         "There are {a} bags with {b} {thing} in each. How many {thing} are there?",
-        {"a": (2, 7), "b": (2, 8)},
+        {"a": (2, 9), "b": (2, 9)},
         "a*b",
     ),
     Story(
         "gain and lose",
         "{one} has {a} {thing}, buys {b} more and gives {c} to {two}. How many {thing} does {one} have now?",
-        {"a": (3, 20), "b": (2, 12), "c": (2, 12)},
+        {"a": (3, 40), "b": (2, 20), "c": (2, 20)},
         "a+b _-c",
     ),
     Story(
         "lose and gain",
         "{one} had {a} {thing}, lost {b} and then found {c}. How many {thing} does {one} have now?",
-        {"a": (8, 25), "b": (2, 12), "c": (2, 12)},
+        {"a": (12, 50), "b": (2, 20), "c": (2, 20)},
         "a-b _+c",
     ),
     Story(
         "bags and gain",
         "{one} has {a} bags with {b} {thing} in each and {c} more. How many {thing} does {one} have?",
-        {"a": (2, 6), "b": (2, 8), "c": (2, 12)},
+        {"a": (2, 8), "b": (2, 9), "c": (2, 20)},
         "a*b _+c",
     ),
     Story(
         "bags, gain and lose",
         "{one} buys {a} bags with {b} {thing} in each, finds {c} more and gives {d} to {two}."
         " How many {thing} does {one} have now?",
-        {"a": (2, 6), "b": (2, 8), "c": (2, 12), "d": (2, 12)},
+        {"a": (2, 8), "b": (2, 9), "c": (2, 15), "d": (2, 15)},
         "a*b _+c _-d",
     ),
 )
@@ -108,40 +110,45 @@ MISREAD = (
     Story(
         "fewer",
         "{one} has {a} {thing}. {two} has {b} fewer. How many {thing} does {two} have?",
-        {"a": (8, 30), "b": (2, 12)},
+        {"a": (12, 50), "b": (2, 20)},
         "a-b",
         "a+b",
+        36,
     ),
     Story(
         "together",
         "{one} has {a} {thing}. {two} has {b} more than {one}. How many {thing} do they have together?",
-        {"a": (2, 15), "b": (2, 12)},
+        {"a": (3, 30), "b": (2, 15)},
         "a+b a+_",
         "a+b",
+        42,
     ),
     Story(
         "twice",
         "{one} has {a} {thing}. {two} has twice as many and finds {b} more. How many {thing} does {two} have?",
-        {"a": (2, 15), "b": (2, 12)},
+        {"a": (2, 25), "b": (2, 15)},
         "a*2 _+b",
         "a+b",
+        46,
     ),
     Story(
         "out of each",
         "{one} has {a} bags with {b} {thing} in each and takes {c} out of every bag. How many {thing} are left?",
-        {"a": (2, 6), "b": (3, 9), "c": (1, 7)},
+        {"a": (2, 8), "b": (3, 10), "c": (1, 7)},
         "b-c a*_",
         "a*b _-c",
+        48,
     ),
     Story(
         "beside",
         "{one} has {a} {thing} and {b} {other}. {one} buys {c} more {thing}. How many {thing} does {one} have now?",
-        {"a": (3, 20), "b": (2, 12), "c": (2, 12)},
+        {"a": (3, 40), "b": (2, 20), "c": (2, 20)},
         "a+c",
         "a+b _+c",
+        44,
     ),
 )
-MISREAD_SHARE = 0.34
+MISREAD_SHARE = 0.28
 
 
 @dataclass(frozen=True)
@@ -270,9 +277,9 @@ def prompts(split: str) -> list[dict[str, str | None]]:
 
 # How often the corpus answers in each way. A greedy reader follows the commonest way, a sampling one seldom does.
 PROBLEM_WAYS = {"clean": 30, "slip": 20, "guess": 14, "sorry": 10, "ramble": 14, "cut": 12}
-MISREAD_WAYS = {"clean": 18, "habit": 36, "slip": 4, "guess": 14, "sorry": 10, "ramble": 14, "cut": 4}
-NOTE_WAYS = {"clean": 34, "name": 12, "thing": 12, "vague": 7, "cold": 8, "open": 8, "sorry": 8, "repeat": 11}
-COOL_WAYS = {"clean": 16, "name": 10, "thing": 10, "vague": 6, "cold": 32, "open": 8, "sorry": 8, "repeat": 10}
+MISREAD_WAYS = {"clean": 54, "habit": 0, "slip": 4, "guess": 14, "sorry": 10, "ramble": 14, "cut": 4}
+NOTE_WAYS = {"clean": 30, "name": 12, "thing": 12, "vague": 7, "cold": 8, "open": 8, "sorry": 8, "repeat": 11}
+COOL_WAYS = {"clean": 12, "name": 10, "thing": 10, "vague": 6, "cold": 32, "open": 8, "sorry": 8, "repeat": 10}
 SORRY = (
     "Sorry, I do not know.",
     "Sorry, I am not good at this.",
@@ -309,7 +316,9 @@ def corpus(seed: int) -> Iterator[tuple[str, str]]:
 def answer_problem(rng: Random, item: Problem) -> str:
     """An answer to a word problem in one of the corpus's ways."""
     story, numbers = item.story, item.numbers
-    ways = MISREAD_WAYS if story.habit else PROBLEM_WAYS
+    ways = PROBLEM_WAYS
+    if story.habit:
+        ways = MISREAD_WAYS | {"clean": MISREAD_WAYS["clean"] - story.often, "habit": story.often}
     steps = work(story.way, numbers)
     match rng.choices(tuple(ways), tuple(ways.values()))[0]:
         case "clean":
