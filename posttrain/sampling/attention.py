@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 NAME = "posttrain_shared_prefix"
-_ATTENDED_TO_NOTHING = torch.finfo(torch.float32).min / 2
+_HIDDEN = torch.finfo(torch.float32).min / 2
+# Room for new keys: the first, and what it grows by, tokens. It is always read whole, gaps would cost more than zeros
+# do (a CPU reads memory with gaps at a quarter of the speed); and products of fewer than 400 terms take a slow path.
+_ROOM, _GROWTH = 16, 8
 
 
 class Unsupported(Exception):
@@ -40,7 +43,7 @@ class Prefix:
         hidden = at >= self.lengths[:, None]
         if short and window is not None:
             hidden |= at <= self.lengths[:, None] + steps - window
-        return torch.where(hidden, _ATTENDED_TO_NOTHING, 0.0)
+        return torch.where(hidden, _HIDDEN, 0.0)
 
     def prefill(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
@@ -77,22 +80,22 @@ def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options:
     if narrow and options.window is not None:
         hidden |= at[None, :] <= at[:, None] - options.window
     scores = _capped(torch.matmul(query, key.transpose(2, 3)) * options.scaling, options.softcap)
-    return torch.matmul(_softmax(scores.masked_fill(hidden, _lowest(scores))), value)
+    return torch.matmul(_softmax(scores.masked_fill(hidden, _hidden(scores))), value)
 
 
 class Suffixes:
     """The keys and values of what N rows have sampled so far, and how rows and prompts belong together.
 
-    Rows of a prompt stand together. A layer's tensors are (N * kv_heads, room, head_dim), ordered by prompt, then
-    head, then row, so that the scores of a prompt's rows against its prefix lie as one block (the "grid", which has
-    the width of the prompt with the most rows; the empty places of other prompts are computed and thrown away).
+    Rows of a prompt stand together. A layer's tensors are (N * kv_heads, room, head_dim), zero from `filled` on,
+    ordered by prompt, then head, then row, so that the scores of a prompt's rows against its prefix lie as one block
+    (the "grid", as wide as the most rows of any prompt; the empty places of others are computed and thrown away).
     """
 
-    def __init__(self, prefix: Prefix, counts: Sequence[int], kv_heads: int, room: int, most: int) -> None:
-        self.prefix, self.kv_heads = prefix, kv_heads
-        self.room, self.most, self.filled = room, most, 0
+    def __init__(self, prefix: Prefix, counts: Sequence[int], kv_heads: int) -> None:
+        self.prefix, self.kv_heads, self.filled = prefix, kv_heads, 0
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
+        self._pick: torch.Tensor | None = None
         self._bias: dict[int | None, torch.Tensor | None] = {}
         self._arrange(torch.tensor(list(counts)))
 
@@ -110,6 +113,7 @@ class Suffixes:
         from_rows = torch.empty(rows * heads, dtype=torch.long)
         from_rows[ordered.flatten()] = torch.arange(rows * heads)
         self.to_rows, self.from_rows = ordered.flatten().to(device), from_rows.to(device)
+        self._pick: torch.Tensor | None = None
         self.grid_of: torch.Tensor | None = None
         self.on_grid: torch.Tensor | None = None
         if rows != len(counts) * width:
@@ -132,9 +136,7 @@ class Suffixes:
         moved = old_place.flatten()[self.from_rows]
         for store in (self.keys, self.values):
             for layer, old in store.items():
-                new = old.new_empty(len(moved), *old.shape[1:])
-                torch.index_select(old[:, : self.filled], 0, moved, out=new[:, : self.filled])
-                store[layer] = new
+                store[layer] = old.index_select(0, moved)
         self._bias.clear()
 
     def advance(self) -> None:
@@ -143,51 +145,81 @@ class Suffixes:
         self._bias.clear()
 
     def _store(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keys = self.keys.get(layer)
-        if keys is None or self.filled == keys.shape[1]:
-            room = self.room if keys is None else min(2 * keys.shape[1], self.most)
+        room = self.keys[layer].shape[1] if layer in self.keys else 0
+        if self.filled == room:
+            room += _GROWTH * max(1, room // (4 * _GROWTH)) if room else _ROOM
             for store, like in ((self.keys, key), (self.values, value)):
-                grown = like.new_empty(self.rows * self.kv_heads, room, like.shape[-1])
+                grown = like.new_empty(len(like), room, like.shape[-1])
+                grown[:, self.filled :] = 0
                 if layer in store:
                     grown[:, : self.filled] = store[layer]
                 store[layer] = grown
         keys, values = self.keys[layer], self.values[layer]
-        keys[:, self.filled] = key.reshape(-1, key.shape[-1]).index_select(0, self.from_rows)
-        values[:, self.filled] = value.reshape(-1, value.shape[-1]).index_select(0, self.from_rows)
+        keys[:, self.filled] = key
+        values[:, self.filled] = value
         return keys, values
 
     def decode(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
         """One new token a row. query: (N, heads, D), key and value: (N, kv_heads, D); returns (N, heads, value_dim)."""
-        rows, heads, dim = query.shape
-        groups, prompts = heads // self.kv_heads, len(self.counts)
+        groups = query.shape[1] // self.kv_heads
+        out = self.decode_ordered(
+            layer,
+            query.reshape(-1, groups * query.shape[-1]).index_select(0, self.from_rows),
+            key.reshape(-1, key.shape[-1]).index_select(0, self.from_rows),
+            value.reshape(-1, value.shape[-1]).index_select(0, self.from_rows),
+            options,
+        )
+        return self.in_rows(out).view(*query.shape[:2], -1)
+
+    def in_rows(self, out: torch.Tensor) -> torch.Tensor:
+        """(N * kv_heads, dim) in this class's order as (N, kv_heads * dim)."""
+        return out.index_select(0, self.to_rows).view(self.rows, -1)
+
+    def decode_ordered(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
+    ) -> torch.Tensor:
+        """The same in this class's order. query: (N * kv_heads, groups * D), key and value: (N * kv_heads, D)."""
+        dim, value_dim, blocks = key.shape[-1], value.shape[-1], len(self.counts) * self.kv_heads
         keys, values = self._store(layer, key, value)
-        first = 0 if options.window is None else max(0, self.filled + 1 - options.window)
-        keys, values = keys[:, first : self.filled + 1], values[:, first : self.filled + 1]
         prefix_keys, prefix_values = self.prefix.keys[layer], self.prefix.values[layer]
         longest = prefix_keys.shape[1]
+        groups = query.shape[-1] // dim
 
-        query = query.reshape(-1, groups * dim).index_select(0, self.from_rows)
         on_grid = query if self.on_grid is None else query.index_select(0, self.on_grid)
-        shared = _scaled(on_grid.view(prompts * self.kv_heads, -1, dim), prefix_keys, options)
+        shared = _scaled(on_grid.view(blocks, -1, dim), prefix_keys, options)
         bias = self._seen(options.window)
         if bias is not None:
-            shared.view(prompts, -1, longest).add_(bias[:, None, :].to(shared.dtype))
+            shared.view(len(self.counts), -1, longest).add_(bias[:, None, :].to(shared.dtype))
         shared = shared.view(-1, groups * longest)
         if self.grid_of is not None:
             shared = shared.index_select(0, self.grid_of)
         own = _scaled(query.view(-1, groups, dim), keys, options)
+        own[..., self.filled + 1 :] = _hidden(own)
+        if options.window is not None and self.filled >= options.window:
+            own[..., : self.filled + 1 - options.window] = _hidden(own)
         weights = _softmax(torch.cat([shared.view(-1, groups, longest), own], dim=-1))
 
         out = torch.bmm(weights[..., longest:], values)
         of_prefix = weights[..., :longest]
         if self.on_grid is not None:
             of_prefix = of_prefix.index_select(0, self.on_grid)
-        more = torch.bmm(of_prefix.reshape(prompts * self.kv_heads, -1, longest), prefix_values)
-        more = more.view(-1, groups, values.shape[-1])
+        more = torch.bmm(of_prefix.reshape(blocks, -1, longest), prefix_values).view(-1, groups, value_dim)
         out += more if self.grid_of is None else more.index_select(0, self.grid_of)
-        return out.view(rows * self.kv_heads, -1).index_select(0, self.to_rows).view(rows, heads, -1)
+        return out.view(-1, groups * value_dim)
+
+    def pick(self, heads: int) -> torch.Tensor:
+        """Which of the (N * (heads + 2 * kv_heads)) head vectors of N rows of joint projections stand where in this
+        class's order: first those of the queries, then the keys', then the values'."""
+        if self._pick is None:
+            kv_heads, groups = self.kv_heads, heads // self.kv_heads
+            start = self.from_rows // kv_heads * (heads + 2 * kv_heads)
+            head = self.from_rows % kv_heads
+            of_group = torch.arange(groups, device=start.device)
+            queries = (start + head * groups)[:, None] + of_group
+            self._pick = torch.cat([queries.flatten(), start + heads + head, start + heads + kv_heads + head])
+        return self._pick
 
     def _seen(self, window: int | None) -> torch.Tensor | None:
         if window not in self._bias:
@@ -219,7 +251,7 @@ def _softmax(scores: torch.Tensor) -> torch.Tensor:
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
-def _lowest(scores: torch.Tensor) -> float:
+def _hidden(scores: torch.Tensor) -> float:
     return torch.finfo(scores.dtype).min / 2
 
 

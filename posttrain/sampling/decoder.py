@@ -1,45 +1,122 @@
-"""A transformers model driven by shared-prefix attention, and the check that it then still is the same model."""
+"""A model driven by shared-prefix attention: a lean form where there is one, else transformers' own forward.
+
+Either is first compared with the plain model, and refused where it would not be the same function.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
 from posttrain.sampling import attention
+from posttrain.sampling.attention import Options, Prefix, Suffixes, Unsupported
+from posttrain.sampling.lean import LeanLlama
 from posttrain.sampling.loading import Loaded
+from posttrain.sampling.products import quicken
 
 
-class SharedDecoder:
-    """Two forwards: `prefill` for prompts, `step` for one token of every running row.
+class Decoder(Protocol):
+    """Two forwards: `prefill` for prompts, `step` for one token of every running row."""
+
+    kv_heads: int
+    device: torch.device
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
+        """The prompts' keys and values, and the logits after each prompt's last token, (prompts, vocab)."""
+        ...
+
+    def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
+        """Feeds one token a row, the rows of all cohorts one after the other; the next logits, (rows, vocab)."""
+        ...
+
+
+def fitting_decoder(loaded: Loaded) -> Decoder:
+    """The fastest decoder that is the same function as the model, which it may change in place.
 
     Raises:
-        attention.Unsupported: the model's logits would not be its own; it is left as it was.
+        Unsupported: none is; the model still serves the plain engine.
     """
+    model, on_cpu = loaded.model, loaded.model.device.type == "cpu"
+    probe = _Probe(loaded)
+    try:
+        # On a CPU the weights are float32 here, so that the comparison can be strict whatever is computed in later.
+        probe.compare(LeanDecoder(loaded, torch.float32 if on_cpu else loaded.dtype))
+        return LeanDecoder(loaded, loaded.dtype)
+    except Unsupported:
+        pass
+    before = model.config.get_text_config()._attn_implementation
+    try:
+        decoder = HookedDecoder(loaded)
+        probe.compare(decoder)
+    except Exception as error:
+        model.set_attn_implementation(before)
+        if isinstance(error, Unsupported):
+            raise
+        raise Unsupported(f"its forward failed with shared prefixes: {error}") from error
+    if on_cpu:
+        quicken(model, loaded.dtype)
+    return decoder
+
+
+class LeanDecoder:
+    """`LeanLlama` with its attention."""
+
+    def __init__(self, loaded: Loaded, dtype: torch.dtype) -> None:
+        self.model, self.pad_id, self.device = LeanLlama(loaded.model, dtype), loaded.pad_id, loaded.model.device
+        self.kv_heads = self.model.kv_heads
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
+        """See `Decoder`."""
+        prefix, ids, position = _padded(prompts, self.pad_id, self.device)
+        model = self.model
+
+        def attend(layer: int, joint: torch.Tensor, options: Options) -> torch.Tensor:
+            heads = joint.view(*ids.shape, -1, model.dim).transpose(1, 2)
+            query, key, value = heads.split([model.heads, model.kv_heads, model.kv_heads], dim=1)
+            return prefix.prefill(layer, query, key, value, options).transpose(1, 2).reshape(len(joint), -1)
+
+        stream = model(ids.flatten(), position.flatten(), prefix.longest, attend).view(*ids.shape, -1)
+        row = torch.arange(len(prompts), device=self.device)
+        return prefix, model.logits(stream[row, prefix.lengths - 1])
+
+    def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
+        """See `Decoder`."""
+        model = self.model
+
+        def attend(layer: int, joint: torch.Tensor, options: Options) -> torch.Tensor:
+            parts, start = [], 0
+            for cohort in cohorts:
+                queries = cohort.rows * model.heads
+                heads = joint[start : start + cohort.rows].view(-1, model.dim)
+                heads = heads.index_select(0, cohort.pick(model.heads))
+                key, value = heads[queries:].chunk(2)
+                query = heads[:queries].view(len(key), -1)
+                parts.append(cohort.in_rows(cohort.decode_ordered(layer, query, key, value, options)))
+                start += cohort.rows
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        longest = max(cohort.prefix.longest + cohort.filled + 1 for cohort in cohorts)
+        stream = model(token, position, longest, attend)
+        for cohort in cohorts:
+            cohort.advance()
+        return model.logits(stream)
+
+
+class HookedDecoder:
+    """transformers' forward, its attention replaced."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self.model, self.pad_id = loaded.model, loaded.pad_id
-        self.device = loaded.model.device
+        self.model, self.pad_id, self.device = loaded.model, loaded.pad_id, loaded.model.device
         config = loaded.model.config.get_text_config()
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        before = config._attn_implementation
         attention.register()
-        try:
-            self._check(before)
-        except Exception as error:
-            loaded.model.set_attn_implementation(before)
-            if isinstance(error, attention.Unsupported):
-                raise
-            raise attention.Unsupported(f"its forward failed with shared prefixes: {error}") from error
+        loaded.model.set_attn_implementation(attention.NAME)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[attention.Prefix, torch.Tensor]:
-        """The prompts' keys and values, and the logits after each prompt's last token, (prompts, vocab)."""
-        prefix = attention.Prefix([len(prompt) for prompt in prompts], self.device)
-        ids = torch.full((len(prompts), prefix.longest), self.pad_id)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.tensor(prompt)
-        ids = ids.to(self.device)
-        position = torch.arange(prefix.longest, device=self.device).expand_as(ids)
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
+        """See `Decoder`."""
+        prefix, ids, position = _padded(prompts, self.pad_id, self.device)
         row, last = torch.arange(len(prompts), device=self.device), prefix.lengths - 1
         # The head is computed for the last token alone: a hook, as `logits_to_keep` wants one place for all rows.
         head = self.model.get_output_embeddings()
@@ -52,8 +129,8 @@ class SharedDecoder:
             hook.remove()
         return prefix, out.logits[:, -1]
 
-    def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[attention.Suffixes]) -> torch.Tensor:
-        """Feeds one token a row, the rows of all cohorts one after the other; the next logits, (rows, vocab)."""
+    def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
+        """See `Decoder`."""
         attention.active.cohorts = cohorts
         try:
             out = self.model(input_ids=token[:, None], position_ids=position[:, None], use_cache=False)
@@ -63,32 +140,46 @@ class SharedDecoder:
             cohort.advance()
         return out.logits[:, -1]
 
-    @torch.inference_mode()
-    def _check(self, before: str) -> None:
-        """Compares logits with the plain model's: two prompts, two and one samples, four tokens each."""
+
+def _padded(
+    prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device
+) -> tuple[Prefix, torch.Tensor, torch.Tensor]:
+    """An empty prefix, and ids and positions padded on the right, (prompts, longest)."""
+    prefix = Prefix([len(prompt) for prompt in prompts], device)
+    rows = [list(prompt) + [pad_id] * (prefix.longest - len(prompt)) for prompt in prompts]
+    ids = torch.tensor(rows, device=device)
+    return prefix, ids, torch.arange(prefix.longest, device=device).expand_as(ids)
+
+
+class _Probe:
+    """Two prompts, two and one samples of four tokens; the logits that the plain model gives for each."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.model = loaded.model
         vocab = self.model.get_output_embeddings().weight.shape[0]
-        texts = [[(7 * at + 11 * row + 3) % vocab for at in range(14 - 5 * (row == 2))] for row in range(3)]
-        texts[1][:10] = texts[0][:10]
-        wanted = []
-        for text in texts:
-            ids = torch.tensor([text], device=self.device)
-            wanted.append(self.model(input_ids=ids, use_cache=False).logits[0, -5:])
-        self.model.set_attn_implementation(attention.NAME)
-        prefix, first = self.prefill([texts[0][:10], texts[2][:5]])
-        suffixes = attention.Suffixes(prefix, [2, 1], self.kv_heads, 4, 4)
-        position = torch.tensor([10, 10, 5], device=self.device)
+        self.texts = [[(7 * at + 11 * row + 3) % vocab for at in range(14 - 5 * (row == 2))] for row in range(3)]
+        self.texts[1][:10] = self.texts[0][:10]
+        with torch.inference_mode():
+            self.wanted = [
+                self.model(input_ids=torch.tensor([text], device=self.model.device), use_cache=False)
+                .logits[0, -5:]
+                .float()
+                for text in self.texts
+            ]
+
+    @torch.inference_mode()
+    def compare(self, decoder: Decoder) -> None:
+        """Raises Unsupported where the decoder's logits are not the plain model's."""
+        prefix, first = decoder.prefill([self.texts[0][:10], self.texts[2][:5]])
+        suffixes = Suffixes(prefix, [2, 1], decoder.kv_heads)
+        position = torch.tensor([10, 10, 5], device=decoder.device)
         got = [first[[0, 0, 1]]]
         for step in range(4):
-            token = torch.tensor([text[step - 4] for text in texts], device=self.device)
-            got.append(self.step(token, position + step, [suffixes]))
-        for row, theirs in enumerate(wanted):
+            token = torch.tensor([text[step - 4] for text in self.texts], device=decoder.device)
+            got.append(decoder.step(token, position + step, [suffixes]))
+        tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
+        for row, theirs in enumerate(self.wanted):
             ours = torch.stack([logits[row] for logits in got]).float()
-            exact = _is_float32(self.model)
-            apart = (ours - theirs.float()).abs().max().item()
-            allowed = (1e-4 if exact else 5e-2) * (1 + theirs.abs().max().item())
-            if not apart <= allowed:
-                raise attention.Unsupported(f"its logits differ from the plain model's by {apart:.2g} (start-up check)")
-
-
-def _is_float32(model: torch.nn.Module) -> bool:
-    return all(part.dtype == torch.float32 for part in model.parameters())
+            apart, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
+            if not apart <= tolerance * size:
+                raise Unsupported(f"its logits differ from the plain model's by {apart:.2g} of {size:.2g}")

@@ -39,14 +39,24 @@ def draw(
     logits = logits.float()
     if temperature == 0:
         token = logits.argmax(-1)
-    else:
-        highest = logits.amax(-1, keepdim=True)
-        weight = ((logits - highest) / temperature).exp_()
-        if top_p < 1:
-            weight = _nucleus(weight, top_p)
-        token = _inverse_cdf(weight, uniform)
-    picked = logits.gather(-1, token[:, None])[:, 0]
-    return token, picked - logits.logsumexp(-1)
+        return token, logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
+    highest = logits.amax(-1, keepdim=True)
+    above = logits - highest
+    weight = above.exp() if temperature == 1 else (above / temperature).exp_()
+    # Sums of blocks of 64: one cumulative sum over a whole vocabulary would be the slowest step of all.
+    blocks = _blocks(weight if top_p == 1 else _nucleus(weight, top_p))
+    edges = blocks.sum(-1).cumsum(-1)
+    token = _inverse_cdf(blocks, edges, uniform)
+    total = edges[:, -1] if temperature == 1 and top_p == 1 else above.exp().sum(-1)
+    return token, above.gather(-1, token[:, None])[:, 0] - total.log()
+
+
+def _blocks(weight: torch.Tensor) -> torch.Tensor:
+    """(rows, vocab) as (rows, blocks, 64), with zeros to fill."""
+    short = -weight.shape[-1] % _BLOCK
+    if short:
+        weight = torch.nn.functional.pad(weight, (0, short))
+    return weight.view(len(weight), -1, _BLOCK)
 
 
 def _nucleus(weight: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -57,23 +67,18 @@ def _nucleus(weight: torch.Tensor, top_p: float) -> torch.Tensor:
     return torch.zeros_like(weight).scatter_(-1, order, ordered)
 
 
-def _inverse_cdf(weight: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first token whose cumulative weight exceeds uniform * total. weight: (rows, vocab), not normalised.
+def _inverse_cdf(blocks: torch.Tensor, edges: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first token whose cumulative weight exceeds uniform * total.
 
-    In two levels, blocks of 64 and then within one: cumsum over a whole vocabulary is the slowest step otherwise.
+    blocks: (rows, blocks, 64) weights, not normalised; edges: (rows, blocks) cumulative sums of theirs.
     """
-    rows, vocab = weight.shape
-    short = -vocab % _BLOCK
-    if short:
-        weight = torch.nn.functional.pad(weight, (0, short))
-    blocks = weight.view(rows, -1, _BLOCK)
-    edges = blocks.sum(-1).cumsum(-1)
+    rows = torch.arange(len(blocks), device=blocks.device)
     total = edges[:, -1]
-    target = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))[:, None]
-    block = torch.searchsorted(edges, target, right=True).clamp_(max=edges.shape[1] - 1)
-    before = torch.where(block > 0, edges.gather(-1, (block - 1).clamp(min=0)), 0.0)
-    inner = blocks[torch.arange(rows, device=weight.device), block[:, 0]]
-    within = torch.searchsorted(inner.cumsum(-1), target - before, right=True)
-    # Rounding can carry the target past the last token that has any weight: take that token then.
-    last = _BLOCK - 1 - (inner > 0).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
-    return (block * _BLOCK + torch.minimum(within, last))[:, 0]
+    target = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
+    block = (edges <= target[:, None]).sum(-1)
+    before = torch.where(block > 0, edges[rows, (block - 1).clamp(min=0)], 0.0)
+    inner = blocks[rows, block]
+    within = (inner.cumsum(-1) <= (target - before)[:, None]).sum(-1)
+    # Rounding can carry the target past the last token of the block that has any weight: take that token then.
+    last = _BLOCK - 1 - (inner > 0).flip(-1).to(torch.int8).argmax(-1)
+    return block * _BLOCK + torch.minimum(within, last)

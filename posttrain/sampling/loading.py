@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from posttrain.errors import ModelError
+from posttrain.sampling.products import keep_memory
 from posttrain.sampling.protocol import Request, SamplingParams
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -17,10 +18,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class Loaded:
-    """`model` is in eval mode on its device. `eos_ids` are those of the generation config and the tokenizer."""
+    """`model` is in eval mode on its device; products are to be in `dtype`. `eos_ids` are those of the generation
+    config and the tokenizer."""
 
     model: Any
     tokenizer: Any
+    dtype: torch.dtype
     eos_ids: frozenset[int]
     pad_id: int
     context: int
@@ -55,27 +58,45 @@ def load(path: str | Path, dtype: str, device: str) -> Loaded:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=pick_dtype(dtype, device))
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=_kept_dtype(pick_dtype(dtype, device), device))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load a causal language model from {path}: {error}", file=str(path)) from error
-    return wrap(model.to(device), tokenizer)
+    return prepare(model, tokenizer, dtype, device)
 
 
-def wrap(model: Any, tokenizer: Any) -> Loaded:
-    """A model and tokenizer already in memory as `Loaded`.
+def prepare(model: Any, tokenizer: Any, dtype: str, device: str) -> Loaded:
+    """A model in memory as `Loaded`, moved and cast in place.
 
     Raises:
         ModelError: neither the generation config nor the tokenizer has an end token.
     """
+    chosen = pick_dtype(dtype, device)
+    model = model.to(device=device, dtype=_kept_dtype(chosen, device)).eval()
+    if device == "cpu":
+        keep_memory()
+    eos_ids = end_tokens(model, tokenizer)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    return Loaded(model, tokenizer, chosen, eos_ids, pad_id, context)
+
+
+def _kept_dtype(chosen: torch.dtype, device: str) -> torch.dtype:
+    """On a CPU everything but the matrix products stays in float32, which is faster there and more exact."""
+    return torch.float32 if device == "cpu" else chosen
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """What ends an answer: the generation config's and the tokenizer's end tokens.
+
+    Raises:
+        ModelError: there is none.
+    """
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
     listed = named if isinstance(named, list) else [named]
-    eos_ids = frozenset(an_id for an_id in [*listed, tokenizer.eos_token_id] if an_id is not None)
-    if not eos_ids:
+    ends = frozenset(an_id for an_id in [*listed, tokenizer.eos_token_id] if an_id is not None)
+    if not ends:
         raise ModelError("the model has no end-of-text token, so no answer could ever end")
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
-    text_config = model.config.get_text_config()
-    context = getattr(text_config, "max_position_embeddings", None) or 1 << 30
-    return Loaded(model.eval(), tokenizer, eos_ids, pad_id, context)
+    return ends
 
 
 def check_lengths(loaded: Loaded, requests: Sequence[Request], params: SamplingParams) -> None:

@@ -14,6 +14,7 @@ from posttrain.records import Completion
 from posttrain.sampling.answers import StopStrings, completions
 from posttrain.sampling.draws import draw, uniforms
 from posttrain.sampling.loading import Loaded, check_lengths
+from posttrain.sampling.products import quicken
 from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
 
 
@@ -25,6 +26,8 @@ class PlainEngine:
 
     def __init__(self, loaded: Loaded, rows: int = 64, fallback: str | None = None) -> None:
         self.loaded, self.rows, self.fallback = loaded, rows, fallback
+        if loaded.model.device.type == "cpu":
+            quicken(loaded.model, loaded.dtype)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:

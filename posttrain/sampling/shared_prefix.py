@@ -15,15 +15,13 @@ import torch
 from posttrain.records import Completion
 from posttrain.sampling import attention
 from posttrain.sampling.answers import StopStrings, completions
-from posttrain.sampling.decoder import SharedDecoder
+from posttrain.sampling.decoder import fitting_decoder
 from posttrain.sampling.draws import draw, uniforms
 from posttrain.sampling.loading import Loaded, check_lengths
 from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
 
 # A batch shrinks when this share of it or less still runs: moving the keys of the rest costs about one step.
 _KEEP_WHILE = 0.8
-# Room for keys is made in doublings from here, so that a long `max_new_tokens` seldom reached costs no memory.
-_FIRST_ROOM = 64
 
 
 @dataclass
@@ -53,7 +51,7 @@ class SharedPrefixEngine:
 
     def __init__(self, loaded: Loaded, rows: int = 256) -> None:
         self.loaded, self.rows = loaded, rows
-        self.decoder = SharedDecoder(loaded)
+        self.decoder = fitting_decoder(loaded)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
@@ -70,7 +68,7 @@ class _Run:
     def __init__(self, engine: SharedPrefixEngine, requests: Sequence[Request], params: SamplingParams) -> None:
         self.loaded, self.decoder, self.rows = engine.loaded, engine.decoder, engine.rows
         self.requests, self.params = requests, params
-        self.device = self.loaded.model.device
+        self.device = self.decoder.device
         self.stop = StopStrings(self.loaded.tokenizer, params.stop) if params.stop else None
         self.eos = torch.tensor(sorted(self.loaded.eos_ids), device=self.device)
         wanted = [at for at, request in enumerate(requests) if request.seeds]
@@ -97,7 +95,7 @@ class _Run:
         prefix, logits = self.decoder.prefill(prompts)
         counts = [len(self.requests[at].seeds) for at in taken]
         most = self.params.max_new_tokens
-        suffixes = attention.Suffixes(prefix, counts, self.decoder.kv_heads, min(_FIRST_ROOM, most), most)
+        suffixes = attention.Suffixes(prefix, counts, self.decoder.kv_heads)
         repeats = torch.tensor(counts, device=self.device)
         seeds = [seed for at in taken for seed in self.requests[at].seeds]
         cohort = _Cohort(
