@@ -20,7 +20,7 @@ from typing import Any
 
 ARMS = {
     "the loop": [],
-    "without DPO": ["dpo=null", "pairs=null"],
+    "without DPO": ["dpo=null"],
     "without the reward model": ["reward_model=null"],
     "a random candidate instead of the best": ["filters.5.choose=random", "filters.5.threshold=null"],
 }

@@ -6,6 +6,7 @@ cannot promise that, contents that hold a control token are refused.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -54,6 +55,29 @@ def render_completion(tokenizer: Any, messages: Sequence[Message], completion: s
     ]
 
 
+def render_answers(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answers: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """`render_prompt(messages)`, and `render_completion` of each answer to it, with most of the work done once.
+
+    The first answer is rendered through the template. Where that is the text's own tokens and then a tail, so are the
+    other answers, but for those that a template might treat in another way (control tokens, outer blanks, thinking).
+    """
+    prompt_ids = render_prompt(tokenizer, messages)
+    rendered: list[list[int]] = []
+    tail: list[int] | None = None
+    for answer in answers:
+        regular = _harmless(tokenizer, answer) and answer == answer.strip() != "" and "think>" not in answer
+        if regular and tail is not None:
+            rendered.append([*tokenizer.encode(answer, add_special_tokens=False), *tail])
+            continue
+        rendered.append(render_completion(tokenizer, messages, answer))
+        if regular and tail is None:
+            body = tokenizer.encode(answer, add_special_tokens=False)
+            tail = rendered[-1][len(body) :] if rendered[-1][: len(body)] == body else None
+    return prompt_ids, rendered
+
+
 def check_template(tokenizer: Any, eos_ids: Collection[int] = ()) -> None:
     """Whether prompts and answers can be rendered, answers end, and padding cannot be taken for text.
 
@@ -91,6 +115,8 @@ def check_template(tokenizer: Any, eos_ids: Collection[int] = ()) -> None:
 
 
 def _encode(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool) -> list[int]:
+    if all(_harmless(tokenizer, message["content"]) for message in messages):
+        return _apply(tokenizer, messages, generation_prompt)  # the sanitiser takes as long again
     try:
         return _apply(tokenizer, messages, generation_prompt, sanitize_control_tokens=True)
     except (NotImplementedError, ValueError):
@@ -116,6 +142,17 @@ def _apply(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool,
         )
     except TemplateError as error:
         raise DataError(f"the chat template refuses these messages: {error}") from error
+
+
+def _harmless(tokenizer: Any, text: str) -> bool:
+    """Whether no character of the text could begin a control token."""
+    return not _first_characters(tokenizer).intersection(text)
+
+
+@functools.lru_cache(maxsize=8)
+def _first_characters(tokenizer: Any) -> frozenset[str]:
+    tokens = (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens)
+    return frozenset(token.lstrip()[0] for token in tokens if not token.isspace())
 
 
 def _refuse_control_tokens(tokenizer: Any, messages: Sequence[Message]) -> None:

@@ -398,12 +398,11 @@ class Recipe(Section):
             if entry.name in names:
                 complain(loc, f"two rewards are called {entry.name!r}", "rename a file, or take one entry out")
             names.add(entry.name)
-            if entry.is_reward_model and self.reward_model is None:
-                complain(loc, "`reward-model` is used, and there is no `reward_model:` section", _ADD_OR_TAKE)
             if entry.is_reward_model and (entry.function or entry.only_for):
                 complain(loc, "a reward model has neither `function` nor `for`")
-        if all(entry.only_for for entry in self.reward):
-            complain(("reward",), "no reward is left to score samples: all are `for: preferences`")
+        scoring = [e for e in self.reward if not e.only_for and (self.reward_model or not e.is_reward_model)]
+        if not scoring:
+            complain(("reward",), "no reward is left to score samples", _ADD_OR_TAKE)
         if self.preferences and all(entry.is_reward_model for entry in self.reward):
             complain(("reward",), "no reward is left to label preferences: the reward model learns from those labels")
 
@@ -462,7 +461,7 @@ def _filter(index: int, entry: Any) -> BaseModel:
 
 
 _ADD_OR_NULL = "add `preferences:`, or leave the reward model out by `reward_model: null`"
-_ADD_OR_TAKE = "add `reward_model:`, or take this entry out of `reward:`"
+_ADD_OR_TAKE = "name a reward file that is not `for: preferences`, or add `reward_model:` and `use: reward-model`"
 
 # Giving one on top of an inherited recipe takes the other away.
 _EXCLUSIVE: dict[Path_, tuple[set[str], set[str]]] = {

@@ -170,20 +170,17 @@ def reward_values(rows: Sequence[Mapping[str, Any]], functions: Sequence[Reward]
 
 def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[float]:
     """The reward model's logit for each row. Rows of one prompt must stand together."""
-    from posttrain.chat import render_completion, render_prompt
+    from posttrain.chat import render_answers
     from posttrain.sampling.scoring import score
 
     tokenizer = _tokenizer(reward_model)
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_id"])]
-    scores = score(
-        _reward_model(reward_model),
-        tokenizer,
-        [render_prompt(tokenizer, group[0]["prompt"]) for group in groups],
-        [
-            [render_completion(tokenizer, row["prompt"], row["completion"][-1]["content"]) for row in group]
-            for group in groups
-        ],
-    )
+    rendered = [
+        render_answers(tokenizer, group[0]["prompt"], [row["completion"][-1]["content"] for row in group])
+        for group in groups
+    ]
+    prompts, answers = [prompt for prompt, _ in rendered], [answers for _, answers in rendered]
+    scores = score(_reward_model(reward_model), tokenizer, prompts, answers)
     return [value for group in scores for value in group]
 
 

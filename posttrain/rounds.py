@@ -20,7 +20,7 @@ class State:
 
     policy: Artifact  # the last promoted policy: what samples
     previous: Artifact  # the one promoted before it
-    evaluation: Artifact | None  # the last promoted policy's evaluation
+    evaluation: Artifact  # the last promoted policy's evaluation
     preferences: tuple[Artifact, ...] = ()  # of all rounds so far
 
 
@@ -43,7 +43,7 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
     steps.begin(number)
     recipe = steps.recipe
     preferences, reward_model, pairs = state.preferences, None, None
-    if recipe.preferences:
+    if recipe.preferences and steps.reads_pairs("preferences"):
         preferences = (*preferences, steps.preferences(prompts, state.policy, state.previous))
     if recipe.reward_model:
         reward_model = steps.reward_model(preferences)
@@ -53,14 +53,12 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
     policy = state.policy
     if recipe.sft:
         policy = steps.sft(kept, policy)
-    if recipe.pairs:
+    if recipe.pairs and steps.reads_pairs("pairs"):
         pairs = steps.pairs(prompts, policy, reward_model)
     if recipe.dpo:
         policy = steps.dpo(policy, preferences, scored, pairs)
-    evaluation, promoted = None, True
-    if state.evaluation:
-        evaluation = steps.evaluate(prompts, policy, reward_model)
-        promoted = steps.promote(evaluation, state.evaluation, reward_model)
+    evaluation = steps.evaluate(prompts, policy, reward_model)
+    promoted = steps.promote(evaluation, state.evaluation, reward_model)
     state = replace(state, preferences=preferences)
     if promoted:
         state = replace(state, policy=policy, previous=state.policy, evaluation=evaluation)

@@ -26,7 +26,7 @@ class Steps:
         self._outside = {"model": base.hash}
         self._reward_hashes = {
             entry.use: rewards.content_hash(entry)
-            for entry in [*recipe.reward, *self._measured()]
+            for entry in [*recipe.reward, *recipe.evaluate.measure]
             if entry.use != REWARD_MODEL
         }
         self._prompt_hashes = {
@@ -41,6 +41,11 @@ class Steps:
     def end(self, promoted: bool, policy: Artifact) -> None:
         self.runner.store.link("policy", policy.key) if policy != self.base else None
         self.runner.end_round(promoted, policy)
+
+    def reads_pairs(self, source: str) -> bool:
+        """Whether any stage that is not left out learns from this source of pairs."""
+        by_dpo = self.recipe.dpo is not None and source in self.recipe.dpo.pairs_from
+        return by_dpo or (source == "preferences" and self.recipe.reward_model is not None)
 
     def prompts(self) -> Artifact:
         recipe = self.recipe
@@ -122,9 +127,7 @@ class Steps:
         inputs = {name: source for name in section.pairs_from if (source := sources[name])}
         return self._trained("dpo", section, {"model": policy, **inputs})
 
-    def evaluate_base(self, prompts: Artifact) -> Artifact | None:
-        if self.recipe.evaluate is None:
-            return None
+    def evaluate_base(self, prompts: Artifact) -> Artifact:
         further = [t for t in BASE_TEMPERATURES if t != self.recipe.evaluate.temperature]
         return self._evaluate(prompts, self.base, None, {"temperatures": further})
 
@@ -144,9 +147,8 @@ class Steps:
     def _evaluate(
         self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None, further: Mapping[str, Any]
     ) -> Artifact:
-        assert self.recipe.evaluate
         section = self.recipe.evaluate.model_dump(mode="json", by_alias=True)
-        section["measure"] = [_entry(entry) for entry in self._measured()]
+        section["measure"] = [_entry(entry) for entry in self.recipe.evaluate.measure]
         # The same seed in every round: policies are compared on the same draws.
         return self._judged(
             "evaluate", {"evaluate": section, **further}, {"prompts": prompts, "policy": policy}, reward_model, seed=0
@@ -163,7 +165,7 @@ class Steps:
         """A stage in which the recipe's rewards judge answers."""
         uses = {entry.use for entry in self.recipe.reward}
         if name == "evaluate":
-            uses |= {entry.use for entry in self._measured()}
+            uses |= {entry.use for entry in self.recipe.evaluate.measure}
         return self.runner.stage(
             name,
             config={**config, "rewards": [_entry(entry) for entry in self.recipe.reward], "engine": self._engine()},
@@ -182,9 +184,6 @@ class Steps:
             inputs=inputs,
             seed=self._seed(name),
         )
-
-    def _measured(self) -> list[RewardEntry]:
-        return self.recipe.evaluate.measure if self.recipe.evaluate else []
 
     def _engine(self) -> dict[str, Any]:
         return self.recipe.engine.model_dump(mode="json")

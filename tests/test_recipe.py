@@ -158,7 +158,7 @@ class TestMessages:
             ),
             ("sft:", "dpo:", "wrong.yaml:10:1: DPO takes pairs from `pairs`, and that section is left out"),
             ("sft:", "reward_model:", "wrong.yaml:10:1: a reward model is trained on preferences, and there are none"),
-            ("./check.py}", "reward-model}", "`reward-model` is used, and there is no `reward_model:` section"),
+            ("./check.py}", "reward-model}", "no reward is left to score samples"),
             (
                 "sft:",
                 "filters: [{use: formt}]\nsft:",

@@ -139,8 +139,9 @@ def test_each_round_samples_from_the_promoted_policy_and_learns_from_all_prefere
 @pytest.mark.parametrize(
     ("left_out", "stages"),
     [
-        ("dpo=null", [stage for stage in ROUND if stage != "dpo"]),
+        ("dpo=null", [stage for stage in ROUND if stage not in ("pairs", "dpo")]),
         ("sft=null", [stage for stage in ROUND if stage != "sft"]),
+        ("reward_model=null", [stage for stage in ROUND if stage not in ("preferences", "reward_model")]),
     ],
 )
 def test_a_stage_is_left_out_by_null(tmp_path: Path, left_out: str, stages: list[str]) -> None:

@@ -1,10 +1,39 @@
-"""Imported once by the server that stages are forked from.
+"""Imported once by the server that stages are forked from, so that no stage imports anything heavy again.
 
 Nothing here may start a thread of torch's: a fork does not inherit them.
 """
+
+# ruff: noqa: F401 - imported for the children that are forked later, not for this module
 
 import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import peft
+import pyarrow.parquet
+import scipy.stats
+import torch._dynamo
+import transformers.generation.utils
+import transformers.integrations
+import transformers.models.llama.modeling_llama
+import trl.trainer.dpo_trainer
+import trl.trainer.reward_trainer
+import trl.trainer.sft_trainer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+import posttrain.rollouts
+import posttrain.sampling.scoring
+import posttrain.sampling.shared_prefix
+import posttrain.stages.dpo
+import posttrain.stages.evaluate
+import posttrain.stages.filters
+import posttrain.stages.pairs
+import posttrain.stages.preferences
+import posttrain.stages.promote
+import posttrain.stages.prompts
+import posttrain.stages.reward_model
+import posttrain.stages.samples
+import posttrain.stages.scores
+import posttrain.stages.sft

@@ -12,13 +12,9 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.chat import render_completion, render_prompt
+from posttrain.chat import render_answers
 
 IGNORED = -100  # the label of a token that is not trained on
-
-
-def answer_ids(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], column: str) -> list[int]:
-    return render_completion(tokenizer, row["prompt"], row[column][-1]["content"])
 
 
 def sft_rows(
@@ -27,7 +23,7 @@ def sft_rows(
     """Rows with `prompt` and `completion` as `input_ids` and `labels` (the prompt masked), and how many did not fit."""
     prepared = []
     for row in rows:
-        prompt, answer = render_prompt(tokenizer, row["prompt"]), answer_ids(tokenizer, row, "completion")
+        prompt, (answer,) = render_answers(tokenizer, row["prompt"], [row["completion"][-1]["content"]])
         ids = prompt + answer
         if max_length is None or len(ids) <= max_length:
             prepared.append({"input_ids": ids, "labels": [IGNORED] * len(prompt) + answer, "length": len(ids)})
@@ -43,8 +39,8 @@ def pair_rows(
     """
     prepared = []
     for row in rows:
-        prompt = render_prompt(tokenizer, row["prompt"])
-        chosen, rejected = answer_ids(tokenizer, row, "chosen"), answer_ids(tokenizer, row, "rejected")
+        answers = [row[side][-1]["content"] for side in ("chosen", "rejected")]
+        prompt, (chosen, rejected) = render_answers(tokenizer, row["prompt"], answers)
         length = len(prompt) + max(len(chosen), len(rejected))
         if max_length is not None and length > max_length:
             continue
