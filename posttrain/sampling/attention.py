@@ -8,7 +8,9 @@ that the engine puts into `active` before each forward.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -56,13 +58,30 @@ class Prefix:
         return causal(query, key, value, options)
 
 
+@dataclass(frozen=True, slots=True)
 class Options:
-    """What a layer asks for: scaling, sliding window (None: all), soft cap of the scores (None: none)."""
+    """What a layer asks for: scaling, sliding window (None: all), soft cap of the scores (None: none); and whether
+    products with the prompt's keys may be made in bfloat16, added up in float32."""
 
-    __slots__ = ("scaling", "softcap", "window")
+    scaling: float
+    window: int | None
+    softcap: float | None
+    half: bool = False
 
-    def __init__(self, scaling: float, window: int | None, softcap: float | None) -> None:
-        self.scaling, self.window, self.softcap = scaling, window, softcap
+
+@contextmanager
+def half_products(wanted: bool) -> Iterator[None]:
+    """Lets oneDNN multiply float32 matrices in bfloat16. Only for larger ones: it slows down vector products."""
+    if not wanted:
+        yield
+        return
+    switch: Any = torch.backends.mkldnn
+    before = switch.matmul.fp32_precision
+    switch.matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        switch.matmul.fp32_precision = before
 
 
 def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options) -> torch.Tensor:
@@ -83,6 +102,32 @@ def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options:
     return torch.matmul(_softmax(scores.masked_fill(hidden, _hidden(scores))), value)
 
 
+class Pool:
+    """Blocks of memory used again and again on a CPU, where touching fresh memory costs more than filling it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._free: list[torch.Tensor] | None = [] if device.type == "cpu" else None
+
+    def take(self, like: torch.Tensor, shape: tuple[int, int, int], capacity: int) -> torch.Tensor:
+        """An uninitialised tensor of `shape`, of a block that could hold `capacity` elements."""
+        if self._free is None:
+            return like.new_empty(shape)
+        fitting = [block for block in self._free if len(block) >= capacity and block.dtype == like.dtype]
+        block = min(fitting, key=len, default=None)
+        if block is None:
+            block = like.new_empty(capacity)
+        else:
+            self._free = [other for other in self._free if other is not block]
+        return block.as_strided(shape, (shape[1] * shape[2], shape[2], 1))
+
+    def give(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Takes back tensors that came from `take` and are no longer read."""
+        if self._free is not None:
+            for tensor in tensors:
+                whole = tensor.untyped_storage().nbytes() // tensor.element_size()
+                self._free.append(tensor.as_strided((whole,), (1,)))
+
+
 class Suffixes:
     """The keys and values of what N rows have sampled so far, and how rows and prompts belong together.
 
@@ -91,8 +136,9 @@ class Suffixes:
     (the "grid", as wide as the most rows of any prompt; the empty places of others are computed and thrown away).
     """
 
-    def __init__(self, prefix: Prefix, counts: Sequence[int], kv_heads: int) -> None:
+    def __init__(self, prefix: Prefix, counts: Sequence[int], kv_heads: int, most: int, pool: Pool) -> None:
         self.prefix, self.kv_heads, self.filled = prefix, kv_heads, 0
+        self.pool, self.most = pool, most
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
         self._pick: torch.Tensor | None = None
@@ -136,7 +182,9 @@ class Suffixes:
         moved = old_place.flatten()[self.from_rows]
         for store in (self.keys, self.values):
             for layer, old in store.items():
-                store[layer] = old.index_select(0, moved)
+                new = self._block(old, len(moved), old.shape[1])
+                store[layer] = torch.index_select(old, 0, moved, out=new)
+                self.pool.give([old])
         self._bias.clear()
 
     def advance(self) -> None:
@@ -149,15 +197,25 @@ class Suffixes:
         if self.filled == room:
             room += _GROWTH * max(1, room // (4 * _GROWTH)) if room else _ROOM
             for store, like in ((self.keys, key), (self.values, value)):
-                grown = like.new_empty(len(like), room, like.shape[-1])
+                grown = self._block(like, len(like), room)
                 grown[:, self.filled :] = 0
                 if layer in store:
                     grown[:, : self.filled] = store[layer]
+                    self.pool.give([store[layer]])
                 store[layer] = grown
         keys, values = self.keys[layer], self.values[layer]
         keys[:, self.filled] = key
         values[:, self.filled] = value
         return keys, values
+
+    def _block(self, like: torch.Tensor, blocks: int, room: int) -> torch.Tensor:
+        dim = like.shape[-1]
+        return self.pool.take(like, (blocks, room, dim), blocks * max(room, self.most) * dim)
+
+    def release(self) -> None:
+        """Gives its memory back; nothing may be decoded afterwards."""
+        self.pool.give([*self.keys.values(), *self.values.values()])
+        self.keys, self.values = {}, {}
 
     def decode(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
@@ -188,7 +246,8 @@ class Suffixes:
         groups = query.shape[-1] // dim
 
         on_grid = query if self.on_grid is None else query.index_select(0, self.on_grid)
-        shared = _scaled(on_grid.view(blocks, -1, dim), prefix_keys, options)
+        with half_products(options.half):
+            shared = _scaled(on_grid.view(blocks, -1, dim), prefix_keys, options)
         bias = self._seen(options.window)
         if bias is not None:
             shared.view(len(self.counts), -1, longest).add_(bias[:, None, :].to(shared.dtype))
@@ -205,7 +264,8 @@ class Suffixes:
         of_prefix = weights[..., :longest]
         if self.on_grid is not None:
             of_prefix = of_prefix.index_select(0, self.on_grid)
-        more = torch.bmm(of_prefix.reshape(blocks, -1, longest), prefix_values).view(-1, groups, value_dim)
+        with half_products(options.half):
+            more = torch.bmm(of_prefix.reshape(blocks, -1, longest), prefix_values).view(-1, groups, value_dim)
         out += more if self.grid_of is None else more.index_select(0, self.grid_of)
         return out.view(-1, groups * value_dim)
 

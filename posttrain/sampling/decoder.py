@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from posttrain.sampling import attention
-from posttrain.sampling.attention import Options, Prefix, Suffixes, Unsupported
+from posttrain.sampling.attention import Options, Pool, Prefix, Suffixes, Unsupported
 from posttrain.sampling.lean import LeanLlama
 from posttrain.sampling.loading import Loaded
 from posttrain.sampling.products import quicken
@@ -171,7 +171,7 @@ class _Probe:
     def compare(self, decoder: Decoder) -> None:
         """Raises Unsupported where the decoder's logits are not the plain model's."""
         prefix, first = decoder.prefill([self.texts[0][:10], self.texts[2][:5]])
-        suffixes = Suffixes(prefix, [2, 1], decoder.kv_heads)
+        suffixes = Suffixes(prefix, [2, 1], decoder.kv_heads, 4, Pool(decoder.device))
         position = torch.tensor([10, 10, 5], device=decoder.device)
         got = [first[[0, 0, 1]]]
         for step in range(4):

@@ -43,6 +43,7 @@ class LeanLlama:
         self.one_window = type(model).__name__ == "MistralForCausalLM"  # the others' layers each say theirs
         self.eps: float = config.rms_norm_eps
         self.kept = torch.float32 if model.device.type == "cpu" else dtype
+        self.half = dtype == torch.bfloat16 and self.kept == torch.float32
         self.embedding = body.embed_tokens.weight.detach()
         self.rotary = body.rotary_emb
         self.turns = self._turns(256, model.device)
@@ -94,7 +95,8 @@ class _Layer:
         self.up = Product(up, up_bias, dtype)
         self.down = Product(mlp.down_proj.weight, mlp.down_proj.bias, dtype)
         everywhere = getattr(attention.config, "sliding_window", None) if whole.one_window else None
-        self.options = Options(attention.scaling, getattr(attention, "sliding_window", everywhere), None)
+        window = getattr(attention, "sliding_window", everywhere)
+        self.options = Options(attention.scaling, window, None, whole.half)
         self.qk_weight: torch.Tensor | None = None
         if hasattr(attention, "q_norm"):
             of_head = [

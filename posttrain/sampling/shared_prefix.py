@@ -52,6 +52,7 @@ class SharedPrefixEngine:
     def __init__(self, loaded: Loaded, rows: int = 256) -> None:
         self.loaded, self.rows = loaded, rows
         self.decoder = fitting_decoder(loaded)
+        self.pool = attention.Pool(self.decoder.device)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
@@ -68,7 +69,7 @@ class _Run:
     def __init__(self, engine: SharedPrefixEngine, requests: Sequence[Request], params: SamplingParams) -> None:
         self.loaded, self.decoder, self.rows = engine.loaded, engine.decoder, engine.rows
         self.requests, self.params = requests, params
-        self.device = self.decoder.device
+        self.device, self.pool = self.decoder.device, engine.pool
         self.stop = StopStrings(self.loaded.tokenizer, params.stop) if params.stop else None
         self.eos = torch.tensor(sorted(self.loaded.eos_ids), device=self.device)
         wanted = [at for at, request in enumerate(requests) if request.seeds]
@@ -95,7 +96,7 @@ class _Run:
         prefix, logits = self.decoder.prefill(prompts)
         counts = [len(self.requests[at].seeds) for at in taken]
         most = self.params.max_new_tokens
-        suffixes = attention.Suffixes(prefix, counts, self.decoder.kv_heads)
+        suffixes = attention.Suffixes(prefix, counts, self.decoder.kv_heads, most, self.pool)
         repeats = torch.tensor(counts, device=self.device)
         seeds = [seed for at in taken for seed in self.requests[at].seeds]
         cohort = _Cohort(
@@ -144,6 +145,7 @@ class _Run:
         rows = len(cohort.row_of)
         if len(cohort.finished) == rows:
             cohort.row_of = []
+            cohort.suffixes.release()
         elif rows - len(cohort.finished) <= _KEEP_WHILE * rows:
             self._drop(cohort)
 
