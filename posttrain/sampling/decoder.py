@@ -21,6 +21,7 @@ class Decoder(Protocol):
     """Two forwards: `prefill` for prompts, `step` for one token of every running row."""
 
     kv_heads: int
+    token_bytes: int  # of a token's keys and values
     device: torch.device
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
@@ -66,6 +67,7 @@ class LeanDecoder:
     def __init__(self, loaded: Loaded, dtype: torch.dtype) -> None:
         self.model, self.pad_id, self.device = LeanLlama(loaded.model, dtype), loaded.pad_id, loaded.model.device
         self.kv_heads = self.model.kv_heads
+        self.token_bytes = 2 * len(self.model.layers) * self.kv_heads * self.model.dim * self.model.kept.itemsize
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
         """See `Decoder`."""
@@ -111,6 +113,8 @@ class HookedDecoder:
         self.model, self.pad_id, self.device = loaded.model, loaded.pad_id, loaded.model.device
         config = loaded.model.config.get_text_config()
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.token_bytes = 2 * config.num_hidden_layers * self.kv_heads * dim * loaded.model.dtype.itemsize
         attention.register()
         loaded.model.set_attn_implementation(attention.NAME)
 

@@ -7,7 +7,7 @@ admitted when the rows still running leave room.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,6 +22,12 @@ from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
 
 # A batch shrinks when this share of it or less still runs: moving the keys of the rest costs about one step.
 _KEEP_WHILE = 0.8
+# Beyond this many rows a step's fixed cost no longer shows.
+_MOST_ROWS = {"cpu": 1024, "cuda": 4096}
+# What keys, values and logits may take on a CPU, bytes. Fixed, so that the same requests make the same batches.
+_CPU_MEMORY = 1 << 30
+# Tokens of prompts, padding included, that are computed at once.
+_PREFILL_TOKENS = 16384
 
 
 @dataclass
@@ -38,76 +44,133 @@ class _Cohort:
     finished: set[int] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Samples `first` to `first + count` of a request."""
+
+    request: int
+    first: int
+    count: int
+
+
 class SharedPrefixEngine:
-    """See the module. `rows` is how many samples run at once.
+    """See the module. `rows`: how many samples run at once; None: as many as pay and fit into memory.
 
     Raises:
-        attention.Unsupported: the model cannot be run this way; it is left as it was.
+        attention.Unsupported: the model cannot be run this way; the plain engine still can.
     """
 
     name = "shared-prefix"
     capabilities = Capabilities(token_ids=True, seeds=True, logprobs=True, stop_strings=True)
     fallback: str | None = None
 
-    def __init__(self, loaded: Loaded, rows: int = 256) -> None:
+    def __init__(self, loaded: Loaded, rows: int | None = None) -> None:
         self.loaded, self.rows = loaded, rows
         self.decoder = fitting_decoder(loaded)
         self.pool = attention.Pool(self.decoder.device)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """See `Engine.generate`."""
+        """See `Engine.generate`. Where memory runs out the batch is halved, for this call and those after it."""
         check_lengths(self.loaded, requests, params)
-        run = _Run(self, requests, params)
+        run = _Run(self, requests, params, self.rows or self._fitting_rows(requests, params))
         run.all()
+        if run.shrunk:
+            self.rows = run.rows
         return [[answers[at] for at in range(len(answers))] for answers in run.made]
+
+    def _fitting_rows(self, requests: Sequence[Request], params: SamplingParams) -> int:
+        device = self.decoder.device
+        samples = max(1, sum(len(request.seeds) for request in requests))
+        shared = sum(len(request.prompt_ids) for request in requests) / samples
+        logits = 12 * self.loaded.model.get_output_embeddings().weight.shape[0]
+        row = self.decoder.token_bytes * (params.max_new_tokens + shared) + logits
+        memory = _CPU_MEMORY if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] // 2
+        return max(1, min(_MOST_ROWS.get(device.type, 1024), int(memory / row)))
 
 
 class _Run:
     """One call of `generate`."""
 
-    def __init__(self, engine: SharedPrefixEngine, requests: Sequence[Request], params: SamplingParams) -> None:
-        self.loaded, self.decoder, self.rows = engine.loaded, engine.decoder, engine.rows
+    def __init__(
+        self, engine: SharedPrefixEngine, requests: Sequence[Request], params: SamplingParams, rows: int
+    ) -> None:
+        self.loaded, self.decoder, self.rows, self.shrunk = engine.loaded, engine.decoder, rows, False
         self.requests, self.params = requests, params
         self.device, self.pool = self.decoder.device, engine.pool
         self.stop = StopStrings(self.loaded.tokenizer, params.stop) if params.stop else None
         self.eos = torch.tensor(sorted(self.loaded.eos_ids), device=self.device)
-        wanted = [at for at, request in enumerate(requests) if request.seeds]
-        self.waiting = sorted(wanted, key=lambda at: len(requests[at].prompt_ids), reverse=True)
+        self.waiting = self._ordered([_Part(at, 0, len(request.seeds)) for at, request in enumerate(requests)])
         self.made: list[dict[int, Completion]] = [{} for _ in requests]
         self.cohorts: list[_Cohort] = []
+        self.admitting: list[tuple[int, int]] = []
+
+    def _ordered(self, parts: Iterable[_Part]) -> list[_Part]:
+        """The next to be taken last: shortest prompts first. No part has more samples than run at once."""
+        cut = [
+            _Part(part.request, first, min(self.rows, part.first + part.count - first))
+            for part in parts
+            for first in range(part.first, part.first + part.count, self.rows)
+        ]
+        return sorted(cut, key=lambda part: (-len(self.requests[part.request].prompt_ids), -part.request, -part.first))
 
     def all(self) -> None:
         """Until nothing waits and nothing runs."""
         while self.waiting or self.cohorts:
-            running = sum(cohort.suffixes.rows for cohort in self.cohorts)
-            if self.waiting and running <= self.rows // 2:
-                self._admit(self.rows - running)
-            elif self.cohorts:
-                self._step()
+            try:
+                self._advance()
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                out = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+                if not out or self.rows == 1:
+                    raise
+                self._shrink()
 
-    def _admit(self, room: int) -> None:
-        """Takes waiting prompts for about `room` rows, computes them and draws their first tokens."""
-        taken: list[int] = []
-        while self.waiting and (not taken or room >= len(self.requests[self.waiting[-1]].seeds)):
+    def _advance(self) -> None:
+        running = sum(cohort.suffixes.rows for cohort in self.cohorts)
+        if running <= self.rows // 2:
+            while self.waiting and running + self.waiting[-1].count <= self.rows:
+                running += self._admit(self.rows - running)
+        if self.cohorts:
+            self._step()
+
+    def _shrink(self) -> None:
+        """Half the rows; what was running starts again, with the same seeds."""
+        under_way = [one for cohort in self.cohorts for one in cohort.row_of] + self.admitting
+        self.rows, self.shrunk = max(1, min(self.rows, len(under_way)) // 2), True
+        for cohort in self.cohorts:
+            cohort.suffixes.release()
+        self.cohorts, self.admitting = [], []
+        self.waiting = self._ordered([*self.waiting, *_parts(under_way)])
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _admit(self, room: int) -> int:
+        """Takes waiting parts for up to `room` rows, computes their prompts and draws their first tokens."""
+        taken: list[_Part] = []
+        while self.waiting and self.waiting[-1].count <= room:
+            length = len(self.requests[self.waiting[-1].request].prompt_ids)  # the longest so far
+            if taken and length * (len(taken) + 1) > _PREFILL_TOKENS:
+                break
             taken.append(self.waiting.pop())
-            room -= len(self.requests[taken[-1]].seeds)
-        prompts = [self.requests[at].prompt_ids for at in taken]
-        prefix, logits = self.decoder.prefill(prompts)
-        counts = [len(self.requests[at].seeds) for at in taken]
+            room -= taken[-1].count
+        row_of = [(part.request, at) for part in taken for at in range(part.first, part.first + part.count)]
+        self.admitting = row_of
+        prefix, logits = self.decoder.prefill([self.requests[part.request].prompt_ids for part in taken])
+        counts = [part.count for part in taken]
         most = self.params.max_new_tokens
-        suffixes = attention.Suffixes(prefix, counts, self.decoder.kv_heads, most, self.pool)
         repeats = torch.tensor(counts, device=self.device)
-        seeds = [seed for at in taken for seed in self.requests[at].seeds]
         cohort = _Cohort(
-            suffixes,
-            [(at, k) for at in taken for k in range(len(self.requests[at].seeds))],
+            attention.Suffixes(prefix, counts, self.decoder.kv_heads, most, self.pool),
+            row_of,
             torch.repeat_interleave(prefix.lengths, repeats),
-            torch.from_numpy(uniforms(seeds, most)).to(self.device),
+            torch.from_numpy(uniforms([self.requests[at].seeds[k] for at, k in row_of], most)).to(self.device),
             repeats.new_empty(0),
         )
         self._take(cohort, torch.repeat_interleave(logits, repeats, dim=0))
-        self.cohorts = [one for one in (*self.cohorts, cohort) if one.row_of]
+        self.admitting = []
+        if cohort.row_of:
+            self.cohorts.append(cohort)
+        return len(cohort.row_of)
 
     def _step(self) -> None:
         """One token for every row."""
@@ -182,3 +245,15 @@ class _Run:
         cohort.tokens = [part[index] for part in cohort.tokens]
         cohort.logprobs = [part[index] for part in cohort.logprobs]
         cohort.finished = set()
+
+
+def _parts(samples: Iterable[tuple[int, int]]) -> list[_Part]:
+    """(request, sample) pairs as parts of samples that follow one another."""
+    parts: list[_Part] = []
+    for request, at in sorted(samples):
+        last = parts[-1] if parts else None
+        if last is not None and last.request == request and last.first + last.count == at:
+            parts[-1] = _Part(request, last.first, last.count + 1)
+        else:
+            parts.append(_Part(request, at, 1))
+    return parts
