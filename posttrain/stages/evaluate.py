@@ -39,19 +39,20 @@ def run(job: Job) -> dict[str, Any]:
     probe(job, everything)
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
 
-    def sampling(tag: str, temperature: float) -> Sampling:
+    def sampling(tag: str, temperature: float, k: int) -> Sampling:
         return Sampling(
             policy=str(job.inputs["policy"]),
             params=SamplingParams(temperature, section.max_new_tokens),
-            k=1 if temperature == 0 else section.k,
+            k=k,
             seed=derive_seed(job.seed, tag),
             tag=tag,
             use=engine["use"],
             dtype=engine["dtype"],
         )
 
-    settings = [sampling(GREEDY, 0.0), sampling(SAMPLED, section.temperature)]
-    settings += [sampling(f"T={temperature}", temperature) for temperature in job.config.get("temperatures", [])]
+    settings = [sampling(GREEDY, 0.0, 1), sampling(SAMPLED, section.temperature, section.k)]
+    further = job.config.get("temperatures", [])  # only their pass@1 is of interest: half as many samples do
+    settings += [sampling(f"T={each}", each, max(1, section.k // 2)) for each in further]
     shards, sets = [], {}
     for name in ("dev", "heldout"):
         prompts = pq.read_table(job.inputs["prompts"] / f"{name}.parquet").to_pylist()
