@@ -11,12 +11,15 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    from posttrain.sampling.packed import Packed
+
 NAME = "posttrain_shared_prefix"
-_HIDDEN = torch.finfo(torch.float32).min / 2
+HIDDEN = torch.finfo(torch.float32).min / 2
 # Room for new keys: the first, and what it grows by, tokens. It is always read whole, gaps would cost more than zeros
 # do (a CPU reads memory with gaps at a quarter of the speed); and products of fewer than 400 terms take a slow path.
 _ROOM, _GROWTH = 16, 8
@@ -45,7 +48,7 @@ class Prefix:
         hidden = at >= self.lengths[:, None]
         if short and window is not None:
             hidden |= at <= self.lengths[:, None] + steps - window
-        return torch.where(hidden, _HIDDEN, 0.0)
+        return torch.where(hidden, HIDDEN, 0.0)
 
     def prefill(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
@@ -99,7 +102,7 @@ def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options:
     if narrow and options.window is not None:
         hidden |= at[None, :] <= at[:, None] - options.window
     scores = _capped(torch.matmul(query, key.transpose(2, 3)) * options.scaling, options.softcap)
-    return torch.matmul(_softmax(scores.masked_fill(hidden, _hidden(scores))), value)
+    return torch.matmul(softmax(scores.masked_fill(hidden, _hidden(scores))), value)
 
 
 class Pool:
@@ -247,18 +250,18 @@ class Suffixes:
 
         on_grid = query if self.on_grid is None else query.index_select(0, self.on_grid)
         with half_products(options.half):
-            shared = _scaled(on_grid.view(blocks, -1, dim), prefix_keys, options)
+            shared = scaled(on_grid.view(blocks, -1, dim), prefix_keys, options)
         bias = self._seen(options.window)
         if bias is not None:
             shared.view(len(self.counts), -1, longest).add_(bias[:, None, :].to(shared.dtype))
         shared = shared.view(-1, groups * longest)
         if self.grid_of is not None:
             shared = shared.index_select(0, self.grid_of)
-        own = _scaled(query.view(-1, groups, dim), keys, options)
+        own = scaled(query.view(-1, groups, dim), keys, options)
         own[..., self.filled + 1 :] = _hidden(own)
         if options.window is not None and self.filled >= options.window:
             own[..., : self.filled + 1 - options.window] = _hidden(own)
-        weights = _softmax(torch.cat([shared.view(-1, groups, longest), own], dim=-1))
+        weights = softmax(torch.cat([shared.view(-1, groups, longest), own], dim=-1))
 
         out = torch.bmm(weights[..., longest:], values)
         of_prefix = weights[..., :longest]
@@ -297,7 +300,7 @@ def _chosen_prompts(prefix: Prefix, left: torch.Tensor, kv_heads: int) -> Prefix
     return chosen
 
 
-def _scaled(query: torch.Tensor, key: torch.Tensor, options: Options) -> torch.Tensor:
+def scaled(query: torch.Tensor, key: torch.Tensor, options: Options) -> torch.Tensor:
     """(B, Q, D) x (B, L, D) -> (B, Q, L) scores, capped."""
     empty = query.new_empty(())
     return _capped(torch.baddbmm(empty, query, key.transpose(1, 2), beta=0, alpha=options.scaling), options.softcap)
@@ -307,7 +310,7 @@ def _capped(scores: torch.Tensor, softcap: float | None) -> torch.Tensor:
     return scores if softcap is None else (scores / softcap).tanh_().mul_(softcap)
 
 
-def _softmax(scores: torch.Tensor) -> torch.Tensor:
+def softmax(scores: torch.Tensor) -> torch.Tensor:
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
@@ -316,6 +319,7 @@ def _hidden(scores: torch.Tensor) -> float:
 
 
 class _Active(threading.local):
+    packed: Packed | None = None
     prefix: Prefix | None = None
     cohorts: Sequence[Suffixes] = ()
 
@@ -340,6 +344,10 @@ def attend(
     if odd or attention_mask is not None:
         raise Unsupported(f"its attention uses {odd[0] if odd else 'a mask of its own'}")
     options = Options(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    if active.packed is not None:
+        rows = [part[0].transpose(0, 1) for part in (query, key, value)]
+        out = active.packed.attend(rows[0], rows[1], rows[2], options)
+        return out.view(1, len(out), query.shape[1], -1), None
     layer = module.layer_idx
     if active.prefix is not None:
         return active.prefix.prefill(layer, query, key, value, options).transpose(1, 2), None

@@ -16,14 +16,18 @@ from torch.nn.functional import rms_norm, silu
 from posttrain.sampling.attention import Options, Unsupported
 from posttrain.sampling.products import Product
 
-_FITTING = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_FITTING = tuple(
+    f"{family}For{task}"
+    for family in ("Llama", "Mistral", "Qwen2", "Qwen3")
+    for task in ("CausalLM", "SequenceClassification")
+)
 _ROPES = ("default", "linear", "llama3", "yarn")  # the others depend on the length of the text
 
 Attend = Callable[[int, torch.Tensor, Options], torch.Tensor]
 
 
 class LeanLlama:
-    """A copy of a model's weights, rearranged.
+    """A copy of a causal language model's or reward model's weights, rearranged.
 
     `dtype` is that of the products. The residual stream is float32 on a CPU; keys and values too.
 
@@ -40,7 +44,7 @@ class LeanLlama:
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.dim: int = body.layers[0].self_attn.head_dim
-        self.one_window = type(model).__name__ == "MistralForCausalLM"  # the others' layers each say theirs
+        self.one_window = type(model).__name__.startswith("Mistral")  # the others' layers each say theirs
         self.eps: float = config.rms_norm_eps
         self.kept = torch.float32 if model.device.type == "cpu" else dtype
         self.half = dtype == torch.bfloat16 and self.kept == torch.float32
@@ -48,7 +52,8 @@ class LeanLlama:
         self.rotary = body.rotary_emb
         self.turns = self._turns(256, model.device)
         self.layers = [_Layer(layer, self, dtype) for layer in body.layers]
-        self.head = Product(model.lm_head.weight * body.norm.weight, model.lm_head.bias, dtype)
+        head = model.score if hasattr(model, "score") else model.lm_head
+        self.head = Product(head.weight * body.norm.weight, head.bias, dtype)
         self.hidden: int = config.hidden_size
 
     def _turns(self, length: int, device: torch.device) -> torch.Tensor:
@@ -74,7 +79,7 @@ class LeanLlama:
         return stream
 
     def logits(self, stream: torch.Tensor) -> torch.Tensor:
-        """(N, vocab) from (N, hidden)."""
+        """(N, vocab), or (N, 1) of a reward model, from (N, hidden)."""
         return self.head(rms_norm(stream, (self.hidden,), eps=self.eps))
 
 

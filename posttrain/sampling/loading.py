@@ -58,7 +58,7 @@ def load(path: str | Path, dtype: str, device: str) -> Loaded:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=_kept_dtype(pick_dtype(dtype, device), device))
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=kept_dtype(pick_dtype(dtype, device), device))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load a causal language model from {path}: {error}", file=str(path)) from error
     return prepare(model, tokenizer, dtype, device)
@@ -71,7 +71,7 @@ def prepare(model: Any, tokenizer: Any, dtype: str, device: str) -> Loaded:
         ModelError: neither the generation config nor the tokenizer has an end token.
     """
     chosen = pick_dtype(dtype, device)
-    model = model.to(device=device, dtype=_kept_dtype(chosen, device)).eval()
+    model = model.to(device=device, dtype=kept_dtype(chosen, device)).eval()
     if device == "cpu":
         keep_memory()
     eos_ids = end_tokens(model, tokenizer)
@@ -80,7 +80,7 @@ def prepare(model: Any, tokenizer: Any, dtype: str, device: str) -> Loaded:
     return Loaded(model, tokenizer, chosen, eos_ids, pad_id, context)
 
 
-def _kept_dtype(chosen: torch.dtype, device: str) -> torch.dtype:
+def kept_dtype(chosen: torch.dtype, device: str) -> torch.dtype:
     """On a CPU everything but the matrix products stays in float32, which is faster there and more exact."""
     return torch.float32 if device == "cpu" else chosen
 

@@ -1,32 +1,243 @@
-"""A reward model's score of completions, batches sorted by length."""
+"""A reward model's score of completions: a prompt is computed once for all of its own.
+
+Equal completions of a prompt are scored once. Where the model does not fit (see `Scorer.fallback`), each completion is
+computed with its prompt, in batches sorted by length.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-_TOKENS = 16384
+from posttrain.errors import ModelError
+from posttrain.sampling import attention
+from posttrain.sampling.attention import Options, Unsupported
+from posttrain.sampling.lean import LeanLlama
+from posttrain.sampling.loading import kept_dtype, pick_dtype
+from posttrain.sampling.packed import Packed
+from posttrain.sampling.products import keep_memory, quicken
+
+# Tokens in one forward, and scores of attention (rows x heads x tokens x tokens), so that they stay in a CPU's cache.
+_TOKENS, _SCORES = 4096, 1 << 22
+_PLAIN_TOKENS = 8192
+
+Ids = Sequence[int]
+
+
+class Scorer:
+    """A sequence-classification model with one label, ready to score.
+
+    `model` is changed in place: moved to `device`, cast, put into eval mode. `dtype` as in `load_engine`.
+    `fallback` says why prompts are not shared, None where they are.
+    """
+
+    def __init__(self, model: Any, dtype: str = "float32", device: str | None = None) -> None:
+        device = device or str(model.device)
+        chosen = pick_dtype(dtype, device)
+        self.model = model.to(device=device, dtype=kept_dtype(chosen, device)).eval()
+        self.device = self.model.device
+        config = model.config.get_text_config()
+        if config.num_labels != 1:
+            raise ModelError(f"a reward model gives one score; this one has num_labels={config.num_labels}")
+        self.pad_id: int | None = config.pad_token_id
+        self.heads: int = config.num_attention_heads
+        self.fallback: str | None = None
+        self._forward: _Forward | None = None
+        self._own_attention: str = config._attn_implementation
+        if self.device.type == "cpu":
+            keep_memory()
+        try:
+            self._forward = self._fitting(chosen)
+        except Unsupported as error:
+            self.fallback = f"prompts are not shared: {error}"
+        if not isinstance(self._forward, _Lean) and self.device.type == "cpu":
+            quicken(self.model, chosen)
+
+    def _fitting(self, dtype: torch.dtype) -> _Forward:
+        """The fastest forward with the plain model's scores.
+
+        Raises:
+            Unsupported: there is none.
+        """
+        vocab = self.model.get_input_embeddings().weight.shape[0]
+        prompts = [[(7 * at + 11 * row + 3) % vocab for at in range(length)] for row, length in enumerate((6, 9))]
+        answers = [[[(5 * at + row) % vocab for at in range(length)] for length in (3, 7)] for row in (1, 2)]
+        texts = [prompt + answer for prompt, some in zip(prompts, answers, strict=True) for answer in some]
+        wanted = torch.tensor(self._plain(texts))
+        strict = self.device.type == "cpu"
+        try:
+            lean = _Lean(self.model, torch.float32 if strict else dtype)
+            _compare(lean(prompts, answers), wanted, strict)
+            return _Lean(self.model, dtype)
+        except Unsupported:
+            pass
+        try:
+            hooked = _Hooked(self.model)
+            _compare(hooked(prompts, answers), wanted, strict)
+            return hooked
+        except Exception as error:
+            self.model.set_attn_implementation(self._own_attention)
+            if isinstance(error, Unsupported):
+                raise
+            raise Unsupported(f"the forward failed: {error}") from error
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]]) -> list[list[float]]:
+        """The logit of each completion (token ids, end token included) of each prompt.
+
+        As transformers does, the last token that is not padding is read.
+        """
+        result = [[0.0] * len(some) for some in completions]
+        pairs = [(at, k) for at, some in enumerate(completions) for k in range(len(some))]
+        alone = [pair for pair in pairs if self._forward is None or not self._kept(completions[pair[0]][pair[1]])]
+        texts = [[*prompts[at], *completions[at][k]] for at, k in alone]
+        for (at, k), value in zip(alone, self._plain(texts), strict=True):
+            result[at][k] = value
+        if self._forward is None:
+            return result
+        asked: list[dict[tuple[int, ...], list[int]]] = [{} for _ in prompts]
+        for at, k in pairs:
+            kept = self._kept(completions[at][k])
+            if kept:
+                asked[at].setdefault(kept, []).append(k)
+        for chosen in self._batches(prompts, asked):
+            values = iter(self._shared([prompts[at] for at in chosen], [list(asked[at]) for at in chosen]))
+            for at in chosen:
+                for of_answer in asked[at].values():
+                    value = next(values)
+                    for k in of_answer:
+                        result[at][k] = value
+        return result
+
+    def _kept(self, answer: Ids) -> tuple[int, ...]:
+        """Without padding at its end: what is read is the last token before it."""
+        end = len(answer)
+        while end and answer[end - 1] == self.pad_id:
+            end -= 1
+        return tuple(answer[:end])
+
+    def _batches(
+        self, prompts: Sequence[Ids], asked: Sequence[dict[tuple[int, ...], list[int]]]
+    ) -> Iterator[list[int]]:
+        """Prompts to be computed together, those of like length."""
+        lengths = [max(map(len, some), default=0) for some in asked]
+        order = sorted((at for at, some in enumerate(asked) if some), key=lambda at: (len(prompts[at]), lengths[at]))
+        batch: list[int] = []
+        tokens = width = prompt = answer = 0
+        for at in order:
+            more = len(prompts[at]) + sum(map(len, asked[at]))
+            new = max(width, len(asked[at])), max(prompt, len(prompts[at])), max(answer, lengths[at])
+            scores = (len(batch) + 1) * self.heads * new[0] * new[2] * (new[1] + new[2])
+            if batch and (tokens + more > _TOKENS or scores > _SCORES):
+                yield batch
+                batch, tokens = [], 0
+                new = len(asked[at]), len(prompts[at]), lengths[at]
+            batch.append(at)
+            tokens += more
+            width, prompt, answer = new
+        if batch:
+            yield batch
+
+    def _shared(self, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> list[float]:
+        assert self._forward is not None
+        try:
+            return self._forward(prompts, answers).tolist()
+        except Unsupported:  # longer than a sliding window
+            return self._plain([[*p, *answer] for p, some in zip(prompts, answers, strict=True) for answer in some])
+
+    @torch.inference_mode()
+    def _plain(self, texts: Sequence[Ids]) -> list[float]:
+        """Whole texts in batches sorted by length."""
+        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
+        scores = [0.0] * len(texts)
+        hooked = isinstance(self._forward, _Hooked)
+        if hooked and texts:
+            self.model.set_attn_implementation(self._own_attention)
+        while order:
+            batch = [order.pop()]
+            while order and self.pad_id is not None and (len(batch) + 1) * len(texts[batch[0]]) <= _PLAIN_TOKENS:
+                batch.append(order.pop())
+            longest = len(texts[batch[0]])
+            fill = self.pad_id or 0
+            ids = torch.tensor([[*texts[at], *[fill] * (longest - len(texts[at]))] for at in batch])
+            mask = torch.tensor([[1] * len(texts[at]) + [0] * (longest - len(texts[at])) for at in batch])
+            out = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
+            for at, value in zip(batch, out.logits[:, 0].float().tolist(), strict=True):
+                scores[at] = value
+        if hooked and texts:
+            self.model.set_attn_implementation(attention.NAME)
+        return scores
+
+
+class _Lean:
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self.model, self.device = LeanLlama(model, dtype), model.device
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> torch.Tensor:
+        """Scores, (completions,)."""
+        model, packed = self.model, Packed(prompts, answers, self.device)
+
+        def attend(_: int, joint: torch.Tensor, options: Options) -> torch.Tensor:
+            query, key, value = joint.split([model.heads, model.kv_heads, model.kv_heads], dim=1)
+            return packed.attend(query, key, value, options)
+
+        stream = model(packed.ids, packed.position, packed.longest, attend)
+        return model.logits(stream[packed.last])[:, 0].float()
+
+
+class _Hooked:
+    def __init__(self, model: Any) -> None:
+        self.model, self.device = model, model.device
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> torch.Tensor:
+        """Scores, (completions,)."""
+        packed = Packed(prompts, answers, self.device)
+        body = getattr(self.model, self.model.base_model_prefix)
+        attention.active.packed = packed
+        try:
+            out = body(input_ids=packed.ids[None], position_ids=packed.position[None], use_cache=False)
+        finally:
+            attention.active.packed = None
+        return self.model.score(out.last_hidden_state[0, packed.last])[:, 0].float()
+
+
+_Forward = _Lean | _Hooked
+
+
+def _compare(ours: torch.Tensor, wanted: torch.Tensor, strict: bool) -> None:
+    apart, size = (ours.cpu() - wanted).abs().max().item(), wanted.abs().max().item()
+    if not apart <= (1e-4 if strict else 5e-2) * size:
+        raise Unsupported(f"its scores differ from the plain model's by {apart:.2g} of {size:.2g}")
+
+
+def load_scorer(path: str | Path, dtype: str = "float32", device: str = "cpu") -> Scorer:
+    """The reward model of a folder.
+
+    Raises:
+        ModelError: it cannot be loaded or has more than one label.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=kept_dtype(pick_dtype(dtype, device), device)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load a reward model from {path}: {error}", file=str(path)) from error
+    return Scorer(model, dtype, device)
 
 
 def score(
-    model: Any, tokenizer: Any, prompts: list[list[int]], completions: list[list[list[int]]]
+    model: Any, tokenizer: Any, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]]
 ) -> list[list[float]]:
-    """The logit of a sequence-classification model for each completion of each prompt."""
-    rows = [(i, j, prompt + answer) for i, prompt in enumerate(prompts) for j, answer in enumerate(completions[i])]
-    rows.sort(key=lambda row: len(row[2]))
-    result: list[list[float]] = [[0.0] * len(answers) for answers in completions]
-    pad = tokenizer.pad_token_id
-    start = 0
-    while start < len(rows):
-        stop = start + max(1, _TOKENS // len(rows[start][2]))
-        batch = rows[start:stop]
-        width = max(len(ids) for _, _, ids in batch)
-        ids = torch.tensor([ids + [pad] * (width - len(ids)) for _, _, ids in batch], device=model.device)
-        mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for _, _, ids in batch], device=model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
-        for (i, j, _), logit in zip(batch, logits, strict=True):
-            result[i][j] = logit
-        start = stop
-    return result
+    """`Scorer.score` of a scorer, a model in memory or a model folder. Whoever scores often keeps a `Scorer`."""
+    if isinstance(model, (str, Path)):
+        model = load_scorer(model)
+    return (model if isinstance(model, Scorer) else Scorer(model)).score(prompts, completions)
