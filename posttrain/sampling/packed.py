@@ -6,86 +6,155 @@ from collections.abc import Sequence
 
 import torch
 
-from posttrain.sampling.attention import HIDDEN, Options, Unsupported, causal, half_products, scaled, softmax
+from posttrain.sampling.attention import HIDDEN, Options, Unsupported, causal, half_products, scaled
+
+# Completions are padded to one of these lengths, beyond the last to a multiple of it.
+_LENGTHS = (8, 16, 24, 32, 48, 64)
 
 
 class Packed:
-    """The layout of P prompts with up to W completions each, and attention over it.
+    """The layout of P prompts with any number of completions each, and attention over it.
 
-    `ids` and `position` are (tokens,): first every prompt, then every completion. `last` says where each
-    completion's last token is. Padding exists only inside attention: `of_prompt` (P, L) and `of_answer` (P, W, T) say
-    which token stands at each place of the padded grids, `back` where on the grids each token stands.
+    `ids` and `position` are (tokens,): first every prompt, then every completion, prompt by prompt. `last` says where
+    each completion's last token is. Padding exists only inside attention, on three kinds of grid: prompts (P, L); the
+    tokens of a prompt's completions in a row (P, Q), for what they see of the prompt; completions of like length
+    (n, T), for what they see of themselves. Each grid holds at every place the index of its token.
     """
 
     def __init__(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], device: torch.device
     ) -> None:
-        lengths = [len(prompt) for prompt in prompts]
-        self.prompts, self.length = len(prompts), max(lengths)
-        self.width = max(len(some) for some in answers)
-        self.most = max(len(answer) for some in answers for answer in some)
-        of_prompt = torch.zeros(self.prompts, self.length, dtype=torch.long)
-        of_answer = torch.zeros(self.prompts, self.width, self.most, dtype=torch.long)
-        ids: list[int] = []
-        position: list[int] = []
-        back: list[int] = []
-        last: list[int] = []
-        for row, prompt in enumerate(prompts):
-            of_prompt[row, : len(prompt)] = torch.arange(len(ids), len(ids) + len(prompt))
-            back += range(row * self.length, row * self.length + len(prompt))
-            ids += prompt
-            position += range(len(prompt))
-        for row, some in enumerate(answers):
-            for column, answer in enumerate(some):
-                of_answer[row, column, : len(answer)] = torch.arange(len(ids), len(ids) + len(answer))
-                start = self.prompts * self.length + (row * self.width + column) * self.most
-                back += range(start, start + len(answer))
-                ids += answer
-                position += range(lengths[row], lengths[row] + len(answer))
-                last.append(len(ids) - 1)
-        self.ids, self.position = torch.tensor(ids, device=device), torch.tensor(position, device=device)
-        self.back, self.last = torch.tensor(back, device=device), torch.tensor(last, device=device)
-        self.of_prompt, self.of_answer = of_prompt.flatten().to(device), of_answer.flatten().to(device)
-        self.longest = self.length + self.most
-        beyond = torch.arange(self.length) >= torch.tensor(lengths)[:, None]
-        self.prompt_bias = torch.where(beyond, HIDDEN, 0.0).to(device) if min(lengths) < self.length else None
-        step = torch.arange(self.most)
-        self.answer_bias = torch.where(step > step[:, None], HIDDEN, 0.0).to(device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        flat = [answer for some in answers for answer in some]
+        sizes = torch.tensor([len(answer) for answer in flat])
+        of_prompt = torch.tensor([sum(len(answer) for answer in some) for some in answers])
+        ids = [an_id for text in [*prompts, *flat] for an_id in text]
+        starts = torch.repeat_interleave(lengths, torch.tensor([len(some) for some in answers]))
+        position = torch.cat([_ranges(lengths), _ranges(sizes) + torch.repeat_interleave(starts, sizes)])
+        self.ids, self.position = torch.tensor(ids, device=device), position.to(device)
+        self.prompt_tokens, self.prompts, self.device = int(lengths.sum()), len(prompts), device
+        self.last = (self.prompt_tokens + sizes.cumsum(0) - 1).to(device)
+        self.length, self.longest = int(lengths.max()), int((starts + sizes).max())
+
+        first = lengths.cumsum(0) - lengths
+        self.prompt_grid, self.from_prompts = _grid(first, lengths, self.length, device)
+        begin = self.prompt_tokens + of_prompt.cumsum(0) - of_prompt
+        self.query_grid, self.from_queries = _grid(begin, of_prompt, int(of_prompt.max()), device)
+        beyond = torch.arange(self.length) >= lengths[:, None]
+        self.prompt_bias = torch.where(beyond, HIDDEN, 0.0).to(device) if beyond.any() else None
+        self._buckets(self.prompt_tokens + sizes.cumsum(0) - sizes, sizes)
+
+    def _buckets(self, begin: torch.Tensor, sizes: torch.Tensor) -> None:
+        """The grids of completions, and where on them, one after the other, each token stands."""
+        self.own_grids: list[torch.Tensor] = []
+        rounded = torch.tensor([_rounded(size) for size in sizes.tolist()])
+        order: list[torch.Tensor] = []
+        places: list[torch.Tensor] = []
+        before = 0
+        for width in rounded.unique().tolist():
+            chosen = (rounded == width).nonzero()[:, 0]
+            grid, place = _grid(begin[chosen], sizes[chosen], width, self.device)
+            self.own_grids.append(grid.view(len(chosen), width))
+            tokens = torch.repeat_interleave(begin[chosen], sizes[chosen]) + _ranges(sizes[chosen])
+            order.append(tokens - self.prompt_tokens)
+            places.append(place.cpu() + before)
+            before += grid.numel()
+        self.from_own = torch.empty(int(sizes.sum()), dtype=torch.long)
+        self.from_own[torch.cat(order)] = torch.cat(places)
+        self.from_own = self.from_own.to(self.device)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options) -> torch.Tensor:
         """query: (tokens, heads, D), key and value: (tokens, kv_heads, D); returns (tokens, heads * value_dim)."""
         if options.window is not None and self.longest > options.window:
             raise Unsupported(f"the texts are longer than the sliding window of {options.window}")
-        heads, kv_heads, prompts, length = query.shape[1], key.shape[1], self.prompts, self.length
-        groups = heads // kv_heads
-        of_prompt = [
-            part.index_select(0, self.of_prompt).view(prompts, length, -1, part.shape[-1]).transpose(1, 2)
-            for part in (query, key, value)
+        groups = query.shape[1] // key.shape[1]
+        grid = self.prompt_grid.view(self.prompts, self.length)
+        of_prompt = [_on(grid, part).transpose(1, 2) for part in (query, key, value)]
+        first = causal(of_prompt[0], of_prompt[1], of_prompt[2], options).transpose(1, 2).flatten(0, 1).flatten(1)
+
+        grid = self.query_grid.view(self.prompts, -1)
+        bias = None if self.prompt_bias is None else self.prompt_bias[:, None, None]
+        seen = _part(_on(grid, query), of_prompt[1], of_prompt[2], groups, bias, options)
+        own = [
+            _part(
+                _on(grid, query),
+                _on(grid, key).transpose(1, 2),
+                _on(grid, value).transpose(1, 2),
+                groups,
+                _upper(grid.shape[1], self.device),
+                options,
+            )
+            for grid in self.own_grids
         ]
-        first = causal(of_prompt[0], of_prompt[1], of_prompt[2], options).transpose(1, 2).reshape(prompts * length, -1)
+        of_own = [torch.cat([part[kind] for part in own]) for kind in range(3)]
+        out_a, total_a, highest_a = (part.index_select(0, self.from_queries) for part in seen)
+        out_b, total_b, highest_b = (part.index_select(0, self.from_own) for part in of_own)
+        highest = torch.maximum(highest_a, highest_b)
+        share_a, share_b = (highest_a - highest).exp_(), (highest_b - highest).exp_()
+        total = (total_a * share_a).addcmul_(total_b, share_b)
+        second = (out_a * (share_a / total)[..., None]).addcmul_(out_b, (share_b / total)[..., None])
+        return torch.cat([first.index_select(0, self.from_prompts), second.flatten(1).to(query.dtype)])
 
-        # (P, kv_heads, W, T, groups, D): a prompt's rows in one block for its prefix, a row's in one for itself.
-        query = self._answers(query.unflatten(1, (kv_heads, groups)))
-        keys, values = self._answers(key[:, :, None]), self._answers(value[:, :, None])
-        blocks, rows = prompts * kv_heads, prompts * kv_heads * self.width
-        prefix_keys = of_prompt[1].reshape(blocks, length, -1)
-        prefix_values = of_prompt[2].reshape(blocks, length, -1)
-        with half_products(options.half):
-            shared = scaled(query.view(blocks, -1, query.shape[-1]), prefix_keys, options)
-        if self.prompt_bias is not None:
-            shared.view(prompts, -1, length).add_(self.prompt_bias[:, None].to(shared.dtype))
-        own = scaled(query.view(rows, -1, query.shape[-1]), keys.view(rows, self.most, -1), options)
-        own.view(rows, self.most, groups, self.most).add_(self.answer_bias[:, None].to(own.dtype))
-        weights = softmax(torch.cat([shared.view(rows, -1, length), own], dim=-1))
-        out = torch.bmm(weights[..., length:], values.view(rows, self.most, -1))
-        with half_products(options.half):
-            of_prefix = torch.bmm(weights[..., :length].reshape(blocks, -1, length), prefix_values)
-        out += of_prefix.view(out.shape)
-        second = out.view(prompts, kv_heads, self.width, self.most, groups, -1).permute(0, 2, 3, 1, 4, 5)
-        second = second.reshape(prompts * self.width * self.most, -1)
-        return torch.cat([first, second]).index_select(0, self.back)
 
-    def _answers(self, part: torch.Tensor) -> torch.Tensor:
-        """(tokens, kv_heads, groups, D) as (P, kv_heads, W, T, groups, D)."""
-        picked = part.index_select(0, self.of_answer).view(self.prompts, self.width, self.most, *part.shape[1:])
-        return picked.permute(0, 3, 1, 2, 4, 5).contiguous()
+def _part(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    groups: int,
+    bias: torch.Tensor | None,
+    options: Options,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Softmax that is not yet divided, for parts of what a token sees: weighted values, sum of weights, highest score.
+
+    query: (n, T, heads, D), key and value: (n, kv_heads, L, D), bias: one that fits (n, kv_heads, T, L).
+    Returns (n * T, heads, D) and twice (n * T, heads).
+    """
+    n, steps, heads, dim = query.shape
+    kv_heads, length = key.shape[1], key.shape[2]
+    query = query.view(n, steps, kv_heads, groups, dim).transpose(1, 2).reshape(n * kv_heads, steps * groups, dim)
+    with half_products(options.half):
+        scores = scaled(query, key.reshape(n * kv_heads, length, -1), options).float()
+    if bias is not None:
+        scores.view(n, kv_heads, steps, groups, length).add_(bias[:, :, :, None])
+    highest = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(highest).exp_()
+    with half_products(options.half):
+        out = torch.bmm(weights.to(value.dtype), value.reshape(n * kv_heads, length, -1)).float()
+
+    def by_token(part: torch.Tensor) -> torch.Tensor:
+        split = part.view(n, kv_heads, steps, groups, part.shape[-1]).transpose(1, 2)
+        return split.reshape(n * steps, heads, part.shape[-1])
+
+    return by_token(out), by_token(weights.sum(-1, keepdim=True))[..., 0], by_token(highest)[..., 0]
+
+
+def _on(grid: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+    """(tokens, heads, D) on an (n, T) grid: (n, T, heads, D)."""
+    return part.index_select(0, grid.flatten()).view(*grid.shape, *part.shape[1:])
+
+
+def _upper(size: int, device: torch.device) -> torch.Tensor:
+    """What hides later tokens: (1, 1, size, size)."""
+    step = torch.arange(size, device=device)
+    return torch.where(step > step[:, None], HIDDEN, 0.0)[None, None]
+
+
+def _rounded(size: int) -> int:
+    return next((length for length in _LENGTHS if size <= length), -(-size // _LENGTHS[-1]) * _LENGTHS[-1])
+
+
+def _ranges(sizes: torch.Tensor) -> torch.Tensor:
+    """0 … size - 1 for each size, one after the other."""
+    ends = sizes.cumsum(0)
+    return torch.arange(int(ends[-1])) - torch.repeat_interleave(ends - sizes, sizes)
+
+
+def _grid(
+    begin: torch.Tensor, sizes: torch.Tensor, width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs of tokens as rows of a grid of `width`: which token stands at each place (len(sizes) * width,), any where
+    there is none; and the place of each token, run by run."""
+    at = torch.arange(width)
+    grid = torch.where(at < sizes[:, None], begin[:, None] + at, 0).flatten()
+    place = torch.repeat_interleave(torch.arange(len(sizes)) * width, sizes) + _ranges(sizes)
+    return grid.to(device), place.to(device)

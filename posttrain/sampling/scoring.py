@@ -20,8 +20,8 @@ from posttrain.sampling.loading import kept_dtype, pick_dtype
 from posttrain.sampling.packed import Packed
 from posttrain.sampling.products import keep_memory, quicken
 
-# Tokens in one forward, and scores of attention (rows x heads x tokens x tokens), so that they stay in a CPU's cache.
-_TOKENS, _SCORES = 4096, 1 << 22
+# Tokens in one forward: enough that starting operations costs little, few enough for a CPU's cache.
+_TOKENS = 4096
 _PLAIN_TOKENS = 8192
 
 Ids = Sequence[int]
@@ -43,7 +43,6 @@ class Scorer:
         if config.num_labels != 1:
             raise ModelError(f"a reward model gives one score; this one has num_labels={config.num_labels}")
         self.pad_id: int | None = config.pad_token_id
-        self.heads: int = config.num_attention_heads
         self.fallback: str | None = None
         self._forward: _Forward | None = None
         self._own_attention: str = config._attn_implementation
@@ -123,21 +122,16 @@ class Scorer:
         self, prompts: Sequence[Ids], asked: Sequence[dict[tuple[int, ...], list[int]]]
     ) -> Iterator[list[int]]:
         """Prompts to be computed together, those of like length."""
-        lengths = [max(map(len, some), default=0) for some in asked]
-        order = sorted((at for at, some in enumerate(asked) if some), key=lambda at: (len(prompts[at]), lengths[at]))
+        order = sorted((at for at, some in enumerate(asked) if some), key=lambda at: len(prompts[at]))
         batch: list[int] = []
-        tokens = width = prompt = answer = 0
+        tokens = 0
         for at in order:
             more = len(prompts[at]) + sum(map(len, asked[at]))
-            new = max(width, len(asked[at])), max(prompt, len(prompts[at])), max(answer, lengths[at])
-            scores = (len(batch) + 1) * self.heads * new[0] * new[2] * (new[1] + new[2])
-            if batch and (tokens + more > _TOKENS or scores > _SCORES):
+            if batch and tokens + more > _TOKENS:
                 yield batch
                 batch, tokens = [], 0
-                new = len(asked[at]), len(prompts[at]), lengths[at]
             batch.append(at)
             tokens += more
-            width, prompt, answer = new
         if batch:
             yield batch
 
