@@ -66,7 +66,7 @@ class PlainEngine:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache = out.past_key_values
+            cache = getattr(out, "past_key_values", None)
             token, logprob = draw(out.logits[:, -1], uniform[:, step], params.temperature, params.top_p)
             for row, (an_id, a_logprob) in enumerate(zip(token.tolist(), logprob.tolist(), strict=True)):
                 if row not in live:
@@ -81,6 +81,9 @@ class PlainEngine:
                     live.discard(row)
             if not live:
                 break
-            ids, position = token[:, None], position[:, -1:] + 1
+            new, after = token[:, None], position[:, -1:] + 1
+            if cache is None:  # a model without keys and values, such as Mamba: everything again
+                new, after = torch.cat([ids, new], dim=1), torch.cat([position, after], dim=1)
+            ids, position = new, after
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
         return completions(loaded.tokenizer, tokens, logprobs, ended, params.stop)
