@@ -56,7 +56,7 @@ def render_completion(tokenizer: Any, messages: Sequence[Message], completion: s
 
 
 def render_answers(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answers: Sequence[str]
+    tokenizer: Any, messages: Sequence[Message], answers: Sequence[str]
 ) -> tuple[list[int], list[list[int]]]:
     """`render_prompt(messages)`, and `render_completion` of each answer to it, with most of the work done once.
 

@@ -139,13 +139,25 @@ class RewardEntry(Section):
     weight: float = Field(
         default=1.0, gt=0, description="Weight in the mean of the rewards that have an opinion on a row."
     )
-    only_for: Literal["preferences"] | None = Field(
-        default=None, alias="for", description="`preferences`: asked only when preference pairs are labelled."
+    only_for: Literal["preferences", "scores"] | None = Field(
+        default=None,
+        alias="for",
+        description="`preferences`: asked only when pairs are labelled; `scores`: only when candidates are scored.",
     )
 
     @property
     def is_reward_model(self) -> bool:
         return self.use == "reward-model"
+
+    @property
+    def scores(self) -> bool:
+        """Whether it is asked about candidates."""
+        return self.only_for != "preferences"
+
+    @property
+    def labels(self) -> bool:
+        """Whether it is asked about pairs; the reward model learns from those labels, so it gives none."""
+        return self.only_for != "scores" and not self.is_reward_model
 
     @property
     def name(self) -> str:
@@ -400,10 +412,10 @@ class Recipe(Section):
             names.add(entry.name)
             if entry.is_reward_model and (entry.function or entry.only_for):
                 complain(loc, "a reward model has neither `function` nor `for`")
-        scoring = [e for e in self.reward if not e.only_for and (self.reward_model or not e.is_reward_model)]
+        scoring = [e for e in self.reward if e.scores and (self.reward_model or not e.is_reward_model)]
         if not scoring:
             complain(("reward",), "no reward is left to score samples", _ADD_OR_TAKE)
-        if self.preferences and all(entry.is_reward_model for entry in self.reward):
+        if self.preferences and not any(entry.labels for entry in self.reward):
             complain(("reward",), "no reward is left to label preferences: the reward model learns from those labels")
 
     def dump(self) -> str:

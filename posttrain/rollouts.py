@@ -67,8 +67,8 @@ class Judges:
 def judges(job: Job, purpose: Literal["preferences", "scores"]) -> tuple[Judges, dict[str, float]]:
     """What the recipe's `reward` list means for a stage, and the weight of each reward by name.
 
-    Pairs are labelled by every reward function and no model; candidates are scored by the functions that are not kept
-    `for: preferences`, and by the reward model where the stage has one among its inputs.
+    Pairs are labelled by reward functions and no model; candidates are scored by functions, and by the reward model
+    where the stage has one among its inputs. An entry's `for` keeps it to one of the two.
     """
     entries = [RewardEntry.model_validate(entry) for entry in job.config["rewards"]]
     functions, weights, model = [], {}, None
@@ -77,7 +77,7 @@ def judges(job: Job, purpose: Literal["preferences", "scores"]) -> tuple[Judges,
             if purpose == "scores" and "reward_model" in job.inputs:
                 model = str(job.inputs["reward_model"])
                 weights[REWARD_MODEL] = entry.weight
-        elif purpose == "preferences" or entry.only_for is None:
+        elif entry.labels if purpose == "preferences" else entry.scores:
             functions += load_rewards([entry], job)
             weights[functions[-1].name] = entry.weight
     return Judges(tuple(functions), model), weights

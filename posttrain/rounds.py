@@ -22,6 +22,7 @@ class State:
     previous: Artifact  # the one promoted before it
     evaluation: Artifact  # the last promoted policy's evaluation
     preferences: tuple[Artifact, ...] = ()  # of all rounds so far
+    reward_model: Artifact | None = None  # the last round's
 
 
 def play(recipe: Recipe, runner: Runner, n: int) -> Artifact:
@@ -46,7 +47,7 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
     if recipe.preferences and steps.reads_pairs("preferences"):
         preferences = (*preferences, steps.preferences(prompts, state.policy, state.previous))
     if recipe.reward_model:
-        reward_model = steps.reward_model(preferences)
+        reward_model = steps.reward_model(preferences, state.reward_model)
     samples = steps.samples(prompts, state.policy)
     scored = steps.scores(samples, reward_model)
     kept = steps.filters(scored, prompts)
@@ -59,7 +60,7 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
         policy = steps.dpo(policy, preferences, scored, pairs)
     evaluation = steps.evaluate(prompts, policy, reward_model)
     promoted = steps.promote(evaluation, state.evaluation, reward_model)
-    state = replace(state, preferences=preferences)
+    state = replace(state, preferences=preferences, reward_model=reward_model)
     if promoted:
         state = replace(state, policy=policy, previous=state.policy, evaluation=evaluation)
     steps.end(promoted, state.policy)

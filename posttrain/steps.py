@@ -71,11 +71,12 @@ class Steps:
             {"prompts": prompts, "policy": policy, "previous": previous},
         )
 
-    def reward_model(self, preferences: Sequence[Artifact]) -> Artifact:
+    def reward_model(self, preferences: Sequence[Artifact], last: Artifact | None) -> Artifact:
         section = self.recipe.reward_model
         assert section
         tables = {f"preferences_{number}": table for number, table in enumerate(preferences, 1)}
-        return self._trained("reward_model", section, {"model": self.base, **tables})
+        start = last if last and section.start == "previous" else self.base
+        return self._trained("reward_model", section, {"model": start, **tables})
 
     def samples(self, prompts: Artifact, policy: Artifact) -> Artifact:
         section = self.recipe.samples
@@ -135,7 +136,7 @@ class Steps:
         return self._evaluate(prompts, policy, reward_model, {})
 
     def promote(self, candidate: Artifact, incumbent: Artifact, reward_model: Artifact | None) -> bool:
-        by_function = any(not entry.is_reward_model and not entry.only_for for entry in self.recipe.reward)
+        by_function = any(not entry.is_reward_model and entry.scores for entry in self.recipe.reward)
         decision = self._judged(
             "promote",
             {"promote": self.recipe.promote},

@@ -64,7 +64,7 @@ class Reasons(Silent):
 def go(root: Path, n: int, *overrides: str, launcher: FakeLauncher | None = None) -> tuple[list[str], list[str]]:
     """Stages that ran, and what was said about running again."""
     launcher, reasons = launcher or FakeLauncher(), Reasons()
-    recipe = load("quickstart", overrides)
+    recipe = load("quickstart", ["dpo.learning_rate=1e-4", *overrides])
     run = Store(root)
     with run.session():
         play(recipe, Runner(run, launcher, reasons, 1, recipe), n)

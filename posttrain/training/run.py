@@ -24,6 +24,9 @@ from posttrain.recipe import Trained
 from posttrain.stages import Job
 from posttrain.training.checkpoints import SealCheckpoints, latest_whole
 
+# Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
+SMALL = 5_000_000
+
 A = TypeVar("A", bound=TrainingArguments)
 
 # What differs from TRL's own defaults, and why.
@@ -90,9 +93,11 @@ def train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     Raises:
         StageError: the loss is not a finite number.
     """
-    torch.set_num_threads(job.workers)
+    torch.set_num_threads(1)
     datasets.disable_caching()  # TRL caches reference log-probs by data set and model, not by collator
     trainer = make()
+    if trainer.model is not None and sum(p.numel() for p in trainer.model.parameters()) > SMALL:
+        torch.set_num_threads(job.workers)
     trainer.add_callback(Watch(stage, job))
     trainer.add_callback(SealCheckpoints())
     checkpoint = latest_whole(job.scratch / "checkpoints")
