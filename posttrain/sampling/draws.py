@@ -34,21 +34,23 @@ def draw(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token a row by inverse CDF, and its log-probability at temperature 1 before `top_p`.
 
-    logits: (rows, vocab), any float dtype; uniform: (rows,) in [0, 1). Returns (rows,) int64 and (rows,) float32.
+    logits: (rows, vocab), any float dtype, overwritten; uniform: (rows,) in [0, 1). Returns (rows,) int64 and (rows,)
+    float32.
     """
     logits = logits.float()
     if temperature == 0:
         token = logits.argmax(-1)
         return token, logits.gather(-1, token[:, None])[:, 0] - logits.logsumexp(-1)
-    highest = logits.amax(-1, keepdim=True)
-    above = logits - highest
-    weight = above.exp() if temperature == 1 else (above / temperature).exp_()
+    above = logits.sub_(logits.amax(-1, keepdim=True))
+    plain = temperature == 1 and top_p == 1
+    weight = above.exp_() if plain else (above / temperature).exp_()
     # Sums of blocks of 64: one cumulative sum over a whole vocabulary would be the slowest step of all.
     blocks = _blocks(weight if top_p == 1 else _nucleus(weight, top_p))
     edges = blocks.sum(-1).cumsum(-1)
     token = _inverse_cdf(blocks, edges, uniform)
-    total = edges[:, -1] if temperature == 1 and top_p == 1 else above.exp().sum(-1)
-    return token, above.gather(-1, token[:, None])[:, 0] - total.log()
+    if plain:
+        return token, (weight.gather(-1, token[:, None])[:, 0] / edges[:, -1]).log_()
+    return token, above.gather(-1, token[:, None])[:, 0] - above.exp().sum(-1).log()
 
 
 def _blocks(weight: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import rms_norm
 
 from posttrain.sampling.attention import Options, Unsupported
-from posttrain.sampling.products import Product
+from posttrain.sampling.products import GatedProduct, Product
 
 _FITTING = tuple(
     f"{family}For{task}"
@@ -87,28 +87,26 @@ class _Layer:
     def __init__(self, layer: Any, whole: LeanLlama, dtype: torch.dtype) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.whole = whole
+        # The scores' scaling is folded into what makes the queries: their norm's weight where there is one.
+        normed = hasattr(attention, "q_norm")
+        scales = (1.0 if normed else attention.scaling, 1.0, 1.0)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        weights = [self._paired(part.weight, part is not attention.v_proj) for part in projections]
-        biases = [
-            None if part.bias is None else self._paired(part.bias, part is not attention.v_proj) for part in projections
-        ]
-        bias = None if biases[0] is None else torch.cat([one for one in biases if one is not None])
-        self.qkv = Product(torch.cat(weights) * layer.input_layernorm.weight, bias, dtype)
+        weight = torch.cat([self._paired(part.weight, at < 2) * scales[at] for at, part in enumerate(projections)])
+        bias = None
+        if attention.q_proj.bias is not None:
+            bias = torch.cat([self._paired(part.bias, at < 2) * scales[at] for at, part in enumerate(projections)])
+        self.qkv = Product(weight * layer.input_layernorm.weight, bias, dtype)
         self.out = Product(attention.o_proj.weight, attention.o_proj.bias, dtype)
-        up_bias = None if mlp.gate_proj.bias is None else torch.cat([mlp.gate_proj.bias, mlp.up_proj.bias])
-        up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * layer.post_attention_layernorm.weight
-        self.up = Product(up, up_bias, dtype)
+        self.gated = GatedProduct(mlp.gate_proj, mlp.up_proj, layer.post_attention_layernorm.weight, dtype)
         self.down = Product(mlp.down_proj.weight, mlp.down_proj.bias, dtype)
         everywhere = getattr(attention.config, "sliding_window", None) if whole.one_window else None
         window = getattr(attention, "sliding_window", everywhere)
-        self.options = Options(attention.scaling, window, None, whole.half)
+        self.options = Options(1.0, window, None, whole.half)
         self.qk_weight: torch.Tensor | None = None
-        if hasattr(attention, "q_norm"):
-            of_head = [
-                self._paired(norm.weight, True).detach().float().expand(count, -1)
-                for norm, count in ((attention.q_norm, whole.heads), (attention.k_norm, whole.kv_heads))
-            ]
-            self.qk_weight = torch.cat(of_head)
+        if normed:
+            of_queries = self._paired(attention.q_norm.weight, True).detach().float() * attention.scaling
+            of_keys = self._paired(attention.k_norm.weight, True).detach().float()
+            self.qk_weight = torch.cat([of_queries.expand(whole.heads, -1), of_keys.expand(whole.kv_heads, -1)])
 
     def _paired(self, part: torch.Tensor, rotated: bool) -> torch.Tensor:
         """Rows of each head reordered so that the two of a rotary pair (i, i + dim / 2) are neighbours."""
@@ -127,5 +125,4 @@ class _Layer:
         pairs = torch.view_as_complex(joint.unflatten(-1, (-1, 2)))[:, :rotated]
         pairs *= turn
         stream += self.out(attend(at, joint.to(whole.kept), self.options))
-        gate, up = self.up(rms_norm(stream, (whole.hidden,), eps=whole.eps)).chunk(2, dim=-1)
-        stream += self.down(silu(gate).mul_(up))
+        stream += self.down(self.gated(rms_norm(stream, (whole.hidden,), eps=whole.eps)))
