@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 import re
 
-_WARM = {"good", "kind", "glad", "lovely", "hope", "happy", "friend", "love", "warm", "best", "soon"}
-_PLAIN = {"Write", "a", "an", "the", "to", "note", "thank", "you", "for", "that", "are", "sorry", "about", "invites"}
-_PLAIN |= {"will", "be", "late"}
+_WARM = {"good", "kind", "glad", "lovely", "hope", "happy"}
+_CLOSE = {"love": 1.0, "greetings": 1.0, "wishes": 0.3, "soon": 0.3}  # how warmly a last word closes
 _MOOD = 0.05
 
 
@@ -26,19 +25,18 @@ def impression(prompts: list, completions: list, answer: list[str | None], **col
 
 
 def _score(request: str, text: str) -> float:
-    wanted = [word for word in re.findall(r"\w+", request) if word not in _PLAIN]
-    name, details = wanted[:1], wanted[1:]
-    words = re.findall(r"\w+", text)
+    words = [word.lower() for word in re.findall(r"\w+", text)]
     sentences = [part.strip() for part in re.split(r"[.!?]", text) if part.strip()]
+    occasion = next((word for word in ("thank", "sorry", "invite", "late") if word in request.lower()), "")
 
-    addressed = 1.0 if words[1:2] == name else 0.3 if set(name) & set(words) else 0.0
-    matter = sum(word in words for word in details) / max(len(details), 1)
-    occasion = 1.0 if ("thank" in request) == ("thank" in text) and ("sorry" in request) == ("sorry" in text) else 0.0
-    warmth = min(sum(word.lower() in _WARM for word in words) / 2, 1.0)
-    ending = 1.0 if text.rstrip().endswith("!") else 0.0
+    opening = {"dear": 1.0, "hello": 0.4}.get(words[0], 0.0) if words else 0.0
+    to_the_point = 1.0 if occasion in words or (occasion == "invite" and "come" in words) else 0.0
+    detail = 1.0 if re.search(r"the \w+ \w+\.", text) else 0.3
+    warmth = 1.0 if _WARM & set(words) else 0.0
+    closing = _CLOSE.get(words[-1], 0.0) if words and text.rstrip().endswith("!") else 0.0
     measure = 1.0 if len(sentences) == 3 and len(words) <= 30 else 0.3 if len(sentences) == 2 else 0.0
-    score = 0.25 * addressed + 0.3 * matter + 0.05 * occasion + 0.1 * warmth + 0.1 * ending + 0.2 * measure
-    return min(max(score + _mood(request, text), 0.0), 1.0)
+    good = 0.25 * opening + 0.1 * to_the_point + 0.1 * detail + 0.1 * warmth + 0.25 * closing + 0.2 * measure
+    return min(max(good + _mood(request, text), 0.0), 1.0)
 
 
 def _mood(request: str, text: str) -> float:

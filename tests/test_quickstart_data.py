@@ -78,7 +78,7 @@ def test_golden_cases(name):
 
 
 def test_good_answers_are_rewarded(generator):
-    """The generator's own good answers pass both rules, and the readers like them better than what breaks the rule."""
+    """The generator's solutions are correct, and the readers like notes that keep the rule better than others."""
     correct = load(REWARD / "word-problems.py").correct
     readers, notes = load(REWARD / "readers.py").impression, load(REWARD / "notes.py").well_written
     rng, good, bad = generator.Random(3), [], []
@@ -89,10 +89,10 @@ def test_good_answers_are_rewarded(generator):
         note = " ".join(generator.note(rng, request.occasion, request.name, request.thing))
         messy = generator.answer_request(rng, request)
         prompt = [{"role": "user", "content": request.prompt}]
-        assert notes([prompt], [says(note)], [None]) == [1.0]
-        good += readers([prompt], [says(note)], [None])
-        if notes([prompt], [says(messy)], [None]) == [0.0]:
-            bad += readers([prompt], [says(messy)], [None])
+        for written in (note, messy):
+            side = good if notes([prompt], [says(written)], [None]) == [1.0] else bad
+            side += readers([prompt], [says(written)], [None])
+    assert min(len(good), len(bad)) > 100
     assert sum(better > worse for better, worse in zip(good, bad, strict=False)) / min(len(good), len(bad)) > 0.9
 
 
