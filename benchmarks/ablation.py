@@ -1,10 +1,11 @@
 """Do the parts of the loop earn their place? The quickstart against itself with one part changed, over seeds.
 
     python benchmarks/ablation.py                     # all arms, three seeds; goes on where it was stopped
-    python benchmarks/ablation.py --seeds 0 --n 3     # a quick look
+    python benchmarks/ablation.py --seeds 0 --short 1 # a quick look
     python benchmarks/ablation.py --table             # only the table of what is there
 
-The arms of one seed share a run folder, so what they have in common is done once. Figures are on held-out prompts.
+The loop runs for `--n` rounds, the arms for `--short`, and are compared with the loop at that round. The arms of one
+seed share a run folder, so what they have in common is done once. Figures are on held-out prompts.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+LOOP = "the loop"
 ARMS = {
-    "the loop": [],
+    LOOP: [],
     "without DPO": ["dpo=null"],
     "without the reward model": ["reward_model=null"],
     "a random candidate instead of the best": ["filters.5.choose=random", "filters.5.threshold=null"],
@@ -31,18 +33,19 @@ COLUMNS = {
 }
 
 
-def figures_file(folder: Path, arm: str, seed: int, n: int) -> Path:
-    return folder / f"{arm.replace(' ', '-').replace('@', '')}.seed-{seed}.rounds-{n}.json"
+def figures_file(folder: Path, arm: str, seed: int) -> Path:
+    return folder / f"{arm.replace(' ', '-')}.seed-{seed}.json"
 
 
-def run_seed(folder: Path, seed: int, n: int, workers: int, extra: list[str]) -> None:
+def run_seed(folder: Path, seed: int, args: argparse.Namespace) -> None:
     """Every arm of one seed, one after the other, in one run folder."""
     for arm, changes in ARMS.items():
-        target = figures_file(folder, arm, seed, n)
+        n = args.n if arm == LOOP else args.short
+        target = figures_file(folder, arm, seed)
         if target.exists():
             continue
         run = folder / f"seed-{seed}"
-        settings = [f"seed={seed}", f"compute.workers={workers}", *extra, *changes]
+        settings = [f"seed={seed}", "compute.workers=1", *args.extra, *changes]
         command = [sys.executable, "-m", "posttrain", "round", "quickstart", "--n", str(n), "--run", str(run)]
         for setting in settings:
             command += ["--set", setting]
@@ -50,16 +53,19 @@ def run_seed(folder: Path, seed: int, n: int, workers: int, extra: list[str]) ->
             print(f"\n=== {arm}", file=log, flush=True)
             subprocess.run(command, check=True, stdout=log, stderr=log)
         status = subprocess.run(
-            [sys.executable, "-m", "posttrain", "status", str(run), "--json"], check=True, capture_output=True, text=True
+            [sys.executable, "-m", "posttrain", "status", str(run), "--json"],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         target.write_text(status.stdout, encoding="utf-8")
         print(f"{arm}, seed {seed}: done", flush=True)
 
 
-def final(status: dict[str, Any]) -> dict[str, Any]:
-    """Held-out figures of the last promoted round."""
-    promoted = [entry for entry in status["rounds"] if entry["promoted"] and entry["evaluate"]]
-    return promoted[-1]["evaluate"]["heldout"]
+def at_round(status: dict[str, Any], number: int) -> dict[str, Any]:
+    """Held-out figures of the policy that is promoted after this round."""
+    rounds = [entry for entry in status["rounds"] if entry["promoted"] and entry["round"] <= number]
+    return rounds[-1]["evaluate"]["heldout"]
 
 
 def pooled(figures: list[dict[str, Any]]) -> str:
@@ -72,33 +78,41 @@ def pooled(figures: list[dict[str, Any]]) -> str:
     return f"{mean:.3f} ± {half:.3f}"
 
 
-def table(folder: Path, seeds: list[int], n: int) -> str:
-    lines = [f"| after {n} rounds, held-out, {len(seeds)} seeds | {' | '.join(COLUMNS)} | rounds promoted |"]
-    lines.append("| --- " * (len(COLUMNS) + 2) + "|")
+def table(folder: Path, args: argparse.Namespace) -> str:
+    """The figures at the round up to which each arm went, and those of the base and of the whole loop."""
     rows: dict[str, list[dict[str, Any]]] = {}
-    promoted: dict[str, list[int]] = {}
+    promoted: dict[str, list[str]] = {}
+
+    def add(label: str, status: dict[str, Any], number: int) -> None:
+        rows.setdefault(label, []).append(at_round(status, number))
+        of = [entry for entry in status["rounds"] if 1 <= entry["round"] <= number]
+        promoted.setdefault(label, []).append(f"{sum(bool(entry['promoted']) for entry in of)} of {len(of)}")
+
     for arm in ARMS:
-        for seed in seeds:
-            path = figures_file(folder, arm, seed, n)
+        for seed in args.seeds:
+            path = figures_file(folder, arm, seed)
             if not path.exists():
                 continue
             status = json.loads(path.read_text(encoding="utf-8"))
-            if arm == "the loop":
-                rows.setdefault("the base", []).append(status["rounds"][0]["evaluate"]["heldout"])
-                promoted.setdefault("the base", []).append(0)
-            rows.setdefault(arm, []).append(final(status))
-            promoted.setdefault(arm, []).append(sum(bool(entry["promoted"]) for entry in status["rounds"][1:]))
-    for arm, found in rows.items():
+            if arm == LOOP:
+                add("the base", status, 0)
+                add(f"{LOOP}, {args.n} rounds", status, args.n)
+            add(f"{arm}, {args.short} rounds", status, args.short)
+    lines = [f"| held-out | {' | '.join(COLUMNS)} | rounds promoted, by seed |", "| --- " * (len(COLUMNS) + 2) + "|"]
+    for label, found in rows.items():
         cells = [pooled([column(heldout) for heldout in found]) for column in COLUMNS.values()]
-        lines.append(f"| {arm} | {' | '.join(cells)} | {', '.join(map(str, promoted[arm]))} |")
-    return "\n".join([*lines, "", *picks(folder, seeds, n)])
+        lines.append(f"| {label} | {' | '.join(cells)} | {', '.join(promoted[label])} |")
+    return "\n".join([*lines, "", *picks(folder, args.seeds, args.n)])
 
 
 def picks(folder: Path, seeds: list[int], n: int) -> list[str]:
     """On prompts without an answer: the reward model's pick of K beside the average candidate, first and last round."""
-    lines = ["| notes well written, held-out | seed | average of K | the reward model's pick of K |", "| --- " * 4 + "|"]
+    lines = [
+        "| notes well written, held-out | seed | average of K | the reward model's pick of K |",
+        "| --- " * 4 + "|",
+    ]
     for seed in seeds:
-        path = figures_file(folder, "the loop", seed, n)
+        path = figures_file(folder, LOOP, seed)
         if not path.exists():
             continue
         rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
@@ -118,7 +132,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--n", type=int, default=6, help="rounds")
+    parser.add_argument("--n", type=int, default=6, help="rounds of the loop")
+    parser.add_argument("--short", type=int, default=3, help="rounds of the other arms")
     parser.add_argument("--side-by-side", type=int, default=2, help="seeds at the same time, one process each")
     parser.add_argument("--set", dest="extra", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--table", action="store_true", help="print the table of what is there and run nothing")
@@ -126,9 +141,9 @@ def main() -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     if not args.table:
         with ThreadPoolExecutor(args.side_by_side) as pool:
-            for done in [pool.submit(run_seed, args.folder, seed, args.n, 1, args.extra) for seed in args.seeds]:
+            for done in [pool.submit(run_seed, args.folder, seed, args) for seed in args.seeds]:
                 done.result()
-    print(table(args.folder, args.seeds, args.n))
+    print(table(args.folder, args))
 
 
 if __name__ == "__main__":
