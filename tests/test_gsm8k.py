@@ -1,4 +1,4 @@
-"""The GSM8K recipe end to end for one round, on a small untrained Llama whose tokenizer is made from GSM8K's own text."""
+"""The GSM8K recipe end to end for one round, on a small untrained Llama with a tokenizer made from GSM8K's text."""
 
 import json
 import subprocess
@@ -37,6 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.add_special_tokens({"additional_special_tokens": special[2:]})
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(0)
+    pad, end = 0, 1  # special tokens come first, in this order
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -45,8 +46,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=1024,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=pad,
+        eos_token_id=end,
     )
     folder = tmp_path_factory.mktemp("model")
     LlamaForCausalLM(config).save_pretrained(folder)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,7 +80,7 @@ def test_the_policy_loads_with_transformers_and_answers_through_its_template(run
 
     prompt = json.loads((Path(__file__).parent.parent / "data/word-problems.heldout.jsonl").open().readline())["prompt"]
     tokenizer = AutoTokenizer.from_pretrained(policy(run))
-    model = AutoModelForCausalLM.from_pretrained(policy(run))
+    model: Any = AutoModelForCausalLM.from_pretrained(policy(run))
     messages = [{"role": "user", "content": prompt}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     out = model.generate(**ids, max_new_tokens=60, do_sample=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from posttrain.recipe import Samples
@@ -31,10 +30,11 @@ def run(job: Job) -> dict[str, Any]:
     target = job.out / "samples.parquet"
     count = run_rollouts(shards, job.scratch / "shards", target, job.workers, job.progress)
     table = pq.read_table(target, columns=["n_tokens", "finish"])
+    lengths = table["n_tokens"].to_pylist()
     return {
         "prompts": len(prompts),
         "completions": count,
-        "tokens": pc.sum(table["n_tokens"]).as_py(),
-        "mean_length": pc.mean(table["n_tokens"]).as_py(),
-        "finished": pc.mean(pc.equal(table["finish"], "stop").cast("float64")).as_py(),
+        "tokens": sum(lengths),
+        "mean_length": sum(lengths) / count,
+        "finished": table["finish"].to_pylist().count("stop") / count,
     }

@@ -48,7 +48,7 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
         policy = _Listening(model)
         result = super()._compute_loss(policy, inputs, return_outputs)
         nll = chosen_nll(policy.log_probs, inputs["completion_mask"])
-        self._metrics["train" if self.model.training else "eval"]["nll"].append(nll.item())
+        self._metrics["train" if model.training else "eval"]["nll"].append(nll.item())
         if return_outputs:
             return result[0] + self.nll_weight * nll, result[1]
         return result + self.nll_weight * nll
