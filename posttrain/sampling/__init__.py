@@ -29,6 +29,7 @@ def load_engine(
         ModelError: the folder cannot be loaded, or has no end token.
     """
     from posttrain.sampling.attention import Unsupported
+    from posttrain.sampling.decoder import LeanDecoder
     from posttrain.sampling.loading import load
     from posttrain.sampling.plain import PlainEngine
     from posttrain.sampling.shared_prefix import SharedPrefixEngine
@@ -37,6 +38,9 @@ def load_engine(
     if use == "plain":
         return PlainEngine(loaded)
     try:
-        return SharedPrefixEngine(loaded)
+        engine = SharedPrefixEngine(loaded)
+        if isinstance(engine.decoder, LeanDecoder):
+            loaded.model.model.layers.to("meta")  # it has its own copy: this one's memory is given back
+        return engine
     except Unsupported as error:
         return PlainEngine(loaded, fallback=f"shared-prefix does not fit {loaded.model.config.model_type}: {error}")

@@ -23,6 +23,8 @@ HIDDEN = torch.finfo(torch.float32).min / 2
 # Room for new keys: the first, and what it grows by, tokens. It is always read whole, gaps would cost more than zeros
 # do (a CPU reads memory with gaps at a quarter of the speed); and products of fewer than 400 terms take a slow path.
 _ROOM, _GROWTH = 16, 8
+# Prompts that have no row left stay until this share or less has one: moving the others' keys costs too.
+_KEEP_PROMPTS_WHILE = 0.75
 
 
 class Unsupported(Exception):
@@ -173,15 +175,16 @@ class Suffixes:
             self.grid_of, self.on_grid = grid_of.to(device), on_grid.to(device)
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Drops every row but those of the ascending indices `rows`, and prompts that have none left."""
+        """Drops every row but those of the ascending indices `rows`, and prompts without rows once they are many."""
         prompt = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
         kept = rows.cpu()
         old_place = self.to_rows.view(-1, self.kv_heads)[rows]
         counts = torch.bincount(prompt[kept], minlength=len(self.counts))
         left = counts.nonzero()[:, 0]
-        if len(left) < len(counts):
+        if len(left) <= _KEEP_PROMPTS_WHILE * len(counts):
             self.prefix = _chosen_prompts(self.prefix, left, self.kv_heads)
-        self._arrange(counts[left])
+            counts = counts[left]
+        self._arrange(counts)
         moved = old_place.flatten()[self.from_rows]
         for store in (self.keys, self.values):
             for layer, old in store.items():
