@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,9 @@ from posttrain.sampling.protocol import Engine, Request, SamplingParams, complet
 from posttrain.shards import concatenate, run_shards
 from posttrain.stages import Job
 from posttrain.weighing import REWARD_MODEL
+
+if TYPE_CHECKING:
+    from posttrain.sampling.scoring import Scorer
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SAMPLES = pa.schema(
@@ -171,7 +174,6 @@ def reward_values(rows: Sequence[Mapping[str, Any]], functions: Sequence[Reward]
 def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[float]:
     """The reward model's logit for each row. Rows of one prompt must stand together."""
     from posttrain.chat import render_answers
-    from posttrain.sampling.scoring import score
 
     tokenizer = _tokenizer(reward_model)
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_id"])]
@@ -180,7 +182,7 @@ def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[
         for group in groups
     ]
     prompts, answers = [prompt for prompt, _ in rendered], [answers for _, answers in rendered]
-    scores = score(_reward_model(reward_model), tokenizer, prompts, answers)
+    scores = _scorer(reward_model).score(prompts, answers)
     return [value for group in scores for value in group]
 
 
@@ -224,10 +226,10 @@ def _engine(policy: str, use: str, dtype: str) -> Engine:
 
 
 @functools.lru_cache(maxsize=2)
-def _reward_model(path: str) -> Any:
-    from transformers import AutoModelForSequenceClassification
+def _scorer(path: str) -> Scorer:
+    from posttrain.sampling.scoring import load_scorer
 
-    return AutoModelForSequenceClassification.from_pretrained(path).eval().to(device())
+    return load_scorer(path, "float32", device())
 
 
 @functools.lru_cache(maxsize=4)
