@@ -147,6 +147,9 @@ def die_with_parent() -> None:
 
 def _child(folder: Path, workers: int, sender: Connection) -> None:
     die_with_parent()
+    import torch
+
+    torch.set_num_threads(1)  # sampling and scoring use processes; training asks for more threads where they pay
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     log = (folder / "scratch" / "log.txt").open("a", encoding="utf-8", buffering=1)
     os.dup2(log.fileno(), 1)

@@ -7,7 +7,6 @@ A finished shard is a Parquet file under its final name; after a kill only the u
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -69,10 +68,6 @@ def run_shards(
 
 def _start_worker() -> None:
     die_with_parent()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _do(work: Callable[[T], pa.Table], shard: T, path: Path) -> int:
