@@ -114,7 +114,7 @@ def batches(tokenizer: PreTrainedTokenizerFast) -> list[tuple[torch.Tensor, torc
 
 
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers (it needs about half of AdamW's tokens here), AdamW for the rest."""
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms."""
     inside = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     rest = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or "embed" in name]
     return [
