@@ -400,7 +400,7 @@ class TestRewardEntries:
         assert "two rewards are called 'word-problems'" in str(error)
 
     def test_somebody_must_label_and_somebody_score(self, folder: Path) -> None:
-        assert "all are `for: preferences`" in str(fails("small.yaml", "reward.0.for=preferences"))
+        assert "no reward is left to score samples" in str(fails("small.yaml", "reward.0.for=preferences"))
         overrides = ["preferences={}", "reward_model={}", "reward=[{use: reward-model}]"]
         assert "learns from those labels" in str(fails("small.yaml", *overrides))
 

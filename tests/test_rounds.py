@@ -133,7 +133,14 @@ def test_each_round_samples_from_the_promoted_policy_and_learns_from_all_prefere
     assert run.manifest(stages[3]["preferences"])["input_keys"]["previous"] == stages[1]["dpo"]
     learned = run.manifest(stages[3]["reward_model"])["input_keys"]
     assert [learned[f"preferences_{n}"] for n in (1, 2, 3)] == [stages[n]["preferences"] for n in (1, 2, 3)]
-    assert learned["model"].startswith("base-")
+    assert learned["model"] == stages[2]["reward_model"]
+
+
+def test_a_reward_model_starts_from_the_base_unless_told_otherwise(tmp_path: Path) -> None:
+    go(tmp_path / "run", 2, "reward_model.start=base")
+    run = Store(tmp_path / "run")
+    for entry in run.read_run()["rounds"][1:]:
+        assert run.manifest(entry["stages"]["reward_model"])["input_keys"]["model"].startswith("base-")
 
 
 @pytest.mark.parametrize(
