@@ -197,7 +197,7 @@ def run_rollouts(
         done += rows
         progress(done, total, "completions")
 
-    paths = run_shards(rollout, shards, scratch, workers, count)
+    paths = run_shards(rollout, shards, scratch, processes(workers), count)
     return concatenate(paths, target)
 
 
@@ -210,6 +210,11 @@ def by_prompt(table: Path, columns: Sequence[str] | None = None) -> Iterator[lis
     rows = (row for batch in file.iter_batches(4096, columns=columns) for row in batch.to_pylist())
     for _, group in groupby(rows, key=lambda row: row["prompt_id"]):
         yield [{**row, "rewards": json.loads(row["rewards"])} for row in group]
+
+
+def processes(workers: int) -> int:
+    """A GPU is used by one process; it is full with one."""
+    return workers if device() == "cpu" else 1
 
 
 def device() -> str:

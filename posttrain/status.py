@@ -8,9 +8,6 @@ from typing import Any
 from posttrain.errors import InputError
 from posttrain.store import Store
 
-SETS = ("dev", "heldout")
-F_KEYS = ("greedy", "pass@1", "pass@8", "reward", "mean_length")
-
 
 def status(run: Store) -> dict[str, Any]:
     """The run's figures, the same that `posttrain status RUN --json` prints.

@@ -23,7 +23,6 @@ class Steps:
         self.number = 0
         base = models.resolve(recipe.model)
         self.base = Artifact(f"base-{base.hash[:16]}", base.path)
-        self._outside = {"model": base.hash}
         self._reward_hashes = {
             entry.use: rewards.content_hash(entry)
             for entry in [*recipe.reward, *recipe.evaluate.measure]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.errors import EmptyStageError
-from posttrain.rollouts import Judges, judge, judges
+from posttrain.rollouts import Judges, judge, judges, processes
 from posttrain.shards import run_shards
 from posttrain.stages import Job
 from posttrain.weighing import REWARD_MODEL, combine, spread
@@ -36,7 +36,7 @@ def run(job: Job) -> dict[str, Any]:
         done += rows
         job.progress(done, total, "scores")
 
-    paths = run_shards(_judge_slice, shards, job.scratch / "shards", job.workers, count)
+    paths = run_shards(_judge_slice, shards, job.scratch / "shards", processes(job.workers), count)
     values = [json.loads(text) for path in paths for text in pq.read_table(path)["rewards"].to_pylist()]
     mean, deviation = spread([row[REWARD_MODEL] for row in values if REWARD_MODEL in row])
     scores = [combine(row, weights, mean, deviation) for row in values]
