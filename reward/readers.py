@@ -29,13 +29,14 @@ def _score(request: str, text: str) -> float:
     sentences = [part.strip() for part in re.split(r"[.!?]", text) if part.strip()]
     occasion = next((word for word in ("thank", "sorry", "invite", "late") if word in request.lower()), "")
 
-    opening = {"dear": 1.0, "hello": 0.4}.get(words[0], 0.0) if words else 0.0
+    greets = re.match(r"(Dear|Hello) \w+, ", text)
+    opening = {"Dear": 1.0, "Hello": 0.4}[greets[1]] if greets else 0.0
     to_the_point = 1.0 if occasion in words or (occasion == "invite" and "come" in words) else 0.0
     detail = 1.0 if re.search(r"the \w+ \w+\.", text) else 0.3
     warmth = 1.0 if _WARM & set(words) else 0.0
     closing = _CLOSE.get(words[-1], 0.0) if words and text.rstrip().endswith("!") else 0.0
     measure = 1.0 if len(sentences) == 3 and len(words) <= 30 else 0.3 if len(sentences) == 2 else 0.0
-    good = 0.25 * opening + 0.1 * to_the_point + 0.1 * detail + 0.1 * warmth + 0.25 * closing + 0.2 * measure
+    good = 0.2 * opening + 0.15 * to_the_point + 0.2 * detail + 0.05 * warmth + 0.2 * closing + 0.2 * measure
     return min(max(good + _mood(request, text), 0.0), 1.0)
 
 
