@@ -11,6 +11,7 @@ seed share a run folder, so what they have in common is done once. Figures are o
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import subprocess
@@ -33,15 +34,18 @@ COLUMNS = {
 }
 
 
-def figures_file(folder: Path, arm: str, seed: int) -> Path:
-    return folder / f"{arm.replace(' ', '-')}.seed-{seed}.json"
+def figures_file(folder: Path, arm: str, seed: int, args: argparse.Namespace) -> Path:
+    """Named by all that decides what is in it."""
+    changes = hashlib.sha256(json.dumps([args.extra, ARMS[arm]]).encode()).hexdigest()[:8]
+    rounds = args.n if arm == LOOP else args.short
+    return folder / f"{arm.replace(' ', '-')}.seed-{seed}.rounds-{rounds}.{changes}.json"
 
 
 def run_seed(folder: Path, seed: int, args: argparse.Namespace) -> None:
     """Every arm of one seed, one after the other, in one run folder."""
     for arm, changes in ARMS.items():
         n = args.n if arm == LOOP else args.short
-        target = figures_file(folder, arm, seed)
+        target = figures_file(folder, arm, seed, args)
         if target.exists():
             continue
         run = folder / f"seed-{seed}"
@@ -90,7 +94,7 @@ def table(folder: Path, args: argparse.Namespace) -> str:
 
     for arm in ARMS:
         for seed in args.seeds:
-            path = figures_file(folder, arm, seed)
+            path = figures_file(folder, arm, seed, args)
             if not path.exists():
                 continue
             status = json.loads(path.read_text(encoding="utf-8"))
@@ -102,21 +106,21 @@ def table(folder: Path, args: argparse.Namespace) -> str:
     for label, found in rows.items():
         cells = [pooled([column(heldout) for heldout in found]) for column in COLUMNS.values()]
         lines.append(f"| {label} | {' | '.join(cells)} | {', '.join(promoted[label])} |")
-    return "\n".join([*lines, "", *picks(folder, args.seeds, args.n)])
+    return "\n".join([*lines, "", *picks(folder, args)])
 
 
-def picks(folder: Path, seeds: list[int], n: int) -> list[str]:
+def picks(folder: Path, args: argparse.Namespace) -> list[str]:
     """On prompts without an answer: the reward model's pick of K beside the average candidate, first and last round."""
     lines = [
         "| notes well written, held-out | seed | average of K | the reward model's pick of K |",
         "| --- " * 4 + "|",
     ]
-    for seed in seeds:
-        path = figures_file(folder, LOOP, seed)
+    for seed in args.seeds:
+        path = figures_file(folder, LOOP, seed, args)
         if not path.exists():
             continue
         rounds = json.loads(path.read_text(encoding="utf-8"))["rounds"]
-        for number in (1, n):
+        for number in (1, args.n):
             measure = rounds[number]["evaluate"]["heldout"]["measure"]["notes"]
             cells = [_with_interval(measure[name]) for name in ("sampled", "reward_model_pick")]
             lines.append(f"| round {number} | {seed} | {' | '.join(cells)} |")

@@ -40,8 +40,6 @@ def round_(
     posttrain round my.yaml --n 2 --set dpo.learning_rate=2e-4
     """
     from posttrain.launch import Forked
-
-    launcher = Forked()
     from posttrain.recipe import load
     from posttrain.rounds import play
     from posttrain.runner import Runner
@@ -53,12 +51,17 @@ def round_(
     workers = resolved.compute.workers or os.cpu_count() or 1
     with store.session():
         terminal = Terminal(lambda number: print(_last_line(store, number, HEADER), flush=True))
-        runner = Runner(store, launcher, terminal, workers, resolved)
-        policy = play(resolved, runner, n)
+        runner = Runner(store, Forked(), terminal, workers, resolved)
+        try:
+            play(resolved, runner, n)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from there", file=sys.stderr)
+            raise typer.Exit(130) from None
     figures = status(store)
+    policy = store.root / figures["policy"]
     print(table(figures))
-    print(f"\nThe promoted policy: {policy.path}")
-    print(f'  AutoModelForCausalLM.from_pretrained("{policy.path}")')
+    print(f"\nThe promoted policy: {policy}")
+    print(f'  AutoModelForCausalLM.from_pretrained("{policy}")')
     print(f"The same table later: posttrain status {store.root}")
 
 
@@ -165,6 +168,3 @@ def main() -> None:
     except PosttrainError as error:
         print(f"posttrain: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from there", file=sys.stderr)
-        sys.exit(130)

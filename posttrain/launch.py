@@ -90,12 +90,6 @@ class Forked:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
 
-    def warm_up(self) -> None:
-        """Start the server now, so that it imports while this process still reads the recipe."""
-        from multiprocessing import forkserver
-
-        forkserver.ensure_running()
-
     def run(self, folder: Path, workers: int, progress: Progress) -> None:
         receiver, sender = self._context.Pipe(duplex=False)
         child = self._context.Process(target=_child, args=(folder, workers, sender), name=folder.name)

@@ -242,7 +242,7 @@ class Pairs(Section):
         default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
     )
     margin: float = Field(
-        default=0.0, ge=0, description="The best answer's score must exceed the worst's by more than this."
+        default=0.0, ge=0, description="The best answer's score must exceed the worst's by this or more."
     )
 
 
@@ -412,6 +412,11 @@ class Recipe(Section):
             names.add(entry.name)
             if entry.is_reward_model and (entry.function or entry.only_for):
                 complain(loc, "a reward model has neither `function` nor `for`")
+        files: dict[str, str] = {}
+        for loc, entry in [*((("reward", index), entry) for index, entry in enumerate(self.reward)), *measured]:
+            file = Path(entry.use).name
+            if files.setdefault(file, entry.use) != entry.use or file == "reward-model.py":
+                complain(loc, f"two reward files are called {file!r}" if file in files else "that name is taken")
         scoring = [e for e in self.reward if e.scores and (self.reward_model or not e.is_reward_model)]
         if not scoring:
             complain(("reward",), "no reward is left to score samples", _ADD_OR_TAKE)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -67,23 +67,12 @@ class Judges:
     reward_model: str | None = None
 
 
-def judges(job: Job, purpose: Literal["preferences", "scores"]) -> tuple[Judges, dict[str, float]]:
-    """What the recipe's `reward` list means for a stage, and the weight of each reward by name.
-
-    Pairs are labelled by reward functions and no model; candidates are scored by functions, and by the reward model
-    where the stage has one among its inputs. An entry's `for` keeps it to one of the two.
-    """
+def judges(job: Job) -> tuple[Judges, dict[str, float]]:
+    """What the job's `rewards` mean, and the weight of each by name. A reward model is among its inputs."""
     entries = [RewardEntry.model_validate(entry) for entry in job.config["rewards"]]
-    functions, weights, model = [], {}, None
-    for entry in entries:
-        if entry.use == REWARD_MODEL:
-            if purpose == "scores" and "reward_model" in job.inputs:
-                model = str(job.inputs["reward_model"])
-                weights[REWARD_MODEL] = entry.weight
-        elif entry.labels if purpose == "preferences" else entry.scores:
-            functions += load_rewards([entry], job)
-            weights[functions[-1].name] = entry.weight
-    return Judges(tuple(functions), model), weights
+    functions = load_rewards([entry for entry in entries if not entry.is_reward_model], job)
+    model = job.inputs.get("reward_model")
+    return Judges(tuple(functions), str(model) if model else None), {entry.name: entry.weight for entry in entries}
 
 
 def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[Reward]:
@@ -208,7 +197,7 @@ def by_prompt(table: Path, columns: Sequence[str] | None = None) -> Iterator[lis
     """
     file = pq.ParquetFile(table)
     rows = (row for batch in file.iter_batches(4096, columns=columns) for row in batch.to_pylist())
-    for _, group in groupby(rows, key=lambda row: row["prompt_id"]):
+    for _, group in groupby(rows, key=lambda row: (row["prompt_id"], row.get("tag"))):
         yield [{**row, "rewards": json.loads(row["rewards"])} for row in group]
 
 

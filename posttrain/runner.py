@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from posttrain import store
-from posttrain.errors import InputError, PosttrainError
+from posttrain.errors import DamagedError, InputError, PosttrainError
 from posttrain.launch import Launcher
 from posttrain.recipe import Recipe
 from posttrain.stages import STAGES
@@ -55,6 +55,8 @@ class Runner:
     def __init__(self, run: store.Store, launcher: Launcher, watcher: Watcher, workers: int, recipe: Recipe) -> None:
         self.store, self.launcher, self.watcher, self.workers = run, launcher, watcher, workers
         self.old: list[dict[str, Any]] = run.read_run().get("rounds", [])
+        files = {name: run.root / name for name in ("run.json", "recipe.yaml")}
+        self._before = {name: path.read_text("utf-8") if path.exists() else None for name, path in files.items()}
         self.rounds: list[dict[str, Any]] = []
         self.recipe = recipe
         self.ran = False
@@ -83,10 +85,17 @@ class Runner:
         outside = outside or {}
         input_keys = {role: artifact.key for role, artifact in inputs.items()}
         key = store.artifact_key(name, STAGES[name], decides, input_keys, outside)
-        if not self.store.has(key):
+        if self.store.has(key):
+            lost = self.store.incomplete(key)
+            if lost:
+                raise DamagedError(
+                    f"{self.store.path(key)}: {', '.join(lost)} is gone or cut; remove this folder and run the same "
+                    "command again: the stage is then done anew"
+                )
+        else:
             old = self._old_key(number, name)
             if old is not None and old != key:
-                self._say_why(number, name, old, decides, outside)
+                self._say_why(number, name, old, decides, input_keys, outside)
             self._make(
                 key,
                 {
@@ -111,13 +120,13 @@ class Runner:
         self.rounds[-1]["promoted"] = promoted
         self.rounds[-1]["policy"] = self._relative(policy.path)
         self._write()
+        self.store.relink(self._known())
         self.watcher.round_done(self.rounds[-1]["round"], self.ran)
 
     def end(self) -> None:
-        """Later rounds of an unchanged run stay known when fewer were asked for."""
-        if self.rounds == self.old[: len(self.rounds)]:
-            self.rounds = self.old
+        """Bring run.json and the links up to date. Later rounds of an unchanged run stay known."""
         self._write()
+        self.store.relink(self._known())
 
     def _make(self, key: str, stage: dict[str, Any]) -> None:
         number, name = self.rounds[-1]["round"], stage["stage"]
@@ -129,6 +138,7 @@ class Runner:
             self.launcher.run(folder, self.workers, self.watcher.progress)
         except InputError:
             shutil.rmtree(folder, ignore_errors=True)
+            self._restore()
             raise
         if not self.store.has(key):
             raise PosttrainError(f"{name} ended without publishing {key}; log: {folder / 'scratch' / 'log.txt'}")
@@ -138,15 +148,25 @@ class Runner:
         self.rounds[-1]["stages"][name] = key
         if self.ran:
             self._write()
-        self.store.link(f"round-{number}/{name.replace('_', '-')}", key)
+        self.store.link(f"round-{number}/{name.replace('_', '-')}", self.store.path(key))
+
+    def _known(self) -> list[dict[str, Any]]:
+        return self.old if self.rounds == self.old[: len(self.rounds)] else self.rounds
 
     def _write(self) -> None:
-        known = self.rounds
-        if known == self.old[: len(known)]:
-            known = self.old
-        run = {"version": 1, "recipe": self.recipe.name, "rounds": known}
+        run = {"version": 1, "recipe": self.recipe.name, "rounds": self._known()}
         if run != self.store.read_run():
             self.store.write_run(run, self.recipe.dump())
+
+    def _restore(self) -> None:
+        """What was given is wrong: the run is again what it was before this command, but for finished artifacts."""
+        for name, text in self._before.items():
+            path = self.store.root / name
+            if text is None:
+                path.unlink(missing_ok=True)
+            elif path.read_text("utf-8") != text:
+                store.write_durably(path, text)
+        self.store.relink(self.old)
 
     def _relative(self, path: Path) -> str:
         return str(path.relative_to(self.store.root)) if path.is_relative_to(self.store.root) else str(path)
@@ -163,6 +183,7 @@ class Runner:
         name: str,
         old_key: str,
         decides: Mapping[str, Any],
+        input_keys: Mapping[str, str],
         outside: Mapping[str, str],
     ) -> None:
         if not self.store.has(old_key):
@@ -170,9 +191,17 @@ class Runner:
             return
         old = self.store.manifest(old_key)
         reasons = differences(old["config"], decides)
-        reasons += [f"the content of {role} changed" for role in outside if old["outside"].get(role) != outside[role]]
+        reasons += changed_roles(old["outside"], outside, "the content of {} changed")
+        made_here = {key for entry in self.rounds for key in entry["stages"].values()}
+        from_outside = {role: key for role, key in input_keys.items() if key not in made_here}
+        old_inputs = old["input_keys"]
+        still = {role: old_inputs[role] for role in old_inputs if role in from_outside or role not in input_keys}
+        reasons += changed_roles(still, from_outside, "another {}")
+        reasons += [
+            f"{role} is new" for role in input_keys if role not in old["input_keys"] and role not in from_outside
+        ]
         if not reasons:
-            return  # only its inputs changed: said with the stage that made them
+            return  # only inputs that were made anew changed: said with the stages that made them
         follow = [f"{stage} of round {at}" for at, stage in self._after(old_key)]
         then = f"; then what follows from it: {', '.join(follow)}" if follow else ""
         self.watcher.runs_again(f"{name} of round {number} runs again: {'; '.join(reasons)}{then}")
@@ -188,6 +217,13 @@ class Runner:
         return found
 
 
+def changed_roles(old: Mapping[str, str], new: Mapping[str, str], changed: str) -> list[str]:
+    """One line for each name whose value changed, came or went."""
+    lines = [changed.format(role) for role in new if role in old and old[role] != new[role]]
+    lines += [f"{role} is new" for role in new if role not in old]
+    return lines + [f"{role} is left out" for role in old if role not in new]
+
+
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
     """What changed between two JSON values, one line each: `dpo.learning_rate 0.0001 → 0.0002`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -197,4 +233,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
             for key in keys
             for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
         ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = zip(old, new, strict=True)
+        return [line for at, (before, after) in enumerate(pairs) for line in differences(before, after, f"{name}.{at}")]
     return [] if old == new else [f"{name} {json.dumps(old)} → {json.dumps(new)}"]

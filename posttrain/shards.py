@@ -59,10 +59,14 @@ def run_shards(
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_start_worker) as pool:
         waiting = {pool.submit(_do, work, shards[index], paths[index]) for index in missing}
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                progress(future.result())
+        try:
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    progress(future.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what is wrong with one shard is told before the others are done
+            raise
     return paths
 
 

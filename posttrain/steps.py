@@ -11,8 +11,8 @@ from posttrain.runner import Artifact, Runner
 from posttrain.schedule import derive_seed
 from posttrain.weighing import REWARD_MODEL
 
-# Temperatures at which the starting model is measured besides the recipe's own: sharpening alone is no progress.
-BASE_TEMPERATURES = [0.7, 0.5, 0.3]
+# Temperatures at which the starting model is measured: sharpening alone is no progress.
+BASE_TEMPERATURES = [1.0, 0.7, 0.5, 0.3]
 
 
 class Steps:
@@ -38,7 +38,6 @@ class Steps:
         self.runner.begin_round(number)
 
     def end(self, promoted: bool, policy: Artifact) -> None:
-        self.runner.store.link("policy", policy.key) if policy != self.base else None
         self.runner.end_round(promoted, policy)
 
     def reads_pairs(self, source: str) -> bool:
@@ -57,7 +56,14 @@ class Steps:
             },
             inputs={"model": self.base},
             outside=self._prompt_hashes,
-            settings={"prompts": recipe.prompts.model_dump(mode="json")},
+            settings={
+                "prompts": recipe.prompts.model_dump(mode="json"),
+                "rewards": [
+                    entry.model_dump(mode="json", by_alias=True)
+                    for entry in [*recipe.reward, *recipe.evaluate.measure]
+                    if not entry.is_reward_model
+                ],
+            },
             seed=0,
         )
 
@@ -68,6 +74,7 @@ class Steps:
             "preferences",
             {"preferences": section.model_dump(mode="json"), "take": self._take("preferences", section.prompts)},
             {"prompts": prompts, "policy": policy, "previous": previous},
+            [entry for entry in self.recipe.reward if entry.labels],
         )
 
     def reward_model(self, preferences: Sequence[Artifact], last: Artifact | None) -> Artifact:
@@ -91,7 +98,7 @@ class Steps:
         )
 
     def scores(self, samples: Artifact, reward_model: Artifact | None) -> Artifact:
-        return self._judged("scores", {}, {"samples": samples}, reward_model)
+        return self._judged("scores", {}, {"samples": samples}, *self._scoring(reward_model))
 
     def filters(self, scored: Artifact, prompts: Artifact) -> Artifact:
         return self.runner.stage(
@@ -114,7 +121,7 @@ class Steps:
             "pairs",
             {"pairs": section.model_dump(mode="json"), "take": self._take("pairs", section.prompts)},
             {"prompts": prompts, "policy": policy},
-            reward_model,
+            *self._scoring(reward_model),
         )
 
     def dpo(
@@ -135,12 +142,13 @@ class Steps:
         return self._evaluate(prompts, policy, reward_model, {})
 
     def promote(self, candidate: Artifact, incumbent: Artifact, reward_model: Artifact | None) -> bool:
-        by_function = any(not entry.is_reward_model and entry.scores for entry in self.recipe.reward)
+        functions = self._functions()
         decision = self._judged(
             "promote",
             {"promote": self.recipe.promote},
             {"candidate": candidate, "incumbent": incumbent},
-            None if by_function else reward_model,
+            functions,
+            None if functions else reward_model,
         )
         return self.runner.metrics(decision)["promoted"]
 
@@ -151,27 +159,41 @@ class Steps:
         section["measure"] = [_entry(entry) for entry in self.recipe.evaluate.measure]
         # The same seed in every round: policies are compared on the same draws.
         return self._judged(
-            "evaluate", {"evaluate": section, **further}, {"prompts": prompts, "policy": policy}, reward_model, seed=0
+            "evaluate",
+            {"evaluate": section, **further},
+            {"prompts": prompts, "policy": policy},
+            self._functions(),
+            reward_model,
+            seed=0,
         )
+
+    def _functions(self) -> list[RewardEntry]:
+        """The reward functions that judge candidates."""
+        return [entry for entry in self.recipe.reward if entry.scores and not entry.is_reward_model]
+
+    def _scoring(self, reward_model: Artifact | None) -> tuple[list[RewardEntry], Artifact | None]:
+        """What candidates are scored by: functions, and the reward model where the recipe uses it and there is one."""
+        models = [entry for entry in self.recipe.reward if entry.is_reward_model and reward_model]
+        return self._functions() + models, reward_model if models else None
 
     def _judged(
         self,
         name: str,
         config: Mapping[str, Any],
         inputs: Mapping[str, Artifact],
+        rewards: Sequence[RewardEntry],
         reward_model: Artifact | None = None,
         seed: int | None = None,
     ) -> Artifact:
-        """A stage in which the recipe's rewards judge answers."""
-        uses = {entry.use for entry in self.recipe.reward}
-        if name == "evaluate":
-            uses |= {entry.use for entry in self.recipe.evaluate.measure}
+        """A stage in which rewards judge answers. Only those that do are in its key."""
+        measured = self.recipe.evaluate.measure if name == "evaluate" else []
+        uses = [entry.use for entry in [*rewards, *measured] if not entry.is_reward_model]
         return self.runner.stage(
             name,
-            config={**config, "rewards": [_entry(entry) for entry in self.recipe.reward], "engine": self._engine()},
+            config={**config, "rewards": [_entry(entry) for entry in rewards], "engine": self._engine()},
             inputs={**inputs, **({"reward_model": reward_model} if reward_model else {})},
-            outside={_name(use): digest for use, digest in self._reward_hashes.items() if use in uses},
-            settings={"reward_files": {_name(use): use for use in uses if use != REWARD_MODEL}},
+            outside={_name(use): self._reward_hashes[use] for use in uses},
+            settings={"reward_files": {_name(use): use for use in uses}},
             seed=self._seed(name) if seed is None else derive_seed(self.recipe.seed, name, seed),
         )
 

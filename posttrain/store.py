@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,11 @@ class Store:
         When what the user gave turns out to be wrong before anything was made, nothing is left behind.
         """
         new = not self.root.exists()
-        self.artifacts.mkdir(parents=True, exist_ok=True)
-        self.work.mkdir(exist_ok=True)
+        try:
+            self.artifacts.mkdir(parents=True, exist_ok=True)
+            self.work.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot be the run's folder: {error.strerror}", file=str(self.root)) from error
         try:
             with self.lock():
                 yield
@@ -162,6 +165,15 @@ class Store:
         write_durably(folder / "stage.json", json.dumps(stage, indent=1, ensure_ascii=False) + "\n")
         return folder
 
+    def incomplete(self, key: str) -> list[str]:
+        """Names of files that are gone or of another size. Contents are not read: see `damaged_files`."""
+        files, folder = self.manifest(key)["files"], self.path(key)
+        return [
+            name
+            for name, expected in files.items()
+            if not (folder / name).is_file() or (folder / name).stat().st_size != expected["size"]
+        ]
+
     def read_run(self) -> dict[str, Any]:
         path = self.root / "run.json"
         return read_json(path) if path.exists() else {}
@@ -171,10 +183,30 @@ class Store:
         write_durably(self.root / "recipe.yaml", recipe)
         write_durably(self.root / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
 
-    def link(self, name: str, key: str) -> None:
-        """Point `name` (such as `round-1/sft`) at an artifact. Where links cannot be made, run.json still tells."""
+    def relink(self, rounds: Sequence[Mapping[str, Any]]) -> None:
+        """Make the links what `rounds` (of run.json) say, and remove those that they do not say."""
+        wanted = {
+            f"round-{entry['round']}/{stage.replace('_', '-')}": self.path(key)
+            for entry in rounds
+            for stage, key in entry["stages"].items()
+        }
+        policies = [entry["policy"] for entry in rounds if "policy" in entry]
+        if policies:
+            wanted["policy"] = self.root / policies[-1]  # an absolute path (the base model's) stays itself
+        for link in [self.root / "policy", *self.root.glob("round-*/*")]:
+            if link.is_symlink() and str(link.relative_to(self.root)) not in wanted:
+                link.unlink()
+        for name, path in wanted.items():
+            self.link(name, path)
+        for folder in self.root.glob("round-*"):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only if empty
+
+    def link(self, name: str, path: Path) -> None:
+        """Point `name` (such as `round-1/sft`) at a folder. Where links cannot be made, run.json still tells."""
         link = self.root / name
-        target = os.path.relpath(self.path(key), link.parent)
+        inside = path.is_relative_to(self.root)
+        target = os.path.relpath(path, link.parent) if inside else str(path)
         if link.is_symlink() and os.readlink(link) == target:
             return
         with contextlib.suppress(OSError):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import store
-from posttrain.errors import EmptyStageError, InputError, LockedError, StageError
+from posttrain.errors import DamagedError, EmptyStageError, InputError, LockedError, StageError
 from posttrain.recipe import load
 from posttrain.rounds import play
 from posttrain.runner import Runner, Silent
@@ -215,3 +215,62 @@ def test_status_has_the_figures_of_every_round(tmp_path: Path) -> None:
 def test_status_of_no_run_says_how_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="posttrain round"):
         status(Store(tmp_path))
+
+
+def links(root: Path) -> dict[str, str]:
+    found = [*root.glob("round-*/*"), root / "policy"]
+    return {str(link.relative_to(root)): str(link.readlink()) for link in found if link.is_symlink()}
+
+
+def test_input_refused_in_a_later_stage_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    def fails(stage: str) -> None:
+        if stage == "dpo":
+            raise InputError("a reward raised")
+
+    root = tmp_path / "run"
+    go(root, 2)
+    before = [(root / name).read_bytes() for name in ("run.json", "recipe.yaml")], links(root)
+    with pytest.raises(InputError):
+        go(root, 2, "sft.learning_rate=1e-3", launcher=FakeLauncher(fails=fails))
+    assert ([(root / name).read_bytes() for name in ("run.json", "recipe.yaml")], links(root)) == before
+
+
+def test_links_say_what_run_json_says(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    go(root, 3)
+    whole = links(root)
+    go(root, 1)
+    assert links(root) == whole
+    go(root, 1, "dpo=null", launcher=FakeLauncher(promoted=False))
+    assert "round-1/dpo" not in links(root)
+    assert not (root / "round-2").exists()
+    assert (root / "policy" / "config.json").exists()  # nothing was promoted: the base
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("reward_model=null", "reward_model is left out"),
+        ("sft=null", "model"),
+        ("reward.1.weight=0.3", "rewards.1.weight 0.2 → 0.3"),
+    ],
+)
+def test_every_change_says_why(tmp_path: Path, override: str, says: str) -> None:
+    go(tmp_path / "run", 1)
+    ran, said = go(tmp_path / "run", 1, override)
+    assert ran
+    assert any(says in line for line in said), said
+
+
+def test_a_rewards_weight_runs_only_what_it_decides(tmp_path: Path) -> None:
+    go(tmp_path / "run", 1)
+    ran, _ = go(tmp_path / "run", 1, "reward.1.weight=0.3")
+    assert ran == ["scores", "filters", "sft", "pairs", "dpo", "evaluate", "promote"]
+
+
+def test_an_artifact_with_a_file_gone_is_not_taken_for_whole(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    go(root, 1)
+    (root / "round-1" / "sft" / "payload").unlink()
+    with pytest.raises(DamagedError, match="payload"):
+        go(root, 1)

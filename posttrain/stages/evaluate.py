@@ -33,7 +33,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     section = Evaluate.model_validate(job.config["evaluate"])
     engine = job.config["engine"]
-    scoring, weights = judges(job, "scores")
+    scoring, weights = judges(job)
     measures = load_rewards(section.measure, job)
     everything = Judges((*scoring.rewards, *measures), scoring.reward_model)
     probe(job, everything)
@@ -110,16 +110,16 @@ def figures(
         elif hits:
             passed.setdefault(tag, []).append(sum(hits) / len(hits))
         for name in names:
-            values = [row["rewards"][name] for row in rows]
-            if values[0] is None:
+            judged = [row["rewards"] for row in rows if row["rewards"][name] is not None]
+            if not judged:
                 continue
             if tag == GREEDY:
-                measured[name]["greedy"].append(values[0])
+                measured[name]["greedy"].append(judged[0][name])
             elif tag == SAMPLED:
-                measured[name]["sampled"].append(sum(values) / len(values))
-                if REWARD_MODEL in rows[0]["rewards"]:
-                    pick = max(range(len(rows)), key=lambda index: rows[index]["rewards"][REWARD_MODEL])
-                    measured[name]["reward_model_pick"].append(values[pick])
+                measured[name]["sampled"].append(sum(values[name] for values in judged) / len(judged))
+                if REWARD_MODEL in judged[0]:
+                    pick = max(judged, key=lambda values: values[REWARD_MODEL])
+                    measured[name]["reward_model_pick"].append(pick[name])
         if tag != SAMPLED:
             continue
         k = len(rows)

@@ -28,7 +28,7 @@ def run(job: Job) -> dict[str, Any]:
     section = Pairs.model_validate(job.config["pairs"])
     engine = job.config["engine"]
     prompts = take(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), **job.config["take"])
-    scoring, weights = judges(job, "scores")
+    scoring, weights = judges(job)
     sampling = Sampling(
         str(job.inputs["policy"]),
         SamplingParams(section.temperature, section.max_new_tokens),

@@ -48,7 +48,7 @@ def run(job: Job) -> dict[str, Any]:
     engine = job.config["engine"]
     prompts = take(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), **job.config["take"])
     params = SamplingParams(section.temperature, section.max_new_tokens)
-    labels, weights = judges(job, "preferences")
+    labels, weights = judges(job)
     shards = []
     for tag in ("policy", "previous"):
         sampling = Sampling(

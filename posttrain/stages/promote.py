@@ -25,7 +25,7 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         StageError: no reward has an opinion on any dev prompt, so nothing can be compared.
     """
-    scoring, weights = judges(job, "scores")
+    scoring, weights = judges(job)
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
     new = prompt_figures(job.inputs["candidate"] / "dev.parquet", functions, scoring.reward_model)
     old = prompt_figures(job.inputs["incumbent"] / "dev.parquet", functions, scoring.reward_model)

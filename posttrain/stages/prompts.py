@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import loaders
+from posttrain import loaders, rewards
 from posttrain.chat import check_template, render_prompt
-from posttrain.errors import DataError, ModelError
-from posttrain.recipe import Prompts
+from posttrain.errors import DataError, ModelError, RewardError
+from posttrain.recipe import Prompts, RewardEntry
 from posttrain.records import Prompt
 from posttrain.rollouts import MESSAGES
 from posttrain.stages import Job
@@ -43,34 +44,71 @@ def run(job: Job) -> dict[str, Any]:
             hint="use the tokenizer that the model was trained with",
         )
     try:
-        check_template(tokenizer)
+        check_template(tokenizer, _end_ids(model))
     except ModelError as error:
         raise ModelError(error.message, file=str(model), hint=error.hint) from error
     context = getattr(config, "max_position_embeddings", None) or 1 << 30
     room = context - job.config["max_new_tokens"]
     metrics: dict[str, Any] = {}
-    for name in ("train", "dev", "heldout"):
+    kept_out: set[str] = set()  # what is evaluated on is never trained on
+    for name in ("dev", "heldout", "train"):
         prompt_set = getattr(sets, name)
         counts: Counter[str] = Counter()
         prompts = loaders.read_prompts(prompt_set, sets.system, where=f"prompts.{name}", counts=counts)
-        kept = []
+        place = prompt_set.path or prompt_set.dataset_name
+        _check_rewards(job, prompts, place)
+        kept, evaluated = [], 0
         for prompt in prompts:
-            length = len(render_prompt(tokenizer, prompt.messages))
+            if name == "train" and prompt.id in kept_out:
+                evaluated += 1
+                continue
+            length = _length(tokenizer, prompt, place)
             if length <= room:
                 kept.append(prompt)
             elif sets.too_long == "stop":
                 raise DataError(
                     f"the prompt has {length} tokens; with {job.config['max_new_tokens']} new ones that is more than "
                     f"the model's context of {context}",
-                    file=prompt_set.path or prompt_set.dataset_name,
+                    file=place,
                     line=prompt.line,
                     hint="shorten it, lower max_new_tokens, or set prompts.too_long: drop",
                 )
         if not kept:
-            raise DataError("no prompt is left", file=prompt_set.path or prompt_set.dataset_name)
+            raise DataError("no prompt is left", file=place)
+        kept_out.update(prompt.id for prompt in kept)
         _write(kept, job.out / f"{name}.parquet")
-        metrics[name] = {"prompts": len(kept), "too_long": len(prompts) - len(kept), **counts}
+        dropped = {"too_long": len(prompts) - len(kept) - evaluated, "in_an_evaluation_set": evaluated, **counts}
+        metrics[name] = {"prompts": len(kept), **dropped}
     return metrics
+
+
+def _end_ids(model: Path) -> list[int]:
+    """The end tokens of the model's generation config, where it has one."""
+    from transformers import GenerationConfig
+
+    try:
+        named = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:
+        return []
+    return named if isinstance(named, list) else [] if named is None else [named]
+
+
+def _length(tokenizer: Any, prompt: Prompt, place: str | None) -> int:
+    try:
+        return len(render_prompt(tokenizer, prompt.messages))
+    except DataError as error:
+        raise DataError(error.message, file=place, line=prompt.line, hint=error.hint) from error
+
+
+def _check_rewards(job: Job, prompts: list[Prompt], place: str | None) -> None:
+    """Whether every reward finds its columns in this set and answers when asked: before anything is sampled."""
+    for entry in job.settings["rewards"]:
+        reward = rewards.load(RewardEntry.model_validate(entry))
+        try:
+            reward.check_columns(list(prompts[0].columns) if prompts else [])
+        except RewardError as error:
+            raise RewardError(f"{error.message}, and {place} has none", file=error.file, hint=error.hint) from error
+        reward.probe(prompts)
 
 
 def _write(prompts: list[Prompt], path: Any) -> None:

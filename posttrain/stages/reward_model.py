@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from trl import RewardConfig
 
 from posttrain import statistics
+from posttrain.errors import EmptyStageError
 from posttrain.recipe import RewardModel
 from posttrain.rollouts import model_rewards
 from posttrain.stages import Job
@@ -30,6 +31,8 @@ def run(job: Job) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     args = arguments(RewardConfig, section, job)
     rows, too_long = pair_rows(tokenizer, training, section.trl.get("max_length"), whole=True)
+    if not len(rows):
+        raise EmptyStageError(f"reward_model: all {too_long} pairs are longer than reward_model.max_length")
     metrics = train(
         "reward_model",
         job,

@@ -24,7 +24,7 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         EmptyStageError: no reward has an opinion on any sample.
     """
-    scoring, weights = judges(job, "scores")
+    scoring, weights = judges(job)
     shards = [
         _Slice(str(job.inputs["samples"] / "samples.parquet"), start, stop, scoring)
         for start, stop in _slices(job.inputs["samples"] / "samples.parquet")
