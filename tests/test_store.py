@@ -90,8 +90,8 @@ def test_an_unreadable_run_file_says_which(run: Store) -> None:
 def test_links_are_relative_and_replaced(run: Store) -> None:
     publish(run, "sft-1", {"a": "1"})
     publish(run, "sft-2", {"a": "2"})
-    run.link("round-1/sft", "sft-1")
-    run.link("round-1/sft", "sft-2")
+    run.link("round-1/sft", run.path("sft-1"))
+    run.link("round-1/sft", run.path("sft-2"))
     link = run.root / "round-1" / "sft"
     assert (link / "a").read_text() == "2"
     assert not link.readlink().is_absolute()
