@@ -1,0 +1,76 @@
+"""The prompts stage: what is wrong with prompts, model or rewards is told before anything is sampled."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from posttrain.errors import DataError, InputError, ModelError, RewardError
+from posttrain.stages import Job, prompts
+
+BASE = Path(__file__).parent.parent / "data" / "tiny-base"
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def rows(name: str, count: int = 3) -> list[dict[str, Any]]:
+    return [{"prompt": f"{name} {index}?", "answer": str(index)} for index in range(count)]
+
+
+def run(folder: Path, model: Path = BASE, rewards: list[str] | None = None, **sets: list[dict[str, Any]]) -> dict:
+    given = {"train": rows("train"), "dev": rows("dev"), "heldout": rows("heldout"), **sets}
+    paths = {name: {"path": str(write(folder / f"{name}.jsonl", given[name]))} for name in given}
+    (folder / "out").mkdir()
+    settings = {"prompts": paths, "rewards": [{"use": use} for use in rewards or ["word-problems.py"]]}
+    job = Job({"max_new_tokens": 48}, {"model": model}, folder / "out", folder / "scratch", 0, settings)
+    return prompts.run(job)
+
+
+def test_the_three_sets_become_tables(tmp_path: Path) -> None:
+    assert run(tmp_path)["train"]["prompts"] == 3
+    table = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
+    assert table[0]["prompt"] == [{"role": "user", "content": "train 0?"}]
+    assert json.loads(table[0]["columns"]) == {"answer": "0"}
+
+
+def test_a_training_prompt_that_is_evaluated_on_is_left_out_and_counted(tmp_path: Path) -> None:
+    metrics = run(tmp_path, train=[*rows("train"), *rows("dev"), *rows("heldout", 1)])
+    assert metrics["train"] == {"prompts": 3, "too_long": 0, "in_an_evaluation_set": 4}
+
+
+def test_a_column_that_only_heldout_lacks_is_told_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match=r"needs the column 'answer'.*heldout\.jsonl has none"):
+        run(tmp_path, heldout=[{"prompt": "a?"}])
+
+
+def test_a_prompt_that_is_too_long_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"dev\.jsonl:2: the prompt has"):
+        run(tmp_path, dev=[{"prompt": "a", "answer": "1"}, {"prompt": "x1 " * 600, "answer": "1"}])
+
+
+def test_a_reward_that_raises_is_told_before_anything_is_sampled(tmp_path: Path) -> None:
+    reward = tmp_path / "mine.py"
+    reward.write_text("def f(prompts, completions, **columns):\n    return [1.0]\n", encoding="utf-8")
+    with pytest.raises(RewardError, match=r"mine\.py:1: f\(\) returned 1 scores for"):
+        run(tmp_path, rewards=[str(reward)])
+
+
+def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in BASE.iterdir():
+        if path.name != "chat_template.jinja":
+            (model / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ModelError, match="no chat template"):
+        run(tmp_path, model=model)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(InputError):
+        run(tmp_path, model=tmp_path / "model")
