@@ -37,6 +37,7 @@ OURS: dict[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,  # the loop shows the progress
     "logging_steps": 10,
+    "logging_nan_inf_filter": False,  # on, a loss that is no number is logged as the one before
     "save_strategy": "steps",
     "save_steps": 50,
     "save_total_limit": 2,  # the newest, and the one before in case the newest is damaged

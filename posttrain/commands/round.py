@@ -1,0 +1,56 @@
+"""`posttrain round`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def round_(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a path.")] = "quickstart",
+    n: Annotated[int, typer.Option("--n", min=1, help="How many rounds there shall be in all.")] = 1,
+    run: Annotated[Path | None, typer.Option("--run", help="The run's folder. Default: runs/RECIPE.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
+) -> None:
+    """Run rounds until N are there. Finished stages are never done again; after a stop the same command goes on.
+
+    posttrain round --n 6
+    posttrain round my.yaml --n 2 --set dpo.learning_rate=2e-4
+    """
+    from posttrain.commands.terminal import Terminal
+    from posttrain.launch import Forked
+    from posttrain.recipe import load
+    from posttrain.rounds import play
+    from posttrain.runner import Runner
+    from posttrain.status import HEADER, status, table
+    from posttrain.store import Store
+
+    resolved = load(recipe, set_ or [])
+    store = Store(run or Path("runs") / resolved.name)
+    workers = resolved.compute.workers or os.cpu_count() or 1
+    with store.session():
+        terminal = Terminal(lambda number: _last_line(store, number, HEADER))
+        runner = Runner(store, Forked(), terminal, workers, resolved)
+        try:
+            play(resolved, runner, n)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from there", file=sys.stderr)
+            raise typer.Exit(130) from None
+    figures = status(store)
+    policy = store.root / figures["policy"]
+    print(table(figures))
+    print(f"\nThe promoted policy: {policy}")
+    print(f'  AutoModelForCausalLM.from_pretrained("{policy}")')
+    print(f"The same table later: posttrain status {store.root}")
+
+
+def _last_line(store: Any, number: int, header: str) -> str:
+    from posttrain.status import WATCH_HEADER, line, status, watch_lines
+
+    shown = next(entry for entry in status(store)["rounds"] if entry["round"] == number)
+    watched = watch_lines(shown)
+    return "\n".join([header, line(shown), *([WATCH_HEADER, *watched] if watched else [])])

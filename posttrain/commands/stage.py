@@ -1,0 +1,19 @@
+"""`posttrain stage`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def stage(
+    folder: Annotated[Path, typer.Argument(help="A folder under RUN/work, with a stage.json.")],
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes or threads.")] = 1,
+) -> None:
+    """Run one stage from its work folder, in this process: to look at what fails, or on a cluster."""
+    from posttrain.launch import execute
+
+    print(json.dumps(execute(folder.resolve(), workers), indent=1))

@@ -1,0 +1,24 @@
+"""`posttrain status`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def status_(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The same figures for programs.")] = False,
+) -> None:
+    """The table of a run's rounds.
+
+    posttrain status runs/quickstart --json
+    """
+    from posttrain.status import status, table
+    from posttrain.store import Store
+
+    figures = status(Store(run))
+    print(json.dumps(figures, indent=1) if as_json else table(figures))
