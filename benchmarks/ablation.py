@@ -2,6 +2,7 @@
 
     python benchmarks/ablation.py                     # all arms, three seeds; goes on where it was stopped
     python benchmarks/ablation.py --seeds 0 --short 1 # a quick look
+    python benchmarks/ablation.py --study mechanisms --n 3   # the choices of Llama 3 that the recipe makes by a key
     python benchmarks/ablation.py --table             # only the table of what is there
 
 The loop runs for `--n` rounds, the arms for `--short`, and are compared with the loop at that round. The arms of one
@@ -16,16 +17,38 @@ import json
 import math
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 LOOP = "the loop"
-ARMS = {
-    LOOP: [],
-    "without DPO": ["dpo=null"],
-    "without the reward model": ["reward_model=null"],
-    "a random candidate instead of the best": ["filters.5.choose=random", "filters.5.threshold=null"],
+STUDIES = {
+    "parts": {
+        LOOP: [],
+        "without DPO": ["dpo=null"],
+        "without the reward model": ["reward_model=null"],
+        "a random candidate instead of the best": ["filters.5.choose=random", "filters.5.threshold=null"],
+    },
+    "mechanisms": {
+        LOOP: [],
+        "formatting tokens in DPO's loss": ["dpo.mask_format=false"],
+        "no NLL on chosen": ["dpo.nll_weight=0"],
+        "NLL weight 0.2": ["dpo.nll_weight=0.2"],
+        "pairs from samples": ["dpo.pairs_from=samples", "dpo.margin=0.3", "pairs=null"],
+        "pairs from preferences": ["dpo.pairs_from=preferences", "pairs=null"],
+        "pairs and preferences": ["dpo.pairs_from=[pairs, preferences]"],
+        "pairs and all rounds' preferences": ["dpo.pairs_from=[pairs, preferences]", "dpo.preferences=all"],
+        "reference: the base": ["dpo.reference=initial"],
+        "reference: the last promoted policy": ["dpo.reference=previous"],
+        "reference: the average of all promoted": ["dpo.reference=averaged"],
+        "reward model from the base, on all rounds' pairs": ["reward_model.start=base", "reward_model.preferences=all"],
+        "two SFT and two DPO variants, averaged": [
+            "sft.variants=[{seed: 0}, {seed: 1}]",
+            "dpo.variants=[{seed: 0}, {seed: 1}]",
+        ],
+        "averaged with the policy promoted before": ["average_rounds=2"],
+    },
 }
 COLUMNS = {
     "pass@1": lambda heldout: heldout["pass@1"],
@@ -38,34 +61,43 @@ PICKS = ("sampled", "reward_model_pick")
 
 def figures_file(folder: Path, arm: str, seed: int, args: argparse.Namespace) -> Path:
     """Named by all that decides what is in it."""
-    changes = hashlib.sha256(json.dumps([args.extra, ARMS[arm]]).encode()).hexdigest()[:8]
+    changes = hashlib.sha256(json.dumps([args.extra, STUDIES[args.study][arm]]).encode()).hexdigest()[:8]
     rounds = args.n if arm == LOOP else args.short
     return folder / f"{arm.replace(' ', '-')}.seed-{seed}.rounds-{rounds}.{changes}.json"
 
 
-def run_seed(folder: Path, seed: int, args: argparse.Namespace) -> None:
-    """Every arm of one seed, one after the other, in one run folder."""
-    for arm, changes in ARMS.items():
-        n = args.n if arm == LOOP else args.short
-        target = figures_file(folder, arm, seed, args)
-        if target.exists():
-            continue
-        run = folder / f"seed-{seed}"
-        settings = [f"seed={seed}", "compute.workers=1", *args.extra, *changes]
-        command = [sys.executable, "-m", "posttrain", "round", "quickstart", "--n", str(n), "--run", str(run)]
-        for setting in settings:
-            command += ["--set", setting]
-        with (folder / f"seed-{seed}.log").open("a", encoding="utf-8") as log:
-            print(f"\n=== {arm}", file=log, flush=True)
-            subprocess.run(command, check=True, stdout=log, stderr=log)
-        status = subprocess.run(
-            [sys.executable, "-m", "posttrain", "status", str(run), "--json"],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        target.write_text(status.stdout, encoding="utf-8")
-        print(f"{arm}, seed {seed}: done", flush=True)
+def run_arm(folder: Path, arm: str, seed: int, args: argparse.Namespace) -> None:
+    """One arm of one seed, in the run folder of that seed."""
+    n = args.n if arm == LOOP else args.short
+    target = figures_file(folder, arm, seed, args)
+    if target.exists():
+        return
+    run = folder / f"seed-{seed}"
+    settings = [f"seed={seed}", "compute.workers=1", *args.extra, *STUDIES[args.study][arm]]
+    command = [sys.executable, "-m", "posttrain", "round", "quickstart", "--n", str(n), "--run", str(run)]
+    for setting in settings:
+        command += ["--set", setting]
+    with (folder / f"seed-{seed}.log").open("a", encoding="utf-8") as log:
+        print(f"\n=== {arm}", file=log, flush=True)
+        subprocess.run(command, check=True, stdout=log, stderr=log)
+    status = subprocess.run(
+        [sys.executable, "-m", "posttrain", "status", str(run), "--json"], check=True, capture_output=True, text=True
+    )
+    target.write_text(status.stdout, encoding="utf-8")
+    print(f"{arm}, seed {seed}: done", flush=True)
+
+
+def run_all(folder: Path, args: argparse.Namespace) -> None:
+    """Arm after arm, each for all seeds, so that what is there is always comparable; one at a time in a run folder."""
+    busy = {seed: threading.Lock() for seed in args.seeds}
+
+    def run(task: tuple[str, int]) -> None:
+        with busy[task[1]]:
+            run_arm(folder, *task, args)
+
+    tasks = [(arm, seed) for arm in STUDIES[args.study] for seed in args.seeds]
+    with ThreadPoolExecutor(args.side_by_side) as pool:
+        list(pool.map(run, tasks))
 
 
 def at_round(status: dict[str, Any], number: int) -> dict[str, Any]:
@@ -94,7 +126,7 @@ def table(folder: Path, args: argparse.Namespace) -> str:
         of = [entry for entry in status["rounds"] if 1 <= entry["round"] <= number]
         promoted.setdefault(label, []).append(f"{sum(bool(entry['promoted']) for entry in of)} of {len(of)}")
 
-    for arm in ARMS:
+    for arm in STUDIES[args.study]:
         for seed in args.seeds:
             path = figures_file(folder, arm, seed, args)
             if not path.exists():
@@ -102,7 +134,8 @@ def table(folder: Path, args: argparse.Namespace) -> str:
             status = json.loads(path.read_text(encoding="utf-8"))
             if arm == LOOP:
                 add("the base", status, 0)
-                add(f"{LOOP}, {args.n} rounds", status, args.n)
+                if args.n != args.short:
+                    add(f"{LOOP}, {args.n} rounds", status, args.n)
             add(f"{arm}, {args.short} rounds", status, args.short)
     lines = [f"| held-out | {' | '.join(COLUMNS)} | rounds promoted, by seed |", "| --- " * (len(COLUMNS) + 2) + "|"]
     for label, found in rows.items():
@@ -142,6 +175,7 @@ def _with_interval(figure: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--study", choices=list(STUDIES), default="parts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n", type=int, default=6, help="rounds of the loop")
     parser.add_argument("--short", type=int, default=3, help="rounds of the other arms")
@@ -151,9 +185,7 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     if not args.table:
-        with ThreadPoolExecutor(args.side_by_side) as pool:
-            for done in [pool.submit(run_seed, args.folder, seed, args) for seed in args.seeds]:
-                done.result()
+        run_all(args.folder, args)
     print(table(args.folder, args))
 
 
