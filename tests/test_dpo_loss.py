@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from trl import DPOConfig
 
 from posttrain.training.rows import pair_rows
-from posttrain.training.trainers import Llama3DPOTrainer
+from posttrain.training.trainers import Llama3DPOTrainer, PairCollator
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 END = 4  # the token that the tiny base's template writes after an answer; it is all that it writes there
@@ -53,9 +53,16 @@ def trainer(folder: Path, reference: Any = None, **options: Any) -> Llama3DPOTra
         per_device_train_batch_size=2,
         train_sampling_strategy="sequential",
     )
-    settings: dict[str, Any] = {"nll_weight": 0.0, "mask_format": True, **options}
+    collator = PairCollator(0, options.get("packed", True), False, options.get("mask_format", True))
     return Llama3DPOTrainer(
-        model=policy(), ref_model=reference, args=args, train_dataset=rows, processing_class=tokenizer, **settings
+        model=policy(),
+        ref_model=reference,
+        args=args,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        data_collator=collator,
+        nll_weight=options.get("nll_weight", 0.0),
+        peft_config=options.get("peft_config"),
     )
 
 
@@ -114,8 +121,12 @@ def expected(
 @pytest.mark.parametrize("precompute", [True, False])
 @pytest.mark.parametrize("mask_format", [True, False])
 @pytest.mark.parametrize("nll_weight", [0.0, 0.2])
-def test_the_loss_is_that_of_the_paper(tmp_path: Path, mask_format: bool, nll_weight: float, precompute: bool) -> None:
-    made = trainer(tmp_path, policy(7), mask_format=mask_format, nll_weight=nll_weight, precompute=precompute)
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_loss_is_that_of_the_paper(
+    tmp_path: Path, mask_format: bool, nll_weight: float, precompute: bool, packed: bool
+) -> None:
+    settings = {"mask_format": mask_format, "nll_weight": nll_weight, "precompute": precompute, "packed": packed}
+    made = trainer(tmp_path, policy(7), **settings)
     assert loss(made) == pytest.approx(expected(policy(7), mask_format, nll_weight), abs=1e-5)
 
 

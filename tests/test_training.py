@@ -47,7 +47,7 @@ def test_rows_that_do_not_fit_are_left_out_and_counted() -> None:
 
 def test_the_nll_of_the_chosen_is_per_token_and_averaged_over_sequences_not_tokens() -> None:
     # Two pairs; the chosen answers have 1 and 3 tokens with log-probabilities -1 and -2.
-    mask = torch.tensor([[0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 0], [0, 1, 0, 0]])
+    mask = torch.tensor([[1, 0, 0], [1, 1, 1], [1, 1, 0], [1, 0, 0]]).bool()
     log_probs = torch.tensor([[-1.0, 0, 0], [-2.0, -2.0, -2.0], [-9.0, -9.0, 0], [-9.0, 0, 0]])
     assert chosen_nll(log_probs, mask).item() == pytest.approx((1 + 2) / 2)
     by_tokens = (1 + 2 + 2 + 2) / 4

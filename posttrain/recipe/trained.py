@@ -201,6 +201,10 @@ class Dpo(Trained):
         description="The reference policy: `start` (what DPO starts from), `initial` (the recipe's model), `previous` "
         "(the last promoted policy), `averaged` (the mean of all promoted so far), or the path of a model folder.",
     )
+    packed: bool = Field(
+        default=True,
+        description="A prompt and its two answers in one row. Not for models with sliding windows shorter than a row.",
+    )
     mask_format: bool = Field(
         default=True, description="Leave what the template writes after an answer out of the preference loss."
     )

@@ -18,7 +18,7 @@ from posttrain.tables import by_prompt
 from posttrain.training.lora import lora_config
 from posttrain.training.rows import pair_rows
 from posttrain.training.run import arguments, train
-from posttrain.training.trainers import Llama3DPOTrainer
+from posttrain.training.trainers import Llama3DPOTrainer, PairCollator
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -36,6 +36,9 @@ def run(job: Job) -> dict[str, Any]:
     if not len(rows):
         raise EmptyStageError(f"dpo: no pair is left ({len(pairs)} pairs, {too_long} longer than dpo.max_length)")
     args = arguments(DPOConfig, section, job)
+    options: Any = args.model_init_kwargs
+    eager = options["attn_implementation"] == "eager"
+    pad: Any = tokenizer.pad_token_id or 0
     reference = job.inputs.get("reference")
     if reference:
         _check_same_tokens(tokenizer, reference)
@@ -50,8 +53,8 @@ def run(job: Job) -> dict[str, Any]:
             train_dataset=rows.sort("length"),  # the reference takes them in this order; training shuffles
             processing_class=tokenizer,
             peft_config=lora_config(job, TaskType.CAUSAL_LM),
+            data_collator=PairCollator(pad, section.packed, eager, section.mask_format),
             nll_weight=section.nll_weight,
-            mask_format=section.mask_format,
         ),
     )
     return {**metrics, "pairs": len(rows), "too_long": too_long}

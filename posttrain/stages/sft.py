@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from peft import TaskType
 from transformers import AutoTokenizer
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from posttrain.errors import EmptyStageError
 from posttrain.recipe import Sft
@@ -18,6 +18,7 @@ from posttrain.training.lora import lora_config
 from posttrain.training.mixing import annealed, mixed
 from posttrain.training.rows import sft_rows
 from posttrain.training.run import arguments, train
+from posttrain.training.trainers import AnswerSFTTrainer
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def run(job: Job) -> dict[str, Any]:
         "sft",
         job,
         args,
-        lambda: SFTTrainer(
+        lambda: AnswerSFTTrainer(
             model=str(job.inputs["model"]),
             args=args,
             train_dataset=rows,

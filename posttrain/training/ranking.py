@@ -17,6 +17,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import RewardTrainer
 
+from posttrain.training.layout import packed, separate
 from posttrain.training.rows import Rendering
 from posttrain.training.trainers import KeepsLength
 
@@ -70,10 +71,8 @@ def _similarity(one: Sequence[int], other: Sequence[int]) -> float:
 class RankingCollator:
     """Rows of `ranked_rows` as a batch for `RankingTrainer`.
 
-    `packed`: one sequence a row (B, L), with `position_ids` (B, L) and an attention mask (B, 1, L, L): bool, or, with
-    `additive`, float32 of 0 and the lowest number (eager attention adds it). Else one sequence a response, and a mask
-    of (N, L). `last` (B, R): where each response ends in the flattened sequences, −1 where a row has fewer. `margin`:
-    (B,).
+    The sequences are those of `layout.packed` or `layout.separate`. `last` (B, R): where each response ends in the
+    flattened sequences, −1 where a row has fewer. `margin`: (B,).
     """
 
     pad_token_id: int
@@ -81,49 +80,15 @@ class RankingCollator:
     additive: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        most = max(len(row["responses"]) for row in rows)
-        batch = self._packed(rows) if self.packed else self._separate(rows)
-        last = torch.full((len(rows), most), -1)
-        at = iter(batch.pop("ends").tolist())
-        for number, row in enumerate(rows):
-            for response in range(len(row["responses"])):
-                last[number, response] = next(at)
-        return {**batch, "last": last, "margin": torch.tensor([row["margin"] for row in rows])}
-
-    def _packed(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["prompt_ids"]) + sum(map(len, row["responses"])) for row in rows)
-        ids = torch.full((len(rows), longest), self.pad_token_id)
-        position = torch.zeros_like(ids)
-        segment = torch.full_like(ids, -1)  # 0: the prompt; 1, 2, …: a response; -1: padding
-        ends = []
-        for number, row in enumerate(rows):
-            start = 0
-            for which, tokens in enumerate([row["prompt_ids"], *row["responses"]]):
-                stop = start + len(tokens)
-                first = len(row["prompt_ids"]) if which else 0
-                ids[number, start:stop] = torch.tensor(tokens)
-                position[number, start:stop] = torch.arange(first, first + len(tokens))
-                segment[number, start:stop] = which
-                if which:  # an empty response is read where the prompt ends
-                    ends.append(number * longest + (stop if tokens else first) - 1)
-                start = stop
-        reads, read = segment[:, :, None], segment[:, None, :]
-        sees = ((read == reads) | (read == 0)) & torch.ones(longest, longest, dtype=torch.bool).tril()
-        mask = sees[:, None]
-        if self.additive:
-            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-        return {"input_ids": ids, "position_ids": position, "attention_mask": mask, "ends": torch.tensor(ends)}
-
-    def _separate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        texts = [[*row["prompt_ids"], *response] for row in rows for response in row["responses"]]
-        longest = max(map(len, texts))
-        ids = torch.full((len(texts), longest), self.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for number, text in enumerate(texts):
-            ids[number, : len(text)] = torch.tensor(text)
-            mask[number, : len(text)] = 1
-        ends = [number * longest + len(text) - 1 for number, text in enumerate(texts)]
-        return {"input_ids": ids, "attention_mask": mask, "ends": torch.tensor(ends)}
+        prompts, responses = [row["prompt_ids"] for row in rows], [row["responses"] for row in rows]
+        if self.packed:
+            inputs, _, spans = packed(prompts, responses, self.pad_token_id, self.additive)
+        else:
+            inputs, _, spans = separate(prompts, responses, self.pad_token_id)
+        last = torch.full((len(rows), max(map(len, responses))), -1)
+        for number, row in enumerate(spans):
+            last[number, : len(row)] = torch.tensor([span.last() for span in row])
+        return {**inputs, "last": last, "margin": torch.tensor([row["margin"] for row in rows])}
 
 
 def ranking_loss(rewards: torch.Tensor, there: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:

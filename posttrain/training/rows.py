@@ -48,8 +48,7 @@ def pair_rows(
     for row in rows:
         prompt, answers = rendered(row["prompt"], [row["chosen"], row["rejected"]])
         (chosen, chosen_parts), (rejected, rejected_parts) = answers
-        length = len(prompt) + max(len(chosen), len(rejected))
-        if max_length is not None and length > max_length:
+        if max_length is not None and len(prompt) + max(len(chosen), len(rejected)) > max_length:
             continue
         prepared.append(
             {
@@ -58,7 +57,7 @@ def pair_rows(
                 "chosen_parts": chosen_parts,
                 "rejected_ids": rejected,
                 "rejected_parts": rejected_parts,
-                "length": length,
+                "length": len(prompt) + len(chosen) + len(rejected),
             }
         )
     return Dataset.from_list(prepared), len(rows) - len(prepared)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from trl import DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl import DPOTrainer, SFTTrainer
 
 from posttrain.chat import OTHER, TEXT
+from posttrain.training.answers import head_at_answers
+from posttrain.training.layout import packed, separate
 
 
 class KeepsLength:
@@ -26,24 +27,51 @@ class KeepsLength:
 
 
 @dataclass
-class PairCollator(DataCollatorForPreference):
-    """TRL's collator, with what is trained on by the parts of the answers (see `posttrain.chat.render_turns`).
+class PairCollator:
+    """Rows of `rows.pair_rows` as a batch for `Llama3DPOTrainer`, the chosen answers before the rejected ones.
 
-    `completion_mask` (2B, L): what the assistant says, with its ending. `preference_mask` (2B, L): what the preference
-    loss is of, which leaves the endings out where `mask_format` says so.
+    TRL is shown the answers alone: `input_ids` (2B, 1 + A), which begin with a padding token; `completion_mask`
+    (2B, 1 + A): what the preference loss is of, which leaves the template's endings out where `mask_format` says so;
+    `attention_mask`, which it counts tokens by. `answers` is what the model is run on (see
+    `answers.head_at_answers`): trained on is what the assistant says, with its endings.
     """
 
+    pad_token_id: int
+    packed: bool = True
+    additive: bool = False
     mask_format: bool = True
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super().torch_call(examples)
-        parts = torch.zeros_like(batch["input_ids"])
-        sides = [(row, side) for side in ("chosen_parts", "rejected_parts") for row in examples]
-        for at, (row, side) in enumerate(sides):
-            start = len(row["prompt_ids"])
-            parts[at, start : start + len(row[side])] = torch.tensor(row[side])
-        batch["completion_mask"] = (parts != OTHER).long()
-        batch["preference_mask"] = (parts == TEXT).long() if self.mask_format else batch["completion_mask"]
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        prompts = [row["prompt_ids"] for row in rows]
+        responses = [[row["chosen_ids"], row["rejected_ids"]] for row in rows]
+        if self.packed:
+            inputs, there, spans = packed(prompts, responses, self.pad_token_id, self.additive)
+        else:
+            inputs, there, spans = separate(prompts, responses, self.pad_token_id)
+        sides = [(number, side) for side in (0, 1) for number in range(len(rows))]
+        longest = max(len(responses[number][side]) for number, side in sides)
+        ids = torch.full((len(sides), 1 + longest), self.pad_token_id)
+        parts, predicted_at = torch.full_like(ids, OTHER), torch.zeros_like(ids)
+        for at, (number, side) in enumerate(sides):
+            stop = 1 + len(responses[number][side])
+            ids[at, 1:stop] = torch.tensor(responses[number][side])
+            parts[at, 1:stop] = torch.tensor(rows[number]["rejected_parts" if side else "chosen_parts"])
+            predicted_at[at, 1:stop] = torch.tensor(spans[number][side].predicted_at())
+        trained = parts != OTHER
+        batch = {
+            "input_ids": ids,
+            "completion_mask": ((parts == TEXT) if self.mask_format else trained).long(),
+            "attention_mask": there.long(),
+            "answers": {
+                "inputs": inputs,
+                "ids": ids[:, 1:],
+                "predicted_at": predicted_at[:, 1:],
+                "trained": trained[:, 1:],
+            },
+        }
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
         return batch
 
 
@@ -58,10 +86,24 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
     are batched.
     """
 
-    def __init__(self, *, nll_weight: float, mask_format: bool, **options: Any) -> None:
+    def __init__(self, *, nll_weight: float, **options: Any) -> None:
         self.nll_weight = nll_weight
-        collator = PairCollator(options["processing_class"].pad_token_id or 0, mask_format=mask_format)
-        super().__init__(data_collator=collator, **options)
+        super().__init__(**options)
+        self._attach()
+
+    _attached = False
+
+    def _attach(self) -> None:
+        """Once, before the first forward: that is the reference's, in TRL's `__init__`."""
+        if not self._attached:
+            self._attached = True
+            for model in (self.model, self.ref_model):
+                if model is not None:
+                    head_at_answers(self.accelerator.unwrap_model(model))
+
+    def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        self._attach()
+        return super().compute_ref_log_probs(model, inputs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -75,49 +117,43 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
             return dataset
         return super()._prepare_dataset(dataset, *args)
 
-    def compute_ref_log_probs(self, model: Any, inputs: dict[str, torch.Tensor]) -> Any:
-        return super().compute_ref_log_probs(model, _preference(inputs))
-
-    def _compute_loss(self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool) -> Any:
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if not self.nll_weight:
-            return super()._compute_loss(model, _preference(inputs), return_outputs)
-        policy = _Listening(model, inputs)
-        result = super()._compute_loss(policy, _preference(inputs), return_outputs)
-        nll = chosen_nll(policy.log_probs, inputs["completion_mask"])
+            return super()._compute_loss(model, inputs, return_outputs)
+        policy = _Listening(model)
+        result = super()._compute_loss(policy, inputs, return_outputs)
+        nll = chosen_nll(policy.heard, inputs["answers"]["trained"])
         self._metrics["train" if model.training else "eval"]["nll"].append(nll.item())
         if return_outputs:
             return result[0] + self.nll_weight * nll, result[1]
         return result + self.nll_weight * nll
 
 
-def _preference(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch as the preference loss sees it."""
-    seen = {name: value for name, value in inputs.items() if name != "preference_mask"}
-    return {**seen, "completion_mask": inputs["preference_mask"]}
-
-
 class _Listening:
-    """The policy's forward: keeps the log-probs of whole answers, and hands on those that the preference loss is of."""
+    """The policy, and the log-probs of whole answers that its forward gave."""
 
-    def __init__(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
-        self._labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        self._mask = inputs["preference_mask"][:, 1:]
-        self.log_probs: torch.Tensor | None = None
+        self.heard = torch.empty(0)
 
     def __call__(self, **inputs: Any) -> Any:
-        outputs = self._model(**{**inputs, "labels": self._labels})
-        log_probs = outputs.log_probs[:, -self._mask.size(1) :]
-        self.log_probs, outputs.log_probs = log_probs, log_probs * self._mask
+        outputs = self._model(**inputs)
+        self.heard = outputs.answer_log_probs
         return outputs
 
 
-def chosen_nll(log_probs: torch.Tensor | None, completion_mask: torch.Tensor) -> torch.Tensor:
+def chosen_nll(log_probs: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
     """Mean over sequences of −Σ log p / length of the chosen answers.
 
-    log_probs: (2B, L−1), one for each predicted token; completion_mask: (2B, L), the chosen in the first half.
+    log_probs: (2B, A); trained: (2B, A) bool, the chosen in the first half.
     """
-    assert log_probs is not None
-    mask = completion_mask[:, 1:].chunk(2)[0].to(log_probs.dtype)
-    chosen = log_probs.chunk(2)[0]
+    chosen, mask = log_probs.chunk(2)[0], trained.chunk(2)[0]
     return -((chosen * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+
+class AnswerSFTTrainer(SFTTrainer):
+    """TRL's SFT trainer with the head where there are labels alone: the same loss, of fewer logits."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        head_at_answers(self.accelerator.unwrap_model(self.model))

@@ -1,0 +1,75 @@
+"""The language-model head only where something is predicted that is trained on.
+
+TRL's fused head does so on GPUs; elsewhere it computes logits, their softmax and entropy at every token, prompts and
+padding included. In packed rows, besides, a prompt's last token predicts the first of several answers.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from trl.trainer.utils import FusedCausalLMOutput
+
+# What TRL's fused head gives for each predicted token.
+PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
+
+
+@dataclass
+class AnswerOutput(FusedCausalLMOutput):
+    """TRL's, with `answer_log_probs` (N, A) beside: of all that is trained on, whatever the labels leave out."""
+
+    answer_log_probs: torch.Tensor | None = None
+
+
+def head_at_answers(model: torch.nn.Module) -> None:
+    """Change what a model, given TRL's fused head before, does when that is asked for.
+
+    With `labels` (B, L), the fields have the shape (1, n): one for each of the n labels that are not −100.
+
+    With `answers` beside them, a dict of the model's own `inputs`, `ids` (N, A), `predicted_at` (N, A): where in the
+    flattened inputs each id is predicted, and `trained` (N, A) bool, the model is run on those inputs, and the fields
+    are (N, A), zero where nothing is trained on. `log_probs` are then zero where `labels` (N, A + 1) are −100, too, and
+    `answer_log_probs` are not.
+    """
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    whole = inner.forward
+
+    def forward(
+        self: Any, *given: Any, answers: dict[str, Any] | None = None, fused_lm_head: bool = False, **named: Any
+    ) -> Any:
+        if not fused_lm_head:
+            return whole(*given, **named)
+        labels = named.pop("labels")
+        if answers is None:
+            trained = labels[:, 1:] != -100
+            index = torch.arange(labels.numel(), device=labels.device).reshape(labels.shape)[:, :-1]
+            return _at(self, whole, index[trained], labels[:, 1:][trained], named)
+        trained = answers["trained"]
+        named = {**named, **answers["inputs"]}
+        outputs = _at(self, whole, answers["predicted_at"][trained], answers["ids"][trained], named)
+        placed = {
+            name: values.new_zeros(trained.shape).masked_scatter(trained, values) if name in PER_TOKEN else values
+            for name, values in outputs.items()
+        }
+        seen = placed["log_probs"] * (labels[:, 1:] != -100)
+        return AnswerOutput(**{**placed, "log_probs": seen}, answer_log_probs=placed["log_probs"])
+
+    inner.forward = types.MethodType(forward, inner)
+
+
+def _at(inner: Any, forward: Any, at: torch.Tensor, labels: torch.Tensor, named: dict[str, Any]) -> Any:
+    """The fused head at the tokens `at` (n,) of the flattened sequences, which predict `labels` (n,)."""
+
+    def select(module: Any, given: Any, outputs: Any) -> Any:
+        outputs.last_hidden_state = outputs.last_hidden_state.flatten(0, 1)[at][None]
+        return outputs
+
+    hook = inner.base_model.register_forward_hook(select)
+    try:
+        return forward(**named, shift_labels=labels[None], fused_lm_head=True)
+    finally:
+        hook.remove()
