@@ -19,7 +19,13 @@ NEEDED = {"trainer_state.json", "optimizer.pt", "scheduler.pt"}
 
 
 class SealCheckpoints(TrainerCallback):
-    """Writes the seal when the trainer has saved a checkpoint."""
+    """Writes the seal when the trainer has saved a checkpoint; after the last step the model itself is saved instead."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         if state.is_world_process_zero and args.output_dir is not None:
