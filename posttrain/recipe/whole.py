@@ -25,7 +25,7 @@ from posttrain.recipe.sections import (
     Samples,
 )
 from posttrain.recipe.trained import Dpo, RewardModel, Sft
-from posttrain.recipe.watch import SECOND, Watch, as_the_first
+from posttrain.recipe.watch import SECOND, Judge, Watch, as_the_first
 
 _ADD_OR_NULL = "add `preferences:`, or leave the reward model out by `reward_model: null`"
 _ADD_OR_TAKE = "name a reward file that is not `for: preferences`, or add `reward_model:` and `use: reward-model`"
@@ -162,6 +162,17 @@ class Recipe(Section):
                 complain(loc, "that name is taken", f"the judge that is a reward model is `{SECOND}`")
             if judge.is_model and judge.function:
                 complain(loc, "a reward model has no `function`")
+
+    def functions(self) -> list[RewardEntry]:
+        """The reward functions that judge candidates."""
+        return [entry for entry in self.reward if entry.scores and not entry.is_reward_model]
+
+    def judges(self) -> list[Judge]:
+        """Who compares the answers of rounds."""
+        if self.watch is None:
+            return []
+        functions = [Judge(use=entry.use, function=entry.function) for entry in self.functions()]
+        return self.watch.judges or [Judge(use=SECOND), *functions]
 
     def dump(self) -> str:
         """YAML with every default written out; loading it gives an equal recipe."""
