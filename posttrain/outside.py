@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from posttrain import loaders, models, pairwise, rewards
-from posttrain.recipe import Model, Recipe
+from posttrain.recipe import Model, Recipe, by_round
 from posttrain.runner import Artifact
 from posttrain.weighing import REWARD_MODEL
 
@@ -14,12 +14,13 @@ from posttrain.weighing import REWARD_MODEL
 @dataclass(frozen=True)
 class Outside:
     """The base model, where it is on the Hub (as peft has it), and the hash of each file: rewards by their `use`,
-    prompts by the name of the set."""
+    training prompts by round (see `of_round`), the sets to evaluate on by name."""
 
     base: Artifact
     base_on_hub: Mapping[str, str] | None
     rewards: Mapping[str, str]
-    prompts: Mapping[str, str]
+    train: Sequence[str]
+    evaluated: Mapping[str, str]
 
 
 def outside(recipe: Recipe) -> Outside:
@@ -33,9 +34,10 @@ def outside(recipe: Recipe) -> Outside:
         Artifact(f"base-{base.hash[:16]}", base.path),
         {"base_model_name_or_path": base.hub_id, "revision": base.hash} if base.hub_id else None,
         hashes,
+        [loaders.content_hash(each, recipe.prompts.system) for each in by_round(recipe.prompts.train)],
         {
             name: loaders.content_hash(getattr(recipe.prompts, name), recipe.prompts.system)
-            for name in ("train", "dev", "heldout")
+            for name in ("dev", "heldout")
         },
     )
 

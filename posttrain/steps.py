@@ -7,9 +7,9 @@ from typing import Any
 
 from posttrain.judging import Comparison, Evaluated, Judging, entries, name_of
 from posttrain.outside import outside, reference
-from posttrain.recipe import Dpo, Recipe, RewardEntry, RewardModel, Sft
+from posttrain.recipe import Dpo, PromptSet, Recipe, RewardEntry, RewardModel, Sft, by_round
 from posttrain.runner import Artifact, Runner
-from posttrain.schedule import derive_seed
+from posttrain.schedule import derive_seed, of_round
 from posttrain.variants import Training
 
 
@@ -38,9 +38,12 @@ class Steps:
         return by_dpo or (source == "preferences" and by_model)
 
     def prompts(self) -> Artifact:
+        """All prompt sets; of the training sets that of the round. The first time the later ones are checked too."""
         recipe = self.recipe
+        sets = by_round(recipe.prompts.train)
+        train, later = of_round(sets, self.number), {} if self.number else {"later": _dumped(sets[1:])}
         sections = [recipe.preferences, recipe.samples, recipe.pairs, recipe.evaluate]
-        self._prompts = self.runner.stage(
+        made = self.runner.stage(
             "prompts",
             config={
                 "too_long": recipe.prompts.too_long,
@@ -48,10 +51,11 @@ class Steps:
                 "systems": sorted({message for message in recipe.samples.system if message is not None}),
             },
             inputs={"model": self.base},
-            outside=self.outside.prompts,
+            outside={"train": of_round(self.outside.train, self.number), **self.outside.evaluated},
             settings={
                 "load_in_4bit": bool(recipe.model.lora and recipe.model.lora.load_in_4bit),
-                "prompts": recipe.prompts.model_dump(mode="json"),
+                "prompts": recipe.prompts.model_copy(update={"train": train}).model_dump(mode="json"),
+                **later,
                 "rewards": [
                     entry.model_dump(mode="json", by_alias=True)
                     for entry in [*recipe.reward, *recipe.evaluate.measure]
@@ -61,7 +65,14 @@ class Steps:
             },
             seed=0,
         )
-        return self._prompts
+        if not self.number:
+            self._prompts = made
+        return made
+
+    def prompts_of_round(self) -> Artifact:
+        """With the round's training set, where that is not the one of round 1."""
+        same = of_round(self.outside.train, self.number) == self.outside.train[0]
+        return self._prompts if same else self.prompts()
 
     def preferences(self, prompts: Artifact, policy: Artifact, previous: Artifact) -> Artifact:
         section = self.recipe.preferences
@@ -273,12 +284,17 @@ class Steps:
         return derive_seed(self.recipe.seed, stage, self.number)
 
     def _take(self, stream: str, count: int | None) -> dict[str, Any]:
-        """The round's slice of the training prompts: each stream goes through all of them before any comes again."""
+        """The round's slice of its training set: each stream goes through all of that before any prompt comes again."""
+        sets = [of_round(self.outside.train, number) for number in range(1, self.number + 1)]
         return {
             "seed": derive_seed(self.recipe.seed, "prompts", stream),
-            "start": (count or 0) * (self.number - 1),
+            "start": (count or 0) * (sets.count(sets[-1]) - 1),
             "count": count,
         }
+
+
+def _dumped(sets: Sequence[PromptSet]) -> list[dict[str, Any]]:
+    return [each.model_dump(mode="json") for each in sets]
 
 
 def _numbered(preferences: Sequence[Artifact], which: str) -> dict[str, Artifact]:
