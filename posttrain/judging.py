@@ -42,13 +42,18 @@ class Judging:
         *,
         seed: int,
         measured: Sequence[RewardEntry] = (),
+        outside: Mapping[str, str] = {},
+        settings: Mapping[str, Any] = {},
         aside: bool = False,
     ) -> Artifact:
         """A stage in which rewards judge answers. Only those that do are in its key."""
+        told = self.told(config, rewards, measured)
         return self.runner.stage(
             name,
+            config=told["config"],
             inputs={**inputs, **_judge(reward_model)},
-            **self.told(config, rewards, measured),
+            outside={**told["outside"], **outside},
+            settings={**told["settings"], **settings},
             seed=seed,
             aside=aside,
         )

@@ -1,4 +1,4 @@
-"""Reads prompt sets into records, from wherever `posttrain.sources` finds their rows.
+"""Reads prompt and preference sets into records, from wherever `posttrain.sources` finds their rows.
 
 Every row is checked here, so that later stages need not: a message names the file, the line and what
 to do. A prompt that stands twice in a set is read once (a second copy would weigh double in training
@@ -8,29 +8,30 @@ error: one of them is wrong.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
 
+from posttrain import formats
 from posttrain.content import did_you_mean
+from posttrain.errors import DataError
+from posttrain.pairing import Level
 from posttrain.recipe import PromptSet
-from posttrain.records import Message, Prompt, under
-from posttrain.sources import Source, cut, kind
-
-ROLES = ("system", "user", "assistant")
+from posttrain.records import Preference, Prompt, under
+from posttrain.sources import Source, cut
 
 
 def read_prompts(
     prompts: PromptSet, system: str | None = None, *, where: str = "prompts.train", counts: Counter[str] | None = None
 ) -> list[Prompt]:
-    """The prompts of a set, in its order.
+    """The prompts of a set, in its order, out of any format that `posttrain.formats` knows.
 
-    `prompt` is text (one user message) or a list of messages that ends with the user's; all other
-    columns go with it for the rewards. `system` is put before prompts without a system message of
-    their own. CSV values are strings, empty ones null. `counts["duplicate"]` grows by one for each
-    copy that was left out. `where` is the recipe's key, for messages.
+    All columns that hold neither the prompt nor answers go with it for the rewards. `system` is put before prompts
+    without a system message of their own. CSV values are strings, empty ones null. `counts["duplicate"]` grows by one
+    for each copy that was left out. `where` is the recipe's key, for messages.
 
     Raises DataError for whatever cannot be used, at its line.
     """
@@ -39,13 +40,16 @@ def read_prompts(
     copies: Counter[str] = Counter() if counts is None else counts
     names: set[str] | None = None
     first = 0
-    for line, row in cut(list(source.rows()), prompts.rows):
-        row = source.rename(line, row)
+    for line, raw in cut(list(source.rows()), prompts.rows):
+        row = source.rename(line, raw, for_rewards=True)
+        columns = {name: value for name, value in row.items() if name not in ("prompt", *formats.ANSWERS)}
         if names is None:
-            names, first = set(row), line
-        elif set(row) != names:
-            _uneven(source, line, set(row), names, first)
-        prompt = Prompt(_messages(source, line, row["prompt"], system), _columns(row), line)
+            names, first = set(columns), line
+        elif set(columns) != names:
+            _uneven(source, line, set(columns), names, first)
+        with _at(source, line):
+            messages = formats.prompt_of(row)
+        prompt = Prompt(tuple(under(system, messages)), _as_json(columns), line)
         known = made.setdefault(prompt.id, prompt)
         if known is prompt:
             continue
@@ -54,7 +58,7 @@ def read_prompts(
             raise source.error(
                 line,
                 f"the same prompt as in {source.unit} {known.line}, with another {column!r}",
-                "take out the one that is wrong",
+                f"take out the one that is wrong; or the column, by {where}.columns: {{{column}: null}}",
             )
         copies["duplicate"] += 1
     if not made:
@@ -62,8 +66,45 @@ def read_prompts(
     return list(made.values())
 
 
+def read_preferences(
+    given: PromptSet, system: str | None = None, *, where: str = "preferences.given", counts: Counter[str] | None = None
+) -> list[Preference]:
+    """The ranked answers of a set, in its order: `chosen`, `rejected`, and where there are any `edited` and `level`.
+
+    Rows that nothing can be learned from are left out, and `counts` grows by one for each: `identical`, where chosen
+    and rejected are the same, `empty`, where the better answer is empty, `duplicate`. `system`, `where` as above.
+
+    Raises DataError for whatever cannot be used, at its line.
+    """
+    source = Source(given, where)
+    made: dict[str, Preference] = {}
+    left_out: Counter[str] = Counter() if counts is None else counts
+    for line, raw in cut(list(source.rows()), given.rows):
+        row = source.rename(line, raw)
+        with _at(source, line):
+            messages, answers = formats.ranking_of(row)
+            level = _level(row.get("level"))
+        read = ("prompt", "level", *formats.ANSWERS)
+        columns = _as_json({name: value for name, value in row.items() if name not in read})
+        best = answers["edited"] or answers["chosen"] or []
+        identity = json.dumps([messages, answers])
+        if answers["chosen"] == answers["rejected"]:
+            left_out["identical"] += 1
+        elif not best[-1]["content"].strip():
+            left_out["empty"] += 1
+        elif identity in made:
+            left_out["duplicate"] += 1
+        else:
+            prompt = Prompt(tuple(under(system, messages)), columns, line)
+            sides = {name: None if turns is None else tuple(turns) for name, turns in answers.items()}
+            made[identity] = Preference(prompt, sides["chosen"] or (), sides["rejected"] or (), sides["edited"], level)
+    if not made:
+        raise source.error(None, f"no pair is left{f': {dict(left_out)}' if left_out else ''}")
+    return list(made.values())
+
+
 def content_hash(prompts: PromptSet, system: str | None = None) -> str:
-    """SHA-256 of all that decides what `read_prompts` gives: the file, or the Hub's rows, and what is done to them."""
+    """SHA-256 of all that decides what is read of a set: the file, or the Hub's rows, and what is done to them."""
     digest = hashlib.sha256()
     if prompts.path is not None:
         source = Source(prompts, "prompts")
@@ -81,44 +122,25 @@ def content_hash(prompts: PromptSet, system: str | None = None) -> str:
     return digest.hexdigest()
 
 
-def _messages(source: Source, line: int, prompt: Any, system: str | None) -> tuple[Message, ...]:
-    if isinstance(prompt, str):
-        messages = [{"role": "user", "content": prompt}]
-    elif isinstance(prompt, list) and prompt:
-        messages = [_message(source, line, index, each) for index, each in enumerate(prompt)]
-    else:
-        raise source.error(
-            line, f"'prompt' must be text or a list of messages, not {kind(prompt)}", 'a message: {"role", "content"}'
-        )
-    if any(message["role"] == "system" for message in messages[1:]):
-        raise source.error(line, "a system message must be the first")
-    if messages[-1]["role"] != "user":
-        raise source.error(line, f"the last message must be the user's, not the {messages[-1]['role']}'s")
-    if not messages[-1]["content"].strip():
-        raise source.error(line, "the prompt is empty")
-    return tuple(under(system, messages))
+@contextlib.contextmanager
+def _at(source: Source, line: int) -> Iterator[None]:
+    """Says at which line of which file it was."""
+    try:
+        yield
+    except DataError as error:
+        raise source.error(line, error.message, error.hint) from None
 
 
-def _message(source: Source, line: int, index: int, message: Any) -> Message:
-    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-        raise source.error(line, f"message {index} of 'prompt' must hold role and content", '{"role", "content"}')
-    extra = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
-    if extra:
-        raise source.error(line, f"message {index} of 'prompt' holds {extra[0]!r}: only role and content are read")
-    if message["role"] not in ROLES:
-        near = did_you_mean(str(message["role"]), ROLES)
-        raise source.error(
-            line, f"message {index} of 'prompt' has the role {message['role']!r}{near}", ", ".join(ROLES)
-        )
-    if not isinstance(message["content"], str):
-        raise source.error(line, f"message {index} of 'prompt': content must be text, not {kind(message['content'])}")
-    return {"role": message["role"], "content": message["content"]}
+def _level(given: Any) -> str | None:
+    if given is not None and given not in get_args(Level):
+        known = get_args(Level)
+        raise DataError(f"no level is called {given!r}{did_you_mean(str(given), known)}", hint=", ".join(known))
+    return given
 
 
-def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The other columns, as they will come back from JSON (a date becomes text)."""
-    others = {name: value for name, value in row.items() if name != "prompt"}
-    return json.loads(json.dumps(others, default=str))
+def _as_json(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns as they will come back from JSON (a date becomes text)."""
+    return json.loads(json.dumps(dict(columns), default=str))
 
 
 def _uneven(source: Source, line: int, names: set[str], usual: set[str], first: int) -> None:

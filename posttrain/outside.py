@@ -14,13 +14,14 @@ from posttrain.weighing import REWARD_MODEL
 @dataclass(frozen=True)
 class Outside:
     """The base model, where it is on the Hub (as peft has it), and the hash of each file: rewards by their `use`,
-    training prompts by round (see `of_round`), the sets to evaluate on by name."""
+    training prompts and given pairs by round (see `of_round`), the sets to evaluate on by name."""
 
     base: Artifact
     base_on_hub: Mapping[str, str] | None
     rewards: Mapping[str, str]
     train: Sequence[str]
     evaluated: Mapping[str, str]
+    given: Sequence[str]
 
 
 def outside(recipe: Recipe) -> Outside:
@@ -30,6 +31,7 @@ def outside(recipe: Recipe) -> Outside:
     hashes = {entry.use: rewards.content_hash(entry) for entry in entries}
     watched = [judge for judge in recipe.judges() if not judge.is_model]
     hashes |= {judge.use: pairwise.load(judge.entry).identity for judge in watched}
+    given = by_round(recipe.preferences.given) if recipe.preferences else []
     return Outside(
         Artifact(f"base-{base.hash[:16]}", base.path),
         {"base_model_name_or_path": base.hub_id, "revision": base.hash} if base.hub_id else None,
@@ -39,6 +41,7 @@ def outside(recipe: Recipe) -> Outside:
             name: loaders.content_hash(getattr(recipe.prompts, name), recipe.prompts.system)
             for name in ("dev", "heldout")
         },
+        [loaders.content_hash(each, recipe.prompts.system) for each in given],
     )
 
 

@@ -15,10 +15,14 @@ from typing import Any
 from posttrain import content
 from posttrain.content import did_you_mean
 from posttrain.errors import DataError
+from posttrain.formats import has_prompt, kind
 from posttrain.recipe import PromptSet
 
 # Reward functions get these as arguments of their own.
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+# What a prompt is often called, by the name of ours under which it is read.
+_LIKELY = [("prompt", "question"), ("prompt", "instruction"), ("prompt", "problem"), ("messages", "conversations")]
 
 Row = tuple[int, Mapping[str, Any]]  # line (CSV, JSONL) or number (else) of the row, from 1; the row
 
@@ -48,31 +52,39 @@ class Source:
             raise self.error(None, "no such file", f"see {self.where}.path in the recipe")
         return readers[self.path.suffix]()
 
-    def rename(self, line: int, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row under our column names."""
+    def rename(self, line: int, row: Mapping[str, Any], *, for_rewards: bool = False) -> dict[str, Any]:
+        """The row under our column names. `for_rewards`: reward functions are given its columns by their names."""
         columns = self.prompts.columns
-        for ours, theirs in columns.items():
-            if theirs not in row:
-                near = did_you_mean(theirs, row)
-                raise self.error(
-                    line, f"no column {theirs!r}{near}", f"{self.where}.columns asks for it as {ours!r}; {_has(row)}"
-                )
-        taken = set(columns.values()) | set(columns)
-        renamed = {ours: row[theirs] for ours, theirs in columns.items()}
-        renamed |= {name: value for name, value in row.items() if name not in taken}
-        if "prompt" not in renamed:
-            likely = next(
-                (name for name in ("question", "instruction", "problem", "messages") if name in row), "THEIRS"
-            )
-            hint = f"{_has(row)}; in the recipe write {self.where}.columns: {{prompt: {likely}}}"
+        renamed = {ours: self._value(line, row, ours, theirs) for ours, theirs in columns.items()}
+        taken = {*columns, *(name for theirs in columns.values() for name in _several(theirs))}
+        made = {ours: value for ours, value in renamed.items() if columns[ours] is not None}
+        made |= {name: value for name, value in row.items() if name not in taken}
+        if not has_prompt(made):
+            likely = next((each for each in _LIKELY if each[1] in row), ("prompt", "THEIRS"))
+            hint = f"{_has(row)}; in the recipe write {self.where}.columns: {{{likely[0]}: {likely[1]}}}"
             raise self.error(line, "no column 'prompt'", hint)
-        for name in RESERVED:
-            if name in renamed:
-                hint = f"rename it: {self.where}.columns: {{my_{name}: {name}}}"
+        for name in RESERVED if for_rewards else ():
+            if name in made:
+                hint = f"rename it: {self.where}.columns: {{my_{name}: {name}}}; or leave it out: {{{name}: null}}"
                 raise self.error(
                     line, f"a column may not be called {name!r}: rewards have an argument of that name", hint
                 )
-        return renamed
+        return made
+
+    def _value(self, line: int, row: Mapping[str, Any], ours: str, theirs: str | list[str] | None) -> Any:
+        """One column's value, or the texts of several with an empty line between them; null ones are left out."""
+        for name in [ours] if theirs is None else _several(theirs):
+            if name not in row:
+                near = did_you_mean(name, row)
+                raise self.error(
+                    line, f"no column {name!r}{near}", f"{self.where}.columns asks for it as {ours!r}; {_has(row)}"
+                )
+        if not isinstance(theirs, list):
+            return None if theirs is None else row[theirs]
+        for name in theirs:
+            if row[name] is not None and not isinstance(row[name], str):
+                raise self.error(line, f"{name!r} must be text to be joined to others, not {kind(row[name])}")
+        return "\n\n".join(row[name] for name in theirs if row[name])
 
     def _jsonl(self) -> Iterator[Row]:
         with self.path.open("rb") as file:
@@ -156,11 +168,8 @@ def _has(row: Mapping[str, Any]) -> str:
     return f"the columns are {', '.join(map(repr, row))}"
 
 
-def kind(value: Any) -> str:
-    names = {str: "text", bool: "true or false", type(None): "null", list: "a list", dict: "an object"}
-    if value == [] and isinstance(value, list):
-        return "an empty list"
-    return names.get(type(value), "a number")
+def _several(theirs: str | list[str] | None) -> list[str]:
+    return [theirs] if isinstance(theirs, str) else theirs or []
 
 
 def _no_constant(name: str) -> float:

@@ -38,10 +38,11 @@ class Steps:
         return by_dpo or (source == "preferences" and by_model)
 
     def prompts(self) -> Artifact:
-        """All prompt sets; of the training sets that of the round. The first time the later ones are checked too."""
+        """All prompt sets; of the training sets the round's. The first time later ones and pairs are checked too."""
         recipe = self.recipe
         sets = by_round(recipe.prompts.train)
-        train, later = of_round(sets, self.number), {} if self.number else {"later": _dumped(sets[1:])}
+        given = by_round(recipe.preferences.given) if recipe.preferences else []
+        train, later = of_round(sets, self.number), {"later": _dumped(sets[1:]), "given": _dumped(given)}
         sections = [recipe.preferences, recipe.samples, recipe.pairs, recipe.evaluate]
         made = self.runner.stage(
             "prompts",
@@ -55,7 +56,7 @@ class Steps:
             settings={
                 "load_in_4bit": bool(recipe.model.lora and recipe.model.lora.load_in_4bit),
                 "prompts": recipe.prompts.model_copy(update={"train": train}).model_dump(mode="json"),
-                **later,
+                **({} if self.number else later),
                 "rewards": [
                     entry.model_dump(mode="json", by_alias=True)
                     for entry in [*recipe.reward, *recipe.evaluate.measure]
@@ -78,15 +79,24 @@ class Steps:
         section = self.recipe.preferences
         assert section
         watch = {"watch": self.recipe.watch.share} if self.recipe.watch else {}
-        return self._judged(
+        sampled, given = section.prompts != 0, by_round(section.given)
+        pairs = of_round(given, self.number).model_dump(mode="json") if given else None
+        return self.judging.stage(
             "preferences",
             {
-                "preferences": section.model_dump(mode="json"),
+                "preferences": section.model_dump(mode="json", exclude={"given"}),
                 "take": self._take("preferences", section.prompts),
                 **watch,
             },
-            {"prompts": prompts, "policy": policy, "previous": previous},
-            [entry for entry in self.recipe.reward if entry.labels],
+            {
+                "prompts": prompts,
+                **({"policy": policy, "previous": previous} if sampled else {}),
+                **({"model": self.base} if given else {}),
+            },
+            [entry for entry in self.recipe.reward if entry.labels and sampled],
+            seed=self._seed("preferences"),
+            outside={"given": of_round(self.outside.given, self.number)} if given else {},
+            settings={"given": {"set": pairs, "system": self.recipe.prompts.system}} if given else {},
         )
 
     def reward_model(self, preferences: Sequence[Artifact], last: Artifact | None) -> Artifact:

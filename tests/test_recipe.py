@@ -179,6 +179,7 @@ class TestMessages:
             ),
             ("sft:", "dpo:", "wrong.yaml:10:1: DPO takes pairs from `pairs`, and that section is left out"),
             ("sft:", "reward_model:", "wrong.yaml:10:1: a reward model is trained on preferences, and there are none"),
+            ("sft:", "preferences: {prompts: 0}\nsft:", "wrong.yaml:10:15: no pair is sampled, and none is given"),
             ("./check.py}", "reward-model}", "no reward is left to score samples"),
             (
                 "sft:",

@@ -641,3 +641,23 @@ def test_status_shows_the_watch_and_its_warnings(tmp_path: Path) -> None:
     assert "warning: round 1: the proxy reward rose" in shown
     assert sum(line.split()[1:2] in (["previous"], ["base"]) for line in shown) == 2
     assert max(map(len, shown[:-1])) <= 120
+
+
+def test_given_pairs_are_in_the_key_and_alone_they_need_no_policy(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("one")
+    overrides = ["preferences.prompts=0", f"preferences.given.path={path}"]
+    go(tmp_path / "run", 1, *overrides)
+    stage = stages_of(tmp_path / "run")[1]["preferences"]
+    assert set(stage["input_keys"]) == {"prompts", "model"}
+    path.write_text("two")
+    ran, said = go(tmp_path / "run", 1, *overrides)
+    assert ran[0] == "preferences"
+    assert said[0].startswith("preferences of round 1 runs again: the content of given changed")
+
+
+def test_without_given_pairs_the_key_knows_of_none(tmp_path: Path) -> None:
+    go(tmp_path / "run", 1)
+    stage = stages_of(tmp_path / "run")[1]["preferences"]
+    assert "given" not in stage["config"]["preferences"] and "given" not in stage["outside"]
+    assert set(stage["input_keys"]) == {"prompts", "policy", "previous"}

@@ -69,7 +69,11 @@ class PromptSet(Section):
     name: str | None = Field(default=None, description="Its configuration, as in `load_dataset(path, name)`.")
     revision: str | None = Field(default=None, description="Its branch, tag or commit.")
     split: str | None = Field(default=None, description="Its split; slices such as `train[:-500]` are understood.")
-    columns: dict[str, str] = Field(default={}, description="Our column names to theirs, as in {prompt: question}.")
+    columns: dict[str, str | Annotated[list[str], Field(min_length=1)] | None] = Field(
+        default={},
+        description="Our column names to theirs, as in {prompt: question}; a list joins several texts, null leaves a "
+        "column out. What is read without it: docs/data.md.",
+    )
     rows: str | None = Field(
         default=None, pattern=r"^-?\d*:-?\d*$", description="A slice of the rows, as in `:-500`; null: all of them."
     )
@@ -243,9 +247,17 @@ class Levels(Section):
 
 
 class Preferences(Section):
-    """Preference pairs: answers of the current and the previous policy, labelled by the rewards."""
+    """Preference pairs: answers of the current and the previous policy, labelled by the rewards; and pairs given."""
 
-    prompts: Count | None = Field(default=None, description="Prompts per round; null: all.")
+    prompts: int | None = Field(
+        default=None, ge=0, description="Prompts per round; null: all; 0: none, `given` has all the pairs."
+    )
+    given: ByRound | None = Field(
+        default=None,
+        description="Pairs that people labelled, beside those sampled: a set with prompt, chosen and rejected, and "
+        "where there are any edited (ranks above chosen) and level. A list: by round, the last goes on. See "
+        "docs/data.md.",
+    )
     where: dict[str, str | int | float | bool | None] = Field(
         default={},
         description="Only prompts with these values in their columns, as in {answer: null} for those that nobody can "

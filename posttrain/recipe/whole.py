@@ -99,6 +99,12 @@ class Recipe(Section):
                 if need in lacks:
                     said = need.replace("_", " ")
                     complain(("filters", index), f"it needs {said}, which {lacks[need]} does not give")
+        if self.preferences and self.preferences.prompts == 0 and self.preferences.given is None:
+            complain(
+                ("preferences", "prompts"),
+                "no pair is sampled, and none is given",
+                "name a set of pairs, preferences.given, or leave the section out by `preferences: null`",
+            )
         if self.reward_model and not self.preferences:
             complain(("reward_model",), "a reward model is trained on preferences, and there are none", _ADD_OR_NULL)
         if self.dpo:
@@ -131,7 +137,8 @@ class Recipe(Section):
         scoring = [e for e in self.reward if e.scores and (self.reward_model or not e.is_reward_model)]
         if not scoring:
             complain(("reward",), "no reward is left to score samples", _ADD_OR_TAKE)
-        if self.preferences and not any(entry.labels for entry in self.reward):
+        sampled = self.preferences is not None and self.preferences.prompts != 0
+        if sampled and not any(entry.labels for entry in self.reward):
             complain(("reward",), "no reward is left to label preferences: the reward model learns from those labels")
 
     def _watch_fits(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import loaders, pairwise, rewards
+from posttrain import loaders, models, pairwise, rewards
 from posttrain.chat import check_template, render_prompt
 from posttrain.errors import DataError, ModelError, RewardError
 from posttrain.pairwise import Pairwise
@@ -26,8 +26,8 @@ SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.st
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model. Settings: prompts (with paths), later (training sets of later rounds, which are only checked).
-    Writes train, dev and heldout.parquet.
+    """Inputs: model. Settings: prompts (with paths); and what is only checked: later (training sets of later rounds),
+    given (sets of pairs). Writes train, dev and heldout.parquet.
 
     Raises:
         DataError: a set cannot be read, is empty, or holds a prompt too long for the model (`too_long: stop`).
@@ -56,8 +56,7 @@ def run(job: Job) -> dict[str, Any]:
         check_template(tokenizer, _end_ids(model))
     except ModelError as error:
         raise ModelError(error.message, file=str(model), hint=error.hint) from error
-    context = getattr(config, "max_position_embeddings", None) or 1 << 30
-    room = _Room(tokenizer, context, job.config["max_new_tokens"], sets.too_long == "drop")
+    room = _Room(tokenizer, models.context_length(model), job.config["max_new_tokens"], sets.too_long == "drop")
     metrics: dict[str, Any] = {}
     evaluated: set[str] = set()  # what is evaluated on is never trained on
     for name in ("dev", "heldout"):
@@ -70,6 +69,8 @@ def run(job: Job) -> dict[str, Any]:
     _write(kept, job.out / "train.parquet")
     for each in later:  # read again in their rounds; here what is wrong with them is told before anything is sampled
         _read(job, room, each, "train", evaluated)
+    for each in job.settings.get("given", []):
+        loaders.read_preferences(PromptSet.model_validate(each))
     return metrics
 
 
