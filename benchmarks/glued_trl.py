@@ -36,8 +36,8 @@ from typing import Any
 from measuring import Cost, cost
 
 from posttrain import content
+from posttrain.judging import BASE_TEMPERATURES
 from posttrain.recipe import PromptSet, Recipe, load
-from posttrain.steps import BASE_TEMPERATURES
 
 STEPS = Path(__file__).with_suffix("")
 OURS, GLUED = "posttrain", "TRL, glued"

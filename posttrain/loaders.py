@@ -1,4 +1,4 @@
-"""Reads prompt sets into records: JSONL, Parquet and CSV files, and data sets of the Hub.
+"""Reads prompt and preference sets into records, from wherever `posttrain.sources` finds their rows.
 
 Every row is checked here, so that later stages need not: a message names the file, the line and what
 to do. A prompt that stands twice in a set is read once (a second copy would weigh double in training
@@ -8,51 +8,48 @@ error: one of them is wrong.
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from posttrain import content
+from posttrain import formats
 from posttrain.content import did_you_mean
 from posttrain.errors import DataError
+from posttrain.pairing import Level
 from posttrain.recipe import PromptSet
-from posttrain.records import Message, Prompt, under
-
-# Reward functions get these as arguments of their own.
-RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-ROLES = ("system", "user", "assistant")
-
-Row = tuple[int, Mapping[str, Any]]  # line (CSV, JSONL) or number (else) of the row, from 1; the row
+from posttrain.records import Preference, Prompt, under
+from posttrain.sources import Source, cut
 
 
 def read_prompts(
     prompts: PromptSet, system: str | None = None, *, where: str = "prompts.train", counts: Counter[str] | None = None
 ) -> list[Prompt]:
-    """The prompts of a set, in its order.
+    """The prompts of a set, in its order, out of any format that `posttrain.formats` knows.
 
-    `prompt` is text (one user message) or a list of messages that ends with the user's; all other
-    columns go with it for the rewards. `system` is put before prompts without a system message of
-    their own. CSV values are strings, empty ones null. `counts["duplicate"]` grows by one for each
-    copy that was left out. `where` is the recipe's key, for messages.
+    All columns that hold neither the prompt nor answers go with it for the rewards. `system` is put before prompts
+    without a system message of their own. CSV values are strings, empty ones null. `counts["duplicate"]` grows by one
+    for each copy that was left out. `where` is the recipe's key, for messages.
 
     Raises DataError for whatever cannot be used, at its line.
     """
-    source = _Source(prompts, where)
+    source = Source(prompts, where)
     made: dict[str, Prompt] = {}
     copies: Counter[str] = Counter() if counts is None else counts
     names: set[str] | None = None
     first = 0
-    for line, row in _cut(list(source.rows()), prompts.rows):
-        row = source.rename(line, row)
+    for line, raw in cut(list(source.rows()), prompts.rows):
+        row = source.rename(line, raw, for_rewards=True)
+        columns = {name: value for name, value in row.items() if name not in ("prompt", *formats.ANSWERS)}
         if names is None:
-            names, first = set(row), line
-        elif set(row) != names:
-            _uneven(source, line, set(row), names, first)
-        prompt = Prompt(_messages(source, line, row["prompt"], system), _columns(row), line)
+            names, first = set(columns), line
+        elif set(columns) != names:
+            _uneven(source, line, set(columns), names, first)
+        with _at(source, line):
+            messages = formats.prompt_of(row)
+        prompt = Prompt(tuple(under(system, messages)), _as_json(columns), line)
         known = made.setdefault(prompt.id, prompt)
         if known is prompt:
             continue
@@ -61,7 +58,7 @@ def read_prompts(
             raise source.error(
                 line,
                 f"the same prompt as in {source.unit} {known.line}, with another {column!r}",
-                "take out the one that is wrong",
+                f"take out the one that is wrong; or the column, by {where}.columns: {{{column}: null}}",
             )
         copies["duplicate"] += 1
     if not made:
@@ -69,11 +66,48 @@ def read_prompts(
     return list(made.values())
 
 
+def read_preferences(
+    given: PromptSet, system: str | None = None, *, where: str = "preferences.given", counts: Counter[str] | None = None
+) -> list[Preference]:
+    """The ranked answers of a set, in its order: `chosen`, `rejected`, and where there are any `edited` and `level`.
+
+    Rows that nothing can be learned from are left out, and `counts` grows by one for each: `identical`, where chosen
+    and rejected are the same, `empty`, where the better answer is empty, `duplicate`. `system`, `where` as above.
+
+    Raises DataError for whatever cannot be used, at its line.
+    """
+    source = Source(given, where)
+    made: dict[str, Preference] = {}
+    left_out: Counter[str] = Counter() if counts is None else counts
+    for line, raw in cut(list(source.rows()), given.rows):
+        row = source.rename(line, raw)
+        with _at(source, line):
+            messages, answers = formats.ranking_of(row)
+            level = _level(row.get("level"))
+        read = ("prompt", "level", *formats.ANSWERS)
+        columns = _as_json({name: value for name, value in row.items() if name not in read})
+        best = answers["edited"] or answers["chosen"] or []
+        identity = json.dumps([messages, answers])
+        if answers["chosen"] == answers["rejected"]:
+            left_out["identical"] += 1
+        elif not best[-1]["content"].strip():
+            left_out["empty"] += 1
+        elif identity in made:
+            left_out["duplicate"] += 1
+        else:
+            prompt = Prompt(tuple(under(system, messages)), columns, line)
+            sides = {name: None if turns is None else tuple(turns) for name, turns in answers.items()}
+            made[identity] = Preference(prompt, sides["chosen"] or (), sides["rejected"] or (), sides["edited"], level)
+    if not made:
+        raise source.error(None, f"no pair is left{f': {dict(left_out)}' if left_out else ''}")
+    return list(made.values())
+
+
 def content_hash(prompts: PromptSet, system: str | None = None) -> str:
-    """SHA-256 of all that decides what `read_prompts` gives: the file, or the Hub's rows, and what is done to them."""
+    """SHA-256 of all that decides what is read of a set: the file, or the Hub's rows, and what is done to them."""
     digest = hashlib.sha256()
     if prompts.path is not None:
-        source = _Source(prompts, "prompts")
+        source = Source(prompts, "prompts")
         try:
             with source.path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -81,183 +115,35 @@ def content_hash(prompts: PromptSet, system: str | None = None) -> str:
             raise source.error(None, f"cannot be read: {error.strerror}") from None
         digest.update(source.path.suffix.encode())
     else:
-        for _, row in _Source(prompts, "prompts").rows():
+        for _, row in Source(prompts, "prompts").rows():
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     how = [prompts.columns, prompts.rows, system]
     digest.update(json.dumps(how, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-class _Source:
-    """Where a set's rows come from, and how a message names that place."""
-
-    def __init__(self, prompts: PromptSet, where: str) -> None:
-        self.prompts, self.where = prompts, where
-        self.path = content.locate("data", prompts.path) if prompts.path is not None else Path()
-        self.name = str(self.path) if prompts.path is not None else f"{prompts.dataset_name}[{prompts.split}]"
-        self.has_lines = self.path.suffix in (".jsonl", ".ndjson", ".csv")
-        self.unit = "line" if self.has_lines else "row"
-
-    def error(self, line: int | None, message: str, hint: str | None = None) -> DataError:
-        if line is not None and not self.has_lines:
-            return DataError(f"row {line}: {message}", file=self.name, hint=hint)
-        return DataError(message, file=self.name, line=line, hint=hint)
-
-    def rows(self) -> Iterator[Row]:
-        if self.prompts.path is None:
-            return self._hub()
-        readers = {".jsonl": self._jsonl, ".ndjson": self._jsonl, ".csv": self._csv, ".parquet": self._parquet}
-        if self.path.suffix not in readers:
-            raise self.error(None, f"cannot read {self.path.suffix or 'this'} files", "write JSONL, Parquet or CSV")
-        if not self.path.is_file():
-            raise self.error(None, "no such file", f"see {self.where}.path in the recipe")
-        return readers[self.path.suffix]()
-
-    def rename(self, line: int, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row under our column names."""
-        columns = self.prompts.columns
-        for ours, theirs in columns.items():
-            if theirs not in row:
-                near = did_you_mean(theirs, row)
-                raise self.error(
-                    line, f"no column {theirs!r}{near}", f"{self.where}.columns asks for it as {ours!r}; {_has(row)}"
-                )
-        taken = set(columns.values()) | set(columns)
-        renamed = {ours: row[theirs] for ours, theirs in columns.items()}
-        renamed |= {name: value for name, value in row.items() if name not in taken}
-        if "prompt" not in renamed:
-            likely = next(
-                (name for name in ("question", "instruction", "problem", "messages") if name in row), "THEIRS"
-            )
-            hint = f"{_has(row)}; in the recipe write {self.where}.columns: {{prompt: {likely}}}"
-            raise self.error(line, "no column 'prompt'", hint)
-        for name in RESERVED:
-            if name in renamed:
-                hint = f"rename it: {self.where}.columns: {{my_{name}: {name}}}"
-                raise self.error(
-                    line, f"a column may not be called {name!r}: rewards have an argument of that name", hint
-                )
-        return renamed
-
-    def _jsonl(self) -> Iterator[Row]:
-        with self.path.open("rb") as file:
-            for line, raw in enumerate(file, 1):
-                try:
-                    text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    hint = "save the file as UTF-8"
-                    raise self.error(line, f"not UTF-8 text (byte {error.start + 1} of the line)", hint) from None
-                if not text.strip():
-                    raise self.error(line, "the line is empty", "take it out: one JSON object a line")
-                try:
-                    row = json.loads(text.rstrip("\r\n"), parse_constant=_no_constant, object_pairs_hook=_unique)
-                except (ValueError, RecursionError) as error:
-                    message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                    column = error.colno if isinstance(error, json.JSONDecodeError) else None
-                    hint = "one JSON object a line"
-                    raise DataError(
-                        f"invalid JSON: {message}", file=self.name, line=line, column=column, hint=hint
-                    ) from None
-                if not isinstance(row, dict):
-                    raise self.error(line, f"not a JSON object but {_kind(row)}", "one JSON object a line")
-                yield line, row
-
-    def _csv(self) -> Iterator[Row]:
-        try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, strict=True)
-                header = next(reader, [])
-                if len(set(header)) != len(header):
-                    raise self.error(1, "two columns have one name")
-                line = reader.line_num + 1
-                for values in reader:
-                    if len(values) != len(header):
-                        raise self.error(line, f"{len(values)} values for {len(header)} columns")
-                    yield line, {name: value or None for name, value in zip(header, values, strict=True)}
-                    line = reader.line_num + 1
-        except csv.Error as error:
-            raise self.error(None, f"invalid CSV: {error}") from None
-        except UnicodeDecodeError as error:
-            raise self.error(None, f"not UTF-8 text (byte {error.start + 1})", "save the file as UTF-8") from None
-
-    def _parquet(self) -> Iterator[Row]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            with pq.ParquetFile(self.path) as file:
-                number = 0
-                for batch in file.iter_batches():
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield number, row
-        except (pa.ArrowException, OSError) as error:
-            raise self.error(None, f"not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
-
-    def _hub(self) -> Iterator[Row]:
-        from datasets import load_dataset
-
-        asked = self.prompts
-        try:
-            table = load_dataset(asked.dataset_name or "", asked.name, split=asked.split, revision=asked.revision)
-        except Exception as error:  # the library raises whatever the network, the Hub or a reader raised
-            cause = (str(error).splitlines() or [type(error).__name__])[0]
-            raise self.error(
-                None,
-                f"the data set could not be had from the Hub: {cause}",
-                f"check name and split; without network, read a file: --set {self.where}.path=./FILE.jsonl",
-            ) from None
-        return ((number, dict(row)) for number, row in enumerate(table, 1))
+@contextlib.contextmanager
+def _at(source: Source, line: int) -> Iterator[None]:
+    """Says at which line of which file it was."""
+    try:
+        yield
+    except DataError as error:
+        raise source.error(line, error.message, error.hint) from None
 
 
-def _cut(rows: list[Row], part: str | None) -> list[Row]:
-    if part is None:
-        return rows
-    start, _, stop = part.partition(":")
-    return rows[int(start) if start else None : int(stop) if stop else None]
+def _level(given: Any) -> str | None:
+    if given is not None and given not in get_args(Level):
+        known = get_args(Level)
+        raise DataError(f"no level is called {given!r}{did_you_mean(str(given), known)}", hint=", ".join(known))
+    return given
 
 
-def _messages(source: _Source, line: int, prompt: Any, system: str | None) -> tuple[Message, ...]:
-    if isinstance(prompt, str):
-        messages = [{"role": "user", "content": prompt}]
-    elif isinstance(prompt, list) and prompt:
-        messages = [_message(source, line, index, each) for index, each in enumerate(prompt)]
-    else:
-        raise source.error(
-            line, f"'prompt' must be text or a list of messages, not {_kind(prompt)}", 'a message: {"role", "content"}'
-        )
-    if any(message["role"] == "system" for message in messages[1:]):
-        raise source.error(line, "a system message must be the first")
-    if messages[-1]["role"] != "user":
-        raise source.error(line, f"the last message must be the user's, not the {messages[-1]['role']}'s")
-    if not messages[-1]["content"].strip():
-        raise source.error(line, "the prompt is empty")
-    return tuple(under(system, messages))
+def _as_json(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns as they will come back from JSON (a date becomes text)."""
+    return json.loads(json.dumps(dict(columns), default=str))
 
 
-def _message(source: _Source, line: int, index: int, message: Any) -> Message:
-    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-        raise source.error(line, f"message {index} of 'prompt' must hold role and content", '{"role", "content"}')
-    extra = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
-    if extra:
-        raise source.error(line, f"message {index} of 'prompt' holds {extra[0]!r}: only role and content are read")
-    if message["role"] not in ROLES:
-        near = did_you_mean(str(message["role"]), ROLES)
-        raise source.error(
-            line, f"message {index} of 'prompt' has the role {message['role']!r}{near}", ", ".join(ROLES)
-        )
-    if not isinstance(message["content"], str):
-        raise source.error(line, f"message {index} of 'prompt': content must be text, not {_kind(message['content'])}")
-    return {"role": message["role"], "content": message["content"]}
-
-
-def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The other columns, as they will come back from JSON (a date becomes text)."""
-    others = {name: value for name, value in row.items() if name != "prompt"}
-    return json.loads(json.dumps(others, default=str))
-
-
-def _uneven(source: _Source, line: int, names: set[str], usual: set[str], first: int) -> None:
+def _uneven(source: Source, line: int, names: set[str], usual: set[str], first: int) -> None:
     for name in sorted(usual - names):
         near = did_you_mean(name, names - usual).replace("did you mean", "but there is")
         hint = "write null where a row has no value"
@@ -265,26 +151,3 @@ def _uneven(source: _Source, line: int, names: set[str], usual: set[str], first:
     name = min(names - usual)
     hint = f"write null in {source.unit} {first} and wherever a row has no value"
     raise source.error(line, f"a column {name!r}, which {source.unit} {first} has not", hint)
-
-
-def _has(row: Mapping[str, Any]) -> str:
-    return f"the columns are {', '.join(map(repr, row))}"
-
-
-def _kind(value: Any) -> str:
-    names = {str: "text", bool: "true or false", type(None): "null", list: "a list", dict: "an object"}
-    if value == [] and isinstance(value, list):
-        return "an empty list"
-    return names.get(type(value), "a number")
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
-    return made

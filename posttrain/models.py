@@ -45,6 +45,14 @@ def resolve(model: Model) -> Resolved:
     return Resolved(path.resolve(), store.tree_hash(path))
 
 
+def context_length(model: Path) -> int:
+    """How many tokens the model takes; a huge number where its config does not say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or 1 << 30
+
+
 def _snapshot(name: str, revision: str | None) -> Resolved:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

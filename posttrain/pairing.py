@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any, Literal
 
 from posttrain.schedule import derive_seed
 
 Level = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
 Split = Literal["train", "heldout", "watch"]
+GIVEN = "given"  # the source of pairs that no policy of the run made
 Row = Mapping[str, Any]  # a row of the samples table with a `score`
 
 
@@ -70,6 +73,26 @@ def best_worst_pairs(groups: Iterable[list[dict[str, Any]]], margin: float, sour
             "split": "train",
             "columns": chosen["columns"],
         }
+
+
+def once(tables: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of all tables. A given pair that stands in several, since its file goes on, is there once."""
+    seen: set[str] = set()
+    rows = []
+    for row in (row for table in tables for row in table):
+        if row["source"] == GIVEN:
+            identity = json.dumps([row[name] for name in ("prompt", "chosen", "rejected", "edited")])
+            if identity in seen:
+                continue
+            seen.add(identity)
+        rows.append(row)
+    return rows
+
+
+def ordered_pairs(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A ranking edited > chosen > rejected as its ordered pairs, `chosen` over `rejected` in each; of two, that one."""
+    ranking = [row[side] for side in ("edited", "chosen", "rejected") if row.get(side)]
+    return [{**row, "edited": None, "chosen": one, "rejected": other} for one, other in combinations(ranking, 2)]
 
 
 def across_policies(first: Sequence[Row], second: Sequence[Row]) -> tuple[Row, Row] | None:

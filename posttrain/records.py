@@ -46,6 +46,17 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Preference:
+    """Answers to a prompt as somebody ranked them: edited > chosen > rejected. `level`: how much better chosen is."""
+
+    prompt: Prompt
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    edited: tuple[Message, ...] | None = None
+    level: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled answer.
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from posttrain import rewards
 from posttrain.recipe import RewardEntry
-from posttrain.records import under
+from posttrain.records import Message, under
 from posttrain.rewards import Reward
 from posttrain.sampling.dialects import DIALECTS, ServerSettings
 from posttrain.sampling.protocol import Engine, Request, SamplingParams, completion_seed
@@ -175,17 +175,24 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[float]:
     """The reward model's logit for each row. Rows of one prompt must stand together."""
-    from posttrain.chat import render_answers
-
     tokenizer = _tokenizer(reward_model)
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_id"])]
-    rendered = [
-        render_answers(tokenizer, group[0]["prompt"], [row["completion"][-1]["content"] for row in group])
-        for group in groups
-    ]
+    rendered = [_rendered(tokenizer, group[0]["prompt"], [row["completion"] for row in group]) for group in groups]
     prompts, answers = [prompt for prompt, _ in rendered], [answers for _, answers in rendered]
     scores = _scorer(reward_model).score(prompts, answers)
     return [value for group in scores for value in group]
+
+
+def _rendered(
+    tokenizer: Any, prompt: Sequence[Message], answers: Sequence[Sequence[Message]]
+) -> tuple[list[int], list[list[int]]]:
+    """The tokens of a prompt, and those that each answer adds to it."""
+    from posttrain.chat import render_answers, render_turns
+
+    if all(len(answer) == 1 for answer in answers):
+        return render_answers(tokenizer, prompt, [answer[0]["content"] for answer in answers])
+    turns = [render_turns(tokenizer, prompt, answer) for answer in answers]  # those that people gave may have several
+    return turns[0][0], [ids for _, ids, _ in turns]
 
 
 def run_rollouts(

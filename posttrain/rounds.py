@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from posttrain.judging import Evaluated
 from posttrain.recipe import Recipe
 from posttrain.runner import Artifact, Runner
-from posttrain.steps import Evaluated, Steps
+from posttrain.steps import Steps
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,20 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
     """One round: from the last promoted policy to a candidate, and the gate."""
     steps.begin(number)
     recipe = steps.recipe
+    fresh = steps.prompts_of_round()
     preferences, reward_model, pairs = state.preferences, None, None
     if recipe.preferences and steps.reads_pairs("preferences"):
-        preferences = (*preferences, steps.preferences(prompts, state.policy, state.previous))
+        preferences = (*preferences, steps.preferences(fresh, state.policy, state.previous))
     if recipe.reward_model:
         reward_model = steps.reward_model(preferences, state.reward_model)
-    samples = steps.samples(prompts, state.policy, steps.difficulty(prompts, state.policy))
+    samples = steps.samples(fresh, state.policy, steps.difficulty(fresh, state.policy))
     scored = steps.scores(samples, reward_model)
     kept = (*state.kept, steps.filters(scored, prompts))
     policy = state.policy
     if recipe.sft:
         policy = steps.sft(kept, policy, reward_model)
     if recipe.pairs and steps.reads_pairs("pairs"):
-        pairs = steps.pairs(prompts, policy, reward_model)
+        pairs = steps.pairs(fresh, policy, reward_model)
     if recipe.dpo:
         reference = steps.reference(state.policy, state.promoted)
         policy = steps.dpo(policy, reference, preferences, scored, pairs, reward_model)

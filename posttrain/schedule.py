@@ -5,10 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain.content import did_you_mean
 from posttrain.errors import DataError
+
+T = TypeVar("T")
+
+
+def of_round(entries: Sequence[T], number: int) -> T:
+    """What a list by round has for round `number`, from 1 on: the last entry goes on."""
+    return entries[min(max(number, 1), len(entries)) - 1]
 
 
 def derive_seed(*parts: object) -> int:

@@ -27,12 +27,18 @@ def run(
     model: Path = BASE,
     rewards: list[str] | None = None,
     systems: tuple[str, ...] = (),
+    later: list[dict[str, Any]] | None = None,
+    given_pairs: list[dict[str, Any]] | None = None,
     **sets: list[dict[str, Any]],
 ) -> dict:
     given = {"train": rows("train"), "dev": rows("dev"), "heldout": rows("heldout"), **sets}
     paths = {name: {"path": str(write(folder / f"{name}.jsonl", given[name]))} for name in given}
     (folder / "out").mkdir()
-    settings = {"prompts": paths, "rewards": [{"use": use} for use in rewards or ["word-problems.py"]]}
+    settings: dict[str, Any] = {"prompts": paths, "rewards": [{"use": use} for use in rewards or ["word-problems.py"]]}
+    if later:
+        settings["later"] = [{"path": str(write(folder / "later.jsonl", later))}]
+    if given_pairs:
+        settings["given"] = [{"path": str(write(folder / "given.jsonl", given_pairs))}]
     config = {"max_new_tokens": 48, "systems": list(systems)}
     job = Job(config, {"model": model}, folder / "out", folder / "scratch", 0, settings)
     return prompts.run(job)
@@ -81,6 +87,16 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(InputError):
         run(tmp_path, model=tmp_path / "model")
+
+
+def test_what_is_wrong_with_a_later_rounds_file_is_told_before_the_first(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"later\.jsonl:2: the prompt is empty"):
+        run(tmp_path, later=[*rows("later", 1), {"prompt": " ", "answer": "1"}])
+
+
+def test_what_is_wrong_with_given_pairs_is_told_before_the_first_round(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"given\.jsonl:1: there is no 'rejected'"):
+        run(tmp_path, given_pairs=[{"prompt": "a", "chosen": "b"}])
 
 
 def test_a_training_prompt_must_leave_room_for_the_messages_that_steer_its_samples(tmp_path: Path) -> None:

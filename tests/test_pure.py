@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from posttrain import statistics, weighing
 from posttrain.errors import DataError
 from posttrain.pairing import across_policies, best_and_worst, level
-from posttrain.schedule import derive_seed, matching, nearest, take
+from posttrain.schedule import derive_seed, matching, nearest, of_round, take
 from posttrain.stages.promote import decide
 
 LEVELS = {"significantly_better": 0.75, "better": 0.5, "slightly_better": 0.25}
@@ -108,6 +108,10 @@ def test_no_prompt_comes_twice_before_all_are_used_up(seed: int, count: int, rou
 def test_a_slice_holds_no_prompt_twice(seed: int, start: int, count: int) -> None:
     taken = [each["id"] for each in take(PROMPTS, seed, start, count)]
     assert len(set(taken)) == len(taken) == count
+
+
+def test_a_list_by_round_goes_on_with_its_last_entry() -> None:
+    assert [of_round("abc", number) for number in (0, 1, 2, 3, 4, 9)] == ["a", "a", "b", "c", "c", "c"]
 
 
 def test_seeds_differ_by_every_part() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from posttrain import content
 from posttrain.errors import RecipeError
 from posttrain.filters import FILTERS
-from posttrain.recipe import Recipe, RewardEntry, load, trl_fields
+from posttrain.recipe import Recipe, RewardEntry, by_round, load, trl_fields
 
 SMALL = """\
 model: {path: ./model}
@@ -66,7 +66,7 @@ class TestReading:
         (folder / "elsewhere").mkdir()
         monkeypatch.chdir(folder / "elsewhere")
         recipe = load("../small.yaml")
-        assert recipe.prompts.train.path == str(folder / "train.jsonl")
+        assert by_round(recipe.prompts.train)[0].path == str(folder / "train.jsonl")
         assert recipe.model.path == str(folder / "model")
 
     def test_paths_from_set_are_relative_to_the_current_folder(
@@ -77,7 +77,7 @@ class TestReading:
         (here / "mine.jsonl").touch()
         monkeypatch.chdir(here)
         recipe = load("../small.yaml", ["prompts.train.path=./mine.jsonl"])
-        assert recipe.prompts.train.path == str(here / "mine.jsonl")
+        assert by_round(recipe.prompts.train)[0].path == str(here / "mine.jsonl")
 
     def test_a_hub_id_stays_one(self, folder: Path) -> None:
         assert load("small.yaml", ["model.path=owner/some-model"]).model.path == "owner/some-model"
@@ -156,6 +156,14 @@ class TestMessages:
             ("samples:\n  k: 4\n", "", "wrong.yaml:1:1: 'samples' is missing"),
             ("{path: ./dev.jsonl}", "{}", "wrong.yaml:4:3: a prompt set needs either `path` or `dataset_name`"),
             ("./dev.jsonl", "./den.jsonl", "wrong.yaml:4:15: no such file: "),
+            ("{path: ./train.jsonl}", "[{path: ./dev.jsonl}, {path: ./none.jsonl}]", "wrong.yaml:3:39: no such file: "),
+            ("{path: ./train.jsonl}", "[{}]", "wrong.yaml:3:11: a prompt set needs either"),
+            ("{path: ./train.jsonl}", "[]", "wrong.yaml:3:10: 'prompts.train'"),
+            (
+                "{path: ./train.jsonl}",
+                "[{pat: ./dev.jsonl}]",
+                "wrong.yaml:3:12: unknown key 'pat' in 'prompts.train.0'",
+            ),
             ("{path: ./model}", "{path: ./modal}", "wrong.yaml:1:15: no such model folder: "),
             (
                 "{path: ./model}",
@@ -171,6 +179,7 @@ class TestMessages:
             ),
             ("sft:", "dpo:", "wrong.yaml:10:1: DPO takes pairs from `pairs`, and that section is left out"),
             ("sft:", "reward_model:", "wrong.yaml:10:1: a reward model is trained on preferences, and there are none"),
+            ("sft:", "preferences: {prompts: 0}\nsft:", "wrong.yaml:10:15: no pair is sampled, and none is given"),
             ("./check.py}", "reward-model}", "no reward is left to score samples"),
             (
                 "sft:",

@@ -257,6 +257,38 @@ def test_annealing_begins_in_the_round_that_is_said(tmp_path: Path) -> None:
     assert run.manifest(stages[2]["sft"])["config"]["sft"]["anneal"]["steps"] == 0.3
 
 
+def stages_of(root: Path) -> list[dict[str, dict]]:
+    """The manifest of each stage by name, for round 0, 1, …"""
+    run = Store(root)
+    return [{name: run.manifest(key) for name, key in entry["stages"].items()} for entry in run.read_run()["rounds"]]
+
+
+def prompt_files(folder: Path, *names: str) -> str:
+    """An override that makes these the training sets by round."""
+    for name in set(names):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"prompt": name, "answer": "1"}) + "\n")
+    return "prompts.train=[" + ", ".join(f"{{path: {folder / name}.jsonl}}" for name in names) + "]"
+
+
+def test_each_round_takes_from_its_own_file_and_the_last_goes_on(tmp_path: Path) -> None:
+    """Fails when only the first file is read, or when a file that comes again begins anew."""
+    root = tmp_path / "run"
+    ran, _ = go(root, 5, prompt_files(tmp_path, "one", "two", "one", "three"))
+    base, *rounds = stages_of(root)
+    assert ran.count("prompts") == 3
+    read = [one["samples"]["input_keys"]["prompts"] for one in rounds]
+    second, fourth = rounds[1]["prompts"]["key"], rounds[3]["prompts"]["key"]
+    assert read == [base["prompts"]["key"], second, base["prompts"]["key"], fourth, fourth]
+    count = load("quickstart").samples.prompts
+    assert [one["samples"]["config"]["take"]["start"] for one in rounds] == [0, 0, count, 0, count]
+    assert {one["evaluate"]["input_keys"]["prompts"] for one in (base, *rounds)} == {base["prompts"]["key"]}
+
+
+def test_a_file_for_a_later_round_runs_nothing_again(tmp_path: Path) -> None:
+    go(tmp_path / "run", 2, prompt_files(tmp_path, "one", "two"))
+    assert go(tmp_path / "run", 2, prompt_files(tmp_path, "one", "two", "three")) == ([], [])
+
+
 def test_a_run_ends_early_after_so_many_rounds_without_gain(tmp_path: Path) -> None:
     go(tmp_path / "run", 5, "stop_after=2", launcher=FakeLauncher(promoted=False))
     assert len(Store(tmp_path / "run").read_run()["rounds"]) == 3  # the base and two rounds
@@ -609,3 +641,23 @@ def test_status_shows_the_watch_and_its_warnings(tmp_path: Path) -> None:
     assert "warning: round 1: the proxy reward rose" in shown
     assert sum(line.split()[1:2] in (["previous"], ["base"]) for line in shown) == 2
     assert max(map(len, shown[:-1])) <= 120
+
+
+def test_given_pairs_are_in_the_key_and_alone_they_need_no_policy(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("one")
+    overrides = ["preferences.prompts=0", f"preferences.given.path={path}"]
+    go(tmp_path / "run", 1, *overrides)
+    stage = stages_of(tmp_path / "run")[1]["preferences"]
+    assert set(stage["input_keys"]) == {"prompts", "model"}
+    path.write_text("two")
+    ran, said = go(tmp_path / "run", 1, *overrides)
+    assert ran[0] == "preferences"
+    assert said[0].startswith("preferences of round 1 runs again: the content of given changed")
+
+
+def test_without_given_pairs_the_key_knows_of_none(tmp_path: Path) -> None:
+    go(tmp_path / "run", 1)
+    stage = stages_of(tmp_path / "run")[1]["preferences"]
+    assert "given" not in stage["config"]["preferences"] and "given" not in stage["outside"]
+    assert set(stage["input_keys"]) == {"prompts", "policy", "previous"}

@@ -21,6 +21,7 @@ from posttrain.recipe.sections import (
     RewardEntry,
     Samples,
     Server,
+    by_round,
 )
 from posttrain.recipe.trained import Anneal, Dpo, Mix, RewardModel, Sft, Source, Trained
 from posttrain.recipe.watch import Judge, Watch
@@ -51,5 +52,6 @@ __all__ = [
     "Source",
     "Trained",
     "Watch",
+    "by_round",
     "load",
 ]

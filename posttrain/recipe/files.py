@@ -17,12 +17,16 @@ from posttrain.sampling.dialects import find_command
 # Giving one on top of an inherited recipe takes the other away.
 _EXCLUSIVE: dict[Path_, tuple[set[str], set[str]]] = {
     ("prompts", "*"): ({"path"}, {"dataset_name", "name", "revision", "split"}),
+    ("preferences", "given"): ({"path"}, {"dataset_name", "name", "revision", "split"}),
     ("model",): ({"path"}, {"revision"}),
     ("engine", "server"): ({"start"}, {"url"}),
 }
 _PATHS: dict[Path_, content.Kind] = {
     ("model", "path"): "data",
     ("prompts", "*", "path"): "data",
+    ("prompts", "train", "*", "path"): "data",
+    ("preferences", "given", "path"): "data",
+    ("preferences", "given", "*", "path"): "data",
     ("reward", "*", "use"): "reward",
     ("evaluate", "measure", "*", "use"): "reward",
     ("watch", "judges", "*", "use"): "reward",

@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from posttrain.recipe.section import Count, Section, Share, Temperature, complain
 from posttrain.sampling.dialects import DIALECTS
+from posttrain.schedule import of_round
 
 Level = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
 
@@ -68,7 +69,11 @@ class PromptSet(Section):
     name: str | None = Field(default=None, description="Its configuration, as in `load_dataset(path, name)`.")
     revision: str | None = Field(default=None, description="Its branch, tag or commit.")
     split: str | None = Field(default=None, description="Its split; slices such as `train[:-500]` are understood.")
-    columns: dict[str, str] = Field(default={}, description="Our column names to theirs, as in {prompt: question}.")
+    columns: dict[str, str | Annotated[list[str], Field(min_length=1)] | None] = Field(
+        default={},
+        description="Our column names to theirs, as in {prompt: question}; a list joins several texts, null leaves a "
+        "column out. What is read without it: docs/data.md.",
+    )
     rows: str | None = Field(
         default=None, pattern=r"^-?\d*:-?\d*$", description="A slice of the rows, as in `:-500`; null: all of them."
     )
@@ -85,10 +90,32 @@ class PromptSet(Section):
         return self
 
 
+_SETS = TypeAdapter(Annotated[list[PromptSet], Field(min_length=1)])
+
+
+def _one_or_by_round(given: Any) -> Any:
+    """Checked here, so that what is wrong is told at its key: a union would say which of its members it tried."""
+    if given is None or isinstance(given, PromptSet):
+        return given
+    return _SETS.validate_python(given) if isinstance(given, list) else PromptSet.model_validate(given)
+
+
+# One set for all rounds, or a list: round N takes from the Nth, and the last goes on.
+ByRound = Annotated[PromptSet | list[PromptSet], BeforeValidator(_one_or_by_round)]
+
+
+def by_round(sets: PromptSet | list[PromptSet] | None) -> list[PromptSet]:
+    """The sets of a key that takes one or a list; none where it is null."""
+    return sets if isinstance(sets, list) else [] if sets is None else [sets]
+
+
 class Prompts(Section):
     """The prompts. Every choice inside a run is made on `dev`, and on `heldout` never."""
 
-    train: PromptSet = Field(description="What the policy answers and learns from.")
+    train: ByRound = Field(
+        description="What the policy answers and learns from. A list: round N takes from the Nth set, the last goes "
+        "on. No prompt of a set comes again before all of it was used."
+    )
     dev: PromptSet = Field(description="What promotion and every other choice is made on.")
     heldout: PromptSet = Field(description="What is only ever reported.")
     too_long: Literal["stop", "drop"] = Field(
@@ -220,9 +247,17 @@ class Levels(Section):
 
 
 class Preferences(Section):
-    """Preference pairs: answers of the current and the previous policy, labelled by the rewards."""
+    """Preference pairs: answers of the current and the previous policy, labelled by the rewards; and pairs given."""
 
-    prompts: Count | None = Field(default=None, description="Prompts per round; null: all.")
+    prompts: int | None = Field(
+        default=None, ge=0, description="Prompts per round; null: all; 0: none, `given` has all the pairs."
+    )
+    given: ByRound | None = Field(
+        default=None,
+        description="Pairs that people labelled, beside those sampled: a set with prompt, chosen and rejected, and "
+        "where there are any edited (ranks above chosen) and level. A list: by round, the last goes on. See "
+        "docs/data.md.",
+    )
     where: dict[str, str | int | float | bool | None] = Field(
         default={},
         description="Only prompts with these values in their columns, as in {answer: null} for those that nobody can "
@@ -253,7 +288,7 @@ class Difficulty(Section):
 
     def wanted(self, number: int) -> float:
         """The pass rate of round `number`, from 1 on."""
-        return self.pass_rate[min(number, len(self.pass_rate)) - 1]
+        return of_round(self.pass_rate, number)
 
 
 class Samples(Section):
@@ -276,7 +311,7 @@ class Samples(Section):
 
     def steering(self, number: int) -> str | None:
         """The system message of round `number`, from 1 on."""
-        return self.system[min(number, len(self.system)) - 1] if self.system else None
+        return of_round(self.system, number) if self.system else None
 
     @model_validator(mode="after")
     def _pool_of_some(self) -> Samples:

@@ -25,7 +25,7 @@ from posttrain.recipe.sections import (
     Samples,
 )
 from posttrain.recipe.trained import Dpo, RewardModel, Sft
-from posttrain.recipe.watch import SECOND, Watch, as_the_first
+from posttrain.recipe.watch import SECOND, Judge, Watch, as_the_first
 
 _ADD_OR_NULL = "add `preferences:`, or leave the reward model out by `reward_model: null`"
 _ADD_OR_TAKE = "name a reward file that is not `for: preferences`, or add `reward_model:` and `use: reward-model`"
@@ -99,6 +99,12 @@ class Recipe(Section):
                 if need in lacks:
                     said = need.replace("_", " ")
                     complain(("filters", index), f"it needs {said}, which {lacks[need]} does not give")
+        if self.preferences and self.preferences.prompts == 0 and self.preferences.given is None:
+            complain(
+                ("preferences", "prompts"),
+                "no pair is sampled, and none is given",
+                "name a set of pairs, preferences.given, or leave the section out by `preferences: null`",
+            )
         if self.reward_model and not self.preferences:
             complain(("reward_model",), "a reward model is trained on preferences, and there are none", _ADD_OR_NULL)
         if self.dpo:
@@ -131,7 +137,8 @@ class Recipe(Section):
         scoring = [e for e in self.reward if e.scores and (self.reward_model or not e.is_reward_model)]
         if not scoring:
             complain(("reward",), "no reward is left to score samples", _ADD_OR_TAKE)
-        if self.preferences and not any(entry.labels for entry in self.reward):
+        sampled = self.preferences is not None and self.preferences.prompts != 0
+        if sampled and not any(entry.labels for entry in self.reward):
             complain(("reward",), "no reward is left to label preferences: the reward model learns from those labels")
 
     def _watch_fits(self) -> None:
@@ -162,6 +169,17 @@ class Recipe(Section):
                 complain(loc, "that name is taken", f"the judge that is a reward model is `{SECOND}`")
             if judge.is_model and judge.function:
                 complain(loc, "a reward model has no `function`")
+
+    def functions(self) -> list[RewardEntry]:
+        """The reward functions that judge candidates."""
+        return [entry for entry in self.reward if entry.scores and not entry.is_reward_model]
+
+    def judges(self) -> list[Judge]:
+        """Who compares the answers of rounds."""
+        if self.watch is None:
+            return []
+        functions = [Judge(use=entry.use, function=entry.function) for entry in self.functions()]
+        return self.watch.judges or [Judge(use=SECOND), *functions]
 
     def dump(self) -> str:
         """YAML with every default written out; loading it gives an equal recipe."""

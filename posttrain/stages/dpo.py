@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import DPOConfig
 
 from posttrain.errors import EmptyStageError, ModelError
-from posttrain.pairing import best_worst_pairs
+from posttrain.pairing import best_worst_pairs, once, ordered_pairs
 from posttrain.recipe import Dpo
 from posttrain.stages import Job
 from posttrain.tables import by_prompt
@@ -26,12 +26,8 @@ def run(job: Job) -> dict[str, Any]:
     preferences_N. Writes a model folder."""
     section = Dpo.model_validate(job.config["dpo"])
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
-    pairs = [
-        row
-        for role in sorted(job.inputs)
-        if role not in ("model", "reference")
-        for row in _pairs(job, role, section.margin)
-    ]
+    sources = {name: _pairs(job, name, section.margin) for name in sorted(section.pairs_from)}
+    pairs = [pair for source in sources.values() for pair in source]
     rows, too_long = pair_rows(tokenizer, pairs, section.trl.get("max_length"))
     if not len(rows):
         raise EmptyStageError(f"dpo: no pair is left ({len(pairs)} pairs, {too_long} longer than dpo.max_length)")
@@ -57,7 +53,8 @@ def run(job: Job) -> dict[str, Any]:
             nll_weight=section.nll_weight,
         ),
     )
-    return {**metrics, "pairs": len(rows), "too_long": too_long}
+    counts = {name: len(source) for name, source in sources.items()}
+    return {**metrics, "pairs": len(rows), "too_long": too_long, "sources": counts}
 
 
 def _load(reference: Path, args: DPOConfig) -> Any:
@@ -75,9 +72,14 @@ def _check_same_tokens(tokenizer: PreTrainedTokenizerBase, reference: Path) -> N
         )
 
 
-def _pairs(job: Job, role: str, margin: float) -> list[dict[str, Any]]:
-    """Rows with prompt, chosen, rejected from one of the inputs; best and worst of K where those are samples."""
-    if role == "samples":
-        return list(best_worst_pairs(by_prompt(job.inputs[role] / "scored.parquet"), margin, "samples"))
-    rows = pq.read_table(job.inputs[role] / "pairs.parquet").to_pylist()
-    return [row for row in rows if row["split"] == "train"]
+def _pairs(job: Job, source: str, margin: float) -> list[dict[str, Any]]:
+    """Rows with prompt, chosen, rejected from one of the sources; best and worst of K where those are samples.
+
+    A ranking of three, edited > chosen > rejected, is three pairs, as it is to the reward model (4.1.2; that DPO learns
+    from all of them is ours).
+    """
+    if source == "samples":
+        return list(best_worst_pairs(by_prompt(job.inputs[source] / "scored.parquet"), margin, "samples"))
+    names = sorted(name for name in job.inputs if name == source or name.startswith(f"{source}_"))
+    rows = once([pq.read_table(job.inputs[name] / "pairs.parquet").to_pylist() for name in names])
+    return [pair for row in rows if row["split"] == "train" for pair in ordered_pairs(row)]

@@ -2,40 +2,113 @@
 
 Llama 3, section 4.2.1: the two responses come from two different models, on a scale of four levels; only pairs
 labelled "better" or "significantly better" are kept. Here each policy gives `k` answers and the pair is the best of one
-against the worst of the other, whichever differs more.
+against the worst of the other, whichever differs more. Beside these stand pairs that people labelled, some with an
+edited answer that ranks above the chosen one.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from transformers import AutoTokenizer
 
+from posttrain import loaders
 from posttrain.errors import EmptyStageError
-from posttrain.pairing import across_policies, level, split
-from posttrain.recipe import Preferences
+from posttrain.models import context_length
+from posttrain.pairing import GIVEN, across_policies, level, split
+from posttrain.recipe import Preferences, PromptSet
+from posttrain.records import Preference
 from posttrain.rollouts import Judges, Sampling, engine, judges, plan, run_rollouts, sampled_by
 from posttrain.sampling.protocol import SamplingParams
 from posttrain.schedule import derive_seed, matching, take
 from posttrain.stages import Job
 from posttrain.tables import PAIRS, by_prompt
+from posttrain.training.rows import Rendering
 from posttrain.weighing import combine
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: prompts, policy, previous. Config: preferences, rewards, engine, take, watch (the share of prompts whose
-    pairs only the second reward model learns from; optional). Writes pairs.parquet.
+    """Inputs: prompts; policy and previous where anything is sampled; model where pairs are given. Config: preferences,
+    rewards, engine, take, watch (the share of prompts whose pairs only the second reward model learns from; optional).
+    Settings: given (optional). Writes pairs.parquet.
 
     Raises:
-        DataError: no prompt is `where` the recipe says.
+        DataError: no prompt is `where` the recipe says, or the given pairs cannot be read.
         EmptyStageError: no pair was kept.
     """
     section = Preferences.model_validate(job.config["preferences"])
-    watch = job.config.get("watch", 0.0)
+    counts: Counter[str] = Counter()
+    given = _given(job, section, counts)
+    asked, sampled = _sampled(job, section, counts) if "policy" in job.inputs else (0, [])
+    pairs = [
+        {**pair, "split": split(pair["prompt_id"], section.heldout, job.config.get("watch", 0.0))}
+        for pair in [*sampled, *given]
+    ]
+    if not any(pair["split"] == "train" for pair in pairs):
+        raise EmptyStageError(
+            f"preferences: no pair is left from {asked} prompts ({json.dumps(counts)}); keep more levels "
+            "(preferences.keep), raise preferences.prompts or preferences.k, or check the rewards"
+        )
+    pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
+    told = {"given": len(given)} if "given" in job.settings else {}
+    return {"prompts": asked, "pairs": len(pairs), "labels": dict(counts), **told, **sampled_by(job)}
+
+
+def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[str, Any]]:
+    """The round's given pairs. Counted and left out are those on prompts that are evaluated on, too long for the model,
+    and of levels not kept."""
+    if "given" not in job.settings:
+        return []
+    asked = job.settings["given"]
+    known = [pq.read_table(job.inputs["prompts"] / f"{name}.parquet", columns=["id"]) for name in ("dev", "heldout")]
+    evaluated = {one for table in known for one in table["id"].to_pylist()}
+    fits = _fits(job.inputs["model"])
+    pairs = []
+    for pair in loaders.read_preferences(PromptSet.model_validate(asked["set"]), asked["system"], counts=counts):
+        if pair.prompt.id in evaluated:
+            counts["in an evaluation set"] += 1
+            continue
+        if not fits(pair):
+            counts["too long"] += 1
+            continue
+        counts[pair.level or "no level"] += 1
+        if pair.level is None or pair.level in section.keep:
+            pairs.append(
+                {
+                    "prompt_id": pair.prompt.id,
+                    "prompt": list(pair.prompt.messages),
+                    "chosen": list(pair.chosen),
+                    "rejected": list(pair.rejected),
+                    "edited": list(pair.edited) if pair.edited else None,
+                    "margin": None,
+                    "level": pair.level,
+                    "source": GIVEN,
+                    "columns": json.dumps(dict(pair.prompt.columns), ensure_ascii=False),
+                }
+            )
+    return pairs
+
+
+def _fits(model: Path) -> Callable[[Preference], bool]:
+    """Whether the model's context holds a prompt with each of its answers."""
+    rendered, context = Rendering(AutoTokenizer.from_pretrained(model)), context_length(model)
+
+    def fits(pair: Preference) -> bool:
+        answers = [answer for answer in (pair.edited, pair.chosen, pair.rejected) if answer]
+        prompt, tokens = rendered(pair.prompt.messages, answers)
+        return len(prompt) + max(len(ids) for ids, _ in tokens) <= context
+
+    return fits
+
+
+def _sampled(job: Job, section: Preferences, counts: Counter[str]) -> tuple[int, list[dict[str, Any]]]:
+    """How many prompts were asked, and a pair of answers to each, one of each policy, where rewards tell them apart."""
     fitting = matching(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), section.where)
     prompts = take(fitting, **job.config["take"])
     params = SamplingParams(section.temperature, section.max_new_tokens)
@@ -60,8 +133,6 @@ def run(job: Job) -> dict[str, Any]:
     policy = answered("policy", prompts)
     # A pair takes a score on either side, so the other policy need not answer what nobody judges.
     previous = answered("previous", [prompt for prompt in prompts if prompt["id"] in policy])
-
-    counts: Counter[str] = Counter()
     pairs = []
     for prompt in prompts:
         if prompt["id"] not in previous:
@@ -87,14 +158,7 @@ def run(job: Job) -> dict[str, Any]:
                 "margin": margin,
                 "level": name,
                 "source": f"{chosen['tag']} over {rejected['tag']}",
-                "split": split(prompt["id"], section.heldout, watch),
                 "columns": prompt["columns"],
             }
         )
-    if not any(pair["split"] == "train" for pair in pairs):
-        raise EmptyStageError(
-            f"preferences: no pair is left from {len(prompts)} prompts ({json.dumps(counts)}); keep more levels "
-            "(preferences.keep), raise preferences.prompts or preferences.k, or check the rewards"
-        )
-    pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
-    return {"prompts": len(prompts), "pairs": len(pairs), "labels": dict(counts), **sampled_by(job)}
+    return len(prompts), pairs

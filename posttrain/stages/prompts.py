@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import loaders, pairwise, rewards
+from posttrain import loaders, models, pairwise, rewards
 from posttrain.chat import check_template, render_prompt
 from posttrain.errors import DataError, ModelError, RewardError
 from posttrain.pairwise import Pairwise
-from posttrain.recipe import Judge, Prompts, RewardEntry
+from posttrain.recipe import Judge, Prompts, PromptSet, RewardEntry
 from posttrain.records import Prompt, under
 from posttrain.rewards import Reward
 from posttrain.stages import Job
@@ -25,7 +26,8 @@ SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.st
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model. Settings: prompts (with paths). Writes train, dev and heldout.parquet.
+    """Inputs: model. Settings: prompts (with paths); and what is only checked: later (training sets of later rounds),
+    given (sets of pairs). Writes train, dev and heldout.parquet.
 
     Raises:
         DataError: a set cannot be read, is empty, or holds a prompt too long for the model (`too_long: stop`).
@@ -54,45 +56,73 @@ def run(job: Job) -> dict[str, Any]:
         check_template(tokenizer, _end_ids(model))
     except ModelError as error:
         raise ModelError(error.message, file=str(model), hint=error.hint) from error
-    context = getattr(config, "max_position_embeddings", None) or 1 << 30
-    room = context - job.config["max_new_tokens"]
+    room = _Room(tokenizer, models.context_length(model), job.config["max_new_tokens"], sets.too_long == "drop")
     metrics: dict[str, Any] = {}
-    kept_out: set[str] = set()  # what is evaluated on is never trained on
-    for name in ("dev", "heldout", "train"):
-        prompt_set = getattr(sets, name)
-        counts: Counter[str] = Counter()
-        prompts = loaders.read_prompts(prompt_set, sets.system, where=f"prompts.{name}", counts=counts)
-        place = prompt_set.path or prompt_set.dataset_name
-        asked: list[Reward | Pairwise] = [
-            rewards.load(RewardEntry.model_validate(entry)) for entry in job.settings["rewards"]
-        ]
-        if name == "heldout":
-            asked += [pairwise.load(Judge.model_validate(entry).entry) for entry in job.settings.get("judges", [])]
-        _check_rewards(asked, prompts, place)
-        kept, evaluated = [], 0
-        for prompt in prompts:
-            if name == "train" and prompt.id in kept_out:
-                evaluated += 1
-                continue
-            messages = [None, *(job.config.get("systems", []) if name == "train" else [])]
-            length = max(_length(tokenizer, prompt, message, place) for message in messages)
-            if length <= room:
-                kept.append(prompt)
-            elif sets.too_long == "stop":
-                raise DataError(
-                    f"the prompt has {length} tokens; with {job.config['max_new_tokens']} new ones that is more than "
-                    f"the model's context of {context}",
-                    file=place,
-                    line=prompt.line,
-                    hint="shorten it, lower max_new_tokens, or set prompts.too_long: drop",
-                )
-        if not kept:
-            raise DataError("no prompt is left", file=place)
-        kept_out.update(prompt.id for prompt in kept)
+    evaluated: set[str] = set()  # what is evaluated on is never trained on
+    for name in ("dev", "heldout"):
+        kept, metrics[name] = _read(job, room, getattr(sets, name), name)
+        evaluated |= {prompt.id for prompt in kept}
         _write(kept, job.out / f"{name}.parquet")
-        dropped = {"too_long": len(prompts) - len(kept) - evaluated, "in_an_evaluation_set": evaluated, **counts}
-        metrics[name] = {"prompts": len(kept), **dropped}
+    train, *later = [sets.train, *(PromptSet.model_validate(each) for each in job.settings.get("later", []))]
+    assert isinstance(train, PromptSet)
+    kept, metrics["train"] = _read(job, room, train, "train", evaluated)
+    _write(kept, job.out / "train.parquet")
+    for each in later:  # read again in their rounds; here what is wrong with them is told before anything is sampled
+        _read(job, room, each, "train", evaluated)
+    for each in job.settings.get("given", []):
+        loaders.read_preferences(PromptSet.model_validate(each))
     return metrics
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What fits the model: prompts of at most `context` − `new` tokens. `drop`: others are left out, and counted."""
+
+    tokenizer: Any
+    context: int
+    new: int
+    drop: bool
+
+
+def _read(
+    job: Job, room: _Room, asked: PromptSet, name: str, evaluated: Set[str] = frozenset()
+) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts of a set that fit and are not evaluated on, and how many there are and were left out.
+
+    Raises:
+        DataError: none is left, or one does not fit and none is to be dropped.
+        RewardError: a reward cannot judge this set.
+    """
+    counts: Counter[str] = Counter()
+    prompts = loaders.read_prompts(asked, job.settings["prompts"].get("system"), where=f"prompts.{name}", counts=counts)
+    place = asked.path or asked.dataset_name
+    judges: list[Reward | Pairwise] = [
+        rewards.load(RewardEntry.model_validate(entry)) for entry in job.settings["rewards"]
+    ]
+    if name == "heldout":
+        judges += [pairwise.load(Judge.model_validate(entry).entry) for entry in job.settings.get("judges", [])]
+    _check_rewards(judges, prompts, place)
+    messages = [None, *(job.config.get("systems", []) if name == "train" else [])]
+    asked_of = [prompt for prompt in prompts if prompt.id not in evaluated]
+    kept = [prompt for prompt in asked_of if _fits(room, prompt, messages, place)]
+    if not kept:
+        raise DataError("no prompt is left", file=place)
+    left_out = {"too_long": len(asked_of) - len(kept), "in_an_evaluation_set": len(prompts) - len(asked_of)}
+    return kept, {"prompts": len(kept), **left_out, **counts}
+
+
+def _fits(room: _Room, prompt: Prompt, systems: Sequence[str | None], place: str | None) -> bool:
+    """Whether the model can answer the prompt under each of these system messages."""
+    length = max(_length(room.tokenizer, prompt, system, place) for system in systems)
+    if length + room.new > room.context and not room.drop:
+        raise DataError(
+            f"the prompt has {length} tokens; with {room.new} new ones that is more than the model's context of "
+            f"{room.context}",
+            file=place,
+            line=prompt.line,
+            hint="shorten it, lower max_new_tokens, or set prompts.too_long: drop",
+        )
+    return length + room.new <= room.context
 
 
 def _end_ids(model: Path) -> list[int]:

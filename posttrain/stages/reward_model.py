@@ -12,6 +12,7 @@ from trl import RewardConfig
 
 from posttrain import statistics
 from posttrain.errors import EmptyStageError
+from posttrain.pairing import once
 from posttrain.recipe import RewardModel
 from posttrain.rollouts import model_rewards
 from posttrain.stages import Job
@@ -30,7 +31,7 @@ def run(job: Job) -> dict[str, Any]:
     tables = [pq.read_table(job.inputs[name] / "pairs.parquet").to_pylist() for name in _preferences(job)]
     split = job.config.get("split", "train")
     name = "reward_model" if split == "train" else f"{split}.reward_model"  # as the recipe calls it
-    training = [row for table in tables for row in table if row["split"] == split]
+    training = [row for row in once(tables) if row["split"] == split]
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     if tokenizer.pad_token_id is None:  # as TRL would do, but before the rows are made: whoever scores sees this one
         tokenizer.pad_token = tokenizer.eos_token

@@ -1,0 +1,51 @@
+"""What comes from outside a run and decides results: base model, reward files and prompt sets, by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from posttrain import loaders, models, pairwise, rewards
+from posttrain.recipe import Model, Recipe, by_round
+from posttrain.runner import Artifact
+from posttrain.weighing import REWARD_MODEL
+
+
+@dataclass(frozen=True)
+class Outside:
+    """The base model, where it is on the Hub (as peft has it), and the hash of each file: rewards by their `use`,
+    training prompts and given pairs by round (see `of_round`), the sets to evaluate on by name."""
+
+    base: Artifact
+    base_on_hub: Mapping[str, str] | None
+    rewards: Mapping[str, str]
+    train: Sequence[str]
+    evaluated: Mapping[str, str]
+    given: Sequence[str]
+
+
+def outside(recipe: Recipe) -> Outside:
+    """Raises InputError for a model, reward file or prompt set that is not there or cannot be read."""
+    base = models.resolve(recipe.model)
+    entries = [entry for entry in [*recipe.reward, *recipe.evaluate.measure] if entry.use != REWARD_MODEL]
+    hashes = {entry.use: rewards.content_hash(entry) for entry in entries}
+    watched = [judge for judge in recipe.judges() if not judge.is_model]
+    hashes |= {judge.use: pairwise.load(judge.entry).identity for judge in watched}
+    given = by_round(recipe.preferences.given) if recipe.preferences else []
+    return Outside(
+        Artifact(f"base-{base.hash[:16]}", base.path),
+        {"base_model_name_or_path": base.hub_id, "revision": base.hash} if base.hub_id else None,
+        hashes,
+        [loaders.content_hash(each, recipe.prompts.system) for each in by_round(recipe.prompts.train)],
+        {
+            name: loaders.content_hash(getattr(recipe.prompts, name), recipe.prompts.system)
+            for name in ("dev", "heldout")
+        },
+        [loaders.content_hash(each, recipe.prompts.system) for each in given],
+    )
+
+
+def reference(path: str) -> Artifact:
+    """DPO's reference policy where the recipe names a model folder."""
+    resolved = models.resolve(Model(path=path))
+    return Artifact(f"reference-{resolved.hash[:16]}", resolved.path)

@@ -1,0 +1,184 @@
+"""Where the rows of a set come from: JSONL, Parquet and CSV files, and data sets of the Hub.
+
+A message names the file, the line and what to do.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain import content
+from posttrain.content import did_you_mean
+from posttrain.errors import DataError
+from posttrain.formats import has_prompt, kind
+from posttrain.recipe import PromptSet
+
+# Reward functions get these as arguments of their own.
+RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+
+# What a prompt is often called, by the name of ours under which it is read.
+_LIKELY = [("prompt", "question"), ("prompt", "instruction"), ("prompt", "problem"), ("messages", "conversations")]
+
+Row = tuple[int, Mapping[str, Any]]  # line (CSV, JSONL) or number (else) of the row, from 1; the row
+
+
+class Source:
+    """Where a set's rows come from, and how a message names that place."""
+
+    def __init__(self, prompts: PromptSet, where: str) -> None:
+        self.prompts, self.where = prompts, where
+        self.path = content.locate("data", prompts.path) if prompts.path is not None else Path()
+        self.name = str(self.path) if prompts.path is not None else f"{prompts.dataset_name}[{prompts.split}]"
+        self.has_lines = self.path.suffix in (".jsonl", ".ndjson", ".csv")
+        self.unit = "line" if self.has_lines else "row"
+
+    def error(self, line: int | None, message: str, hint: str | None = None) -> DataError:
+        if line is not None and not self.has_lines:
+            return DataError(f"row {line}: {message}", file=self.name, hint=hint)
+        return DataError(message, file=self.name, line=line, hint=hint)
+
+    def rows(self) -> Iterator[Row]:
+        if self.prompts.path is None:
+            return self._hub()
+        readers = {".jsonl": self._jsonl, ".ndjson": self._jsonl, ".csv": self._csv, ".parquet": self._parquet}
+        if self.path.suffix not in readers:
+            raise self.error(None, f"cannot read {self.path.suffix or 'this'} files", "write JSONL, Parquet or CSV")
+        if not self.path.is_file():
+            raise self.error(None, "no such file", f"see {self.where}.path in the recipe")
+        return readers[self.path.suffix]()
+
+    def rename(self, line: int, row: Mapping[str, Any], *, for_rewards: bool = False) -> dict[str, Any]:
+        """The row under our column names. `for_rewards`: reward functions are given its columns by their names."""
+        columns = self.prompts.columns
+        renamed = {ours: self._value(line, row, ours, theirs) for ours, theirs in columns.items()}
+        taken = {*columns, *(name for theirs in columns.values() for name in _several(theirs))}
+        made = {ours: value for ours, value in renamed.items() if columns[ours] is not None}
+        made |= {name: value for name, value in row.items() if name not in taken}
+        if not has_prompt(made):
+            likely = next((each for each in _LIKELY if each[1] in row), ("prompt", "THEIRS"))
+            hint = f"{_has(row)}; in the recipe write {self.where}.columns: {{{likely[0]}: {likely[1]}}}"
+            raise self.error(line, "no column 'prompt'", hint)
+        for name in RESERVED if for_rewards else ():
+            if name in made:
+                hint = f"rename it: {self.where}.columns: {{my_{name}: {name}}}; or leave it out: {{{name}: null}}"
+                raise self.error(
+                    line, f"a column may not be called {name!r}: rewards have an argument of that name", hint
+                )
+        return made
+
+    def _value(self, line: int, row: Mapping[str, Any], ours: str, theirs: str | list[str] | None) -> Any:
+        """One column's value, or the texts of several with an empty line between them; null ones are left out."""
+        for name in [ours] if theirs is None else _several(theirs):
+            if name not in row:
+                near = did_you_mean(name, row)
+                raise self.error(
+                    line, f"no column {name!r}{near}", f"{self.where}.columns asks for it as {ours!r}; {_has(row)}"
+                )
+        if not isinstance(theirs, list):
+            return None if theirs is None else row[theirs]
+        for name in theirs:
+            if row[name] is not None and not isinstance(row[name], str):
+                raise self.error(line, f"{name!r} must be text to be joined to others, not {kind(row[name])}")
+        return "\n\n".join(row[name] for name in theirs if row[name])
+
+    def _jsonl(self) -> Iterator[Row]:
+        with self.path.open("rb") as file:
+            for line, raw in enumerate(file, 1):
+                try:
+                    text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    hint = "save the file as UTF-8"
+                    raise self.error(line, f"not UTF-8 text (byte {error.start + 1} of the line)", hint) from None
+                if not text.strip():
+                    raise self.error(line, "the line is empty", "take it out: one JSON object a line")
+                try:
+                    row = json.loads(text.rstrip("\r\n"), parse_constant=_no_constant, object_pairs_hook=_unique)
+                except (ValueError, RecursionError) as error:
+                    message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                    column = error.colno if isinstance(error, json.JSONDecodeError) else None
+                    hint = "one JSON object a line"
+                    raise DataError(
+                        f"invalid JSON: {message}", file=self.name, line=line, column=column, hint=hint
+                    ) from None
+                if not isinstance(row, dict):
+                    raise self.error(line, f"not a JSON object but {kind(row)}", "one JSON object a line")
+                yield line, row
+
+    def _csv(self) -> Iterator[Row]:
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.reader(file, strict=True)
+                header = next(reader, [])
+                if len(set(header)) != len(header):
+                    raise self.error(1, "two columns have one name")
+                line = reader.line_num + 1
+                for values in reader:
+                    if len(values) != len(header):
+                        raise self.error(line, f"{len(values)} values for {len(header)} columns")
+                    yield line, {name: value or None for name, value in zip(header, values, strict=True)}
+                    line = reader.line_num + 1
+        except csv.Error as error:
+            raise self.error(None, f"invalid CSV: {error}") from None
+        except UnicodeDecodeError as error:
+            raise self.error(None, f"not UTF-8 text (byte {error.start + 1})", "save the file as UTF-8") from None
+
+    def _parquet(self) -> Iterator[Row]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(self.path) as file:
+                number = 0
+                for batch in file.iter_batches():
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
+        except (pa.ArrowException, OSError) as error:
+            raise self.error(None, f"not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+
+    def _hub(self) -> Iterator[Row]:
+        from datasets import load_dataset
+
+        asked = self.prompts
+        try:
+            table = load_dataset(asked.dataset_name or "", asked.name, split=asked.split, revision=asked.revision)
+        except Exception as error:  # the library raises whatever the network, the Hub or a reader raised
+            cause = (str(error).splitlines() or [type(error).__name__])[0]
+            raise self.error(
+                None,
+                f"the data set could not be had from the Hub: {cause}",
+                f"check name and split; without network, read a file: --set {self.where}.path=./FILE.jsonl",
+            ) from None
+        return ((number, dict(row)) for number, row in enumerate(table, 1))
+
+
+def cut(rows: list[Row], part: str | None) -> list[Row]:
+    if part is None:
+        return rows
+    start, _, stop = part.partition(":")
+    return rows[int(start) if start else None : int(stop) if stop else None]
+
+
+def _has(row: Mapping[str, Any]) -> str:
+    return f"the columns are {', '.join(map(repr, row))}"
+
+
+def _several(theirs: str | list[str] | None) -> list[str]:
+    return [theirs] if isinstance(theirs, str) else theirs or []
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return made

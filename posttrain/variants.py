@@ -1,0 +1,94 @@
+"""The trained stages: each of their variants, and the mean of these or the best (Llama 3, section 4.1.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from posttrain.judging import Comparison, Inputs
+from posttrain.outside import Outside
+from posttrain.recipe import Recipe, Sft, Trained
+from posttrain.runner import Artifact, Runner
+from posttrain.schedule import derive_seed
+
+
+class Training:
+    def __init__(self, recipe: Recipe, runner: Runner, outside: Outside) -> None:
+        self.recipe, self.runner, self.outside = recipe, runner, outside
+        self._last: dict[str, Artifact] = {}
+
+    def stage(
+        self,
+        name: str,
+        section: Trained | None,
+        number: int,
+        inputs: Callable[[Any], Inputs],
+        compared_on: Callable[[], Comparison],
+    ) -> Artifact:
+        """A trained stage of round `number`; where it has variants, each of them, and then their mean or the best."""
+        assert section
+        before = self._last.get(name)  # of an earlier round: variants do not wait for one another
+        fitted = self.runner.metrics(before).get("micro_batch") if before else None
+        settings = {"micro_batch": fitted} if fitted else {}
+        seed = derive_seed(self.recipe.seed, name, number)
+        made = [
+            self._variant(name, _in_round(one, number), inputs(one), settings, each, role)
+            for one, each, role in variants(name, section, seed)
+        ]
+        self._last[name] = made[-1]
+        return self.choose(name, made, len(made), *compared_on()) if section.variants else made[0]
+
+    def choose(
+        self, role: str, models: Sequence[Artifact], alone: int, inputs: Inputs, given: Mapping[str, Any]
+    ) -> Artifact:
+        """The mean of models, or the best of the first `alone` of them where that is better on dev."""
+        return self.runner.stage(
+            "choose",
+            config={"choose": {"alone": alone}, **given.get("config", {})},
+            inputs={**{f"model_{number}": model for number, model in enumerate(models, 1)}, **inputs},
+            outside=given.get("outside"),
+            settings=given.get("settings"),
+            seed=derive_seed(self.recipe.seed, "evaluate", 0),
+            role=role,
+        )
+
+    def start(self, start: Artifact) -> dict[str, Any]:
+        """What an adapter that is kept is told it belongs on."""
+        lora = self.recipe.model.lora
+        if lora is None or lora.adapters == "merge":
+            return {}
+        on_hub = self.outside.base_on_hub if start == self.outside.base else None
+        return {"start": on_hub or {"base_model_name_or_path": start.key}}
+
+    def _variant(
+        self, name: str, section: Trained, inputs: Inputs, settings: Mapping[str, Any], seed: int, role: str
+    ) -> Artifact:
+        model = self.recipe.model
+        return self.runner.stage(
+            name,
+            config={name: section.model_dump(mode="json"), "model": model.training()},
+            decides={name: section.key(), "model": model.key()},
+            inputs=inputs,
+            settings={**settings, **self.start(inputs["model"])},
+            seed=seed,
+            role=role,
+        )
+
+
+def _in_round(section: Trained, number: int) -> Trained:
+    """The section as it is in round `number`: without annealing before that begins."""
+    if isinstance(section, Sft) and section.anneal and number < section.anneal.from_round:
+        return section.model_copy(update={"anneal": None})
+    return section
+
+
+def variants(name: str, section: Trained, seed: int) -> list[tuple[Trained, int, str]]:
+    """Section, seed and role of each training of a stage: of one, where there are no variants."""
+    if not section.variants:
+        return [(section, seed, name)]
+    found = []
+    for index in range(len(section.variants)):
+        other = section.variant_seed(index)
+        own = derive_seed(seed, "variant", other) if other else seed
+        found.append((section.variant(index), own, f"{name}_variant_{index + 1}"))
+    return found
