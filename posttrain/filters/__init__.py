@@ -23,6 +23,7 @@ from posttrain.filters.contamination import Overlap
 from posttrain.filters.driver import Count, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
 from posttrain.filters.form import Format, Length
+from posttrain.filters.near_duplicates import NearDuplicates
 from posttrain.filters.repetition import Repetition
 from posttrain.filters.rows import message_text
 from posttrain.filters.selection import BestOfK
@@ -46,6 +47,7 @@ FILTERS: dict[str, type[Filter]] = {
     "length": Length,
     "repetition": Repetition,
     "exact-duplicates": ExactDuplicates,
+    "near-duplicates": NearDuplicates,
     "overlap": Overlap,
     "best-of-k": BestOfK,
 }

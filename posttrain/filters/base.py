@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.filters.rows import Rows
@@ -30,10 +31,12 @@ class FilterContext:
     """What a filter may know beside the rows.
 
     `evaluation_prompts`: the texts of all prompts that are evaluated on, as `rows.message_text` gives them.
+    `earlier`: the rows that earlier rounds kept, `prompt` and `completion`, in batches; anew at each call.
     """
 
     evaluation_prompts: Sequence[str] = ()
     seed: int = 0
+    earlier: Callable[[], Iterable[pa.RecordBatch]] = tuple
 
 
 class Filter(BaseModel, ABC):
