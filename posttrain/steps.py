@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from posttrain import loaders, models, pairwise, rewards
 from posttrain.recipe import Dpo, Judge, Model, Recipe, RewardEntry, RewardModel, Sft, Trained
@@ -12,6 +12,9 @@ from posttrain.recipe.watch import SECOND
 from posttrain.runner import Artifact, Runner
 from posttrain.schedule import derive_seed
 from posttrain.weighing import REWARD_MODEL
+
+if TYPE_CHECKING:  # it imports pyarrow
+    from posttrain.filters import Filter
 
 # Temperatures at which the starting model is measured: sharpening alone is no progress.
 BASE_TEMPERATURES = [1.0, 0.7, 0.5, 0.3]
@@ -152,11 +155,15 @@ class Steps:
     def scores(self, samples: Artifact, reward_model: Artifact | None) -> Artifact:
         return self._judged("scores", {}, {"samples": samples}, *self._scoring(reward_model))
 
-    def filters(self, scored: Artifact, prompts: Artifact) -> Artifact:
+    def filters(self, scored: Artifact, prompts: Artifact, kept: Sequence[Artifact] = ()) -> Artifact:
+        """`kept`: what the filters kept in earlier rounds, for those that look at it."""
+        chain = cast("list[Filter]", self.recipe.filters)
+        across = any(getattr(one, "across_rounds", False) for one in chain)
         return self.runner.stage(
             "filters",
-            config={"filters": [one.model_dump(mode="json") for one in self.recipe.filters]},
-            inputs={"scored": scored, "prompts": prompts},
+            config={"filters": [one.model_dump(mode="json") for one in chain]},
+            decides={"filters": [one.key() for one in chain]},
+            inputs={"scored": scored, "prompts": prompts, **(_earlier(kept) if across else {})},
             seed=self._seed("filters"),
         )
 
@@ -166,7 +173,7 @@ class Steps:
         def inputs(section: Sft) -> dict[str, Artifact]:
             chosen = {"model": policy if section.start == "previous" else self.base, "kept": kept[-1]}
             if section.mix.earlier.share:
-                chosen.update({f"earlier_{number:03}": table for number, table in enumerate(kept[:-1], 1)})
+                chosen.update(_earlier(kept[:-1]))
             return chosen
 
         return self._trained("sft", self.recipe.sft, inputs, lambda: self._on_dev(reward_model))
@@ -462,6 +469,11 @@ def _numbered(preferences: Sequence[Artifact], which: str) -> dict[str, Artifact
     """The tables of preferences that a stage learns from, by role: of `all` rounds so far, or the `latest` one's."""
     tables = {f"preferences_{number}": table for number, table in enumerate(preferences, 1)}
     return tables if which == "all" else dict(list(tables.items())[-1:])
+
+
+def _earlier(kept: Sequence[Artifact]) -> dict[str, Artifact]:
+    """What the filters kept in these rounds, by role."""
+    return {f"earlier_{number:03}": table for number, table in enumerate(kept, 1)}
 
 
 def _name(use: str) -> str:

@@ -99,6 +99,24 @@ def test_text_without_spaces_is_taken_by_characters():
     assert kept_of([sentence, sentence.replace("七", "八"), sentence[::-1]], threshold=0.8) == [0, 2]
 
 
+def test_what_earlier_rounds_kept_is_dropped_where_the_key_says_so():
+    """By the stage, on tables as the loop writes them: round 2 against round 1, both filters."""
+    chance = random.Random(4)
+    first = [text(chance) for _ in range(3)]
+    second = [first[0], edited(chance, first[1], 1), text(chance), edited(chance, first[0], 1)]
+    for on in (False, True):
+        context = FilterContext(earlier=lambda: pa.table({"prompt": ["p"] * 3, "completion": first}).to_batches(2))
+        chain = [{"use": name, "across_rounds": on} for name in ("exact-duplicates", "near-duplicates")]
+        table = pa.table({"prompt": ["p"] * 4, "completion": second})
+        (part,) = filters.run(table.to_batches(), filters.parse(chain), context)
+        lost = dict(zip(part.dropped["completion"].to_pylist(), part.dropped["reason"].to_pylist(), strict=True))
+        if on:
+            near = "near duplicate of an earlier round"
+            assert lost == {second[0]: "duplicate of an earlier round", second[1]: near, second[3]: near}
+        else:
+            assert lost == {second[3]: "near duplicate"}
+
+
 def test_what_is_compared_is_a_key():
     table = pa.table({"prompt": ["a b c d", "a b c d", "e f g h"], "completion": ["1 2 3 4", "5 6 7 8", "1 2 3 4"]})
     kept = {}

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from posttrain.content import did_you_mean
 from posttrain.errors import RecipeError
-from posttrain.filters.base import Filter, FilterContext, Verdict
+from posttrain.filters.base import AcrossRounds, Filter, FilterContext, Verdict
 from posttrain.filters.contamination import Overlap
 from posttrain.filters.driver import Count, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
@@ -30,6 +30,7 @@ from posttrain.filters.selection import BestOfK
 
 __all__ = [
     "FILTERS",
+    "AcrossRounds",
     "Count",
     "Filter",
     "FilterContext",

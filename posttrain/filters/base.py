@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from posttrain.filters.rows import Rows
 
@@ -49,8 +49,28 @@ class Filter(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     scope: ClassVar[Scope] = "row"
     needs: ClassVar[frozenset[str]] = frozenset()  # of the engine: names of `sampling.protocol.Capabilities`
+    later: ClassVar[Mapping[str, Any]] = {}  # keys that came later, each with the value at which it changes nothing
     use: Any = None  # in each filter a Literal: its name
+
+    def key(self) -> dict[str, Any]:
+        """What of it decides a result. A later key is left out where it changes nothing: no older run starts anew."""
+        off = {name for name, value in self.later.items() if getattr(self, name) == value}
+        return self.model_dump(mode="json", exclude=off)
 
     @abstractmethod
     def start(self, context: FilterContext) -> Judge:
         """A judge for one pass. Raises InputError where the context lacks what the filter needs."""
+
+
+class AcrossRounds(Filter, ABC):
+    """A filter that can also look at what earlier rounds kept, by `context.earlier`."""
+
+    scope: ClassVar[Scope] = "corpus"
+    later: ClassVar[Mapping[str, Any]] = {"across_rounds": False}
+    across_rounds: bool = Field(
+        default=False, description="also drop what a row kept in an earlier round is a duplicate of"
+    )
+
+    def earlier(self, context: FilterContext) -> Iterable[Rows]:
+        """What it is to look at of earlier rounds: nothing, where `across_rounds` is off."""
+        return map(Rows, context.earlier()) if self.across_rounds else ()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from posttrain.filters.banding import Bands, among, band_keys, band_size
-from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
+from posttrain.filters.base import AcrossRounds, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
 from posttrain.filters.shingles import Ints, Sets, jaccard, offsets, ragged, shingles
 
@@ -17,7 +17,7 @@ SKETCH = 1024  # hashes held of a row: a longer one is compared by its smallest
 _AT_ONCE = 4096  # pairs that are compared in one go
 
 
-class NearDuplicates(Filter):
+class NearDuplicates(AcrossRounds):
     """Keeps the first of rows that are nearly the same: whose sets of word n-grams are alike to `threshold` (Jaccard).
 
     Figure: the similarity to the kept row that decided. Which rows to compare is told by MinHash (Broder 1997; rensa's
@@ -27,7 +27,6 @@ class NearDuplicates(Filter):
     Does not see: the same thought in other words; a duplicate in a band that more than 32 kept rows share.
     """
 
-    scope: ClassVar[Scope] = "corpus"
     use: Literal["near-duplicates"] = "near-duplicates"
     of: Literal["both", "prompt", "answer"] = Field(
         default="both",
@@ -40,9 +39,15 @@ class NearDuplicates(Filter):
 
     def start(self, context: FilterContext) -> Judge:
         kept = _Kept(self.threshold, self.num_perm)
+        for rows in self.earlier(context):
+            kept.add(self._sets(rows))
+        earlier = len(kept)
 
         def judge(rows: Rows) -> dict[int, Verdict]:
-            return {row: Verdict("near duplicate", figure) for row, (_, figure) in kept.sift(self._sets(rows)).items()}
+            return {
+                row: Verdict("near duplicate" if other >= earlier else "near duplicate of an earlier round", figure)
+                for row, (other, figure) in kept.sift(self._sets(rows)).items()
+            }
 
         return judge
 

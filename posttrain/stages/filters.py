@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain import filters
 from posttrain.errors import EmptyStageError
 from posttrain.stages import Job
 
+ROWS = 8192  # in a batch
+
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: scored, prompts. Config: filters. Writes kept.parquet and dropped.parquet.
+    """Inputs: scored, prompts, earlier_001, … (this stage's in earlier rounds, where a filter looks at them).
+    Config: filters. Writes kept.parquet and dropped.parquet.
 
     The prompts of dev and held-out are in the filters' context, whatever the recipe names.
 
@@ -26,8 +31,8 @@ def run(job: Job) -> dict[str, Any]:
         for name in ("dev", "heldout")
         for row in pq.read_table(job.inputs["prompts"] / f"{name}.parquet")["prompt"].to_pylist()
     ]
-    context = filters.FilterContext(evaluation_prompts=prompts, seed=job.seed)
-    passage = filters.run(source.iter_batches(8192), filters.parse(job.config["filters"]), context)
+    context = filters.FilterContext(prompts, job.seed, lambda: _earlier(job))
+    passage = filters.run(source.iter_batches(ROWS), filters.parse(job.config["filters"]), context)
     total = source.metadata.num_rows
     schema = source.schema_arrow
     with (
@@ -62,3 +67,9 @@ def run(job: Job) -> dict[str, Any]:
             for count in passage.counts
         ],
     }
+
+
+def _earlier(job: Job) -> Iterator[pa.RecordBatch]:
+    for name in sorted(name for name in job.inputs if name.startswith("earlier_")):
+        with pq.ParquetFile(job.inputs[name] / "kept.parquet") as table:
+            yield from table.iter_batches(ROWS, columns=["prompt", "completion"])
