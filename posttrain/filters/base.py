@@ -21,8 +21,15 @@ class Verdict(NamedTuple):
     figure: float | None  # the number that decided
 
 
-# From rows to the verdicts on those that are dropped, by their index among the rows given.
-Judge = Callable[[Rows], Mapping[int, Verdict]]
+class Mask(NamedTuple):
+    """A row that stays, with other text in place of what was found."""
+
+    found: Mapping[str, int]  # findings of each kind
+    columns: Mapping[str, Any]  # the new values of those columns that change
+
+
+# From rows to what becomes of those that do not simply stay, by their index among the rows given.
+Judge = Callable[[Rows], Mapping[int, Verdict | Mask]]
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,13 @@ class Filter(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     scope: ClassVar[Scope] = "row"
     needs: ClassVar[frozenset[str]] = frozenset()  # of the engine: names of `sampling.protocol.Capabilities`
+    reads: ClassVar[frozenset[str]] = frozenset()  # of the context: names of FilterContext's fields
     use: Any = None  # in each filter a Literal: its name
 
     @abstractmethod
     def start(self, context: FilterContext) -> Judge:
         """A judge for one pass. Raises InputError where the context lacks what the filter needs."""
+
+    def lacks(self, rows: Rows) -> str | None:
+        """What these first rows of a file lack for this filter, to follow "needs"; None: nothing."""
+        return None
