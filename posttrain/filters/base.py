@@ -22,8 +22,15 @@ class Verdict(NamedTuple):
     figure: float | None  # the number that decided
 
 
-# From rows to the verdicts on those that are dropped, by their index among the rows given.
-Judge = Callable[[Rows], Mapping[int, Verdict]]
+class Mask(NamedTuple):
+    """A row that stays, with other text in place of what was found."""
+
+    found: Mapping[str, int]  # findings of each kind
+    columns: Mapping[str, Any]  # the new values of those columns that change
+
+
+# From rows to what becomes of those that do not simply stay, by their index among the rows given.
+Judge = Callable[[Rows], Mapping[int, Verdict | Mask]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Filter(BaseModel, ABC):
     scope: ClassVar[Scope] = "row"
     needs: ClassVar[frozenset[str]] = frozenset()  # of the engine: names of `sampling.protocol.Capabilities`
     later: ClassVar[Mapping[str, Any]] = {}  # keys that came later, each with the value at which it changes nothing
+    reads: ClassVar[frozenset[str]] = frozenset()  # of the context: names of FilterContext's fields
     use: Any = None  # in each filter a Literal: its name
 
     def key(self) -> dict[str, Any]:
@@ -60,6 +68,10 @@ class Filter(BaseModel, ABC):
     @abstractmethod
     def start(self, context: FilterContext) -> Judge:
         """A judge for one pass. Raises InputError where the context lacks what the filter needs."""
+
+    def lacks(self, rows: Rows) -> str | None:
+        """What these first rows of a file lack for this filter, to follow "needs"; None: nothing."""
+        return None
 
 
 class AcrossRounds(Filter, ABC):

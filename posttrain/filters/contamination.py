@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class Overlap(Filter):
     `n` tokens is only compared as a whole. Does not see: the same question in other words, evaluation text in answers.
     """
 
+    reads: ClassVar[frozenset[str]] = frozenset({"evaluation_prompts"})
     use: Literal["overlap"] = "overlap"
     n: int = Field(default=8, ge=1, description="tokens in an n-gram")
     max_share: float = Field(

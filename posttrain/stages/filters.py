@@ -43,30 +43,14 @@ def run(job: Job) -> dict[str, Any]:
             kept.write_batch(part.kept)
             dropped.write_batch(part.dropped)
             job.progress(passage.rows_in, total, "rows")
-    reasons: Counter[str] = Counter()
-    for count in passage.counts:
-        for reason, number in count.reasons.items():
-            reasons[f"{count.filter}: {reason}"] += number
+    figures = passage.figures()
     if not passage.rows_kept:
-        name, number = reasons.most_common(1)[0]
+        name, number = Counter(figures["dropped"]).most_common(1)[0]
         raise EmptyStageError(
             f"filters: no sample is left of {total}; {name} dropped {number}. Loosen that filter, raise samples.k or "
             "samples.prompts, or look at what was sampled: the samples artifact of this round is whole"
         )
-    return {
-        "rows": total,
-        "kept": passage.rows_kept,
-        "dropped": dict(reasons),
-        "filters": [
-            {
-                "filter": count.filter,
-                "in": count.rows_in,
-                "out": count.rows_out,
-                "rows_per_second": round(count.rows_in / count.seconds) if count.seconds else None,
-            }
-            for count in passage.counts
-        ],
-    }
+    return figures
 
 
 def _earlier(job: Job) -> Iterator[pa.RecordBatch]:
