@@ -54,6 +54,9 @@ class Steps:
             name: loaders.content_hash(getattr(recipe.prompts, name), recipe.prompts.system)
             for name in ("train", "dev", "heldout")
         }
+        self._prompt_hashes |= {
+            f"against_{number}": loaders.content_hash(one) for number, one in enumerate(recipe.prompts.against, 1)
+        }
 
     def begin(self, number: int) -> None:
         self.number = number
@@ -71,12 +74,14 @@ class Steps:
     def prompts(self) -> Artifact:
         recipe = self.recipe
         sections = [recipe.preferences, recipe.samples, recipe.pairs, recipe.evaluate]
+        near = recipe.prompts.decontaminate
         self._prompts = self.runner.stage(
             "prompts",
             config={
                 "too_long": recipe.prompts.too_long,
                 "max_new_tokens": max(section.max_new_tokens for section in sections if section),
                 "systems": sorted({message for message in recipe.samples.system if message is not None}),
+                **({"decontaminate": near.model_dump(mode="json")} if near else {}),
             },
             inputs={"model": self.base},
             outside=self._prompt_hashes,

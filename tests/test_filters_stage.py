@@ -55,3 +55,12 @@ def test_a_round_drops_what_earlier_rounds_kept_where_a_filter_looks_at_them(tmp
         "exact-duplicates: duplicate of an earlier round": 1,
         "near-duplicates: near duplicate of an earlier round": 1,
     }
+
+
+def test_prompts_of_every_evaluation_set_reach_the_overlap_filter(tmp_path: Path) -> None:
+    sets = evaluated(tmp_path / "prompts", ["of dev"], ["held out"])
+    further = [{"id": "f", "prompt": said("user", "further set"), "columns": "{}", "line": 1}]
+    pq.write_table(pa.Table.from_pylist(further, prompts.SCHEMA), sets / "against.parquet")
+    rows = [(prompt, prompt) for prompt in ("Of dev?", "held  out", "further set!", "of nobody")]
+    kept, _ = run(tmp_path / "out", [{"use": "overlap"}], scored=scored(tmp_path / "s", rows), prompts=sets)
+    assert kept == ["of nobody"]

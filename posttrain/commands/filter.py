@@ -78,7 +78,9 @@ def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | Non
 
     prompts = [prompt for path in against or [] for prompt in evaluation_prompts(path)]
     if not against and any("evaluation_prompts" in one.reads for one in chosen):
-        for name in ("dev", "heldout"):
-            read = read_prompts(getattr(recipe.prompts, name), where=f"prompts.{name}")
+        sets = {name: getattr(recipe.prompts, name) for name in ("dev", "heldout")}
+        sets |= {f"against.{index}": one for index, one in enumerate(recipe.prompts.against)}
+        for name, one in sets.items():
+            read = read_prompts(one, where=f"prompts.{name}")
             prompts += [message_text(prompt.messages) for prompt in read]
     return FilterContext(evaluation_prompts=prompts, seed=recipe.seed)

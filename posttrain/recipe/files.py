@@ -23,6 +23,7 @@ _EXCLUSIVE: dict[Path_, tuple[set[str], set[str]]] = {
 _PATHS: dict[Path_, content.Kind] = {
     ("model", "path"): "data",
     ("prompts", "*", "path"): "data",
+    ("prompts", "against", "*", "path"): "data",
     ("reward", "*", "use"): "reward",
     ("evaluate", "measure", "*", "use"): "reward",
     ("watch", "judges", "*", "use"): "reward",

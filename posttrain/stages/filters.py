@@ -20,7 +20,7 @@ def run(job: Job) -> dict[str, Any]:
     """Inputs: scored, prompts, earlier_001, … (this stage's in earlier rounds, where a filter looks at them).
     Config: filters. Writes kept.parquet and dropped.parquet.
 
-    The prompts of dev and held-out are in the filters' context, whatever the recipe names.
+    The prompts of dev, held-out and further evaluation sets are in the filters' context.
 
     Raises:
         EmptyStageError: no row is left; the message names the filter that took most.
@@ -28,7 +28,8 @@ def run(job: Job) -> dict[str, Any]:
     source = pq.ParquetFile(job.inputs["scored"] / "scored.parquet")
     prompts = [
         filters.message_text(row)
-        for name in ("dev", "heldout")
+        for name in ("dev", "heldout", "against")
+        if (job.inputs["prompts"] / f"{name}.parquet").exists()
         for row in pq.read_table(job.inputs["prompts"] / f"{name}.parquet")["prompt"].to_pylist()
     ]
     context = filters.FilterContext(prompts, job.seed, lambda: _earlier(job))

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 from posttrain import loaders, pairwise, rewards
 from posttrain.chat import check_template, render_prompt
 from posttrain.errors import DataError, ModelError, RewardError
+from posttrain.filters import message_text
+from posttrain.filters.contamination import overlap
 from posttrain.pairwise import Pairwise
-from posttrain.recipe import Judge, Prompts, RewardEntry
+from posttrain.recipe import Decontaminate, Judge, Prompts, RewardEntry
 from posttrain.records import Prompt, under
 from posttrain.rewards import Reward
 from posttrain.stages import Job
@@ -25,7 +27,11 @@ SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.st
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model. Settings: prompts (with paths). Writes train, dev and heldout.parquet.
+    """Inputs: model. Config: max_new_tokens, decontaminate. Settings: prompts (with paths). Writes train, dev and
+    heldout.parquet, and against.parquet where there are further evaluation sets.
+
+    Of the training prompts, those that are evaluated on are left out and counted, whatever the recipe's filters are:
+    preferences, samples and pairs all start from train.parquet.
 
     Raises:
         DataError: a set cannot be read, is empty, or holds a prompt too long for the model (`too_long: stop`).
@@ -57,7 +63,10 @@ def run(job: Job) -> dict[str, Any]:
     context = getattr(config, "max_position_embeddings", None) or 1 << 30
     room = context - job.config["max_new_tokens"]
     metrics: dict[str, Any] = {}
-    kept_out: set[str] = set()  # what is evaluated on is never trained on
+    against = _against(sets)
+    if against:
+        _write(against, job.out / "against.parquet")
+    evaluated_on = [message_text(prompt.messages) for prompt in against]
     for name in ("dev", "heldout", "train"):
         prompt_set = getattr(sets, name)
         counts: Counter[str] = Counter()
@@ -69,11 +78,11 @@ def run(job: Job) -> dict[str, Any]:
         if name == "heldout":
             asked += [pairwise.load(Judge.model_validate(entry).entry) for entry in job.settings.get("judges", [])]
         _check_rewards(asked, prompts, place)
-        kept, evaluated = [], 0
+        dropped: Counter[str] = Counter()
+        if name == "train":
+            prompts, dropped = _decontaminated(prompts, evaluated_on, sets.decontaminate)
+        kept = []
         for prompt in prompts:
-            if name == "train" and prompt.id in kept_out:
-                evaluated += 1
-                continue
             messages = [None, *(job.config.get("systems", []) if name == "train" else [])]
             length = max(_length(tokenizer, prompt, message, place) for message in messages)
             if length <= room:
@@ -88,11 +97,45 @@ def run(job: Job) -> dict[str, Any]:
                 )
         if not kept:
             raise DataError("no prompt is left", file=place)
-        kept_out.update(prompt.id for prompt in kept)
+        evaluated_on += [message_text(prompt.messages) for prompt in kept]
         _write(kept, job.out / f"{name}.parquet")
-        dropped = {"too_long": len(prompts) - len(kept) - evaluated, "in_an_evaluation_set": evaluated, **counts}
-        metrics[name] = {"prompts": len(kept), **dropped}
+        out = {"too_long": len(prompts) - len(kept), "in_an_evaluation_set": 0, **dropped, **counts}
+        metrics[name] = {"prompts": len(kept), **out}
     return metrics
+
+
+def _against(sets: Prompts) -> list[Prompt]:
+    """The prompts of the further evaluation sets."""
+    return [
+        prompt
+        for index, one in enumerate(sets.against)
+        for prompt in loaders.read_prompts(one, where=f"prompts.against.{index}")
+    ]
+
+
+def _decontaminated(
+    prompts: Sequence[Prompt], evaluated_on: Sequence[str], near: Decontaminate | None
+) -> tuple[list[Prompt], Counter[str]]:
+    """The prompts that are not evaluated on, and how many were, by why.
+
+    The same text is never trained on, in whatever case and white space, under whatever system message.
+    """
+    same = {_plain(text) for text in evaluated_on}
+    overlaps = overlap(evaluated_on, near.n, near.max_share) if near else None
+    kept, dropped = [], Counter[str]()
+    for prompt in prompts:
+        text = message_text(prompt.messages)
+        if _plain(text) in same:
+            dropped["in_an_evaluation_set"] += 1
+        elif overlaps and overlaps(text):
+            dropped["overlaps_an_evaluation_set"] += 1
+        else:
+            kept.append(prompt)
+    return kept, dropped
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def _end_ids(model: Path) -> list[int]:
