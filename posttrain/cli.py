@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from posttrain.commands.filter import filter_
 from posttrain.commands.round import round_
 from posttrain.commands.stage import stage
 from posttrain.commands.status import status_
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command("round")(round_)
 app.command("status")(status_)
 app.command("stage")(stage)
+app.command("filter")(filter_)
 
 
 def main() -> None:

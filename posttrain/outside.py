@@ -40,7 +40,8 @@ def outside(recipe: Recipe) -> Outside:
         {
             name: loaders.content_hash(getattr(recipe.prompts, name), recipe.prompts.system)
             for name in ("dev", "heldout")
-        },
+        }
+        | {f"against_{number}": loaders.content_hash(one) for number, one in enumerate(recipe.prompts.against, 1)},
         [loaders.content_hash(each, recipe.prompts.system) for each in given],
     )
 

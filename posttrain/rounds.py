@@ -66,7 +66,7 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
         reward_model = steps.reward_model(preferences, state.reward_model)
     samples = steps.samples(fresh, state.policy, steps.difficulty(fresh, state.policy))
     scored = steps.scores(samples, reward_model)
-    kept = (*state.kept, steps.filters(scored, prompts))
+    kept = (*state.kept, steps.filters(scored, prompts, state.kept))
     policy = state.policy
     if recipe.sft:
         policy = steps.sft(kept, policy, reward_model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from posttrain.judging import Comparison, Evaluated, Judging, entries, name_of
 from posttrain.outside import outside, reference
@@ -11,6 +11,9 @@ from posttrain.recipe import Dpo, PromptSet, Recipe, RewardEntry, RewardModel, S
 from posttrain.runner import Artifact, Runner
 from posttrain.schedule import derive_seed, of_round
 from posttrain.variants import Training
+
+if TYPE_CHECKING:  # it imports pyarrow
+    from posttrain.filters import Filter
 
 
 class Steps:
@@ -44,12 +47,14 @@ class Steps:
         given = by_round(recipe.preferences.given) if recipe.preferences else []
         train, later = of_round(sets, self.number), {"later": _dumped(sets[1:]), "given": _dumped(given)}
         sections = [recipe.preferences, recipe.samples, recipe.pairs, recipe.evaluate]
+        near = recipe.prompts.decontaminate
         made = self.runner.stage(
             "prompts",
             config={
                 "too_long": recipe.prompts.too_long,
                 "max_new_tokens": max(section.max_new_tokens for section in sections if section),
                 "systems": sorted({message for message in recipe.samples.system if message is not None}),
+                **({"decontaminate": near.model_dump(mode="json")} if near else {}),
             },
             inputs={"model": self.base},
             outside={"train": of_round(self.outside.train, self.number), **self.outside.evaluated},
@@ -145,11 +150,15 @@ class Steps:
     def scores(self, samples: Artifact, reward_model: Artifact | None) -> Artifact:
         return self._judged("scores", {}, {"samples": samples}, *self.judging.scoring(reward_model))
 
-    def filters(self, scored: Artifact, prompts: Artifact) -> Artifact:
+    def filters(self, scored: Artifact, prompts: Artifact, kept: Sequence[Artifact] = ()) -> Artifact:
+        """`kept`: what the filters kept in earlier rounds, for those that look at it."""
+        chain = cast("list[Filter]", self.recipe.filters)
+        across = any(getattr(one, "across_rounds", False) for one in chain)
         return self.runner.stage(
             "filters",
-            config={"filters": [one.model_dump(mode="json") for one in self.recipe.filters]},
-            inputs={"scored": scored, "prompts": prompts},
+            config={"filters": [one.model_dump(mode="json") for one in chain]},
+            decides={"filters": [one.key() for one in chain]},
+            inputs={"scored": scored, "prompts": prompts, **(_earlier(kept) if across else {})},
             seed=self._seed("filters"),
         )
 
@@ -159,7 +168,7 @@ class Steps:
         def inputs(section: Sft) -> dict[str, Artifact]:
             chosen = {"model": policy if section.start == "previous" else self.base, "kept": kept[-1]}
             if section.mix.earlier.share:
-                chosen.update({f"earlier_{number:03}": table for number, table in enumerate(kept[:-1], 1)})
+                chosen.update(_earlier(kept[:-1]))
             return chosen
 
         return self.training.stage("sft", self.recipe.sft, self.number, inputs, lambda: self._on_dev(reward_model))
@@ -311,3 +320,8 @@ def _numbered(preferences: Sequence[Artifact], which: str) -> dict[str, Artifact
     """The tables of preferences that a stage learns from, by role: of `all` rounds so far, or the `latest` one's."""
     tables = {f"preferences_{number}": table for number, table in enumerate(preferences, 1)}
     return tables if which == "all" else dict(list(tables.items())[-1:])
+
+
+def _earlier(kept: Sequence[Artifact]) -> dict[str, Artifact]:
+    """What the filters kept in these rounds, by role."""
+    return {f"earlier_{number:03}": table for number, table in enumerate(kept, 1)}

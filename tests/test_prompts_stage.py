@@ -29,12 +29,19 @@ def run(
     systems: tuple[str, ...] = (),
     later: list[dict[str, Any]] | None = None,
     given_pairs: list[dict[str, Any]] | None = None,
+    decontaminate: dict[str, Any] | None = None,
     **sets: list[dict[str, Any]],
 ) -> dict:
     given = {"train": rows("train"), "dev": rows("dev"), "heldout": rows("heldout"), **sets}
     paths = {name: {"path": str(write(folder / f"{name}.jsonl", given[name]))} for name in given}
     (folder / "out").mkdir()
-    settings: dict[str, Any] = {"prompts": paths, "rewards": [{"use": use} for use in rewards or ["word-problems.py"]]}
+    prompt_sets: dict[str, Any] = {name: one for name, one in paths.items() if name != "further"}
+    if "further" in paths:
+        prompt_sets["against"] = [paths["further"]]
+    settings: dict[str, Any] = {
+        "prompts": {**prompt_sets, "decontaminate": decontaminate},
+        "rewards": [{"use": use} for use in rewards or ["word-problems.py"]],
+    }
     if later:
         settings["later"] = [{"path": str(write(folder / "later.jsonl", later))}]
     if given_pairs:
@@ -54,6 +61,48 @@ def test_the_three_sets_become_tables(tmp_path: Path) -> None:
 def test_a_training_prompt_that_is_evaluated_on_is_left_out_and_counted(tmp_path: Path) -> None:
     metrics = run(tmp_path, train=[*rows("train"), *rows("dev"), *rows("heldout", 1)])
     assert metrics["train"] == {"prompts": 3, "too_long": 0, "in_an_evaluation_set": 4}
+
+
+HELD_OUT = "Mia has 7 red apples and 5 green ones; she gives 3 away at noon. How many are left in the end?"
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        HELD_OUT,
+        HELD_OUT.upper(),
+        HELD_OUT.replace(" ", "  ") + "\n",
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": HELD_OUT}],
+    ],
+)
+def test_what_is_held_out_never_reaches_training_whatever_the_filters_are(tmp_path: Path, same: Any) -> None:
+    """Preferences, samples and pairs all start from train.parquet, and no filter has a say in it."""
+    planted = [*rows("train"), {"prompt": same, "answer": "9"}]
+    metrics = run(tmp_path, train=planted, heldout=[{"prompt": HELD_OUT, "answer": "9"}])
+    assert metrics["train"] == {"prompts": 3, "too_long": 0, "in_an_evaluation_set": 1}
+    table = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
+    assert [row["prompt"][0]["content"] for row in table] == ["train 0?", "train 1?", "train 2?"]
+
+
+def test_much_of_an_evaluation_prompt_is_left_out_where_the_recipe_says_so(tmp_path: Path) -> None:
+    near = [{"prompt": f"Work it out: {HELD_OUT} Say why.", "answer": "9"}, *rows("train")]
+    heldout = [{"prompt": HELD_OUT, "answer": "9"}]
+    for name in ("off", "on"):
+        (tmp_path / name).mkdir()
+    assert run(tmp_path / "off", train=near, heldout=heldout)["train"]["prompts"] == 4
+    metrics = run(tmp_path / "on", train=near, heldout=heldout, decontaminate={"n": 8, "max_share": 0.5})
+    assert metrics["train"]["overlaps_an_evaluation_set"] == 1 and metrics["train"]["prompts"] == 3
+
+
+def test_further_evaluation_sets_are_kept_out_too_and_go_to_the_filters(tmp_path: Path) -> None:
+    metrics = run(tmp_path, train=[*rows("train"), *rows("test", 2)], further=[{"prompt": "TEST 1?"}])
+    assert metrics["train"]["in_an_evaluation_set"] == 1 and "against" not in metrics
+    assert pq.read_table(tmp_path / "out" / "against.parquet").num_rows == 1
+
+
+def test_a_further_evaluation_set_that_is_empty_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"further\.jsonl: no rows"):
+        run(tmp_path, further=[])
 
 
 def test_a_column_that_only_heldout_lacks_is_told_with_the_file(tmp_path: Path) -> None:

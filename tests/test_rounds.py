@@ -249,6 +249,38 @@ def test_sft_learns_from_earlier_rounds_where_the_mix_says_so(tmp_path: Path) ->
     assert [inputs["earlier_001"], inputs["earlier_002"], inputs["kept"]] == filters[1:]
 
 
+def test_filters_look_at_earlier_rounds_where_a_filter_says_so_and_no_other_runs_key_changes(tmp_path: Path) -> None:
+    def sifted(name: str, chain: str) -> tuple[list[dict[str, str]], list[str]]:
+        go(tmp_path / name, 2, f"filters={chain}")
+        run = Store(tmp_path / name)
+        made = [entry["stages"]["filters"] for entry in run.read_run()["rounds"][1:]]
+        return [run.manifest(key)["input_keys"] for key in made], made
+
+    inputs, made = sifted("across", "[{use: near-duplicates, across_rounds: true}]")
+    earlier = [{role: key for role, key in read.items() if role.startswith("earlier_")} for read in inputs]
+    assert earlier == [{}, {"earlier_001": made[0]}]
+
+    inputs, made = sifted("within", "[{use: exact-duplicates}]")
+    assert all(set(read) == {"scored", "prompts"} for read in inputs)
+    assert Store(tmp_path / "within").manifest(made[0])["config"]["filters"] == [{"use": "exact-duplicates"}]
+
+
+def test_further_evaluation_sets_are_in_the_key_only_where_there_are_any(tmp_path: Path) -> None:
+    def read(name: str, *overrides: str) -> tuple[dict[str, str], dict[str, Any]]:
+        go(tmp_path / name, 0, *overrides)
+        manifest = Store(tmp_path / name).manifest(Store(tmp_path / name).read_run()["rounds"][0]["stages"]["prompts"])
+        return manifest["outside"], manifest["config"]
+
+    outside, config = read("without")
+    assert set(outside) == {"train", "dev", "heldout"} and "decontaminate" not in config
+    (tmp_path / "test.jsonl").write_text('{"question": "how many?"}\n')
+    further = f"prompts.against=[{{path: {tmp_path}/test.jsonl, columns: {{prompt: question}}}}]"
+    outside, config = read("with", further, "prompts.decontaminate={n: 5}")
+    assert len(outside["against_1"]) == 64 and config["decontaminate"] == {"n": 5, "max_share": 0.5}
+    with pytest.raises(InputError, match="no such file"):
+        load("quickstart", ["prompts.against=[{path: ./nowhere.jsonl}]"])
+
+
 def test_annealing_begins_in_the_round_that_is_said(tmp_path: Path) -> None:
     go(tmp_path / "run", 2, "sft.anneal.steps=0.3", "sft.anneal.from_round=2")
     run = Store(tmp_path / "run")

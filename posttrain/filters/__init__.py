@@ -18,20 +18,23 @@ from pydantic import ValidationError
 
 from posttrain.content import did_you_mean
 from posttrain.errors import RecipeError
-from posttrain.filters.base import Filter, FilterContext, Verdict
+from posttrain.filters.base import AcrossRounds, Filter, FilterContext, Mask, Verdict
 from posttrain.filters.contamination import Overlap
 from posttrain.filters.driver import Count, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
 from posttrain.filters.form import Format, Length
+from posttrain.filters.near_duplicates import NearDuplicates
 from posttrain.filters.repetition import Repetition
 from posttrain.filters.rows import message_text
 from posttrain.filters.selection import BestOfK
 
 __all__ = [
     "FILTERS",
+    "AcrossRounds",
     "Count",
     "Filter",
     "FilterContext",
+    "Mask",
     "Run",
     "Sifted",
     "Verdict",
@@ -46,6 +49,7 @@ FILTERS: dict[str, type[Filter]] = {
     "length": Length,
     "repetition": Repetition,
     "exact-duplicates": ExactDuplicates,
+    "near-duplicates": NearDuplicates,
     "overlap": Overlap,
     "best-of-k": BestOfK,
 }
@@ -54,8 +58,9 @@ FILTERS: dict[str, type[Filter]] = {
 def run(batches: Iterable[pa.RecordBatch], filters: Sequence[Filter], context: FilterContext) -> Run:
     """Filter rows in a stream, each filter on what the ones before it kept.
 
-    Rows have `prompt` and `completion`, as text or chat messages, those of one prompt together; `prompt_id`,
-    `sample_index`, `n_tokens`, `finish` and `score` are read where they are.
+    Rows have `prompt` and `completion` (or a pair's `chosen`, or whole `messages`: see `rows.Rows`), as text or chat
+    messages, those of one prompt together; `prompt_id`, `sample_index`, `n_tokens`, `finish` and `score` are read
+    where they are.
 
     Raises:
         InputError: here, when the context lacks what a filter needs; while iterating, when the rows lack it.

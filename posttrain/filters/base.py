@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
 
 from posttrain.filters.rows import Rows
 
@@ -21,8 +22,15 @@ class Verdict(NamedTuple):
     figure: float | None  # the number that decided
 
 
-# From rows to the verdicts on those that are dropped, by their index among the rows given.
-Judge = Callable[[Rows], Mapping[int, Verdict]]
+class Mask(NamedTuple):
+    """A row that stays, with other text in place of what was found."""
+
+    found: Mapping[str, int]  # findings of each kind
+    columns: Mapping[str, Any]  # the new values of those columns that change
+
+
+# From rows to what becomes of those that do not simply stay, by their index among the rows given.
+Judge = Callable[[Rows], Mapping[int, Verdict | Mask]]
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,12 @@ class FilterContext:
     """What a filter may know beside the rows.
 
     `evaluation_prompts`: the texts of all prompts that are evaluated on, as `rows.message_text` gives them.
+    `earlier`: the rows that earlier rounds kept, `prompt` and `completion`, in batches; anew at each call.
     """
 
     evaluation_prompts: Sequence[str] = ()
     seed: int = 0
+    earlier: Callable[[], Iterable[pa.RecordBatch]] = tuple
 
 
 class Filter(BaseModel, ABC):
@@ -46,8 +56,33 @@ class Filter(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     scope: ClassVar[Scope] = "row"
     needs: ClassVar[frozenset[str]] = frozenset()  # of the engine: names of `sampling.protocol.Capabilities`
+    later: ClassVar[Mapping[str, Any]] = {}  # keys that came later, each with the value at which it changes nothing
+    reads: ClassVar[frozenset[str]] = frozenset()  # of the context: names of FilterContext's fields
     use: Any = None  # in each filter a Literal: its name
+
+    def key(self) -> dict[str, Any]:
+        """What of it decides a result. A later key is left out where it changes nothing: no older run starts anew."""
+        off = {name for name, value in self.later.items() if getattr(self, name) == value}
+        return self.model_dump(mode="json", exclude=off)
 
     @abstractmethod
     def start(self, context: FilterContext) -> Judge:
         """A judge for one pass. Raises InputError where the context lacks what the filter needs."""
+
+    def lacks(self, rows: Rows) -> str | None:
+        """What these first rows of a file lack for this filter, to follow "needs"; None: nothing."""
+        return None
+
+
+class AcrossRounds(Filter, ABC):
+    """A filter that can also look at what earlier rounds kept, by `context.earlier`."""
+
+    scope: ClassVar[Scope] = "corpus"
+    later: ClassVar[Mapping[str, Any]] = {"across_rounds": False}
+    across_rounds: bool = Field(
+        default=False, description="also drop what a row kept in an earlier round is a duplicate of"
+    )
+
+    def earlier(self, context: FilterContext) -> Iterable[Rows]:
+        """What it is to look at of earlier rounds: nothing, where `across_rounds` is off."""
+        return map(Rows, context.earlier()) if self.across_rounds else ()

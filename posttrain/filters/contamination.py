@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class Overlap(Filter):
     `n` tokens is only compared as a whole. Does not see: the same question in other words, evaluation text in answers.
     """
 
+    reads: ClassVar[frozenset[str]] = frozenset({"evaluation_prompts"})
     use: Literal["overlap"] = "overlap"
     n: int = Field(default=8, ge=1, description="tokens in an n-gram")
     max_share: float = Field(
@@ -40,7 +41,7 @@ class Overlap(Filter):
                 "the filter 'overlap' has no evaluation prompts to compare with",
                 hint="name evaluation sets that are not empty, or leave the filter out",
             )
-        verdict = self._comparison(context.evaluation_prompts)
+        verdict = overlap(context.evaluation_prompts, self.n, self.max_share)
 
         def judge(rows: Rows) -> dict[int, Verdict]:
             verdicts, last, found = {}, None, None
@@ -53,29 +54,31 @@ class Overlap(Filter):
 
         return judge
 
-    def _comparison(self, evaluation_prompts: Iterable[str]) -> Callable[[str], Verdict | None]:
-        whole: dict[tuple[str, ...], int] = {}  # the tokens of each evaluation prompt, and its number
-        for prompt in evaluation_prompts:
-            whole.setdefault(tuple(_tokens(prompt)), len(whole))
-        lengths = [len(tokens) for tokens in whole]
-        # Where an n-gram stands: the evaluation prompt's number, and a bit for each of its tokens that it covers.
-        places: defaultdict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
-        for tokens, number in whole.items():
-            for position, gram in enumerate(_grams(tokens, self.n)):
-                places[gram].append((number, (1 << self.n) - 1 << position))
 
-        def verdict(prompt: str) -> Verdict | None:
-            tokens = tuple(_tokens(prompt))
-            if tokens in whole:
-                return Verdict("evaluation prompt", 1.0)
-            covered: defaultdict[int, int] = defaultdict(int)
-            for gram in _grams(tokens, self.n):
-                for number, bits in places.get(gram, ()):
-                    covered[number] |= bits
-            share = max((bits.bit_count() / lengths[number] for number, bits in covered.items()), default=0.0)
-            return Verdict(f"{self.n}-gram overlap", share) if share > self.max_share else None
+def overlap(evaluation_prompts: Iterable[str], n: int, max_share: float) -> Callable[[str], Verdict | None]:
+    """What `Overlap` says of a prompt, as a function."""
+    whole: dict[tuple[str, ...], int] = {}  # the tokens of each evaluation prompt, and its number
+    for prompt in evaluation_prompts:
+        whole.setdefault(tuple(_tokens(prompt)), len(whole))
+    lengths = [len(tokens) for tokens in whole]
+    # Where an n-gram stands: the evaluation prompt's number, and a bit for each of its tokens that it covers.
+    places: defaultdict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
+    for tokens, number in whole.items():
+        for position, gram in enumerate(_grams(tokens, n)):
+            places[gram].append((number, (1 << n) - 1 << position))
 
-        return verdict
+    def verdict(prompt: str) -> Verdict | None:
+        tokens = tuple(_tokens(prompt))
+        if tokens in whole:
+            return Verdict("evaluation prompt", 1.0)
+        covered: defaultdict[int, int] = defaultdict(int)
+        for gram in _grams(tokens, n):
+            for number, bits in places.get(gram, ()):
+                covered[number] |= bits
+        share = max((bits.bit_count() / lengths[number] for number, bits in covered.items()), default=0.0)
+        return Verdict(f"{n}-gram overlap", share) if share > max_share else None
+
+    return verdict
 
 
 def _tokens(text: str) -> list[str]:

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from posttrain.errors import DataError
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
+from posttrain.filters.base import Filter, FilterContext, Judge, Mask, Verdict
 from posttrain.filters.rows import Rows
 
 _ADDED = (("filter", pa.string()), ("reason", pa.string()), ("figure", pa.float64()))
@@ -42,13 +42,29 @@ class Sifted(NamedTuple):
 
 @dataclass
 class Count:
-    """What one filter did. `reasons` adds up to `rows_in - rows_out`; `seconds` are wall-clock seconds."""
+    """What one filter did. `reasons` adds up to `rows_in - rows_out`; `seconds` are wall-clock seconds.
+
+    `rows_masked` of `rows_out` have other text than before; `masked` counts, by kind, the rows that held it.
+    """
 
     filter: str
     rows_in: int = 0
     rows_out: int = 0
     seconds: float = 0.0
     reasons: Counter[str] = field(default_factory=Counter)
+    rows_masked: int = 0
+    masked: Counter[str] = field(default_factory=Counter)
+
+    def figures(self) -> dict[str, Any]:
+        masked = {"masked": self.rows_masked, "found": dict(self.masked)} if self.rows_masked else {}
+        return {
+            "filter": self.filter,
+            "in": self.rows_in,
+            "out": self.rows_out,
+            "rows_per_second": round(self.rows_in / self.seconds) if self.seconds else None,
+            "reasons": dict(self.reasons),
+            **masked,
+        }
 
 
 class Run:
@@ -62,6 +78,18 @@ class Run:
         self.rows_in = self.rows_kept = 0
         self._judges = [each.start(context) for each in filters]
         self._batches = whole_prompts(batches) if any(each.scope == "prompt" for each in filters) else batches
+
+    def figures(self) -> dict[str, Any]:
+        """What was counted so far, as plain JSON. `dropped` holds `filter: reason` with its rows."""
+        dropped: Counter[str] = Counter()
+        for count in self.counts:
+            dropped.update({f"{count.filter}: {reason}": number for reason, number in count.reasons.items()})
+        return {
+            "rows": self.rows_in,
+            "kept": self.rows_kept,
+            "dropped": dict(dropped),
+            "filters": [count.figures() for count in self.counts],
+        }
 
     def __iter__(self) -> Iterator[Sifted]:
         for batch in self._batches:
@@ -77,24 +105,32 @@ class Run:
         self.rows_kept += len(rows)
         lost = [gone[index] for index in sorted(gone)]
         columns = [
-            *batch.take(pa.array(sorted(gone), pa.int64())).columns,
+            *rows.batch.take(pa.array(sorted(gone), pa.int64())).columns,
             pa.array([name for name, _ in lost], pa.string()),
             pa.array([verdict.reason for _, verdict in lost], pa.string()),
             pa.array([verdict.figure for _, verdict in lost], pa.float64()),
         ]
         return Sifted(
-            batch.take(pa.array(rows.indices, pa.int64())), pa.RecordBatch.from_arrays(columns, schema=schema)
+            rows.batch.take(pa.array(rows.indices, pa.int64())), pa.RecordBatch.from_arrays(columns, schema=schema)
         )
 
 
 def _apply(judge: Judge, rows: Rows, count: Count, gone: dict[int, tuple[str, Verdict]]) -> Rows:
     """The rows that `judge` keeps; those that it drops are put into `gone`, by their index in the batch."""
     start = perf_counter()
-    verdicts = judge(rows)
-    for position, verdict in verdicts.items():
+    masks: dict[int, Mask] = {}
+    drops: set[int] = set()
+    for position, verdict in judge(rows).items():
+        if isinstance(verdict, Mask):
+            masks[position] = verdict
+            count.masked.update(verdict.found.keys())
+            continue
+        drops.add(position)
         gone[rows.indices[position]] = (count.filter, verdict)
         count.reasons[verdict.reason] += 1
-    kept = rows.take(position for position in range(len(rows)) if position not in verdicts) if verdicts else rows
+    count.rows_masked += len(masks)
+    changed = rows.replaced({position: mask.columns for position, mask in masks.items()}) if masks else rows
+    kept = changed.take(position for position in range(len(rows)) if position not in drops) if drops else changed
     count.rows_in += len(rows)
     count.rows_out += len(kept)
     count.seconds += perf_counter() - start

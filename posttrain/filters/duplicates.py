@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import blake2b
-from typing import ClassVar, Literal
+from typing import Literal
 
-from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
+from posttrain.filters.base import AcrossRounds, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
 
 
-class ExactDuplicates(Filter):
+class ExactDuplicates(AcrossRounds):
     """Keeps the first of all rows with the same prompt and answer; white space is not compared.
 
     Figure: which copy it is (2: the second). State: a 64-bit hash a row; with a million rows the chance that any two
     different ones collide is 3 in 10^8.
     """
 
-    scope: ClassVar[Scope] = "corpus"
     use: Literal["exact-duplicates"] = "exact-duplicates"
 
     def start(self, context: FilterContext) -> Judge:
-        copies: dict[bytes, int] = {}
+        earlier = {key for rows in self.earlier(context) for key in _keys(rows)}
+        copies = dict.fromkeys(earlier, 1)
 
         def judge(rows: Rows) -> dict[int, Verdict]:
             verdicts = {}
-            for i, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
-                plain = f"{' '.join(prompt.split())}\0{' '.join(answer.split())}"
-                key = blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            for i, key in enumerate(_keys(rows)):
                 copy = copies[key] = copies.get(key, 0) + 1
                 if copy > 1:
-                    verdicts[i] = Verdict("duplicate", copy)
+                    verdicts[i] = Verdict("duplicate of an earlier round" if key in earlier else "duplicate", copy)
             return verdicts
 
         return judge
+
+
+def _keys(rows: Rows) -> Iterator[bytes]:
+    for prompt, answer in zip(rows.prompts, rows.answers, strict=True):
+        plain = f"{' '.join(prompt.split())}\0{' '.join(answer.split())}"
+        yield blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,8 +19,17 @@ def message_text(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(message["content"] or "" for message in messages if message["role"] != "system")
 
 
+# Where the answer that a row is judged by stands: the first of these columns that there is.
+ANSWERS = ("completion", "chosen", "messages")
+_SYSTEM = frozenset({"system"})
+_NOT_ANSWERS = frozenset({"system", "developer", "user", "tool"})
+
+
 class Rows:
-    """Rows of one batch. What is read of a column is kept and shared with every selection made by `take`."""
+    """Rows of one batch. What is read of a column is kept and shared with every selection made by `take`.
+
+    A pair is judged by its chosen answer: what is wrong with the rejected one is what a pair is for.
+    """
 
     def __init__(
         self,
@@ -52,15 +61,35 @@ class Rows:
             raise DataError(f"the column {name!r} holds {kind}, not numbers")
         return self.column(name)
 
+    def replaced(self, values: Mapping[int, Mapping[str, Any]]) -> Rows:
+        """The same rows with other values, by position and column; all else is as it was, bit by bit."""
+        batch, size = self.batch, self.batch.num_rows
+        for name in dict.fromkeys(name for row in values.values() for name in row):
+            new = {self.indices[position]: row[name] for position, row in values.items() if name in row}
+            order = list(range(size))
+            for number, index in enumerate(new):
+                order[index] = size + number
+            place, column = batch.schema.get_field_index(name), batch.column(name)
+            both = pa.concat_arrays([column, pa.array(list(new.values()), column.type)])
+            batch = batch.set_column(place, batch.schema.field(place), both.take(pa.array(order)))
+        return Rows(batch, self.indices)
+
+    @property
+    def answer_column(self) -> str:
+        """The first of ANSWERS that the rows have, else `completion`."""
+        return next((name for name in ANSWERS if self.has(name)), ANSWERS[0])
+
     @property
     def prompts(self) -> list[str]:
-        """The text of each prompt, as `message_text` gives it."""
-        return self._picked("text", "prompt", _texts)
+        """The text of each prompt, as `message_text` gives it. Without such a column: all turns before the last."""
+        if self.has("prompt"):
+            return self._picked("text", "prompt", _texts)
+        return self._picked("opening", self.answer_column, _openings)
 
     @property
     def answers(self) -> list[str]:
-        """The text of each completion."""
-        return self._picked("text", "completion", _texts)
+        """The text of each answer: of a chat the assistant's turns; without a column `prompt`, the last turn alone."""
+        return self._picked("answer", self.answer_column, _answers if self.has("prompt") else _last_turns)
 
     @property
     def lengths(self) -> list[int]:
@@ -88,11 +117,49 @@ class Rows:
         return whole if len(self) == len(whole) else [whole[index] for index in self.indices]
 
 
+Turns = Sequence[tuple[str, str | None]]
+
+
 def _texts(array: Any) -> list[str]:
-    """A column of strings or of message lists as texts; null is an empty text."""
-    kind = array.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    """A column of strings or of message lists as texts, without system messages; null is an empty text."""
+    return _read(array, lambda turns: _spoken(turns, _SYSTEM))
+
+
+def _answers(array: Any) -> list[str]:
+    return _read(array, lambda turns: _spoken(turns, _NOT_ANSWERS))
+
+
+def _last_turns(array: Any) -> list[str]:
+    return _read(array, lambda turns: _spoken(turns[-1:], _NOT_ANSWERS))
+
+
+def _openings(array: Any) -> list[str]:
+    if _is_text(array.type):
+        raise DataError(
+            "there is no column 'prompt', and in plain text nothing says where the prompt ends",
+            hint="write prompt and answer into two columns, or both as chat messages",
+        )
+    return _read(array, lambda turns: _spoken(turns[:-1], _SYSTEM))
+
+
+def _read(array: Any, chat: Callable[[Turns], str]) -> list[str]:
+    if _is_text(array.type):
         return [text or "" for text in array.to_pylist()]
+    return [chat(turns) for turns in _chats(array)]
+
+
+def _spoken(turns: Turns, without: Collection[str]) -> str:
+    return "\n".join(content or "" for role, content in turns if role not in without)
+
+
+def _is_text(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _chats(array: Any) -> Iterator[Turns]:
+    """The turns of each row of a column of message lists. Raises DataError when it holds anything else."""
+    kind = array.type
     chat = (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_struct(kind.value_type)
     if not chat or not {"role", "content"} <= {
         kind.value_type.field(i).name for i in range(kind.value_type.num_fields)
@@ -108,8 +175,6 @@ def _texts(array: Any) -> list[str]:
     roles, contents = messages.field("role").to_pylist(), messages.field("content").to_pylist()
     if not all(content is None or isinstance(content, str) for content in contents):
         raise DataError("a message's content is not text")
-    spoken = [(content or "") if role != "system" else None for role, content in zip(roles, contents, strict=True)]
-    return [
-        "\n".join(text for text in spoken[start - first : end - first] if text is not None)
-        for start, end in pairwise(offsets)
-    ]
+    turns = list(zip(roles, contents, strict=True))
+    for start, end in pairwise(offsets):
+        yield turns[start - first : end - first]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from hashlib import blake2b
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -28,6 +28,12 @@ class BestOfK(Filter):
         default=None, allow_inf_nan=False, description="lowest score kept; null: any score will do"
     )
     choose: Literal["best", "random"] = Field(default="best", description="best by score, or a random candidate")
+
+    def lacks(self, rows: Rows) -> str | None:
+        if not rows.has("score"):
+            return "a column 'score'"
+        several = any(one == next_ for one, next_ in pairwise(rows.prompt_keys))
+        return None if several or self.threshold is not None else "several answers to a prompt, one below the other"
 
     def start(self, context: FilterContext) -> Judge:
         def judge(rows: Rows) -> dict[int, Verdict]:

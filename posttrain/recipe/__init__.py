@@ -8,6 +8,7 @@ trained section may hold.
 from posttrain.recipe.files import load
 from posttrain.recipe.sections import (
     Compute,
+    Decontaminate,
     Difficulty,
     Engine,
     Evaluate,
@@ -30,6 +31,7 @@ from posttrain.recipe.whole import Recipe
 __all__ = [
     "Anneal",
     "Compute",
+    "Decontaminate",
     "Difficulty",
     "Dpo",
     "Engine",

@@ -27,6 +27,7 @@ _PATHS: dict[Path_, content.Kind] = {
     ("prompts", "train", "*", "path"): "data",
     ("preferences", "given", "path"): "data",
     ("preferences", "given", "*", "path"): "data",
+    ("prompts", "against", "*", "path"): "data",
     ("reward", "*", "use"): "reward",
     ("evaluate", "measure", "*", "use"): "reward",
     ("watch", "judges", "*", "use"): "reward",

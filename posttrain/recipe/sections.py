@@ -109,6 +109,18 @@ def by_round(sets: PromptSet | list[PromptSet] | None) -> list[PromptSet]:
     return sets if isinstance(sets, list) else [] if sets is None else [sets]
 
 
+class Decontaminate(Section):
+    """Which training prompts are too near to what is evaluated on: see the filter `overlap`."""
+
+    n: Count = Field(default=8, description="Tokens in an n-gram.")
+    max_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Largest share of an evaluation prompt that may stand in a training prompt.",
+    )
+
+
 class Prompts(Section):
     """The prompts. Every choice inside a run is made on `dev`, and on `heldout` never."""
 
@@ -118,6 +130,15 @@ class Prompts(Section):
     )
     dev: PromptSet = Field(description="What promotion and every other choice is made on.")
     heldout: PromptSet = Field(description="What is only ever reported.")
+    against: list[PromptSet] = Field(
+        default=[],
+        description="Further evaluation sets. What they ask is kept out of training; nothing is measured on them.",
+    )
+    decontaminate: Decontaminate | None = Field(
+        default=None,
+        description="Leave out training prompts that hold much of one that is evaluated on. The same ones are left out "
+        "in any case.",
+    )
     too_long: Literal["stop", "drop"] = Field(
         default="stop",
         description="A prompt that leaves no room for an answer in the model's context: stop, or drop and count.",

@@ -13,7 +13,7 @@ from typing import Any
 
 STAGES = {
     # name: version, raised when the same inputs would give another result
-    "prompts": 1,
+    "prompts": 2,
     "preferences": 3,
     "reward_model": 2,
     "difficulty": 1,

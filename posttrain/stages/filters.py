@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain import filters
 from posttrain.errors import EmptyStageError
 from posttrain.stages import Job
 
+ROWS = 8192  # in a batch
+
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: scored, prompts. Config: filters. Writes kept.parquet and dropped.parquet.
+    """Inputs: scored, prompts, earlier_001, … (this stage's in earlier rounds, where a filter looks at them).
+    Config: filters. Writes kept.parquet and dropped.parquet.
 
-    The prompts of dev and held-out are in the filters' context, whatever the recipe names.
+    The prompts of dev, held-out and further evaluation sets are in the filters' context.
 
     Raises:
         EmptyStageError: no row is left; the message names the filter that took most.
@@ -23,11 +28,12 @@ def run(job: Job) -> dict[str, Any]:
     source = pq.ParquetFile(job.inputs["scored"] / "scored.parquet")
     prompts = [
         filters.message_text(row)
-        for name in ("dev", "heldout")
+        for name in ("dev", "heldout", "against")
+        if (job.inputs["prompts"] / f"{name}.parquet").exists()
         for row in pq.read_table(job.inputs["prompts"] / f"{name}.parquet")["prompt"].to_pylist()
     ]
-    context = filters.FilterContext(evaluation_prompts=prompts, seed=job.seed)
-    passage = filters.run(source.iter_batches(8192), filters.parse(job.config["filters"]), context)
+    context = filters.FilterContext(prompts, job.seed, lambda: _earlier(job))
+    passage = filters.run(source.iter_batches(ROWS), filters.parse(job.config["filters"]), context)
     total = source.metadata.num_rows
     schema = source.schema_arrow
     with (
@@ -38,27 +44,17 @@ def run(job: Job) -> dict[str, Any]:
             kept.write_batch(part.kept)
             dropped.write_batch(part.dropped)
             job.progress(passage.rows_in, total, "rows")
-    reasons: Counter[str] = Counter()
-    for count in passage.counts:
-        for reason, number in count.reasons.items():
-            reasons[f"{count.filter}: {reason}"] += number
+    figures = passage.figures()
     if not passage.rows_kept:
-        name, number = reasons.most_common(1)[0]
+        name, number = Counter(figures["dropped"]).most_common(1)[0]
         raise EmptyStageError(
             f"filters: no sample is left of {total}; {name} dropped {number}. Loosen that filter, raise samples.k or "
             "samples.prompts, or look at what was sampled: the samples artifact of this round is whole"
         )
-    return {
-        "rows": total,
-        "kept": passage.rows_kept,
-        "dropped": dict(reasons),
-        "filters": [
-            {
-                "filter": count.filter,
-                "in": count.rows_in,
-                "out": count.rows_out,
-                "rows_per_second": round(count.rows_in / count.seconds) if count.seconds else None,
-            }
-            for count in passage.counts
-        ],
-    }
+    return figures
+
+
+def _earlier(job: Job) -> Iterator[pa.RecordBatch]:
+    for name in sorted(name for name in job.inputs if name.startswith("earlier_")):
+        with pq.ParquetFile(job.inputs[name] / "kept.parquet") as table:
+            yield from table.iter_batches(ROWS, columns=["prompt", "completion"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 from posttrain import loaders, models, pairwise, rewards
 from posttrain.chat import check_template, render_prompt
 from posttrain.errors import DataError, ModelError, RewardError
+from posttrain.filters import message_text
+from posttrain.filters.contamination import overlap
 from posttrain.pairwise import Pairwise
-from posttrain.recipe import Judge, Prompts, PromptSet, RewardEntry
+from posttrain.recipe import Decontaminate, Judge, Prompts, PromptSet, RewardEntry
 from posttrain.records import Prompt, under
 from posttrain.rewards import Reward
 from posttrain.stages import Job
@@ -26,8 +28,12 @@ SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.st
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model. Settings: prompts (with paths); and what is only checked: later (training sets of later rounds),
-    given (sets of pairs). Writes train, dev and heldout.parquet.
+    """Inputs: model. Config: max_new_tokens, decontaminate. Settings: prompts (with paths); and what is only checked:
+    later (training sets of later rounds), given (sets of pairs). Writes train, dev and heldout.parquet, and
+    against.parquet where there are further evaluation sets.
+
+    Of the training prompts, those that are evaluated on are left out and counted, whatever the recipe's filters are:
+    preferences, samples and pairs all start from train.parquet.
 
     Raises:
         DataError: a set cannot be read, is empty, or holds a prompt too long for the model (`too_long: stop`).
@@ -58,17 +64,21 @@ def run(job: Job) -> dict[str, Any]:
         raise ModelError(error.message, file=str(model), hint=error.hint) from error
     room = _Room(tokenizer, models.context_length(model), job.config["max_new_tokens"], sets.too_long == "drop")
     metrics: dict[str, Any] = {}
-    evaluated: set[str] = set()  # what is evaluated on is never trained on
+    against = _against(sets)
+    if against:
+        _write(against, job.out / "against.parquet")
+    evaluated_on = [message_text(prompt.messages) for prompt in against]
     for name in ("dev", "heldout"):
         kept, metrics[name] = _read(job, room, getattr(sets, name), name)
-        evaluated |= {prompt.id for prompt in kept}
+        evaluated_on += [message_text(prompt.messages) for prompt in kept]
         _write(kept, job.out / f"{name}.parquet")
+    contamination = _contamination(evaluated_on, sets.decontaminate)
     train, *later = [sets.train, *(PromptSet.model_validate(each) for each in job.settings.get("later", []))]
     assert isinstance(train, PromptSet)
-    kept, metrics["train"] = _read(job, room, train, "train", evaluated)
+    kept, metrics["train"] = _read(job, room, train, "train", contamination)
     _write(kept, job.out / "train.parquet")
     for each in later:  # read again in their rounds; here what is wrong with them is told before anything is sampled
-        _read(job, room, each, "train", evaluated)
+        _read(job, room, each, "train", contamination)
     for each in job.settings.get("given", []):
         loaders.read_preferences(PromptSet.model_validate(each))
     return metrics
@@ -84,8 +94,12 @@ class _Room:
     drop: bool
 
 
+def _nothing(prompt: Prompt) -> None:
+    """No prompt is left out."""
+
+
 def _read(
-    job: Job, room: _Room, asked: PromptSet, name: str, evaluated: Set[str] = frozenset()
+    job: Job, room: _Room, asked: PromptSet, name: str, contamination: Callable[[Prompt], str | None] = _nothing
 ) -> tuple[list[Prompt], dict[str, int]]:
     """The prompts of a set that fit and are not evaluated on, and how many there are and were left out.
 
@@ -103,11 +117,16 @@ def _read(
         judges += [pairwise.load(Judge.model_validate(entry).entry) for entry in job.settings.get("judges", [])]
     _check_rewards(judges, prompts, place)
     messages = [None, *(job.config.get("systems", []) if name == "train" else [])]
-    asked_of = [prompt for prompt in prompts if prompt.id not in evaluated]
-    kept = [prompt for prompt in asked_of if _fits(room, prompt, messages, place)]
+    left_out: Counter[str] = Counter({"too_long": 0, "in_an_evaluation_set": 0})
+    kept = []
+    for prompt in prompts:
+        reason = contamination(prompt) or (None if _fits(room, prompt, messages, place) else "too_long")
+        if reason:
+            left_out[reason] += 1
+        else:
+            kept.append(prompt)
     if not kept:
         raise DataError("no prompt is left", file=place)
-    left_out = {"too_long": len(asked_of) - len(kept), "in_an_evaluation_set": len(prompts) - len(asked_of)}
     return kept, {"prompts": len(kept), **left_out, **counts}
 
 
@@ -123,6 +142,36 @@ def _fits(room: _Room, prompt: Prompt, systems: Sequence[str | None], place: str
             hint="shorten it, lower max_new_tokens, or set prompts.too_long: drop",
         )
     return length + room.new <= room.context
+
+
+def _against(sets: Prompts) -> list[Prompt]:
+    """The prompts of the further evaluation sets."""
+    return [
+        prompt
+        for index, one in enumerate(sets.against)
+        for prompt in loaders.read_prompts(one, where=f"prompts.against.{index}")
+    ]
+
+
+def _contamination(evaluated_on: Sequence[str], near: Decontaminate | None) -> Callable[[Prompt], str | None]:
+    """Why a prompt must not be trained on, or None.
+
+    The same text is never trained on, in whatever case and white space, under whatever system message.
+    """
+    same = {_plain(text) for text in evaluated_on}
+    overlaps = overlap(evaluated_on, near.n, near.max_share) if near else None
+
+    def reason(prompt: Prompt) -> str | None:
+        text = message_text(prompt.messages)
+        if _plain(text) in same:
+            return "in_an_evaluation_set"
+        return "overlaps_an_evaluation_set" if overlaps and overlaps(text) else None
+
+    return reason
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
 
 
 def _end_ids(model: Path) -> list[int]:

@@ -19,7 +19,7 @@ NEEDED = {"trainer_state.json", "optimizer.pt", "scheduler.pt"}
 
 
 class SealCheckpoints(TrainerCallback):
-    """Writes the seal when the trainer has saved a checkpoint; after the last step the model itself is saved instead."""
+    """Writes the seal when the trainer has saved a checkpoint; there is none after the last step, when the model is."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object

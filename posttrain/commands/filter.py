@@ -1,0 +1,86 @@
+"""`posttrain filter`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from posttrain.filters import Filter, FilterContext
+    from posttrain.recipe import Recipe
+
+
+def filter_(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="JSONL (.gz too), Parquet or CSV of prompt/completion or chosen/rejected."),
+    ],
+    recipe: Annotated[str, typer.Option("--recipe", help="Whose `filters:` to use: a shipped name, or a path.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder, for kept.parquet and dropped.parquet.")],
+    against: Annotated[
+        list[Path] | None,
+        typer.Option("--against", metavar="FILE", help="An evaluation set. Default: the recipe's dev and heldout."),
+    ] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The counts for programs.")] = False,
+) -> None:
+    """Filter a file of rows as a recipe would. A pair is judged by its chosen answer.
+
+    posttrain filter mine.jsonl --recipe my.yaml --out filtered --against test.jsonl
+    """
+    from posttrain.filter_file import filter_file
+    from posttrain.filters import Filter
+    from posttrain.recipe import load
+
+    resolved = load(recipe, set_ or [], files=False)
+    chosen = [one for one in resolved.filters if isinstance(one, Filter)]  # all of them
+    figures = filter_file(source, chosen, _context(resolved, chosen, against), out)
+    if as_json:
+        print(json.dumps({"in": str(source), "out": str(out), **figures}, indent=1))
+        return
+    print(table(figures))
+    print(f"\nkept {figures['kept']:,} of {figures['rows']:,} rows: {out / 'kept.parquet'}")
+    print(f"dropped, each with filter, reason and figure: {out / 'dropped.parquet'}")
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """What each filter did, a line a filter."""
+    head = ("filter", "rows in", "rows out", "rows/s", "why")
+    lines = [head, *map(_line, figures["filters"])]
+    width = max(len(line[0]) for line in lines)
+    return "\n".join(f"{name:<{width}}{n:>12}{m:>12}{rate:>12}  {why}".rstrip() for name, n, m, rate, why in lines)
+
+
+def _line(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    reasons = [f"{number:,} {reason}" for reason, number in entry["reasons"].items()]
+    if entry.get("masked"):
+        found = ", ".join(f"{number:,} {kind}" for kind, number in entry["found"].items())
+        reasons.append(f"{entry['masked']:,} masked ({found})")
+    rate = entry["rows_per_second"]
+    return (
+        entry["filter"],
+        f"{entry['in']:,}",
+        f"{entry['out']:,}",
+        "" if rate is None else f"{rate:,}",
+        ", ".join(reasons),
+    )
+
+
+def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | None) -> FilterContext:
+    """What the filters read beside the rows, and no more: an evaluation set on the Hub needs network."""
+    from posttrain.filter_file import evaluation_prompts
+    from posttrain.filters import FilterContext, message_text
+    from posttrain.loaders import read_prompts
+
+    prompts = [prompt for path in against or [] for prompt in evaluation_prompts(path)]
+    if not against and any("evaluation_prompts" in one.reads for one in chosen):
+        sets = {name: getattr(recipe.prompts, name) for name in ("dev", "heldout")}
+        sets |= {f"against.{index}": one for index, one in enumerate(recipe.prompts.against)}
+        for name, one in sets.items():
+            read = read_prompts(one, where=f"prompts.{name}")
+            prompts += [message_text(prompt.messages) for prompt in read]
+    return FilterContext(evaluation_prompts=prompts, seed=recipe.seed)

@@ -1,0 +1,163 @@
+"""Runs filters over one file: kept and dropped rows into a folder that is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain import filters, store
+from posttrain.errors import DataError, InputError
+from posttrain.filters.driver import Count
+from posttrain.filters.rows import ANSWERS, Rows
+from posttrain.row_files import Part, RowFile, open_rows
+
+# Where the text of an evaluation set stands: the first of these columns that there is.
+QUESTIONS = ("prompt", "question", "instruction", "problem", "messages")
+READ = "read"  # what stands as the filter of what is no row
+
+
+def filter_file(
+    source: Path, chosen: Sequence[filters.Filter], context: filters.FilterContext, out: Path
+) -> dict[str, Any]:
+    """Writes `out`/kept.parquet and `out`/dropped.parquet and gives what was counted, as `filters.Run.figures`.
+
+    What could not be read as a row is counted under the filter `read` and stands among the dropped rows with no more
+    than its place (line or row, from 1) as the figure.
+
+    Raises:
+        InputError: `out` is taken, or the file lacks what a filter needs. Nothing is written then.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is there already", hint="name another folder by --out, or remove it")
+    file = open_rows(source)
+    if not any(name in file.schema.names for name in ANSWERS):
+        wanted = ", ".join(map(repr, ANSWERS))
+        hint = f"there are: {', '.join(file.schema.names)}; rename one, or add it"
+        raise DataError(f"no column {wanted}, so no answer to judge", file=str(source), hint=hint)
+    parts = _checked(file, chosen)
+    reading = Count(READ)
+    unread: list[pa.RecordBatch] = []
+    schema = filters.dropped_schema(file.schema)
+    passage = filters.run(_read(parts, reading, unread, schema), chosen, context)
+    with (
+        _whole(out) as work,
+        pq.ParquetWriter(work / "kept.parquet", file.schema, compression="zstd") as kept,
+        pq.ParquetWriter(work / "dropped.parquet", schema, compression="zstd") as dropped,
+    ):
+        for part in passage:
+            kept.write_batch(part.kept)
+            dropped.write_batch(part.dropped)
+            _flush(unread, dropped)
+        _flush(unread, dropped)
+        kept.close()  # before the folder is made durable
+        dropped.close()
+    return _figures(passage, reading)
+
+
+def evaluation_prompts(path: Path) -> list[str]:
+    """The prompts of an evaluation set as `filters.message_text` gives them: its column of QUESTIONS.
+
+    Raises:
+        DataError: it is missing, empty, has no such column, or a line of it cannot be read.
+    """
+    file = open_rows(path)
+    column = next((name for name in QUESTIONS if name in file.schema.names), None)
+    if column is None:
+        hint = f"there are: {', '.join(file.schema.names)}; call it 'prompt'"
+        raise DataError(f"an evaluation set needs one of the columns {', '.join(QUESTIONS)}", file=str(path), hint=hint)
+    name = "messages" if column == "messages" else "prompt"
+    prompts: list[str] = []
+    for part in file.parts():
+        for number, reason in part.unread:
+            raise DataError(reason, file=str(path), line=number, hint="what is evaluated on must be known whole")
+        prompts += Rows(pa.RecordBatch.from_arrays([part.rows.column(column)], [name])).prompts
+    prompts = [prompt for prompt in prompts if prompt.strip()]
+    if not prompts:
+        raise DataError(f"the column {column!r} of this evaluation set holds no text", file=str(path))
+    return prompts
+
+
+def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
+    """The file's parts, after a look at the first rows: can each filter work on them?"""
+    parts = file.parts()
+    begun: list[Part] = []
+    for part in parts:
+        begun.append(part)
+        if part.rows.num_rows:
+            break
+    rows = Rows(begun[-1].rows)
+    lacking = {one.use: lack for one in chosen if (lack := one.lacks(rows))}
+    if lacking:
+        name, lack = next(iter(lacking.items()))
+        rest = [
+            one.model_dump(mode="json", exclude_defaults=True) | {"use": one.use}
+            for one in chosen
+            if one.use not in lacking
+        ]
+        hint = f"without {' and '.join(lacking)}: --set 'filters={json.dumps(rest)}'"
+        raise DataError(f"the filter {name!r} needs {lack}", file=str(file.path), hint=hint)
+    _ = rows.prompts, rows.answers  # of a kind that can be read?
+    return chain(begun, parts)
+
+
+def _read(
+    parts: Iterator[Part], reading: Count, unread: list[pa.RecordBatch], schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """The rows of the parts. What is unread is counted and put into `unread`, as rows of dropped.parquet."""
+    start = perf_counter()
+    for rows, bad in parts:
+        reading.rows_in += rows.num_rows + len(bad)
+        reading.rows_out += rows.num_rows
+        reading.reasons.update(reason for _, reason in bad)
+        if bad:
+            lost = [{"filter": READ, "reason": reason, "figure": number} for number, reason in bad]
+            unread.append(pa.RecordBatch.from_pylist(lost, schema))
+        reading.seconds += perf_counter() - start
+        yield rows
+        start = perf_counter()
+
+
+def _flush(unread: list[pa.RecordBatch], dropped: pq.ParquetWriter) -> None:
+    for batch in unread:
+        dropped.write_batch(batch)
+    unread.clear()
+
+
+def _figures(passage: filters.Run, reading: Count) -> dict[str, Any]:
+    figures = passage.figures()
+    lost = Counter({f"{READ}: {reason}": number for reason, number in reading.reasons.items()})
+    return {
+        "rows": reading.rows_in,
+        "kept": figures["kept"],
+        "dropped": {**lost, **figures["dropped"]},
+        "filters": [reading.figures(), *figures["filters"]],
+    }
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder to write into that takes the name `out` at the end; after an error it is gone."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.parent / f".{out.name}.{os.getpid()}.partial"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+        for path in work.iterdir():
+            store.fsync(path)
+        store.fsync(work)
+        work.rename(out)  # onto an empty folder too
+        store.fsync(out.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

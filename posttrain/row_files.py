@@ -1,0 +1,234 @@
+"""Reads JSONL, Parquet and CSV files of rows as Arrow batches of bounded size, whatever is in them.
+
+What is no row (bytes that are no UTF-8, a line that is no JSON object) does not stop the reading: it is handed on with
+its place and a reason, to be counted. What concerns a whole column (text in one row, a number in the next) is an error,
+raised by `open_rows`, before anything is done.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain.errors import DataError
+
+BATCH_ROWS, BATCH_BYTES = 8192, 1 << 26
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD]")
+ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".csv", ".csv.gz", ".parquet")
+
+
+class Unread(NamedTuple):
+    """What could not be read as a row. `number` is its line (JSONL, CSV) or its row (Parquet), from 1."""
+
+    number: int
+    reason: str
+
+
+class Part(NamedTuple):
+    rows: pa.RecordBatch
+    unread: Sequence[Unread]
+
+
+class RowFile(Protocol):
+    """`schema` is that of all rows; `parts` streams them, and what is unread, in the file's order."""
+
+    path: Path
+    schema: pa.Schema
+
+    def parts(self) -> Iterator[Part]: ...
+
+
+def open_rows(path: Path) -> RowFile:
+    """The rows of a file. JSONL and CSV are read once here, to know their columns.
+
+    Raises:
+        DataError: there is no such file, it holds no row, or its rows make no table.
+    """
+    if not path.is_file():
+        raise DataError("no such file", file=str(path))
+    try:
+        if path.suffix == ".parquet":
+            return ParquetRows(path)
+        if path.name.endswith(ENDINGS):
+            return LineRows(path)
+    except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error) as error:
+        _unreadable(path, error)
+    raise DataError(f"cannot read {path.suffix or 'this'} files", file=str(path), hint="write JSONL, Parquet or CSV")
+
+
+class ParquetRows:
+    """Rows of a Parquet file; those whose text is no UTF-8 are unread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with pq.ParquetFile(path) as file:
+            self.schema = file.schema_arrow
+            metadata = file.metadata
+            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        if not metadata.num_rows:
+            raise DataError("the file holds no rows", file=str(path))
+        largest = max(group.total_byte_size / max(group.num_rows, 1) for group in groups)
+        self._batch_rows = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(largest, 1))))
+
+    def parts(self) -> Iterator[Part]:
+        first = 1
+        try:
+            with pq.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(self._batch_rows):
+                    bad = [] if _valid(batch) else [i for i in range(batch.num_rows) if not _valid(batch.slice(i, 1))]
+                    good = sorted(set(range(batch.num_rows)).difference(bad))
+                    rows = batch.take(pa.array(good, pa.int64())) if bad else batch
+                    yield Part(rows, [Unread(first + i, "not UTF-8") for i in bad])
+                    first += batch.num_rows
+        except (OSError, pa.ArrowException) as error:
+            _unreadable(self.path, error)
+
+
+class LineRows:
+    """Rows of a JSONL or CSV file, plain or gz. CSV values are text, empty ones null."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read = _csv if path.name.removesuffix(".gz").endswith(".csv") else _jsonl
+        schema: pa.Schema | None = None
+        unread: list[Unread] = []
+        for rows, bad in self._chunks():
+            unread = unread or bad
+            if rows:
+                schema = self._with(schema, rows)
+        if schema is None:
+            why = f"; line {unread[0].number}: {unread[0].reason}" if unread else ""
+            raise DataError(f"the file holds no rows{why}", file=str(path))
+        for field in schema:
+            if _without_children(field.type):
+                hint = "take the column out, or put something in"
+                raise DataError(f"the column {field.name!r} holds empty objects only", file=str(path), hint=hint)
+        self.schema = schema
+
+    def parts(self) -> Iterator[Part]:
+        try:
+            for rows, bad in self._chunks():
+                yield Part(pa.RecordBatch.from_pylist([row for _, row in rows], self.schema), bad)
+        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            _unreadable(self.path, error)
+
+    def _chunks(self) -> Iterator[tuple[list[tuple[int, dict[str, Any]]], list[Unread]]]:
+        """Rows with their lines, and what is unread, some MB at a time."""
+        rows, unread, size = [], [], 0
+        with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
+            for number, length, row in self._read(file):
+                size += length
+                if isinstance(row, str):
+                    unread.append(Unread(number, row))
+                else:
+                    rows.append((number, row))
+                if len(rows) + len(unread) >= BATCH_ROWS or size >= BATCH_BYTES:
+                    yield rows, unread
+                    rows, unread, size = [], [], 0
+        if rows or unread:
+            yield rows, unread
+
+    def _with(self, schema: pa.Schema | None, rows: list[tuple[int, dict[str, Any]]]) -> pa.Schema:
+        try:
+            new = _schema([row for _, row in rows])
+            return new if schema is None else _unified([schema, new])
+        except (pa.ArrowException, OverflowError):
+            for number, row in rows:  # which one?
+                try:
+                    new = _schema([row])
+                    schema = new if schema is None else _unified([schema, new])
+                except (pa.ArrowException, OverflowError) as error:
+                    said = str(error).splitlines()[0].removeprefix("Unable to merge: ")
+                    hint = "give each column one type in all rows"
+                    raise DataError(
+                        f"does not fit the rows before: {said}", file=str(self.path), line=number, hint=hint
+                    ) from None
+            assert schema is not None
+            return schema
+
+
+def _jsonl(file: Iterable[bytes]) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
+    """Of each line its number, its length and the row, or why there is none."""
+    for number, raw in enumerate(file, 1):
+        yield number, len(raw), _row(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
+
+
+def _row(raw: bytes) -> dict[str, Any] | str:
+    if not raw.strip():
+        return "empty line"
+    try:
+        row = json.loads(raw.decode(), parse_constant=_no_constant)
+        if _ESCAPED_SURROGATE.search(raw):
+            json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no character
+    except UnicodeError:
+        return "not UTF-8"
+    except (ValueError, RecursionError):
+        return "invalid JSON"
+    return row if isinstance(row, dict) and row else "not a JSON object with columns"
+
+
+def _csv(file: Iterable[bytes]) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
+    lines = (raw.decode("utf-8-sig" if number == 0 else "utf-8", "surrogateescape") for number, raw in enumerate(file))
+    reader = csv.reader(lines)
+    header = next(reader, [])
+    if len(set(header)) != len(header):
+        raise csv.Error("two columns have one name")
+    csv.field_size_limit(1 << 30)  # a megabyte in one field is no mistake
+    number = reader.line_num + 1
+    for values in reader:
+        length = sum(map(len, values))
+        if not values:
+            yield number, length, "empty line"
+        elif len(values) != len(header):
+            yield number, length, "another number of values than columns"
+        elif any(map(_SURROGATE.search, values)):
+            yield number, length, "not UTF-8"
+        else:
+            yield number, length, {name: value or None for name, value in zip(header, values, strict=True)}
+        number = reader.line_num + 1
+
+
+def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
+    """The columns of all rows (Arrow by itself looks at the first row only)."""
+    names = dict.fromkeys(chain.from_iterable(rows))
+    return pa.schema([(name, pa.array([row.get(name) for row in rows]).type) for name in names])
+
+
+def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    return reduce(lambda one, other: pa.unify_schemas([one, other], promote_options="permissive"), schemas)
+
+
+def _valid(batch: pa.RecordBatch) -> bool:
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _without_children(kind: Any) -> bool:
+    """Whether somewhere in the type there is an object without keys, which Parquet cannot hold."""
+    if pa.types.is_struct(kind):
+        return not kind.num_fields or any(_without_children(kind.field(i).type) for i in range(kind.num_fields))
+    return pa.types.is_list(kind) and _without_children(kind.value_type)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unreadable(path: Path, error: Exception) -> NoReturn:
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise DataError(f"cannot be read: {said}", file=str(path)) from None
