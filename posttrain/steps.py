@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain import loaders, models, pairwise, rewards
-from posttrain.recipe import Dpo, Judge, Model, Recipe, RewardEntry, RewardModel, Sft, Trained
+from posttrain import judging, loaders, models, pairwise, rewards
+from posttrain.recipe import Dpo, Judge, JudgeModel, Model, Recipe, RewardEntry, RewardModel, Sft, Trained
 from posttrain.recipe.watch import SECOND
 from posttrain.runner import Artifact, Runner
 from posttrain.schedule import derive_seed
@@ -41,7 +41,7 @@ class Steps:
         self.base = Artifact(f"base-{base.hash[:16]}", base.path)
         self._base_on_hub = {"base_model_name_or_path": base.hub_id, "revision": base.hash} if base.hub_id else None
         self._reward_hashes = {
-            entry.use: rewards.content_hash(entry)
+            entry.use: judging.load_reward(entry).identity if entry.judge else rewards.content_hash(entry)
             for entry in [*recipe.reward, *recipe.evaluate.measure]
             if entry.use != REWARD_MODEL
         }
@@ -153,9 +153,16 @@ class Steps:
         return self._judged("scores", {}, {"samples": samples}, *self._scoring(reward_model))
 
     def filters(self, scored: Artifact, prompts: Artifact) -> Artifact:
+        config = {"filters": [one.model_dump(mode="json") for one in self.recipe.filters]}
         return self.runner.stage(
             "filters",
-            config={"filters": [one.model_dump(mode="json") for one in self.recipe.filters]},
+            config=config,
+            decides=_deciding(config),
+            outside={
+                f"filters.{index}.{name}": value
+                for index, one in enumerate(self.recipe.filters)
+                for name, value in getattr(one, "outside", dict)().items()
+            },
             inputs={"scored": scored, "prompts": prompts},
             seed=self._seed("filters"),
         )
@@ -275,12 +282,14 @@ class Steps:
             role="watch_model",
         )
         answers = {"policy": policy.heldout, "previous": previous.heldout, "base": base.heldout}
+        config = {
+            "judges": [{**judge.model_dump(mode="json"), "use": _name(judge.use)} for judge in judges],
+            "rewards": [_entry(entry) for entry in functions],
+        }
         self.runner.stage(
             "watch",
-            config={
-                "judges": [{**judge.model_dump(mode="json"), "use": _name(judge.use)} for judge in judges],
-                "rewards": [_entry(entry) for entry in functions],
-            },
+            config=config,
+            decides=_deciding(config),
             inputs={**answers, "watch_model": second, **({"reward_model": reward_model} if reward_model else {})},
             outside={_name(use): self._reward_hashes[use] for use in uses},
             settings={"reward_files": {_name(use): use for use in uses}},
@@ -292,7 +301,8 @@ class Steps:
         """Who compares the answers of rounds."""
         if self.recipe.watch is None:
             return []
-        functions = [Judge(use=entry.use, function=entry.function) for entry in self._functions()]
+        entries = [entry for entry in self._functions() if not entry.judge]
+        functions = [Judge(use=entry.use, function=entry.function) for entry in entries]
         return self.recipe.watch.judges or [Judge(use=SECOND), *functions]
 
     def _evaluate(
@@ -349,8 +359,10 @@ class Steps:
     ) -> dict[str, Any]:
         """`config`, `outside` and `settings` of a stage in which these judge answers."""
         uses = [entry.use for entry in [*rewards, *measured] if not entry.is_reward_model]
+        config = {**config, "rewards": [_entry(entry) for entry in rewards], "engine": self._engine()}
         return {
-            "config": {**config, "rewards": [_entry(entry) for entry in rewards], "engine": self._engine()},
+            "config": config,
+            "decides": _deciding(config),
             "outside": {_name(use): self._reward_hashes[use] for use in uses},
             "settings": {"reward_files": {_name(use): use for use in uses}, **self._server()},
         }
@@ -424,6 +436,7 @@ class Steps:
             inputs={**{f"model_{number}": model for number, model in enumerate(models, 1)}, **inputs},
             outside=given.get("outside"),
             settings=given.get("settings"),
+            decides={"choose": {"alone": alone}, **given.get("decides", {})},
             seed=derive_seed(self.recipe.seed, "evaluate", 0),
             role=role,
         )
@@ -470,4 +483,15 @@ def _name(use: str) -> str:
 
 
 def _entry(entry: RewardEntry) -> dict[str, Any]:
-    return {**entry.model_dump(mode="json", by_alias=True), "use": _name(entry.use)}
+    unused = set() if entry.judge else {"judge"}
+    return {**entry.model_dump(mode="json", by_alias=True, exclude=unused), "use": _name(entry.use)}
+
+
+def _deciding(config: Any) -> Any:
+    """A stage's config without what only says where a judge is and how patiently it is asked."""
+    if isinstance(config, Mapping):
+        return {
+            name: JudgeModel.model_validate(value).key() if name == "judge" and value else _deciding(value)
+            for name, value in config.items()
+        }
+    return [_deciding(one) for one in config] if isinstance(config, list) else config

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from posttrain.filters.rows import Rows
@@ -23,6 +25,7 @@ class Verdict(NamedTuple):
 
 # From rows to the verdicts on those that are dropped, by their index among the rows given.
 Judge = Callable[[Rows], Mapping[int, Verdict]]
+Corpus = Callable[[Sequence[str]], Iterable[pa.RecordBatch]]
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,15 @@ class FilterContext:
     """What a filter may know beside the rows.
 
     `evaluation_prompts`: the texts of all prompts that are evaluated on, as `rows.message_text` gives them.
+    `scratch`: a folder that survives a kill, for what was dear to find out; None: nothing is kept.
+    `corpus`: all rows before any filter, those of the given columns that there are; for a filter that must know the
+    whole corpus before its first verdict. Each call is one more pass. `filters.run` fills it in where it can.
     """
 
     evaluation_prompts: Sequence[str] = ()
     seed: int = 0
+    scratch: Path | None = None
+    corpus: Corpus | None = None
 
 
 class Filter(BaseModel, ABC):
@@ -47,6 +55,10 @@ class Filter(BaseModel, ABC):
     scope: ClassVar[Scope] = "row"
     needs: ClassVar[frozenset[str]] = frozenset()  # of the engine: names of `sampling.protocol.Capabilities`
     use: Any = None  # in each filter a Literal: its name
+
+    def outside(self) -> dict[str, str]:
+        """Hashes, by name, of what decides verdicts beside the keys and the rows: models, rubrics."""
+        return {}
 
     @abstractmethod
     def start(self, context: FilterContext) -> Judge:

@@ -209,6 +209,10 @@ def _filter(index: int, entry: Any) -> BaseModel:
                 near = did_you_mean(str(each["loc"][-1]), keys)
                 hint = None if near else f"keys of {name}: {', '.join(keys)}"
                 problem = PydanticCustomError("unknown_key", "unknown key", {"near": near, "hint": hint})
+            elif problem == "unknown_key":  # of a section below the filter, as a judge
+                problem = PydanticCustomError("unknown_key", "unknown key", each.get("ctx"))
+            elif problem == "recipe":
+                problem = PydanticCustomError("recipe", "{message}", each.get("ctx"))
             problems.append(
                 InitErrorDetails(
                     type=problem, loc=(index, *each["loc"]), input=each["input"], ctx=dict(each.get("ctx", {}))

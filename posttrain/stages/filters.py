@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain import filters
 from posttrain.errors import EmptyStageError
+from posttrain.judging import told
 from posttrain.stages import Job
 
 
@@ -26,7 +29,12 @@ def run(job: Job) -> dict[str, Any]:
         for name in ("dev", "heldout")
         for row in pq.read_table(job.inputs["prompts"] / f"{name}.parquet")["prompt"].to_pylist()
     ]
-    context = filters.FilterContext(evaluation_prompts=prompts, seed=job.seed)
+
+    def corpus(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        known = [name for name in columns if name in source.schema_arrow.names]
+        return source.iter_batches(65536, columns=known)
+
+    context = filters.FilterContext(evaluation_prompts=prompts, seed=job.seed, scratch=job.scratch, corpus=corpus)
     passage = filters.run(source.iter_batches(8192), filters.parse(job.config["filters"]), context)
     total = source.metadata.num_rows
     schema = source.schema_arrow
@@ -61,4 +69,5 @@ def run(job: Job) -> dict[str, Any]:
             }
             for count in passage.counts
         ],
+        **told(job.scratch),
     }

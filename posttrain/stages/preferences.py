@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.errors import EmptyStageError
+from posttrain.judging import told
 from posttrain.pairing import across_policies, level, split
 from posttrain.recipe import Preferences
 from posttrain.rollouts import Judges, Sampling, engine, judges, plan, run_rollouts, sampled_by
@@ -97,4 +98,10 @@ def run(job: Job) -> dict[str, Any]:
             "(preferences.keep), raise preferences.prompts or preferences.k, or check the rewards"
         )
     pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
-    return {"prompts": len(prompts), "pairs": len(pairs), "labels": dict(counts), **sampled_by(job)}
+    return {
+        "prompts": len(prompts),
+        "pairs": len(pairs),
+        "labels": dict(counts),
+        **sampled_by(job),
+        **told(job.scratch),
+    }

@@ -11,9 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import loaders, pairwise, rewards
+from posttrain import judging, loaders, pairwise, rewards
 from posttrain.chat import check_template, render_prompt
 from posttrain.errors import DataError, ModelError, RewardError
+from posttrain.judging import JudgeReward
 from posttrain.pairwise import Pairwise
 from posttrain.recipe import Judge, Prompts, RewardEntry
 from posttrain.records import Prompt, under
@@ -63,9 +64,10 @@ def run(job: Job) -> dict[str, Any]:
         counts: Counter[str] = Counter()
         prompts = loaders.read_prompts(prompt_set, sets.system, where=f"prompts.{name}", counts=counts)
         place = prompt_set.path or prompt_set.dataset_name
-        asked: list[Reward | Pairwise] = [
-            rewards.load(RewardEntry.model_validate(entry)) for entry in job.settings["rewards"]
-        ]
+        entries = [RewardEntry.model_validate(entry) for entry in job.settings["rewards"]]
+        asked: list[Reward | Pairwise | JudgeReward] = [rewards.load(entry) for entry in entries if not entry.judge]
+        if name == "train":  # judges read no columns: asked once
+            asked += [judging.load_reward(entry) for entry in entries if entry.judge]
         if name == "heldout":
             asked += [pairwise.load(Judge.model_validate(entry).entry) for entry in job.settings.get("judges", [])]
         _check_rewards(asked, prompts, place)
@@ -113,7 +115,7 @@ def _length(tokenizer: Any, prompt: Prompt, system: str | None, place: str | Non
         raise DataError(error.message, file=place, line=prompt.line, hint=error.hint) from error
 
 
-def _check_rewards(asked: Sequence[Reward | Pairwise], prompts: list[Prompt], place: str | None) -> None:
+def _check_rewards(asked: Sequence[Reward | Pairwise | JudgeReward], prompts: list[Prompt], place: str | None) -> None:
     """Whether every reward finds its columns in this set and answers when asked: before anything is sampled."""
     for reward in asked:
         try:
