@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from posttrain import loaders, models, pairwise, rewards
+from posttrain import judging, loaders, models, pairwise, rewards
 from posttrain.recipe import Model, Recipe, by_round
 from posttrain.runner import Artifact
 from posttrain.weighing import REWARD_MODEL
@@ -28,7 +28,10 @@ def outside(recipe: Recipe) -> Outside:
     """Raises InputError for a model, reward file or prompt set that is not there or cannot be read."""
     base = models.resolve(recipe.model)
     entries = [entry for entry in [*recipe.reward, *recipe.evaluate.measure] if entry.use != REWARD_MODEL]
-    hashes = {entry.use: rewards.content_hash(entry) for entry in entries}
+    hashes = {
+        entry.use: judging.load_reward(entry).identity if entry.judge else rewards.content_hash(entry)
+        for entry in entries
+    }
     watched = [judge for judge in recipe.judges() if not judge.is_model]
     hashes |= {judge.use: pairwise.load(judge.entry).identity for judge in watched}
     given = by_round(recipe.preferences.given) if recipe.preferences else []

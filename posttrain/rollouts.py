@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from posttrain import rewards
+from posttrain import judging, rewards
+from posttrain.judging import JudgeReward
 from posttrain.recipe import RewardEntry
 from posttrain.records import Message, under
 from posttrain.rewards import Reward
@@ -69,9 +70,9 @@ def sampled_by(job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Judges:
-    """What scores a completion: reward functions, and a reward model's folder."""
+    """What scores a completion: reward functions, judges with a rubric, and a reward model's folder."""
 
-    rewards: tuple[Reward, ...] = ()
+    rewards: tuple[Reward | JudgeReward, ...] = ()
     reward_model: str | None = None
 
 
@@ -83,10 +84,11 @@ def judges(job: Job) -> tuple[Judges, dict[str, float]]:
     return Judges(tuple(functions), str(model) if model else None), {entry.name: entry.weight for entry in entries}
 
 
-def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[Reward]:
-    """The reward functions of these entries, their files where the job's settings say."""
+def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[Reward | JudgeReward]:
+    """The reward functions and judges of these entries, their files where the job's settings say."""
     files = job.settings["reward_files"]
-    return [rewards.load(entry.model_copy(update={"use": files[entry.use]})) for entry in entries]
+    named = [entry.model_copy(update={"use": files[entry.use]}) for entry in entries]
+    return [judging.load_reward(entry, job.scratch) if entry.judge else rewards.load(entry) for entry in named]
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,9 @@ def judge(samples: pa.Table, judges: Judges) -> pa.Table:
     return samples.set_column(samples.schema.get_field_index("rewards"), "rewards", pa.array(column, pa.string()))
 
 
-def reward_values(rows: Sequence[Mapping[str, Any]], functions: Sequence[Reward]) -> dict[str, Sequence[float | None]]:
+def reward_values(
+    rows: Sequence[Mapping[str, Any]], functions: Sequence[Reward | JudgeReward]
+) -> dict[str, Sequence[float | None]]:
     """What each reward function says of each row: {reward name: one value or None a row}."""
     if not functions:
         return {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from posttrain.judging import Evaluated
+from posttrain.judged import Evaluated
 from posttrain.recipe import Recipe
 from posttrain.runner import Artifact, Runner
 from posttrain.steps import Steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from posttrain.judging import Comparison, Evaluated, Judging, entries, name_of
+from posttrain.judged import Comparison, Evaluated, Judging, deciding, entries, name_of
 from posttrain.outside import outside, reference
 from posttrain.recipe import Dpo, PromptSet, Recipe, RewardEntry, RewardModel, Sft, by_round
 from posttrain.runner import Artifact, Runner
@@ -157,8 +157,13 @@ class Steps:
         return self.runner.stage(
             "filters",
             config={"filters": [one.model_dump(mode="json") for one in chain]},
-            decides={"filters": [one.key() for one in chain]},
+            decides=deciding({"filters": [one.key() for one in chain]}),
             inputs={"scored": scored, "prompts": prompts, **(_earlier(kept) if across else {})},
+            outside={
+                f"filters.{index}.{name}": value
+                for index, one in enumerate(chain)
+                for name, value in one.outside().items()
+            },
             seed=self._seed("filters"),
         )
 
@@ -273,12 +278,14 @@ class Steps:
             role="watch_model",
         )
         answers = {"policy": policy.heldout, "previous": previous.heldout, "base": base.heldout}
+        config = {
+            "judges": [{**judge.model_dump(mode="json"), "use": name_of(judge.use)} for judge in judges],
+            "rewards": entries(functions),
+        }
         self.runner.stage(
             "watch",
-            config={
-                "judges": [{**judge.model_dump(mode="json"), "use": name_of(judge.use)} for judge in judges],
-                "rewards": entries(functions),
-            },
+            config=config,
+            decides=deciding(config),
             inputs={**answers, "watch_model": second, **({"reward_model": reward_model} if reward_model else {})},
             outside=self.judging.named(uses),
             settings={"reward_files": {name_of(use): use for use in uses}},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from posttrain.judging import Comparison, Inputs
+from posttrain.judged import Comparison, Inputs
 from posttrain.outside import Outside
 from posttrain.recipe import Recipe, Sft, Trained
 from posttrain.runner import Artifact, Runner
@@ -45,6 +45,7 @@ class Training:
         return self.runner.stage(
             "choose",
             config={"choose": {"alone": alone}, **given.get("config", {})},
+            decides={"choose": {"alone": alone}, **given.get("decides", {})},
             inputs={**{f"model_{number}": model for number, model in enumerate(models, 1)}, **inputs},
             outside=given.get("outside"),
             settings=given.get("settings"),

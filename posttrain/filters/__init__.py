@@ -23,6 +23,7 @@ from posttrain.filters.contamination import Overlap
 from posttrain.filters.driver import Count, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
 from posttrain.filters.form import Format, Length
+from posttrain.filters.judged import Judged, Quality
 from posttrain.filters.near_duplicates import NearDuplicates
 from posttrain.filters.repetition import Repetition
 from posttrain.filters.rows import message_text
@@ -52,6 +53,8 @@ FILTERS: dict[str, type[Filter]] = {
     "near-duplicates": NearDuplicates,
     "overlap": Overlap,
     "best-of-k": BestOfK,
+    "quality": Quality,
+    "judge": Judged,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ class Mask(NamedTuple):
 
 # From rows to what becomes of those that do not simply stay, by their index among the rows given.
 Judge = Callable[[Rows], Mapping[int, Verdict | Mask]]
+Corpus = Callable[[Sequence[str]], Iterable[pa.RecordBatch]]
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,16 @@ class FilterContext:
 
     `evaluation_prompts`: the texts of all prompts that are evaluated on, as `rows.message_text` gives them.
     `earlier`: the rows that earlier rounds kept, `prompt` and `completion`, in batches; anew at each call.
+    `scratch`: a folder that survives a kill, for what was dear to find out; None: nothing is kept.
+    `corpus`: all rows before any filter, those of the given columns that there are; for a filter that must know the
+    whole corpus before its first verdict. Each call is one more pass. `filters.run` fills it in where it can.
     """
 
     evaluation_prompts: Sequence[str] = ()
     seed: int = 0
     earlier: Callable[[], Iterable[pa.RecordBatch]] = tuple
+    scratch: Path | None = None
+    corpus: Corpus | None = None
 
 
 class Filter(BaseModel, ABC):
@@ -64,6 +71,10 @@ class Filter(BaseModel, ABC):
         """What of it decides a result. A later key is left out where it changes nothing: no older run starts anew."""
         off = {name for name, value in self.later.items() if getattr(self, name) == value}
         return self.model_dump(mode="json", exclude=off)
+
+    def outside(self) -> dict[str, str]:
+        """Hashes, by name, of what decides verdicts beside the keys and the rows: models, rubrics."""
+        return {}
 
     @abstractmethod
     def start(self, context: FilterContext) -> Judge:

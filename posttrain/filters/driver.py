@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -76,6 +76,13 @@ class Run:
     def __init__(self, batches: Iterable[pa.RecordBatch], filters: Sequence[Filter], context: FilterContext) -> None:
         self.counts = [Count(each.use) for each in filters]
         self.rows_in = self.rows_kept = 0
+        if context.corpus is None and not isinstance(batches, Iterator):  # it can be read again
+
+            def corpus(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+                for batch in batches:
+                    yield batch.select([name for name in columns if name in batch.schema.names])
+
+            context = replace(context, corpus=corpus)
         self._judges = [each.start(context) for each in filters]
         self._batches = whole_prompts(batches) if any(each.scope == "prompt" for each in filters) else batches
 

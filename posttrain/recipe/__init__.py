@@ -6,6 +6,7 @@ trained section may hold.
 """
 
 from posttrain.recipe.files import load
+from posttrain.recipe.judge_model import JudgeModel
 from posttrain.recipe.sections import (
     Compute,
     Decontaminate,
@@ -37,6 +38,7 @@ __all__ = [
     "Engine",
     "Evaluate",
     "Judge",
+    "JudgeModel",
     "Levels",
     "Lora",
     "Mix",

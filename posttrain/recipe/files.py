@@ -20,6 +20,7 @@ _EXCLUSIVE: dict[Path_, tuple[set[str], set[str]]] = {
     ("preferences", "given"): ({"path"}, {"dataset_name", "name", "revision", "split"}),
     ("model",): ({"path"}, {"revision"}),
     ("engine", "server"): ({"start"}, {"url"}),
+    ("reward", "*", "judge"): ({"path"}, {"url", "model"}),
 }
 _PATHS: dict[Path_, content.Kind] = {
     ("model", "path"): "data",
@@ -31,7 +32,13 @@ _PATHS: dict[Path_, content.Kind] = {
     ("reward", "*", "use"): "reward",
     ("evaluate", "measure", "*", "use"): "reward",
     ("watch", "judges", "*", "use"): "reward",
+    ("reward", "*", "judge", "path"): "data",
+    ("evaluate", "measure", "*", "judge", "path"): "data",
+    ("filters", "*", "judge", "path"): "data",
+    ("filters", "*", "model"): "data",
+    ("filters", "*", "rubric"): "reward",
 }
+_MODELS = ("model", "judge")  # a path below one of these is a model's: a folder, or a Hub id
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
 
@@ -107,7 +114,7 @@ def _resolve(node: Node, path: Path_, files: bool) -> None:
         if path == ("engine", "server", "start", 0):
             node.value = _program(node.value, node.place, files)
         if kinds and node.value not in ("reward-model", SECOND):
-            node.value = _resolved(node.value, node.place, kinds[0], is_model=path[0] == "model", files=files)
+            node.value = _resolved(node.value, node.place, kinds[0], is_model=bool({*path} & {*_MODELS}), files=files)
 
 
 def _program(word: str, place: Place, files: bool) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
+from posttrain.recipe.judge_model import JudgeModel
 from posttrain.recipe.section import Count, Section, Share, Temperature, complain
 from posttrain.sampling.dialects import DIALECTS
 from posttrain.schedule import of_round
@@ -147,9 +148,11 @@ class Prompts(Section):
 
 
 class RewardEntry(Section):
-    """One reward: a function in a file, or the round's reward model."""
+    """One reward: a function in a file, the round's reward model, or a judge with a rubric."""
 
-    use: str = Field(description="`reward-model`, a shipped reward file, or a path with a slash.")
+    use: str = Field(
+        description="`reward-model`, a shipped reward file, or a path with a slash; a rubric ends with .md."
+    )
     function: str | None = Field(default=None, description="Which function of the file; null: the only public one.")
     weight: float = Field(
         default=1.0, gt=0, description="Weight in the mean of the rewards that have an opinion on a row."
@@ -159,6 +162,19 @@ class RewardEntry(Section):
         alias="for",
         description="`preferences`: asked only when pairs are labelled; `scores`: only when candidates are scored.",
     )
+    judge: JudgeModel | None = Field(
+        default=None, description="Who judges by the rubric; its score, scaled to 0 to 1, is the reward."
+    )
+
+    @model_validator(mode="after")
+    def _rubric_and_judge(self) -> RewardEntry:
+        if self.use.endswith(".md") and self.judge is None:
+            complain(("use",), "who judges by this rubric is not said", "add `judge: {url: …, model: …}` beside it")
+        if self.judge is not None and not self.use.endswith(".md"):
+            complain(("judge",), "a judge judges by a rubric, and those end with .md")
+        if self.judge is not None and self.function is not None:
+            complain(("function",), "a rubric has no functions")
+        return self
 
     @property
     def is_reward_model(self) -> bool:
@@ -177,7 +193,7 @@ class RewardEntry(Section):
     @property
     def name(self) -> str:
         """What its figures are called: the file's stem, and the function where one is named."""
-        stem = Path(self.use).name.removesuffix(".py")
+        stem = Path(self.use).name.removesuffix(".md" if self.judge else ".py")
         return f"{stem}.{self.function}" if self.function else stem
 
 

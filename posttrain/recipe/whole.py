@@ -178,7 +178,7 @@ class Recipe(Section):
         """Who compares the answers of rounds."""
         if self.watch is None:
             return []
-        functions = [Judge(use=entry.use, function=entry.function) for entry in self.functions()]
+        functions = [Judge(use=entry.use, function=entry.function) for entry in self.functions() if not entry.judge]
         return self.watch.judges or [Judge(use=SECOND), *functions]
 
     def dump(self) -> str:
@@ -227,6 +227,10 @@ def _filter(index: int, entry: Any) -> BaseModel:
                 near = did_you_mean(str(each["loc"][-1]), keys)
                 hint = None if near else f"keys of {name}: {', '.join(keys)}"
                 problem = PydanticCustomError("unknown_key", "unknown key", {"near": near, "hint": hint})
+            elif problem == "unknown_key":  # of a section below the filter, as a judge
+                problem = PydanticCustomError("unknown_key", "unknown key", each.get("ctx"))
+            elif problem == "recipe":
+                problem = PydanticCustomError("recipe", "{message}", each.get("ctx"))
             problems.append(
                 InitErrorDetails(
                     type=problem, loc=(index, *each["loc"]), input=each["input"], ctx=dict(each.get("ctx", {}))

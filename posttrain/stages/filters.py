@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from posttrain import filters
 from posttrain.errors import EmptyStageError
+from posttrain.judging import told
 from posttrain.stages import Job
 
 ROWS = 8192  # in a batch
@@ -32,7 +33,12 @@ def run(job: Job) -> dict[str, Any]:
         if (job.inputs["prompts"] / f"{name}.parquet").exists()
         for row in pq.read_table(job.inputs["prompts"] / f"{name}.parquet")["prompt"].to_pylist()
     ]
-    context = filters.FilterContext(prompts, job.seed, lambda: _earlier(job))
+
+    def corpus(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        known = [name for name in columns if name in source.schema_arrow.names]
+        return source.iter_batches(65536, columns=known)
+
+    context = filters.FilterContext(prompts, job.seed, lambda: _earlier(job), job.scratch, corpus)
     passage = filters.run(source.iter_batches(ROWS), filters.parse(job.config["filters"]), context)
     total = source.metadata.num_rows
     schema = source.schema_arrow
@@ -51,7 +57,7 @@ def run(job: Job) -> dict[str, Any]:
             f"filters: no sample is left of {total}; {name} dropped {number}. Loosen that filter, raise samples.k or "
             "samples.prompts, or look at what was sampled: the samples artifact of this round is whole"
         )
-    return figures
+    return {**figures, **told(job.scratch)}
 
 
 def _earlier(job: Job) -> Iterator[pa.RecordBatch]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.errors import EmptyStageError
+from posttrain.judging import told
 from posttrain.pairing import best_worst_pairs
 from posttrain.recipe import Pairs
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts, sampled_by
@@ -57,4 +58,4 @@ def run(job: Job) -> dict[str, Any]:
             f"{section.margin} or more in score; raise pairs.k or lower pairs.margin"
         )
     pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
-    return {"prompts": len(prompts), "pairs": len(pairs), **sampled_by(job)}
+    return {"prompts": len(prompts), "pairs": len(pairs), **sampled_by(job), **told(job.scratch)}

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from posttrain import loaders
 from posttrain.errors import EmptyStageError
+from posttrain.judging import told
 from posttrain.models import context_length
 from posttrain.pairing import GIVEN, across_policies, level, split
 from posttrain.recipe import Preferences, PromptSet
@@ -56,8 +57,9 @@ def run(job: Job) -> dict[str, Any]:
             "(preferences.keep), raise preferences.prompts or preferences.k, or check the rewards"
         )
     pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
-    told = {"given": len(given)} if "given" in job.settings else {}
-    return {"prompts": asked, "pairs": len(pairs), "labels": dict(counts), **told, **sampled_by(job)}
+    by_people = {"given": len(given)} if "given" in job.settings else {}
+    made = {"prompts": asked, "pairs": len(pairs), "labels": dict(counts), **by_people}
+    return {**made, **sampled_by(job), **told(job.scratch)}
 
 
 def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[str, Any]]:

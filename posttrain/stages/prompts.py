@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import loaders, models, pairwise, rewards
+from posttrain import judging, loaders, models, pairwise, rewards
 from posttrain.chat import check_template, render_prompt
 from posttrain.errors import DataError, ModelError, RewardError
 from posttrain.filters import message_text
 from posttrain.filters.contamination import overlap
+from posttrain.judging import JudgeReward
 from posttrain.pairwise import Pairwise
 from posttrain.recipe import Decontaminate, Judge, Prompts, PromptSet, RewardEntry
 from posttrain.records import Prompt, under
@@ -110,9 +111,10 @@ def _read(
     counts: Counter[str] = Counter()
     prompts = loaders.read_prompts(asked, job.settings["prompts"].get("system"), where=f"prompts.{name}", counts=counts)
     place = asked.path or asked.dataset_name
-    judges: list[Reward | Pairwise] = [
-        rewards.load(RewardEntry.model_validate(entry)) for entry in job.settings["rewards"]
-    ]
+    entries = [RewardEntry.model_validate(entry) for entry in job.settings["rewards"]]
+    judges: list[Reward | Pairwise | JudgeReward] = [rewards.load(entry) for entry in entries if not entry.judge]
+    if name == "train":  # judges read no columns: asked once
+        judges += [judging.load_reward(entry) for entry in entries if entry.judge]
     if name == "heldout":
         judges += [pairwise.load(Judge.model_validate(entry).entry) for entry in job.settings.get("judges", [])]
     _check_rewards(judges, prompts, place)
@@ -192,7 +194,7 @@ def _length(tokenizer: Any, prompt: Prompt, system: str | None, place: str | Non
         raise DataError(error.message, file=place, line=prompt.line, hint=error.hint) from error
 
 
-def _check_rewards(asked: Sequence[Reward | Pairwise], prompts: list[Prompt], place: str | None) -> None:
+def _check_rewards(asked: Sequence[Reward | Pairwise | JudgeReward], prompts: list[Prompt], place: str | None) -> None:
     """Whether every reward finds its columns in this set and answers when asked: before anything is sampled."""
     for reward in asked:
         try:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.errors import EmptyStageError
+from posttrain.judging import told
 from posttrain.rollouts import Judges, judge, judges, processes
 from posttrain.shards import run_shards
 from posttrain.stages import Job
@@ -64,6 +65,7 @@ def run(job: Job) -> dict[str, Any]:
         "mean": sum(opinions) / len(opinions),
         "rewards": {name: _mean([row.get(name) for row in values]) for name in weights},
         "logits": {"mean": mean, "deviation": deviation},
+        **told(job.scratch),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.recipe import Recipe, RewardEntry
+from posttrain.recipe import JudgeModel, Recipe, RewardEntry
 from posttrain.runner import Artifact, Runner
 from posttrain.schedule import derive_seed
 
@@ -14,7 +14,7 @@ from posttrain.schedule import derive_seed
 BASE_TEMPERATURES = [1.0, 0.7, 0.5, 0.3]
 
 Inputs = Mapping[str, Artifact]
-# What models are compared on: further inputs of the stage, and its `config`, `outside` and `settings`.
+# What models are compared on: further inputs of the stage, and its `config`, `decides`, `outside` and `settings`.
 Comparison = tuple[Inputs, Mapping[str, Any]]
 
 
@@ -51,6 +51,7 @@ class Judging:
         return self.runner.stage(
             name,
             config=told["config"],
+            decides=told["decides"],
             inputs={**inputs, **_judge(reward_model)},
             outside={**told["outside"], **outside},
             settings={**told["settings"], **settings},
@@ -61,10 +62,12 @@ class Judging:
     def told(
         self, config: Mapping[str, Any], rewards: Sequence[RewardEntry], measured: Sequence[RewardEntry] = ()
     ) -> dict[str, Any]:
-        """`config`, `outside` and `settings` of a stage in which these judge answers."""
+        """`config`, `decides`, `outside` and `settings` of a stage in which these judge answers."""
         uses = [entry.use for entry in [*rewards, *measured] if not entry.is_reward_model]
+        given = {**config, "rewards": entries(rewards), "engine": self.engine()}
         return {
-            "config": {**config, "rewards": entries(rewards), "engine": self.engine()},
+            "config": given,
+            "decides": deciding(given),
             "outside": self.named(uses),
             "settings": {"reward_files": {name_of(use): use for use in uses}, **self.server()},
         }
@@ -139,4 +142,20 @@ def name_of(use: str) -> str:
 
 def entries(given: Sequence[RewardEntry]) -> list[dict[str, Any]]:
     """Rewards as a stage's config has them."""
-    return [{**entry.model_dump(mode="json", by_alias=True), "use": name_of(entry.use)} for entry in given]
+    return [
+        {
+            **entry.model_dump(mode="json", by_alias=True, exclude=set() if entry.judge else {"judge"}),
+            "use": name_of(entry.use),
+        }
+        for entry in given
+    ]
+
+
+def deciding(config: Any) -> Any:
+    """A stage's config without what only says where a judge is and how patiently it is asked."""
+    if isinstance(config, Mapping):
+        return {
+            name: JudgeModel.model_validate(value).key() if name == "judge" and value else deciding(value)
+            for name, value in config.items()
+        }
+    return [deciding(one) for one in config] if isinstance(config, list) else config

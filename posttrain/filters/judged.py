@@ -1,0 +1,172 @@
+"""Filters that ask a judge: any model, with a rubric from `reward/`. See docs/judges.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from posttrain.errors import RecipeError
+from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
+from posttrain.filters.rows import Rows
+from posttrain.filters.top_share import TopShare
+from posttrain.recipe.judge_model import JudgeModel
+
+On = Literal["both", "prompt", "answer"]
+
+
+class Judged(Filter):
+    """Drops rows that a judge gives less than `minimum`, and those to which it gives no score.
+
+    With `reward/guard.md` it is a guard of safety. Figure: the judge's score; none for `no score`. Texts that are too
+    long for the judge (`judge.max_chars`), that it refuses, or about which it gave no answer of the asked form, have
+    none; `no_score: keep` keeps them.
+    """
+
+    use: Literal["judge"] = "judge"
+    rubric: str = Field(description="A shipped rubric (quality.md, guard.md, difficulty.md), or a path with a slash.")
+    judge: JudgeModel = Field(description="Who judges: see docs/judges.md.")
+    minimum: int | None = Field(default=None, description="Lowest score kept; null: the rubric's highest.")
+    on: On = Field(default="both", description="What the judge is shown.")
+    no_score: Literal["drop", "keep"] = Field(default="drop", description="What becomes of rows without a score.")
+
+    def outside(self) -> dict[str, str]:
+        return _identity(self.rubric, self.judge)
+
+    def start(self, context: FilterContext) -> Judge:
+        score, minimum = _scorer(self.rubric, self.judge, self.minimum, context)
+
+        def judge(rows: Rows) -> dict[int, Verdict]:
+            verdicts = {}
+            for i, found in enumerate(score(rows, range(len(rows)), self.on)):
+                if found is None:
+                    if self.no_score == "drop":
+                        verdicts[i] = Verdict("no score", None)
+                elif found < minimum:
+                    verdicts[i] = Verdict("judged too low", found)
+            return verdicts
+
+        return judge
+
+
+class Quality(Filter):
+    """Keeps rows whose reward is in the top share, or to which a judge gives the maximum (Llama 3, section 4.2.3).
+
+    `take: either` is the paper's union, `both` the intersection. The reward is `score`, normalised by prompt and round
+    (see `top_share`); the share is of all rows that there were before any filter, in a first pass over their scores.
+    The judge is asked only about rows for which it makes a difference. Figures: `below the top share` and `neither
+    rewarded nor judged high` the normalised reward, `judged too low` the judge's score, `no score` none.
+    """
+
+    scope: ClassVar[Scope] = "corpus"
+    use: Literal["quality"] = "quality"
+    share: float | None = Field(
+        default=0.25, gt=0, lt=1, description="The share of the rows with the best rewards; null: by the judge alone."
+    )
+    rubric: str = Field(default="quality.md", description="A shipped rubric, or a path with a slash.")
+    judge: JudgeModel | None = Field(default=None, description="Who judges: see docs/judges.md; null: by reward alone.")
+    minimum: int | None = Field(
+        default=None, description="The judge's score from which a row is kept; null: the rubric's highest."
+    )
+    take: Literal["either", "both"] = Field(
+        default="either", description="Kept is what the reward or the judge puts high, or only what both do."
+    )
+
+    @model_validator(mode="after")
+    def _somebody_decides(self) -> Self:
+        if self.share is None and self.judge is None:
+            raise ValueError("nobody decides: give it a `share`, a `judge`, or both")
+        return self
+
+    def outside(self) -> dict[str, str]:
+        return _identity(self.rubric, self.judge) if self.judge else {}
+
+    def start(self, context: FilterContext) -> Judge:
+        top = _survey(self.share, context) if self.share is not None else None
+        score, minimum = _scorer(self.rubric, self.judge, self.minimum, context) if self.judge else (_nobody, 0)
+        either = self.take == "either"
+
+        def judge(rows: Rows) -> dict[int, Verdict]:
+            figures = top.figures(rows) if top else [None] * len(rows)
+            best = top.among_the_best(rows) if top else [not either] * len(rows)
+            # Of the best nothing more need be known for a union, of the others nothing more for an intersection.
+            asked = [i for i in range(len(rows)) if best[i] != either]
+            said = dict(zip(asked, score(rows, asked, "both"), strict=True))
+            verdicts = {}
+            for i, figure in enumerate(figures):
+                found = said.get(i)
+                high = found is not None and found >= minimum
+                if best[i] if self.judge is None else (best[i] or high) if either else (best[i] and high):
+                    continue
+                if top and self.judge and either:
+                    verdicts[i] = Verdict("neither rewarded nor judged high", figure)
+                elif self.judge is None or not best[i]:
+                    verdicts[i] = _too_low("below the top share", figure) if top else _too_low("judged too low", found)
+                else:
+                    verdicts[i] = _too_low("judged too low", found)
+            return verdicts
+
+        return judge
+
+
+def _too_low(reason: str, figure: float | None) -> Verdict:
+    return Verdict("no score" if figure is None else reason, figure)
+
+
+def _survey(share: float, context: FilterContext) -> TopShare:
+    if context.corpus is None:
+        raise RecipeError(
+            "the filter 'quality' must see the scores of all rows before it drops one, and these can be read once only",
+            hint="give filters.run a list of batches, or FilterContext(corpus=…); or leave `share` null",
+        )
+    top = TopShare(share)
+    top.survey(context.corpus)
+    return top
+
+
+# The scores of those rows whose positions are given, on the rubric's scale; None: no score.
+Score = Callable[[Rows, Sequence[int], On], list[int | None]]
+
+
+def _nobody(rows: Rows, positions: Sequence[int], on: On) -> list[int | None]:
+    return [None] * len(positions)
+
+
+def _scorer(rubric: str, model: JudgeModel, minimum: int | None, context: FilterContext) -> tuple[Score, int]:
+    """What asks the judge, and the lowest score that is high enough; None: the highest there is.
+
+    Raises:
+        RecipeError: `minimum` is not on the rubric's scale.
+        EngineError: the judge cannot judge at all.
+    """
+    from posttrain import judging  # here, since the recipe is checked against this module's keys
+    from posttrain.judging import rubric as rubrics
+    from posttrain.judging.form import spoken
+
+    judge = judging.load(rubrics.load_scoring(rubric), model, context.scratch)
+    scale = judge.rubric
+    if minimum is not None and not scale.lowest < minimum <= scale.highest:
+        raise RecipeError(
+            f"minimum is {minimum}, and {scale.name} gives {scale.lowest} to {scale.highest}",
+            hint=f"take one from {scale.lowest + 1} to {scale.highest}: from there on rows are kept",
+        )
+    judge.probe()
+
+    def score(rows: Rows, positions: Sequence[int], on: On) -> list[int | None]:
+        prompts, answers = rows.column("prompt"), rows.column("completion")
+        return judge.scores(
+            [
+                (None if on == "answer" else spoken(prompts[i]), None if on == "prompt" else spoken(answers[i]))
+                for i in positions
+            ]
+        )
+
+    return score, scale.highest if minimum is None else minimum
+
+
+def _identity(rubric: str, model: JudgeModel) -> dict[str, str]:
+    from posttrain import judging
+    from posttrain.judging import rubric as rubrics
+
+    return {rubric.rpartition("/")[2]: judging.identity(rubrics.load_scoring(rubric), model)}

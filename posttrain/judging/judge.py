@@ -1,0 +1,156 @@
+"""A judge: a model and a rubric. It is asked about texts, again where its answer has not the asked form."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from posttrain import models
+from posttrain.errors import EngineError
+from posttrain.judging import form
+from posttrain.judging.endpoint import Endpoint, Question
+from posttrain.judging.ledger import LEDGER, Entry, Ledger
+from posttrain.judging.local import Local
+from posttrain.judging.rubric import Rubric
+from posttrain.recipe import JudgeModel, Model
+
+_CHUNK = 256  # texts between two looks at how the judge does
+_ENOUGH = 20  # texts of which more than half have no score, and the judge is no judge
+_HOT = 0.7  # temperature, at least, when a text is asked about again: at 0 the answer would be the same
+
+_MORE = "Take a more capable model, or raise max_tokens"
+
+# Prompt and answer; None for the one that the judge is not shown.
+Text = tuple[str | None, str | None]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Picklable: each process asks by itself. `ledger`: keeps what was said; None: nothing is kept."""
+
+    rubric: Rubric
+    model: JudgeModel
+    ledger: Ledger | None = None
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """SHA-256 of all that decides a judgement: rubric, model, how it is asked."""
+        return identity(self.rubric, self.model)
+
+    def scores(self, texts: Sequence[Text]) -> list[int | None]:
+        """The score of each text, on the rubric's scale; None: no score. Equal texts are asked about once.
+
+        Raises:
+            EngineError: the judge is down, refuses us, or gives no answers of the asked form. What was decided is kept.
+        """
+        return [None if text is None else int(text) for text in self.decided(texts)]
+
+    def tags(self, texts: Sequence[Text]) -> list[list[str] | None]:
+        """The tags of each text, for a rubric that asks for them. Raises EngineError as `scores` does."""
+        return [None if text is None else form.tags(self.rubric, text) for text in self.decided(texts)]
+
+    def decided(self, texts: Sequence[Text]) -> list[str | None]:
+        """What the judge decided of each text, as it wrote it. Raises EngineError as `scores` does."""
+        named = {_hash(text): text for text in texts}
+        key = f"{self.rubric.name} {self.identity}"
+        known = self.ledger.read(key, list(named)) if self.ledger else {}
+        left = [name for name in named if name not in known]
+        if left:
+            with self._connected() as asked:
+                for start in range(0, len(left), _CHUNK):
+                    some = {name: named[name] for name in left[start : start + _CHUNK]}
+                    known |= self._judge(asked, some, key)
+        return [known[_hash(text)] for text in texts]
+
+    def probe(self) -> None:
+        """Ask about a plain text, so that a judge that is none fails before anything is made.
+
+        Raises:
+            EngineError: it is down, refuses us, or cannot answer in the asked form.
+        """
+        plain: Text = ("What is 2 + 3?", "2 + 3 is 5.")
+        with self._connected() as asked:
+            (entry,) = self._attempts(asked, {"": plain})
+        if entry.decided is None:
+            raise EngineError(
+                f"the judge {self.model.called} did not answer in the form that was asked for, {entry.attempts} "
+                f"times, on a plain question. Last: {_cut(entry.answer)}. {_MORE}"
+            )
+
+    def _connected(self) -> Endpoint | Local:
+        return Local(self.model) if self.model.path else Endpoint(self.model)
+
+    def _judge(self, asked: Endpoint | Local, texts: Mapping[str, Text], key: str) -> dict[str, str | None]:
+        """Judgements of these texts, by hash, written down as they come; those without a score last of all."""
+        known: dict[str, str | None] = {}
+        without: list[Entry] = []
+        for entry in self._attempts(asked, texts):
+            known[entry.text] = entry.decided
+            if entry.decided is None:
+                without.append(entry)
+            elif self.ledger:
+                self.ledger.write(key, [entry])
+        failed = [entry for entry in without if entry.attempts]
+        if len(texts) >= _ENOUGH and len(failed) > len(texts) / 2:
+            raise EngineError(
+                f"the judge {self.model.called} gave no score by {self.rubric.file} to {len(failed)} of {len(texts)} "
+                f"texts, asked about up to {self.model.attempts} times. Last: {_cut(failed[-1].answer)}. {_MORE}; what "
+                "it had judged is kept"
+            )
+        if self.ledger and without:
+            self.ledger.write(key, without)
+        return known
+
+    def _unfit(self, text: Text) -> str | None:
+        """Why a text is not put to the judge."""
+        if sum(len(part or "") for part in text) > self.model.max_chars:
+            return f"longer than {self.model.max_chars} characters"
+        return "says nothing" if text[1] is not None and form.hollow(text[1]) else None
+
+    def _attempts(self, asked: Endpoint | Local, texts: Mapping[str, Text]) -> Iterator[Entry]:
+        """What comes of each text in the end."""
+        left, resent = dict(texts), Counter[str]()
+        for name, text in texts.items():
+            unfit = self._unfit(text)
+            if unfit:
+                del left[name]
+                yield Entry(name, None, 0, 0, unfit)
+        for attempt in range(1, self.model.attempts + 1):
+            names, asked_about = list(left), [form.question(self.rubric, *text) for text in left.values()]
+            hot = max(self.model.temperature, _HOT) if attempt > 1 else self.model.temperature
+            for index, reply in asked.replies([Question(text, hot, attempt) for text, _ in asked_about]):
+                name, (_, code) = names[index], asked_about[index]
+                resent[name] += reply.resent
+                decided = form.read(self.rubric, code, reply.text, reply.cut_off)
+                if decided is not None or reply.refused or attempt == self.model.attempts:
+                    del left[name]
+                    yield Entry(name, decided, attempt, resent[name], reply.refused or reply.text)
+
+
+def load(rubric: Rubric, model: JudgeModel, folder: Path | None = None) -> Judge:
+    """A judge whose answers are kept in `folder` where there is one."""
+    return Judge(rubric, model, Ledger(folder / LEDGER) if folder else None)
+
+
+def identity(rubric: Rubric, model: JudgeModel) -> str:
+    """SHA-256 of all that decides a judgement: rubric, the words around it, model and how it is asked.
+
+    Raises ModelError where a local model is not there.
+    """
+    which = models.resolve(Model(path=model.path, revision=model.revision)).hash if model.path else None
+    decides = [rubric.sha256, form.VERSION, model.key(), which]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _hash(text: Text) -> str:
+    parts = "\0".join(f"{part is None}{part}" for part in text)
+    return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _cut(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"…{text[-200:]}")

@@ -1,0 +1,79 @@
+"""What judges have said, in a file that several processes write to: nothing is asked about twice, or counted twice."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+LEDGER = "judged.sqlite"
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS said (judge TEXT, text TEXT, decided TEXT, attempts INTEGER, resent INTEGER, "
+    "answer TEXT, PRIMARY KEY (judge, text)) WITHOUT ROWID"
+)
+_MANY = 500  # SQLite takes some thousand variables in one statement
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One text's judgement. `text`: its hash; `decided`: None where the judge gave no answer of the asked form.
+
+    `attempts`: how often it was asked about; `resent`: requests sent again, since the server failed; `answer`: the
+    judge's last words.
+    """
+
+    text: str
+    decided: str | None
+    attempts: int
+    resent: int
+    answer: str
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Judgements by judge and text. Picklable; the file is opened for each call."""
+
+    path: Path
+
+    def read(self, judge: str, texts: Sequence[str]) -> dict[str, str | None]:
+        """What was decided of these texts, where they have been judged."""
+        found: dict[str, str | None] = {}
+        with self._open() as file:
+            for start in range(0, len(texts), _MANY):
+                some = texts[start : start + _MANY]
+                marks = ",".join("?" * len(some))
+                found |= file.execute(
+                    f"SELECT text, decided FROM said WHERE judge = ? AND text IN ({marks})", (judge, *some)
+                ).fetchall()
+        return found
+
+    def write(self, judge: str, entries: Sequence[Entry]) -> None:
+        """Keep these; a text that has been judged meanwhile keeps its first judgement."""
+        rows = [(judge, one.text, one.decided, one.attempts, one.resent, one.answer) for one in entries]
+        with self._open() as file:
+            file.executemany("INSERT OR IGNORE INTO said VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """By judge: texts asked about, those without a score, how often one was asked about again, requests resent."""
+        with self._open() as file:
+            rows = file.execute(
+                "SELECT judge, COUNT(*), SUM(decided IS NULL), SUM(MAX(attempts - 1, 0)), SUM(resent) FROM said "
+                "GROUP BY judge ORDER BY judge"
+            ).fetchall()
+        names = ("texts", "no_score", "asked_again", "resent")
+        return {judge.rpartition(" ")[0]: dict(zip(names, counts, strict=True)) for judge, *counts in rows}
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(self.path, timeout=60)) as file, file:
+            file.execute(_SCHEMA)
+            yield file
+
+
+def told(folder: Path) -> dict[str, dict[str, dict[str, int]]]:
+    """For a stage's metrics: `judges`, as `Ledger.summary` has it; nothing where none was asked."""
+    path = folder / LEDGER
+    return {"judges": Ledger(path).summary()} if path.exists() else {}

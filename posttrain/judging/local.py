@@ -1,0 +1,76 @@
+"""A judge that is a model folder, run by our own engine in this process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import DataError
+from posttrain.judging.endpoint import Question, Reply
+from posttrain.recipe import JudgeModel, Model
+
+_TOGETHER = 32  # questions in one call: what is kept when a kill comes is whole calls
+
+
+class Local:
+    """Asks a local model. Raises ModelError where it cannot be loaded."""
+
+    def __init__(self, model: JudgeModel) -> None:
+        from posttrain import models
+
+        self.model = model
+        self._engine, self._tokenizer, self._context = _loaded(
+            models.resolve(Model(path=str(model.path), revision=model.revision)).path
+        )
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def replies(self, questions: Sequence[Question]) -> Iterator[tuple[int, Reply]]:
+        """Each question's index and reply. All have one temperature."""
+        from posttrain.sampling.protocol import Request, SamplingParams
+
+        ready: list[tuple[int, Request]] = []
+        for index, question in enumerate(questions):
+            ids = self._ids(question.text)
+            if isinstance(ids, str):
+                yield index, Reply("", refused=ids)
+            else:
+                ready.append((index, Request(tuple(ids), (question.seed,))))
+        ready.sort(key=lambda one: len(one[1].prompt_ids))
+        for start in range(0, len(ready), _TOGETHER):
+            some = ready[start : start + _TOGETHER]
+            params = SamplingParams(questions[some[0][0]].temperature, self.model.max_tokens)
+            for (index, _), (said,) in zip(
+                some, self._engine.generate([request for _, request in some], params), strict=True
+            ):
+                yield index, Reply(said.text, said.finish == "length")
+
+    def _ids(self, text: str) -> list[int] | str:
+        """The question's tokens, or why it cannot be asked."""
+        from posttrain.chat import render_prompt
+
+        try:
+            ids = render_prompt(self._tokenizer, [{"role": "user", "content": text}])
+        except DataError as error:
+            return error.message
+        if len(ids) + self.model.max_tokens > self._context:
+            return f"{len(ids)} tokens and {self.model.max_tokens} for the answer exceed the context of {self._context}"
+        return ids
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: Path) -> tuple[Any, Any, int]:
+    import torch
+    from transformers import AutoConfig, AutoTokenizer
+
+    from posttrain.sampling import load_engine
+
+    engine = load_engine(path, device="cuda" if torch.cuda.is_available() else "cpu")
+    config = AutoConfig.from_pretrained(path).get_text_config()
+    return engine, AutoTokenizer.from_pretrained(path), getattr(config, "max_position_embeddings", None) or 1 << 30

@@ -1,0 +1,55 @@
+"""A judge as a reward: called as a reward function is, its score on a scale from 0 to 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.judging import judge as judges
+from posttrain.judging import rubric as rubrics
+from posttrain.judging.form import spoken
+from posttrain.judging.judge import Judge
+from posttrain.recipe import RewardEntry
+from posttrain.records import Message, Prompt
+
+
+@dataclass(frozen=True)
+class JudgeReward:
+    """Picklable, as a Reward is."""
+
+    name: str
+    judge: Judge
+
+    @property
+    def identity(self) -> str:
+        return self.judge.identity
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        completions: Sequence[Sequence[Message]],
+        columns: Mapping[str, Sequence[Any]],
+    ) -> list[float | None]:
+        """One score in [0, 1], or None, for each row. Raises EngineError as `Judge.scores` does."""
+        texts = [(spoken(prompt), spoken(answer)) for prompt, answer in zip(prompts, completions, strict=True)]
+        scores = self.judge.scores(texts)
+        return [None if score is None else self.judge.rubric.scaled(score) for score in scores]
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """A judge reads no columns."""
+
+    def probe(self, prompts: Sequence[Prompt]) -> None:
+        """Raises EngineError where the judge cannot judge a plain text."""
+        self.judge.probe()
+
+
+def load_reward(entry: RewardEntry, folder: Path | None = None) -> JudgeReward:
+    """The judge of a recipe's entry; what it says is kept in `folder`.
+
+    Raises:
+        RewardError: the rubric cannot be read.
+    """
+    assert entry.judge
+    return JudgeReward(entry.name, judges.load(rubrics.load_scoring(entry.use), entry.judge, folder))

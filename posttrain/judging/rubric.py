@@ -1,0 +1,88 @@
+"""A rubric: `reward/NAME.md`, what a judge judges by.
+
+    ---
+    lowest: 1
+    highest: 5
+    ---
+    You judge answers of an assistant. …
+
+Between the lines of dashes stands which answers there are: whole numbers from `lowest` to `highest`, or `tags: N`, up
+to N short phrases. The rest is put to the judge as it is. How the judged text is fenced and in what form the judge is
+to answer is not the rubric's to say: see `form`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from posttrain import content
+from posttrain.errors import RewardError
+
+_HINT = "it begins with ---, then `lowest: 1` and `highest: 5` (or `tags: 5`), then ---, then the text"
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """`lowest` and `highest`: the scale; both 0 for tags. `tags`: how many at most; 0 where a number is asked for."""
+
+    file: str
+    text: str
+    lowest: int
+    highest: int
+    tags: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return Path(self.file).stem
+
+    def scaled(self, score: int) -> float:
+        """The score on a scale from 0 to 1."""
+        return (score - self.lowest) / (self.highest - self.lowest)
+
+
+def load(use: str) -> Rubric:
+    """The rubric of a shipped name or a path. Raises RewardError with the place where it cannot be read."""
+    path = content.locate("reward", use)
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise RewardError("not UTF-8 text", file=str(path)) from None
+    except OSError as error:
+        raise RewardError(f"cannot be read: {error.strerror}", file=str(path)) from None
+    lines = text.splitlines()
+    if path.suffix != ".md" or not lines or lines[0].strip() != "---" or "---" not in map(str.strip, lines[1:]):
+        raise RewardError("not a rubric", file=str(path), hint=_HINT)
+    end = 1 + [line.strip() for line in lines[1:]].index("---")
+    lowest, highest, tags = _scale("\n".join(lines[1:end]), path)
+    body = "\n".join(lines[end + 1 :]).strip()
+    if not body:
+        raise RewardError("the rubric has no text", file=str(path), line=end + 1, hint=_HINT)
+    return Rubric(str(path), body, lowest, highest, tags, hashlib.sha256(text.encode()).hexdigest())
+
+
+def load_scoring(use: str) -> Rubric:
+    """A rubric that asks for a number. Raises RewardError as `load` does, and where it asks for tags."""
+    rubric = load(use)
+    if rubric.tags:
+        raise RewardError("this rubric asks for tags, not for a score", file=rubric.file, hint=_HINT)
+    return rubric
+
+
+def _scale(head: str, path: Path) -> tuple[int, int, int]:
+    try:
+        given = YAML(typ="safe", pure=True).load(head)
+    except YAMLError as error:
+        raise RewardError(f"not valid YAML: {str(error).splitlines()[0]}", file=str(path), hint=_HINT) from None
+    given = given if isinstance(given, dict) else {}
+    numbers = {name: value for name, value in given.items() if isinstance(value, int) and not isinstance(value, bool)}
+    if numbers == given and set(given) == {"tags"} and numbers["tags"] > 0:
+        return 0, 0, numbers["tags"]
+    if numbers == given and set(given) == {"lowest", "highest"} and 0 <= numbers["lowest"] < numbers["highest"]:
+        return numbers["lowest"], numbers["highest"], 0
+    raise RewardError("which answers there are is not said", file=str(path), line=1, hint=_HINT)

@@ -1,0 +1,71 @@
+"""Which model judges: one behind an OpenAI-compatible address, or a local one. What it judges by is a rubric's text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from posttrain.recipe.section import Count, Section, complain
+
+
+class JudgeModel(Section):
+    """A judge: either `url` and `model`, or `path`."""
+
+    url: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="Base address of an OpenAI-compatible server, as in http://localhost:8000/v1.",
+    )
+    model: str | None = Field(default=None, description="The model's name on that server.")
+    api_key_env: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="The environment variable that holds the key. A key itself never stands in a recipe.",
+    )
+    path: str | None = Field(
+        default=None, description="A model that is run here: a shipped name, a folder (with a slash), or a Hub id."
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub id.")
+    temperature: float = Field(
+        default=0.0, ge=0, le=10, description="Of the first time of asking; afterwards 0.7 at least."
+    )
+    max_tokens: Count = Field(default=512, description="Longest answer of the judge; one that is cut off is no score.")
+    attempts: Count = Field(
+        default=3, description="So often a text is asked about until an answer has the asked form; then: no score."
+    )
+    max_chars: Count = Field(
+        default=40_000, description="Longer texts (prompt and answer together) are not put to the judge: no score."
+    )
+    body: dict[str, Any] = Field(
+        default={}, description="Further fields of the request, for servers that want other ones; null takes one out."
+    )
+    at_once: Count = Field(default=16, description="Requests under way at a time, in each process.")
+    timeout: float = Field(default=120, gt=0, description="Seconds to wait for one reply before it is sent again.")
+    patience: float = Field(
+        default=300, ge=0, description="Seconds to go on with one request while the server fails, before giving up."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> JudgeModel:
+        if (self.url is None) == (self.path is None):
+            complain((), "a judge has either `url` and `model`, or `path`")
+        if self.url is not None and self.model is None:
+            complain(("url",), "which model of the server judges is not said", "add `model: NAME`")
+        for key in ("model", "api_key_env", "body"):
+            if self.path is not None and getattr(self, key):
+                complain((key,), f"{key!r} belongs to `url`, not to `path`")
+        if self.revision is not None and self.path is None:
+            complain(("revision",), "'revision' belongs to `path`")
+        return self
+
+    def key(self) -> dict[str, Any]:
+        """What of it decides a score: not where the server is, nor how patiently it is asked. See `identity`."""
+        return self.model_dump(mode="json", include={"model", "temperature", "max_tokens", "attempts", "max_chars"}) | (
+            {"body": self.body} if self.body else {}
+        )
+
+    @property
+    def called(self) -> str:
+        """As messages name it."""
+        return f"{self.model} at {self.url}" if self.url else str(self.path)
