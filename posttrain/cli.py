@@ -7,6 +7,7 @@ import sys
 import typer
 
 from posttrain.commands.round import round_
+from posttrain.commands.schema import schema_
 from posttrain.commands.stage import stage
 from posttrain.commands.status import status_
 from posttrain.errors import PosttrainError
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.command("round")(round_)
 app.command("status")(status_)
 app.command("stage")(stage)
+app.command("schema")(schema_)
 
 
 def main() -> None:
