@@ -6,6 +6,9 @@ import sys
 
 import typer
 
+from posttrain.commands.env import env_
+from posttrain.commands.init import init_
+from posttrain.commands.recipes import recipes_
 from posttrain.commands.round import round_
 from posttrain.commands.schema import schema_
 from posttrain.commands.stage import stage
@@ -18,9 +21,12 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+app.command("recipes")(recipes_)
+app.command("init")(init_)
 app.command("round")(round_)
 app.command("status")(status_)
 app.command("stage")(stage)
+app.command("env")(env_)
 app.command("schema")(schema_)
 
 
