@@ -6,8 +6,12 @@ import sys
 
 import typer
 
+from posttrain.commands.env import env_
 from posttrain.commands.filter import filter_
+from posttrain.commands.init import init_
+from posttrain.commands.recipes import recipes_
 from posttrain.commands.round import round_
+from posttrain.commands.schema import schema_
 from posttrain.commands.stage import stage
 from posttrain.commands.status import status_
 from posttrain.errors import PosttrainError
@@ -18,10 +22,14 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+app.command("recipes")(recipes_)
+app.command("init")(init_)
 app.command("round")(round_)
 app.command("status")(status_)
 app.command("stage")(stage)
 app.command("filter")(filter_)
+app.command("env")(env_)
+app.command("schema")(schema_)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
@@ -95,12 +95,12 @@ def execute(folder: Path, workers: int, progress: Callable[[int, int, str], None
     return metrics
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a stage's bits."""
+def versions(further: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of Python, of the libraries that decide a stage's bits, and of `further` ones that are installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": sys.version.split()[0]}
-    for name in ("posttrain", "torch", "transformers", "trl", "peft", "datasets", "accelerate"):
+    for name in ("posttrain", "torch", "transformers", "trl", "peft", "datasets", "accelerate", *further):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

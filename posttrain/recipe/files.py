@@ -22,7 +22,7 @@ _EXCLUSIVE: dict[Path_, tuple[set[str], set[str]]] = {
     ("engine", "server"): ({"start"}, {"url"}),
     ("reward", "*", "judge"): ({"path"}, {"url", "model"}),
 }
-_PATHS: dict[Path_, content.Kind] = {
+PATHS: dict[Path_, content.Kind] = {
     ("model", "path"): "data",
     ("prompts", "*", "path"): "data",
     ("prompts", "train", "*", "path"): "data",
@@ -110,7 +110,7 @@ def _resolve(node: Node, path: Path_, files: bool) -> None:
         for key, child in below:
             _resolve(child, (*path, key), files)
     elif isinstance(node.value, str):
-        kinds: list[content.Kind] = [kind for pattern, kind in _PATHS.items() if matches(pattern, path)]
+        kinds: list[content.Kind] = [kind for pattern, kind in PATHS.items() if matches(pattern, path)]
         if path == ("engine", "server", "start", 0):
             node.value = _program(node.value, node.place, files)
         if kinds and node.value not in ("reward-model", SECOND):

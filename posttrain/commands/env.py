@@ -1,0 +1,44 @@
+"""`posttrain env`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def env_(
+    as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+) -> None:
+    """Versions, devices, memory and disk: what a report of a bug needs. It shows no token and no password.
+
+    posttrain env
+    """
+    from posttrain.environment import describe
+
+    found = describe(Path())
+    print(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    cpu, memory, disk = found["cpu"], found["memory"], found["disk"]
+    devices = [f"{each['name']}, {_size(each['memory'])}, {each['capability']}" for each in found["devices"]]
+    shown = {
+        **found["versions"],
+        "platform": found["platform"],
+        "executable": found["executable"],
+        "processor": f"{cpu['name']}, {cpu['usable']} of {cpu['cores']} cores, {cpu['torch_threads']} torch threads",
+        "memory": f"{_size(memory['available'])} free of {_size(memory['total'])}",
+        "disk": f"{_size(disk['free'])} free of {_size(disk['total'])} at {disk['folder']}",
+        "devices": "; ".join(devices) or "no GPU",
+        "cuda": found["cuda"] or "none",
+        **found["variables"],
+    }
+    width = max(map(len, shown))
+    return [f"{name:<{width}}  {value}" for name, value in shown.items()]
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,28 @@
+"""`posttrain init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def init_(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or an empty one.")],
+    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="See `posttrain recipes`.")] = "quickstart",
+) -> None:
+    """Copy a shipped recipe into a folder, to edit, with the rewards and prompts that it names. It runs at once.
+
+    posttrain init mine
+
+    posttrain init mine --recipe gsm8k
+    """
+    from posttrain.recipe.copying import copy_recipe
+
+    made = copy_recipe(recipe, folder)
+    for path in made:
+        print(path)
+    recipe_file = f"./{made[0].name}"
+    print(f"\nEdit {made[0]}, then:\n  cd {folder}")
+    print(f"  posttrain check {recipe_file}\n  posttrain round {recipe_file} --n 2")

@@ -1,0 +1,34 @@
+"""`posttrain recipes`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def recipes_(
+    as_json: Annotated[bool, typer.Option("--json", help="The same list for programs.")] = False,
+) -> None:
+    """The recipes that are shipped, a line each.
+
+    posttrain recipes
+
+    `posttrain init DIR --recipe NAME` copies one to edit; `posttrain round NAME` runs it as it is.
+    """
+    from posttrain import content
+    from posttrain.recipe.copying import first_sentence
+
+    found = {name: content.recipe_path(name) for name in content.names("recipes")}
+    told = {name: first_sentence(path.read_text("utf-8")) for name, path in found.items()}
+    if as_json:
+        print(
+            json.dumps(
+                [{"name": name, "about": about, "path": str(found[name])} for name, about in told.items()], indent=1
+            )
+        )
+        return
+    width = max(map(len, told))
+    for name, about in told.items():
+        print(f"{name:<{width}}  {about}")

@@ -1,0 +1,150 @@
+"""The JSON schema of a recipe's file, for completion in editors: made from the recipe's classes and TRL's fields.
+
+It says which keys there are, their types, ranges, defaults and descriptions. What must fit between keys only reading
+the recipe tells (`posttrain check`): a schema is for writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from posttrain.recipe import trl_fields
+from posttrain.recipe.trained import Dpo, RewardModel, Sft, Trained
+from posttrain.recipe.whole import Recipe
+
+FILE = "recipe.schema.json"
+MODELINE = f"# yaml-language-server: $schema={FILE}"  # beside the recipe: true of the shipped ones and of copies
+
+TRL_CONFIGS: dict[trl_fields.Trainer, str] = {"sft": "SFTConfig", "dpo": "DPOConfig", "reward_model": "RewardConfig"}
+_TYPES = {
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "str": "string",
+    "list": "array",
+    "dict": "object",
+    "null": "null",
+}
+_EXTENDS = {"type": "string", "description": "Takes another recipe, by name or path, and changes some of its keys."}
+
+
+def schema() -> dict[str, Any]:
+    """The schema of a recipe's file (JSON Schema, draft 2020-12)."""
+    made = Recipe.model_json_schema(by_alias=True)
+    sections = made["$defs"]
+    del sections["BaseModel"]  # in its place the filters, one by one
+    made["properties"]["filters"]["items"] = _filters(sections)
+    kinds: tuple[type[Trained], ...] = (Sft, Dpo, RewardModel)
+    for kind in kinds:
+        _with_trl(sections[kind.__name__], kind.trainer)
+    sections["Dpo"]["properties"]["pairs_from"] = _or_one(sections["Dpo"]["properties"]["pairs_from"])
+    # A mapping is merged with the inherited one, so with `extends` none of its keys need be there; a list is replaced.
+    listed = {name for name in sections if {"$ref": f"#/$defs/{name}"} in _items(made)}
+    for name, section in sections.items():
+        if name not in listed:
+            section.pop("required", None)
+        section["properties"] = {key: _nullable(value) for key, value in section["properties"].items()}
+    required = [key for key in made.pop("required") if key != "name"]
+    made["properties"] = {"extends": _EXTENDS} | {key: _nullable(each) for key, each in made["properties"].items()}
+    made["anyOf"] = [{"required": ["extends"]}, {"required": required}]
+    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A recipe of posttrain"}
+    return {**about, **_untitled(made)}
+
+
+def trl_properties(trainer: trl_fields.Trainer) -> dict[str, Any]:
+    """TRL's fields that a trained section may hold, each as a schema."""
+    known = trl_fields.fields(trainer)
+    return {
+        name: _trl_property(trainer, name, field)
+        for name, field in known.items()
+        if trl_fields.refusal(trainer, name) is None
+    }
+
+
+def _trl_property(trainer: trl_fields.Trainer, name: str, field: dict[str, Any]) -> dict[str, Any]:
+    types = [_TYPES[kind] for kind in field["types"]]
+    made: dict[str, Any] = {"type": types if len(types) > 1 else types[0]}
+    if "choices" in field and types != ["array"]:
+        made["enum"] = [*field["choices"], *([None] if "null" in types else [])]
+    if "choices" in field and types == ["array"]:
+        made["items"] = {"enum": field["choices"]}
+    if name in trl_fields.RANGES:
+        low, high, included = trl_fields.RANGES[name]
+        made["minimum" if included else "exclusiveMinimum"] = low
+        if high < float("inf"):
+            made["maximum"] = high
+    made |= {"default": field["default"], "description": f"TRL's {TRL_CONFIGS[trainer]}.{name}."}
+    return _or_one(made) if types == ["array"] else made
+
+
+def _with_trl(section: dict[str, Any], trainer: trl_fields.Trainer) -> None:
+    """TRL's fields beside ours, and nothing else; a variant is a section without variants, with a seed."""
+    section["properties"] |= trl_properties(trainer)
+    section["additionalProperties"] = False
+    seed = {"type": "integer", "minimum": 0, "default": 0, "description": "Which draw of all that is random."}
+    below = {key: value for key, value in section["properties"].items() if key != "variants"}
+    section["properties"]["variants"] |= {
+        "items": {"type": "object", "properties": {**below, "seed": seed}, "additionalProperties": False}
+    }
+
+
+def _filters(sections: dict[str, Any]) -> dict[str, Any]:
+    """One of the filters; each a section of its own, told apart by `use`."""
+    from posttrain.filters import FILTERS  # here, since it imports pyarrow
+
+    for kind in FILTERS.values():
+        made = kind.model_json_schema(ref_template="#/$defs/{model}")
+        sections.update(made.pop("$defs", {}))
+        sections[f"Filter{kind.__name__}"] = {**made, "required": ["use"]}
+    return {"oneOf": [{"$ref": f"#/$defs/Filter{kind.__name__}"} for kind in FILTERS.values()]}
+
+
+def _or_one(items: dict[str, Any]) -> dict[str, Any]:
+    """A list, or one of its items without brackets."""
+    told = {key: items[key] for key in ("default", "description") if key in items}
+    plain = {key: value for key, value in items.items() if key not in told}
+    return {"anyOf": [plain, plain.get("items", {"type": "string"})], **told}
+
+
+def _nullable(given: dict[str, Any]) -> dict[str, Any]:
+    """The same or null: on top of an inherited value null takes it away."""
+    if given.get("type") == "null" or any(each.get("type") == "null" for each in given.get("anyOf", [])):
+        return given
+    if "null" in given.get("type", ()) or "const" in given:
+        return given
+    told = {key: given[key] for key in ("default", "description") if key in given}
+    plain = {key: value for key, value in given.items() if key not in told}
+    return {
+        "anyOf": [*plain["anyOf"], {"type": "null"}] if set(plain) == {"anyOf"} else [plain, {"type": "null"}],
+        **told,
+    }
+
+
+def _items(node: Any) -> Iterator[dict[str, Any]]:
+    """What lists hold, anywhere below."""
+    if isinstance(node, dict):
+        if isinstance(node.get("items"), dict):
+            yield node["items"]
+            yield from node["items"].get("oneOf", [])
+        for child in node.values():
+            yield from _items(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _items(child)
+
+
+def _untitled(node: Any, names: bool = False) -> Any:
+    """Without the titles that pydantic makes of names: an editor would show them before the descriptions.
+
+    `names`: the keys of this mapping are names that the recipe chose, so a `title` among them is none.
+    """
+    if isinstance(node, list):
+        return [_untitled(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: _untitled(value, names=key in ("properties", "$defs") and not names)
+        for key, value in node.items()
+        if names or key != "title"
+    }
