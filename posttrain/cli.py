@@ -10,6 +10,7 @@ from posttrain.commands.env import env_
 from posttrain.commands.filter import filter_
 from posttrain.commands.init import init_
 from posttrain.commands.recipes import recipes_
+from posttrain.commands.report import report
 from posttrain.commands.round import round_
 from posttrain.commands.schema import schema_
 from posttrain.commands.stage import stage
@@ -26,6 +27,7 @@ app.command("recipes")(recipes_)
 app.command("init")(init_)
 app.command("round")(round_)
 app.command("status")(status_)
+app.command("report")(report)
 app.command("stage")(stage)
 app.command("filter")(filter_)
 app.command("env")(env_)

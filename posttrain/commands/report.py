@@ -1,0 +1,34 @@
+"""`posttrain report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file. Default: RUN/report.html.")] = None,
+) -> None:
+    """Write one HTML file that shows a run: curves, data, answers side by side, lineage. Works during a run, too.
+
+    posttrain report runs/quickstart
+    """
+    from posttrain.errors import DamagedError, InputError
+    from posttrain.report import page, reading
+    from posttrain.store import write_durably
+
+    view = reading.read(run)
+    text = page.html(view)
+    target = out or run / "report.html"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(target, text)
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", file=str(target)) from error
+    print(f"{target}: {len(view.rounds)} rounds, {len(text.encode()) / 1000:,.0f} kB")
+    if view.missing:
+        more = f" and {len(view.missing) - 1} more, listed in the page" if len(view.missing) > 1 else ""
+        raise DamagedError(f"{run} is damaged; the report shows the rest of it: {view.missing[0]}{more}")

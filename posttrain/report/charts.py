@@ -1,0 +1,118 @@
+"""The kinds of charts, as plain data: what is drawn, with its id, title and caption. Nothing here knows how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from posttrain.statistics import Figure
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value at a round; without an interval, low and high are the value."""
+
+    round: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve; `reference`: what the others are compared with, rather than something that was found in each round."""
+
+    name: str
+    points: tuple[Point, ...]
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Curves over rounds with their intervals. `level`: where a reader compares with, such as no change."""
+
+    id: str
+    title: str
+    caption: str
+    unit: str
+    series: tuple[Series, ...]
+    level: float | None = None
+
+    @property
+    def legend(self) -> list[str]:
+        """Names of the curves; a single one that is called as the axis needs none."""
+        names = [one.name for one in self.series]
+        return [] if names == [self.unit] else names
+
+    @property
+    def alt(self) -> str:
+        ends = [
+            f"{one.name} {one.points[0].value:.3g} in round {one.points[0].round}, "
+            f"{one.points[-1].value:.3g} in round {one.points[-1].round}"
+            for one in self.series
+        ]
+        return f"Curves over rounds: {'; '.join(ends)}."
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A bar a round, in parts: `parts[name]` holds one length for each of `rounds`."""
+
+    id: str
+    title: str
+    caption: str
+    unit: str
+    rounds: tuple[int, ...]
+    parts: Mapping[str, Sequence[float]]
+
+    @property
+    def legend(self) -> list[str]:
+        return list(self.parts)
+
+    @property
+    def alt(self) -> str:
+        totals = [sum(part[at] for part in self.parts.values()) for at in range(len(self.rounds))]
+        shown = ", ".join(f"round {number}: {total:.4g}" for number, total in zip(self.rounds, totals, strict=True))
+        return f"Bars by round, in parts ({', '.join(self.parts)}). In all {self.unit}: {shown}."
+
+
+@dataclass(frozen=True)
+class Ridges:
+    """A histogram a round, one below the other. `counts[i]` is of `rounds[i]`, between `edges`."""
+
+    id: str
+    title: str
+    caption: str
+    unit: str
+    rounds: tuple[int, ...]
+    edges: Sequence[float]
+    counts: Sequence[Sequence[int]]
+    means: Sequence[float]
+
+    @property
+    def alt(self) -> str:
+        shown = ", ".join(f"round {number}: {mean:.3g}" for number, mean in zip(self.rounds, self.means, strict=True))
+        return f"Histograms by round, from {self.edges[0]:.3g} to {self.edges[-1]:.3g}. Means: {shown}."
+
+
+Chart = Lines | Bars | Ridges
+
+
+def series(name: str, figures: Mapping[int, Figure | float | None], reference: bool = False) -> Series:
+    """Figures, or plain numbers, by round; those that are not there are left out."""
+    points = []
+    for number, figure in sorted(figures.items()):
+        if isinstance(figure, int | float):
+            points.append(Point(number, figure, figure, figure))
+        elif figure and figure["value"] is not None:
+            low, high = figure["ci95"] or (figure["value"], figure["value"])
+            points.append(Point(number, figure["value"], low, high))
+    return Series(name, tuple(points), reference)
+
+
+def lines(
+    id_: str, title: str, caption: str, unit: str, curves: Sequence[Series], level: float | None = None
+) -> list[Lines]:
+    """A chart of the curves that have a point; none, where none has."""
+    drawn = tuple(one for one in curves if one.points)
+    return [Lines(id_, title, caption, unit, drawn, level)] if drawn else []

@@ -1,0 +1,236 @@
+"""What is shown of a run, as charts: from what the stages reported. Pure.
+
+Figures of held-out prompts are nowhere chosen by; those of dev are what the gate judged by.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from posttrain.report.answers import Survey
+from posttrain.report.charts import Bars, Chart, Ridges, lines, series
+from posttrain.report.reading import Round
+
+BINS = 40
+PASS = re.compile(r"pass@\d+")
+INTERVALS = "Bands are 95 % intervals over prompts."
+# What a stage's time goes to; a stage that is not named here is `other`.
+WORK = {
+    "sampling and scoring": ("preferences", "difficulty", "samples", "scores", "pairs"),
+    "training": ("reward_model", "sft", "dpo", "average", "choose", "across_rounds"),
+    "evaluation": ("evaluate", "heldout", "promote"),
+    "watch": ("watch_model", "watch"),
+}
+OTHERS = {"base": "the base", "previous": "the last promoted policy"}
+
+
+def accuracy(rounds: Sequence[Round]) -> list[Chart]:
+    """Greedy, pass@1 and pass@K, on both sets; further `measure` rewards."""
+    charts: list[Chart] = []
+    for stage, name, said in (("heldout", "heldout", "held-out"), ("evaluate", "dev", "dev")):
+        found = {one.number: one.metrics(stage).get(name, {}) for one in rounds}
+        of_k = sorted({key for figures in found.values() for key in figures if PASS.fullmatch(key)})
+        curves = [series(key, {n: figures.get(key) for n, figures in found.items()}) for key in ("greedy", *of_k)]
+        sharpest = found.get(0, {}).get("pass@1_best_temperature")
+        if sharpest:
+            curves.append(
+                series("base, pass@1 at its best temperature", dict.fromkeys(found, sharpest["value"]), reference=True)
+            )
+        use = "The gate judged by these prompts." if name == "dev" else "Nothing was chosen by these prompts."
+        caption = (
+            f"Share of {said} prompts answered rightly: greedy, by one sample (pass@1), by any of K samples. "
+            f"{use} {INTERVALS}"
+        )
+        charts += lines(f"accuracy-{name}", f"Accuracy, {said} prompts", caption, "share right", curves)
+    return charts + _measured(rounds)
+
+
+def _measured(rounds: Sequence[Round]) -> list[Chart]:
+    found = {one.number: one.metrics("heldout").get("heldout", {}).get("measure", {}) for one in rounds}
+    settings = {"greedy": "greedy", "sampled": "one sample", "reward_model_pick": "the reward model's pick of K"}
+    caption = (
+        "Reported only: nothing is chosen by this reward, and no model is trained on it. Held-out prompts. " + INTERVALS
+    )
+    charts: list[Chart] = []
+    for name in sorted({name for figures in found.values() for name in figures}):
+        curves = [
+            series(said, {n: figures.get(name, {}).get(key) for n, figures in found.items()})
+            for key, said in settings.items()
+        ]
+        charts += lines(f"measure-{_slug(name)}", f"Measured: {name}", caption, "mean", curves)
+    return charts
+
+
+def rewards(rounds: Sequence[Round]) -> list[Chart]:
+    """What reward models say of the policy, and how far they can be trusted."""
+    heldout = {one.number: one.metrics("heldout").get("heldout", {}).get("reward") for one in rounds}
+    charts: list[Chart] = [
+        *lines(
+            "reward",
+            "Reward by the round's reward model",
+            "Mean logit of the sampled answers to held-out prompts. Each round has a reward model of its own, and "
+            f"their logits share no scale: only the watch compares policies by one model. {INTERVALS}",
+            "logit",
+            [series("training reward model", heldout)],
+        )
+    ]
+    for other, said in OTHERS.items():
+        changes = {one.number: one.metrics("watch").get("changes", {}).get(other, {}) for one in rounds}
+        curves = [
+            series(name, {n: change.get(key) for n, change in changes.items()})
+            for key, name in (
+                ("proxy_reward", "training reward model"),
+                ("heldout_reward", "held-out reward model"),
+            )
+        ]
+        caption = (
+            f"How much more the round's answers to held-out prompts get than those of {said}, by the round's reward "
+            "model and by a second one that nothing is chosen by. The first up and the second down: the policy pleases "
+            f"its reward model. Paired; {INTERVALS[0].lower()}{INTERVALS[1:]}"
+        )
+        charts += lines(f"watch-{other}", f"Reward against {said}", caption, "change in logit", curves, 0.0)
+    models = {"training reward model": "reward_model", "held-out reward model": "watch_model"}
+    curves = [
+        series(name, {one.number: one.metrics(role).get("pair_accuracy") for one in rounds})
+        for name, role in models.items()
+    ]
+    caption = f"Share of held-out pairs of the current policy that the reward model ranks as labelled. {INTERVALS}"
+    return charts + lines("pair-accuracy", "Reward model accuracy", caption, "share right", curves, 0.5)
+
+
+def win_rates(rounds: Sequence[Round]) -> list[Chart]:
+    """By judge, raw and at one length."""
+    charts: list[Chart] = []
+    for other, said in OTHERS.items():
+        found = {one.number: one.metrics("watch").get("win_rates", {}).get(other, {}) for one in rounds}
+        judges = list(dict.fromkeys(judge for wins in found.values() for judge in wins))
+        curves = [
+            series(f"{judge}{of}", {n: wins.get(judge, {}).get(key) for n, wins in found.items()})
+            for judge in judges
+            for key, of in (("raw", ""), ("length_controlled", ", at one length"))
+        ]
+        caption = (
+            f"How often a judge prefers the round's greedy answer to that of {said}; ties are one half. At one length: "
+            f"corrected for a taste for longer answers. {INTERVALS}"
+        )
+        charts += lines(f"wins-{other}", f"Win rate against {said}", caption, "share won", curves, 0.5)
+    return charts
+
+
+def form(surveys: Mapping[int, Survey]) -> list[Chart]:
+    """Length and diversity of the sampled answers to held-out prompts, by round."""
+    length = series("tokens", {n: one.length for n, one in surveys.items()})
+    distinct = series("share different", {n: one.distinct for n, one in surveys.items()})
+    return [
+        *lines("length", "Length", f"Mean tokens of the sampled answers. {INTERVALS}", "tokens", [length]),
+        *lines(
+            "diversity",
+            "Diversity",
+            "Of the K answers sampled to a held-out prompt, the share that differ from one another: 1 is K different "
+            f"ones, 1/K is always the same. {INTERVALS}",
+            "share different",
+            [distinct],
+        ),
+    ]
+
+
+def data(rounds: Sequence[Round]) -> list[Chart]:
+    """Pairs by stage, and what the filters kept and dropped."""
+    said = {"preferences": "preferences", "pairs": "pairs of the SFT policy", "dpo": "learned by DPO"}
+    curves = [
+        series(name, {one.number: one.metrics(stage).get("pairs") for one in rounds}) for stage, name in said.items()
+    ]
+    caption = "Preference pairs made, and those that DPO learned from. Ties and pairs that do not fit are left out."
+    charts: list[Chart] = [*lines("pairs", "Pairs", caption, "pairs", curves, 0.0)]
+    filtered = [one for one in rounds if "rows" in one.metrics("filters")]
+    if filtered:
+        parts = {"kept": [one.metrics("filters")["kept"] for one in filtered]}
+        for name in filter_names(filtered):
+            lost = [_lost(one, name) for one in filtered]
+            if any(lost):
+                parts[f"dropped by {name}"] = lost
+        caption = (
+            "What became of the samples. Each filter sees what those before it left; SFT learns from what is kept."
+        )
+        numbers = tuple(one.number for one in filtered)
+        charts.append(Bars("flow", "Kept and dropped", caption, "samples", numbers, parts))
+    return charts
+
+
+def filter_names(rounds: Sequence[Round]) -> list[str]:
+    """The filters of all rounds, in their order."""
+    return list(dict.fromkeys(one["filter"] for each in rounds for one in each.metrics("filters").get("filters", [])))
+
+
+def _lost(of: Round, name: str) -> int:
+    return sum(one["in"] - one["out"] for one in of.metrics("filters")["filters"] if one["filter"] == name)
+
+
+def distributions(values: Mapping[int, Mapping[str, array[float]]]) -> list[Chart]:
+    """Histograms of each reward over the samples, by round, all on one scale."""
+    import numpy as np
+
+    charts: list[Chart] = []
+    for name in list(dict.fromkeys(name for one in values.values() for name in one)):
+        of = {number: np.frombuffer(one[name]) for number, one in sorted(values.items()) if len(one.get(name, ()))}
+        edges = np.linspace(min(one.min() for one in of.values()), max(one.max() for one in of.values()), BINS + 1)
+        if edges[0] == edges[-1]:
+            edges = np.linspace(edges[0] - 0.5, edges[0] + 0.5, BINS + 1)
+        counts = [np.histogram(one, edges)[0].tolist() for one in of.values()]
+        caption = (
+            "The reward models of different rounds share no scale."
+            if name == "reward-model"
+            else "What the filters choose by: the weighted mean of the rewards."
+            if name == "score"
+            else "Samples on which it has no opinion are left out."
+        )
+        charts.append(
+            Ridges(
+                f"rewards-{_slug(name)}",
+                f"Samples by {name}",
+                f"How many of a round's samples got which value; a line marks the mean. {caption}",
+                name,
+                tuple(of),
+                edges.tolist(),
+                counts,
+                [float(one.mean()) for one in of.values()],
+            )
+        )
+    return charts
+
+
+def times(rounds: Sequence[Round]) -> list[Chart]:
+    """Seconds by kind of work. Stages overlap where the recipe lets them, so their sum can exceed the time waited."""
+    spent = {one.number: {role: of.get("seconds", 0.0) for role, of in one.manifests.items()} for one in rounds}
+    parts = {
+        work: [sum(seconds for role, seconds in of.items() if _work(role) == work) for of in spent.values()]
+        for work in (*WORK, "other")
+    }
+    parts = {work: seconds for work, seconds in parts.items() if any(seconds)}
+    caption = (
+        "Seconds that each round's stages took. Stages that ran side by side are counted in full, and those that "
+        "nothing waits for (held-out answers, the watch) give way to others."
+    )
+    return [Bars("times", "By kind of work", caption, "seconds", tuple(spent), parts)] if parts else []
+
+
+def _work(role: str) -> str:
+    stage = role.partition("_variant_")[0]
+    return next((work for work, stages in WORK.items() if stage in stages), "other")
+
+
+def _slug(name: str) -> str:
+    """A part of an element's id: another one for another name."""
+    return re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):x}_", name)
+
+
+def shown(figure: Mapping[str, Any] | None, digits: int = 3) -> str:
+    """A figure in a table: its value, and its interval."""
+    if not figure or figure["value"] is None:
+        return "–"
+    if not figure["ci95"]:
+        return f"{figure['value']:.{digits}f}"
+    return f"{figure['value']:.{digits}f} [{figure['ci95'][0]:.{digits}f}, {figure['ci95'][1]:.{digits}f}]"

@@ -1,0 +1,174 @@
+"""Charts as SVG text to stand inside a page: colours are the page's variables, ids are the chart's own.
+
+The same chart gives the same text: `svg.hashsalt` is set, and no date is written.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING, Any
+
+from posttrain.errors import InputError
+from posttrain.report.charts import Bars, Chart, Lines, Ridges
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = 8  # of series; then they come again
+WIDTH = 5.4  # inches of 72 points: about as many pixels as a phone has, so that text is not shrunk there
+# Stand-ins, replaced by what the page's style sheet defines.
+_INK, _GRID = "#010101", "#020202"
+_SERIES = [f"#0a0b{at:02x}" for at in range(COLOURS)]
+_MARKS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: small, and in the page's font
+    "svg.hashsalt": "posttrain",
+    "text.parse_math": False,  # names may hold a dollar sign
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _GRID,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+}
+
+
+def draw(chart: Chart) -> str:
+    """An `<svg>` element.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("the report's plots need matplotlib", hint="pip install 'posttrain[report]'") from error
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, _height(chart)))
+        axes = figure.add_subplot()
+        match chart:
+            case Lines():
+                _lines(axes, chart)
+            case Bars():
+                _bars(axes, chart)
+            case Ridges():
+                _ridges(axes, chart)
+        text = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.05, metadata=nothing)
+    return _embeddable(text.getvalue(), chart)
+
+
+def _height(chart: Chart) -> float:
+    match chart:
+        case Lines():
+            return 2.9 + 0.2 * _legend_rows(chart.legend)
+        case Bars():
+            return 0.9 + 0.32 * len(chart.rounds) + 0.2 * _legend_rows(chart.legend)
+        case Ridges():
+            return 0.9 + 0.42 * len(chart.rounds)
+
+
+def _columns(names: list[str]) -> int:
+    longest = max((len(name) for name in names), default=0)
+    return 3 if longest <= 16 else 2 if longest <= 28 else 1
+
+
+def _legend_rows(names: list[str]) -> int:
+    return -(-len(names) // _columns(names))
+
+
+def _legend(axes: Axes, names: list[str]) -> None:
+    if names:
+        axes.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=_columns(names),
+            columnspacing=1.2,
+            handlelength=1.6,
+            borderaxespad=0.2,
+        )
+
+
+def _lines(axes: Axes, chart: Lines) -> None:
+    for at, one in enumerate(chart.series):
+        colour = _SERIES[at % COLOURS]
+        x = [point.round for point in one.points]
+        low, high = [point.low for point in one.points], [point.high for point in one.points]
+        if low != high:
+            axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
+        style, mark = ("--", "") if one.reference else ("-", _MARKS[at % len(_MARKS)])
+        axes.plot(x, [point.value for point in one.points], style, marker=mark, color=colour, label=one.name)
+        if len(x) == 1 and low != high:
+            axes.vlines(x, low, high, color=colour, linewidth=1.2)
+    if chart.level is not None:
+        axes.axhline(chart.level, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    numbers = sorted({point.round for one in chart.series for point in one.points})
+    axes.set_xticks(_ticks(numbers))
+    axes.set_xlabel("round")
+    axes.set_ylabel(chart.unit)
+    axes.grid(axis="y", linewidth=0.6)
+    axes.set_axisbelow(True)
+    _legend(axes, chart.legend)
+
+
+def _ticks(numbers: list[int]) -> list[int]:
+    """At most a dozen of them, evenly apart."""
+    step = -(-len(numbers) // 12)
+    return numbers[::step]
+
+
+def _bars(axes: Axes, chart: Bars) -> None:
+    rows = list(range(len(chart.rounds)))
+    start = [0.0] * len(rows)
+    for at, (name, lengths) in enumerate(chart.parts.items()):
+        axes.barh(rows, lengths, left=start, height=0.7, color=_SERIES[at % COLOURS], label=name)
+        start = [begin + length for begin, length in zip(start, lengths, strict=True)]
+    axes.set_yticks(rows, [f"round {number}" for number in chart.rounds])
+    axes.invert_yaxis()
+    axes.set_xlabel(chart.unit)
+    axes.grid(axis="x", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    _legend(axes, chart.legend)
+
+
+def _ridges(axes: Axes, chart: Ridges) -> None:
+    for row, counts in enumerate(chart.counts):
+        top = max(counts) or 1
+        heights = [row - 0.85 * count / top for count in counts]
+        axes.stairs(heights, list(chart.edges), baseline=row, fill=True, color=_SERIES[0], alpha=0.75)
+        axes.axhline(row, color=_GRID, linewidth=0.6)
+        axes.vlines(chart.means[row], row, row - 0.85, color=_SERIES[1], linewidth=1.6)
+    axes.set_yticks(range(len(chart.rounds)), [f"round {number}" for number in chart.rounds])
+    axes.invert_yaxis()
+    axes.set_xlabel(chart.unit)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def _embeddable(svg: str, chart: Chart) -> str:
+    """The element alone, with colours of the page and ids that no other chart on it has."""
+    svg = svg[svg.index("<svg") :]
+    for stand_in, variable in [(_INK, "currentColor"), (_GRID, "var(--grid)")]:
+        svg = svg.replace(stand_in, variable)
+    for at, stand_in in enumerate(_SERIES):
+        svg = svg.replace(stand_in, f"var(--series-{at})")
+    pointed_at = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in pointed_at else "", svg)
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\1{chart.id}.", svg)
+    svg = re.sub(r"font-family: [^;\"]+;? ?", "", svg)
+    # A style element would hold for all of the page.
+    svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    head, rest = svg.split(">", 1)
+    size = re.search(r'viewBox="[^"]+"', head)
+    assert size
+    return f'<svg {size[0]} xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">{rest}'

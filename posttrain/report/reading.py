@@ -1,0 +1,101 @@
+"""A run as the report sees it: the manifests by round, and what is missing of what should be there.
+
+Takes no lock and writes nothing: artifacts are whole or absent, and run.json is replaced in one step, so a run that is
+under way is read as it was at that moment. Model weights are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from posttrain.errors import DamagedError, InputError
+from posttrain.store import Store
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: what is done of it. `promoted` is None as long as that is open."""
+
+    number: int
+    promoted: bool | None
+    policy: str | None
+    keys: Mapping[str, str]  # by role, such as `sft` or `sft_variant_1`
+    manifests: Mapping[str, Mapping[str, Any]]  # by role, of those that could be read
+
+    def metrics(self, role: str) -> Mapping[str, Any]:
+        """What the stage reported; nothing, where it is not done or cannot be read."""
+        return self.manifests.get(role, {}).get("metrics", {})
+
+
+@dataclass
+class RunView:
+    """What is known of a run. `missing` grows while tables are read."""
+
+    root: Path
+    recipe: str
+    recipe_yaml: str
+    rounds: tuple[Round, ...]
+    missing: list[str] = field(default_factory=list)
+
+    def table(self, of: Round, role: str, file: str, read: Callable[[Path], A]) -> A | None:
+        """What `read` makes of a table of the round; None where it is not there, and `missing` says if it should be."""
+        if role not in of.manifests:
+            return None
+        path = self.root / "artifacts" / of.keys[role] / file
+        expected = of.manifests[role]["files"].get(file, {}).get("size")
+        if not path.is_file() or path.stat().st_size != expected:
+            self._lost(of, role, f"{path.relative_to(self.root)} is gone or cut")
+            return None
+        try:
+            return read(path)
+        except (OSError, ValueError) as error:  # pyarrow's errors are kinds of these
+            self._lost(of, role, f"{path.relative_to(self.root)} cannot be read ({str(error).splitlines()[0]})")
+            return None
+
+    def _lost(self, of: Round, role: str, what: str) -> None:
+        self.missing.append(f"round {of.number}, {role}: {what}")
+
+
+def read(root: Path) -> RunView:
+    """The run in this folder, as far as it can be read.
+
+    Raises:
+        InputError: there is no run here, or nothing of it is done yet.
+        DamagedError: run.json cannot be read.
+    """
+    store = Store(root)
+    state = store.read_run()
+    if not state:
+        if store.work.is_dir():
+            raise InputError("no stage of this run is done yet", file=str(root), hint="ask again when the first one is")
+        raise InputError("there is no run here", file=str(root), hint="start one: posttrain round --n 6")
+    view = RunView(root, "", "", ())
+    try:
+        view.recipe = state["recipe"]
+        view.rounds = tuple(_round(store, entry, view.missing) for entry in state["rounds"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{root / 'run.json'}: not what a run writes ({error!r} is missing or wrong)") from error
+    try:
+        view.recipe_yaml = (root / "recipe.yaml").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        view.missing.append("recipe.yaml is gone or cannot be read")
+    return view
+
+
+def _round(store: Store, entry: Mapping[str, Any], missing: list[str]) -> Round:
+    manifests = {}
+    for role, key in entry["stages"].items():
+        try:
+            manifest = store.manifest(key)
+            if not all(isinstance(manifest[name], dict) for name in ("metrics", "files", "input_keys", "config")):
+                raise DamagedError(f"{store.path(key)}: its artifact.json is not one")
+        except (DamagedError, KeyError):
+            missing.append(f"round {entry['round']}, {role}: artifacts/{key} is gone or its artifact.json is damaged")
+        else:
+            manifests[role] = manifest
+    return Round(entry["round"], entry.get("promoted"), entry.get("policy"), entry["stages"], manifests)
