@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from posttrain.commands.push import push_
 from posttrain.commands.round import round_
 from posttrain.commands.stage import stage
 from posttrain.commands.status import status_
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command("round")(round_)
 app.command("status")(status_)
+app.command("push")(push_)
 app.command("stage")(stage)
 
 

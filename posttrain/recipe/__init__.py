@@ -6,6 +6,7 @@ trained section may hold.
 """
 
 from posttrain.recipe.files import load
+from posttrain.recipe.push import Push
 from posttrain.recipe.sections import (
     Compute,
     Difficulty,
@@ -42,6 +43,7 @@ __all__ = [
     "Preferences",
     "PromptSet",
     "Prompts",
+    "Push",
     "Recipe",
     "RewardEntry",
     "RewardModel",
