@@ -9,6 +9,7 @@ import typer
 from posttrain.commands.env import env_
 from posttrain.commands.filter import filter_
 from posttrain.commands.init import init_
+from posttrain.commands.push import push_
 from posttrain.commands.recipes import recipes_
 from posttrain.commands.report import report
 from posttrain.commands.round import round_
@@ -28,6 +29,7 @@ app.command("init")(init_)
 app.command("round")(round_)
 app.command("status")(status_)
 app.command("report")(report)
+app.command("push")(push_)
 app.command("stage")(stage)
 app.command("filter")(filter_)
 app.command("env")(env_)

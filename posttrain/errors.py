@@ -10,7 +10,8 @@ PosttrainError                 1   anything of ours
 │   ├── EmptyStageError        3   a stage had nothing left to work on (no pair, no kept sample)
 │   └── EngineError            3   what samples is not there, serves other weights, or stays away
 ├── LockedError                4   another process works on this run
-└── DamagedError               5   a file of the run is not what its manifest says
+├── DamagedError               5   a file of the run is not what its manifest says
+└── HubError                   6   the Hub refused or could not be reached; the run is whole
 """
 
 from __future__ import annotations
@@ -99,3 +100,9 @@ class DamagedError(PosttrainError):
     """A file of the run is not what its manifest says."""
 
     exit_code = 5
+
+
+class HubError(PosttrainError):
+    """The Hub refused, or could not be reached. Nothing of the run was changed; the same command goes on."""
+
+    exit_code = 6

@@ -222,12 +222,13 @@ class Store:
             part.replace(link)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, name: str = "lock") -> Iterator[None]:
         """Hold the run for this process. The kernel lets go of it when the process dies, so none is ever stale.
+        Another `name` holds something else of it: a run can be pushed while it goes on, but by one at a time.
 
         Raises LockedError naming the owner. Not covered: file systems without `flock` between hosts.
         """
-        with (self.root / "lock").open("a+", encoding="utf-8") as file:
+        with (self.root / name).open("a+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

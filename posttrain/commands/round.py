@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,19 +34,36 @@ def round_(
     store = Store(run or Path("runs") / resolved.name)
     workers = resolved.compute.workers or os.cpu_count() or 1
     with store.session():
-        terminal = Terminal(lambda number: _last_line(store, number, HEADER))
+        terminal = Terminal(lambda number: _last_line(store, number, HEADER), lambda number: push(number))
+        push, finish_push = _pushing(store, resolved, terminal)
         runner = Runner(store, Forked(), terminal, workers, resolved)
         try:
             play(resolved, runner, n)
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from there", file=sys.stderr)
             raise typer.Exit(130) from None
+        finish_push()
     figures = status(store)
     policy = store.root / figures["policy"]
     print(table(figures))
     print(f"\nThe promoted policy: {policy}")
     print(f'  AutoModelForCausalLM.from_pretrained("{policy}")')
     print(f"The same table later: posttrain status {store.root}")
+
+
+def _pushing(store: Any, recipe: Any, terminal: Any) -> tuple[Callable[[int], None], Callable[[], None]]:
+    """What is called with each round that is done, and at the end. Without `push:` in the recipe they do nothing."""
+    if recipe.push is None:
+        return lambda number: None, lambda: None
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import disable_progress_bars
+
+    from posttrain.hub.after_rounds import AfterRounds
+    from posttrain.hub.talk import Talk
+
+    disable_progress_bars()  # the terminal shows the stages
+    after = AfterRounds(store, recipe.push, lambda: Talk(get_token()), terminal.note)
+    return after.round_done, after.finish
 
 
 def _last_line(store: Any, number: int, header: str) -> str:

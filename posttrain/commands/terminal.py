@@ -12,8 +12,10 @@ from typing import Any
 class Terminal:
     """Prints what happens: a line that is rewritten on a terminal, a line a stage in a log file."""
 
-    def __init__(self, show_round: Callable[[int], str]) -> None:
-        self._show_round = show_round
+    def __init__(
+        self, show_round: Callable[[int], str], after_round: Callable[[int], None] = lambda number: None
+    ) -> None:
+        self._show_round, self._after_round = show_round, after_round
         self._live = sys.stdout.isatty()
         self._started: dict[str, float] = {}
         self._running: dict[str, str] = {}  # what is shown of each stage that runs
@@ -52,6 +54,11 @@ class Terminal:
     def round_done(self, number: int, ran: bool) -> None:
         if ran:
             self._print(self._show_round(number))
+        self._after_round(number)
+
+    def note(self, text: str) -> None:
+        """What happens beside the stages."""
+        self._print(text)
 
 
 def _label(number: int, stage: str) -> str:

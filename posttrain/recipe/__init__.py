@@ -7,6 +7,7 @@ trained section may hold.
 
 from posttrain.recipe.files import load
 from posttrain.recipe.judge_model import JudgeModel
+from posttrain.recipe.push import Push
 from posttrain.recipe.sections import (
     Compute,
     Decontaminate,
@@ -47,6 +48,7 @@ __all__ = [
     "Preferences",
     "PromptSet",
     "Prompts",
+    "Push",
     "Recipe",
     "RewardEntry",
     "RewardModel",

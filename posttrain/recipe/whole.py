@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
 from posttrain.content import did_you_mean
+from posttrain.recipe.push import Push
 from posttrain.recipe.section import Count, Section, complain
 from posttrain.recipe.sections import (
     Compute,
@@ -65,6 +66,7 @@ class Recipe(Section):
         "the last promoted.",
     )
     watch: Watch | None = Field(default=None, description="A second reward model and win rates, by round.")
+    push: Push | None = Field(default=None, description="Promoted rounds go to the Hub; null: nothing leaves here.")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,0 +1,126 @@
+"""`posttrain push`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from posttrain.hub.plan import RepoPlan
+    from posttrain.hub.upload import Pushed
+
+
+def push_(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The model repository; made if need be.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
+    number: Annotated[int | None, typer.Option("--round", help="This one; 0 is the base. Default: the last.")] = None,
+    all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Each promoted round, in order.")] = False,
+    data: Annotated[bool, typer.Option("--data", help="The rounds' tables too, to OWNER/NAME-data.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go: no token, no network.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+) -> None:
+    """Push the last promoted policy to the Hub, with a tag and a card. What is there already is not sent again.
+
+    posttrain push runs/quickstart --to my-name/my-model --dry-run
+    posttrain push runs/quickstart --to my-name/my-model --private --all-rounds --data
+    """
+    from posttrain.errors import InputError
+    from posttrain.hub.plan import make, promoted_rounds
+    from posttrain.store import Store
+
+    store = Store(run)
+    if all_rounds and number is not None:
+        raise InputError("--round and --all-rounds exclude each other", hint="give one of them")
+    numbers = (promoted_rounds(store) or None) if all_rounds else None if number is None else [number]
+    plans = make(store, to, private=private, data=data, numbers=numbers)
+    if dry_run:
+        print(json.dumps(_described(plans), indent=1) if as_json else _shown(plans))
+        return
+    pushed = _push(store, plans, quiet=as_json)
+    if as_json:
+        print(json.dumps({"dry_run": False, "pushed": pushed}, indent=1))
+
+
+def _push(store: Any, plans: list[RepoPlan], quiet: bool) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import disable_progress_bars
+
+    from posttrain.hub import record
+    from posttrain.hub.talk import Talk
+    from posttrain.hub.upload import push, sign_in
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    found: list[dict[str, Any]] = []
+
+    def done(pushed: Pushed) -> None:
+        record.add(store, pushed)
+        found.append(asdict(pushed))
+        if not quiet:
+            print(_line(pushed), flush=True)
+
+    talk = Talk(get_token(), say=lambda text: print(text, file=sys.stderr, flush=True))
+    with store.lock("push.lock"):
+        sign_in(talk)
+        for plan in plans:
+            push(plan, talk, done)
+    return found
+
+
+def _line(pushed: Pushed) -> str:
+    if not pushed.sent:
+        return f"{pushed.repo}: {pushed.tag} is there already, all {len(pushed.there)} files"
+    there = f"; {len(pushed.there)} were there already" if pushed.there else ""
+    return f"{pushed.repo}: {pushed.tag}, {len(pushed.sent)} files sent ({_size(pushed.bytes)}){there}"
+
+
+def _described(plans: list[RepoPlan]) -> dict[str, Any]:
+    repos = [
+        {
+            "repo": plan.repo,
+            "kind": plan.kind,
+            "private": plan.private,
+            "rounds": [
+                {
+                    "round": one.number,
+                    "key": one.key,
+                    "tag": one.tag,
+                    "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in one.files],
+                    "card": one.card,
+                }
+                for one in plan.rounds
+            ],
+        }
+        for plan in plans
+    ]
+    return {"dry_run": True, "repos": repos}
+
+
+def _shown(plans: list[RepoPlan]) -> str:
+    lines = ["Nothing is sent. This would go:"]
+    for plan in plans:
+        lines.append(f"\n{plan.repo} ({plan.kind}, {'private' if plan.private else 'public'} if it is new)")
+        for one in plan.rounds:
+            size = sum(file.size for file in one.files)
+            lines.append(f"  {one.tag}: {one.key}, {len(one.files)} files, {_size(size)}")
+            lines += [f"    {_size(file.size):>9}  {file.sha256[:12]}  {file.path}" for file in one.files]
+    for plan in plans:
+        lines.append(f"\n--- the card of {plan.repo} ---\n{plan.rounds[-1].card}")
+    return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    """In powers of 1000, as the Hub shows it."""
+    size, unit = float(count), "B"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

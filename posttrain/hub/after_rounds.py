@@ -1,0 +1,82 @@
+"""Pushes promoted rounds while a run goes on. Beside the run, in a thread: no stage waits for the network, and no
+failure of a push is one of the run."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+
+from posttrain.errors import PosttrainError
+from posttrain.hub import record
+from posttrain.hub.plan import Kind, data_repo, make, policy_key, promoted_rounds
+from posttrain.hub.talk import Talk
+from posttrain.hub.upload import Pushed, push, sign_in
+from posttrain.recipe import Push
+from posttrain.store import Store
+
+
+class AfterRounds:
+    """`round_done` is called with each round that is done, `finish` at the end. `say` is told what came of it."""
+
+    def __init__(self, run: Store, section: Push, talk: Callable[[], Talk], say: Callable[[str], None]) -> None:
+        self.run, self.section, self._talk, self._say = run, section, talk, say
+        self._done: queue.Queue[int | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="push", daemon=True)
+        self._thread.start()
+
+    def round_done(self, number: int) -> None:
+        self._done.put(number)
+
+    def finish(self) -> None:
+        """Wait until what can be pushed is. What failed before is tried once more."""
+        self._done.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        self._try(lambda: sign_in(self._talk()))  # a token that does not do is told now, not after hours
+        last = 0
+        for number in iter(self._done.get, None):
+            last = number
+            if self._done.empty():  # else a later round is done already: both go at once
+                self._try(lambda last=last: self._push(last))
+        self._try(lambda: self._push(last))
+
+    def _try(self, do: Callable[[], None]) -> None:
+        """What fails is left for the next time."""
+        try:
+            do()
+        except Exception as error:  # a push never ends the run
+            known = str(error) if isinstance(error, PosttrainError) else f"the push failed: {type(error).__name__}"
+            self._say(f"warning: {known}\n  the run goes on; tried again after the next round, or by posttrain push")
+
+    def _push(self, last: int) -> None:
+        """All rounds up to this one that are not there yet, oldest first."""
+        waiting = pending(self.run, self.section, last)
+        if not waiting:
+            return
+        to, section = self.section.to, self.section
+        plans = make(self.run, to, private=section.private, data=section.data, numbers=waiting)
+        talk = self._talk()
+        with self.run.lock("push.lock"):
+            sign_in(talk)
+            for plan in plans:
+                push(plan, talk, self._note)
+
+    def _note(self, pushed: Pushed) -> None:
+        record.add(self.run, pushed)
+        self._say(f"pushed {pushed.tag} to {pushed.repo}")
+
+
+def pending(run: Store, section: Push, last: int) -> list[int]:
+    """Promoted rounds up to `last` that `pushed.json` does not know of."""
+    repos: list[tuple[str, Kind]] = [(section.to, "model")]
+    if section.data:
+        repos.append((data_repo(section.to), "dataset"))
+    entries = {entry["round"]: entry for entry in run.read_run().get("rounds", [])}
+    return [
+        number
+        for number in promoted_rounds(run)
+        if number <= last
+        and not all(record.has(run, repo, kind, number, policy_key(entries[number])) for repo, kind in repos)
+    ]

@@ -1,0 +1,177 @@
+"""The model card: what the Hub reads (`metadata`), and for people the run's lineage, data, limits and recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain.hub.markdown import code, fenced, plain, table
+from posttrain.hub.metadata import file_name, measured, metadata
+from posttrain.hub.story import Story
+
+
+def model_card(story: Story, repo: str, data_repo: str | None, *, adapter: bool) -> str:
+    """The text of README.md in `repo`. `data_repo`: where the rounds' data are pushed, if they are."""
+    sections = {
+        "": _summary(story, data_repo),
+        "Use": _use(story, repo, adapter),
+        "Figures": _figures(story),
+        "Lineage": _lineage(story),
+        "Data": _data(story),
+        "Limits": _limits(story),
+        "Recipe": _recipe(story),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items() if text)
+    text = f"---\n{metadata(story, repo, data_repo).to_yaml()}\n---\n\n# {plain(repo.split('/')[1])}\n\n{body}\n"
+    return story.without_secrets(text)
+
+
+def _summary(story: Story, data_repo: str | None) -> str:
+    promoted = sum(1 for shown in story.rounds[1:] if shown["promoted"])
+    base = f"[{plain(story.base)}](https://huggingface.co/{story.base})" if story.base_on_hub else plain(story.base)
+    if not story.number:
+        return f"{base}, the model that a run of posttrain starts from, unchanged."
+    stages = [name for key, name in _STAGES.items() if story.recipe.get(key)]
+    data = f" The data of all rounds: [{data_repo}](https://huggingface.co/datasets/{data_repo})." if data_repo else ""
+    return (
+        f"{base} after {story.number} round{'s' if story.number > 1 else ''} of post-training with posttrain, the loop "
+        f"of Llama 3 ([arXiv 2407.21783](https://arxiv.org/abs/2407.21783), section 4.1): {', '.join(stages)}. "
+        f"Promoted so far: {promoted} of {story.number}. The tag `round-{story.number}` is this model.{data}"
+    )
+
+
+_STAGES = {
+    "reward_model": "a reward model",
+    "samples": "rejection sampling with filters",
+    "sft": "SFT",
+    "dpo": "DPO",
+}
+
+
+def _use(story: Story, repo: str, adapter: bool) -> str:
+    loading = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'tokenizer = AutoTokenizer.from_pretrained("{repo}", revision="round-{story.number}")',
+        f'model = AutoModelForCausalLM.from_pretrained("{repo}", revision="round-{story.number}")',
+        'messages = [{"role": "user", "content": "..."}]',
+        'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", '
+        "return_dict=True)",
+        "answer = model.generate(**inputs, max_new_tokens=256)",
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+    text = fenced("\n".join(loading), "python") + "\n\n`main` is the last promoted round; each has a tag, `round-N`."
+    if adapter:
+        text += (
+            " The model is merged. `adapter/` holds the last stage's LoRA adapter alone; its `adapter_config.json` "
+            "says which model it belongs on: a Hub id, or the key of the artifact that its stage started from."
+        )
+    return text
+
+
+def _figures(story: Story) -> str:
+    now = list(measured(story, story.rounds[-1]))
+    if not now:
+        return "The held-out prompts were not answered yet when this was pushed."
+    base = {kind: figure for kind, _, figure in measured(story, story.rounds[0])}
+    rows = [
+        [plain(title), interval(base.get(kind)), interval(figure), str(figure["n"])]
+        for kind, title, figure in now
+        if story.number or figure
+    ]
+    said = "On the held-out prompts, on which nothing was trained and nothing chosen; in brackets 95 % intervals."
+    header = ["figure", "the base", f"round {story.number}", "prompts"]
+    return f"{said}\n\n{table(header, rows)}"
+
+
+def interval(figure: Mapping[str, Any] | None) -> str:
+    if not figure or figure["value"] is None:
+        return ""
+    low, high = figure["ci95"]
+    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _lineage(story: Story) -> str:
+    if not story.number:
+        return ""
+    rows = [_round(shown) for shown in story.rounds]
+    header = ["round", "promoted", "greedy", "pass@1", "reward model, pair accuracy", "kept of sampled", "DPO pairs"]
+    chain = " → ".join(code(key) for key in story.chain)
+    return (
+        "A round starts from the policy promoted last, and is promoted by a test on prompts of its own (dev); the "
+        f"accuracies here are on the held-out ones.\n\n{table(header, rows)}\n\nWhat this model was trained from, by "
+        f"the keys of its run: {chain}."
+    )
+
+
+def _round(shown: Mapping[str, Any]) -> list[str]:
+    heldout = (shown.get("evaluate") or {}).get("heldout") or {}
+    model, samples = shown.get("reward_model"), shown.get("samples")
+    promoted = {True: "yes", False: "no", None: "under way"}[shown["promoted"]] if shown["round"] else ""
+    return [
+        f"{shown['round']}{'' if shown['round'] else ' (base)'}",
+        promoted,
+        interval(heldout.get("greedy")),
+        interval(heldout.get("pass@1")),
+        interval(model["pair_accuracy"]) if model else "",
+        f"{samples['kept']} of {samples['completions']}" if samples else "",
+        str(shown["pairs"].get("dpo", "")),
+    ]
+
+
+def _data(story: Story) -> str:
+    prompts = story.recipe.get("prompts") or {}
+    use = {"train": "to train on", "dev": "to choose by", "heldout": "to report on"}
+    rows = [[name, plain(why), _source(prompts.get(name) or {})] for name, why in use.items()]
+    return f"{table(['prompts', 'for', 'from'], rows)}\n\n{flow(story)}".strip()
+
+
+def flow(story: Story) -> str:
+    """Samples kept and dropped in each round, by filter and reason."""
+    rounds = [shown for shown in story.rounds if shown.get("samples")]
+    if not rounds:
+        return ""
+    reasons = list(dict.fromkeys(reason for shown in rounds for reason in shown["samples"]["dropped"]))
+    rows = [["sampled", *(str(shown["samples"]["completions"]) for shown in rounds)]]
+    rows += [
+        [f"dropped: {plain(reason)}", *(str(shown["samples"]["dropped"].get(reason, 0)) for shown in rounds)]
+        for reason in reasons
+    ]
+    rows.append(["**kept**", *(str(shown["samples"]["kept"]) for shown in rounds)])
+    header = ["samples, by round", *(str(shown["round"]) for shown in rounds)]
+    return "What SFT learns from is sampled from the policy and filtered:\n\n" + table(header, rows)
+
+
+def _limits(story: Story) -> str:
+    rewards = [str(entry.get("use")) for entry in story.recipe.get("reward") or [] if isinstance(entry, dict)]
+    judges = ", ".join(code(Path(use).name) for use in rewards)
+    known = story.base_card.get("license")
+    lines = [
+        f"- Trained towards what these rewards measure: {judges}. What they do not see was not trained, and a policy "
+        "can learn to please them.",
+        "- The figures are of prompts like those that it was trained on. They say nothing of other tasks, languages or "
+        "longer texts, and nothing of safety: neither was tested.",
+        f"- What limits {plain(story.base)} limits this model too, its licence among it"
+        + (f" ({plain(known)})." if known else "; its card on this machine names none, so look it up before use."),
+    ]
+    return "\n".join(lines)
+
+
+def _recipe(story: Story) -> str:
+    made_with = ", ".join(f"{plain(name)} {plain(number)}" for name, number in story.versions.items())
+    block = fenced(story.recipe_text(), "yaml")
+    note = "Every default is written out; paths of the machine and secrets are left out."
+    return (
+        f"{note}{f' Made with {made_with}.' if made_with else ''}\n\n"
+        f"<details>\n<summary>The recipe</summary>\n\n{block}\n\n</details>"
+    )
+
+
+def _source(prompts: Mapping[str, Any]) -> str:
+    name = prompts.get("dataset_name")
+    if not name:
+        return code(file_name(prompts))
+    parts = [prompts.get("name"), prompts.get("split"), prompts.get("revision")]
+    said = ", ".join(code(part) for part in parts if part)
+    return f"[{plain(name)}](https://huggingface.co/datasets/{name}) ({said})"

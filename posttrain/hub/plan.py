@@ -1,0 +1,195 @@
+"""What of a run goes to the Hub: repositories, rounds, files. Needs no network and no token."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from posttrain import store
+from posttrain.errors import DamagedError, InputError
+from posttrain.hub import names
+from posttrain.hub.card import model_card
+from posttrain.hub.data_card import TABLES, data_card
+from posttrain.hub.story import Story, secrets_here, tell
+from posttrain.store import Store
+
+Kind = Literal["model", "dataset"]
+CARD = "README.md"
+# A model folder's own files. Anything else that lies in one (optimizer, trainer state, pickles) never goes.
+_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "*.jinja")
+_MODEL_FILES += ("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken")
+_FOLDERS = ("adapter", "additional_chat_templates")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a repository: `source` on this machine, or `text` where it is made for the push."""
+
+    path: str
+    size: int
+    sha256: str
+    source: Path | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What a repository holds as of a round; `key` names the artifact that it is."""
+
+    number: int
+    key: str
+    files: tuple[File, ...]
+
+    @property
+    def tag(self) -> str:
+        return f"round-{self.number}"
+
+    @property
+    def card(self) -> str:
+        return next(file.text for file in self.files if file.path == CARD)
+
+
+@dataclass(frozen=True)
+class RepoPlan:
+    """A repository and the rounds that go there, in order."""
+
+    repo: str
+    kind: Kind
+    private: bool
+    rounds: tuple[RoundPlan, ...]
+
+
+def make(run: Store, to: str, *, private: bool, data: bool, numbers: Sequence[int] | None) -> list[RepoPlan]:
+    """The repositories that a push fills. `numbers`: rounds, ascending; None: the last promoted one.
+
+    Every file is read and compared with its manifest.
+
+    Raises:
+        InputError: the name is not allowed, there is no run, or a round is not there or was not promoted.
+        DamagedError: a file is gone, or is not what its manifest says.
+    """
+    wrong = names.problem(to)
+    if wrong:
+        raise InputError(f"the repository's name {to!r} {wrong}", hint="for example: --to my-name/my-model")
+    entries = {entry["round"]: entry for entry in _entries(run)}
+    chosen = [_promoted(entries, number) for number in numbers] if numbers is not None else [_last(run, entries)]
+    stories = [tell(run, entry["round"], secrets_here()) for entry in chosen]
+    models = [_model(run, to, entry, story, data) for entry, story in zip(chosen, stories, strict=True)]
+    plans = [RepoPlan(to, "model", private, tuple(models))]
+    if data:
+        tables = [_tables(run, to, entry, story) for entry, story in zip(chosen, stories, strict=True)]
+        plans.append(RepoPlan(data_repo(to), "dataset", private, tuple(one for one in tables if one)))
+    return plans
+
+
+def data_repo(to: str) -> str:
+    """Where the data of the rounds go, beside the model."""
+    return f"{to}-data"
+
+
+def promoted_rounds(run: Store) -> list[int]:
+    """Rounds whose policy was promoted, ascending. Round 0, the base, is none."""
+    return [entry["round"] for entry in run.read_run().get("rounds", []) if entry["round"] and entry.get("promoted")]
+
+
+def policy_key(entry: dict[str, Any]) -> str:
+    """Which artifact the round's policy is; of the base, a name for it."""
+    path = Path(entry["policy"])
+    return "base" if path.is_absolute() else path.name
+
+
+def _entries(run: Store) -> list[dict[str, Any]]:
+    entries = run.read_run().get("rounds", [])
+    if not entries:
+        raise InputError("there is no run here", file=str(run.root), hint="start one: posttrain round --n 6")
+    return entries
+
+
+def _last(run: Store, entries: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    promoted = promoted_rounds(run)
+    if promoted:
+        return entries[promoted[-1]]
+    done = [number for number, entry in entries.items() if number and "promoted" in entry]
+    raise InputError(
+        f"none of its {len(done)} finished rounds was promoted, so the policy is still the base model",
+        file=str(run.root),
+        hint="more rounds: posttrain round --n N; the base itself goes only where --round 0 says so",
+    )
+
+
+def _promoted(entries: dict[int, dict[str, Any]], number: int) -> dict[str, Any]:
+    promoted = [str(each) for each, entry in entries.items() if each and entry.get("promoted")]
+    there = f"promoted: {', '.join(promoted) or 'none'}; 0 is the base"
+    if number not in entries:
+        raise InputError(f"there is no round {number}", hint=there)
+    if not entries[number].get("promoted"):
+        state = "was not promoted" if "promoted" in entries[number] else "is not finished"
+        raise InputError(f"round {number} {state}", hint=there)
+    return entries[number]
+
+
+def _model(run: Store, to: str, entry: dict[str, Any], story: Story, data: bool) -> RoundPlan:
+    folder = run.root / entry["policy"]  # an absolute path (the base model's) stays itself
+    key = policy_key(entry)
+    if entry["round"] and key == "base":
+        raise InputError(f"round {entry['round']} trained no policy: it is the base model", hint="push it by --round 0")
+    files = _whole(run, key) if key != "base" else _base(folder, story.base_key)
+    kept = tuple(file for file in files if _is_model_file(file.path))
+    if not any(file.path == "config.json" for file in kept):
+        raise InputError("the policy is no model folder: it holds no config.json", file=str(folder))
+    card = model_card(story, to, data_repo(to) if data else None, adapter=any("adapter/" in f.path for f in kept))
+    return RoundPlan(entry["round"], key, (*kept, _made(CARD, card)))
+
+
+def _tables(run: Store, to: str, entry: dict[str, Any], story: Story) -> RoundPlan | None:
+    """The tables of all rounds up to this one, as later rounds learn from earlier ones' data; None: there are none."""
+    files = []
+    for earlier in _entries(run)[: entry["round"] + 1]:
+        for table in TABLES:
+            key = earlier["stages"].get(table.stage)
+            found = _whole(run, key) if key else []
+            path = table.path(earlier["round"])
+            files += [File(path, f.size, f.sha256, f.source) for f in found if f.path == table.file]
+    if not files:
+        return None
+    card = data_card(story, data_repo(to), to, [file.path for file in files])
+    return RoundPlan(entry["round"], policy_key(entry), (*files, _made(CARD, card)))
+
+
+def _is_model_file(path: str) -> bool:
+    *folders, name = PurePosixPath(path).parts
+    return (not folders or folders[0] in _FOLDERS) and any(fnmatch(name, pattern) for pattern in _MODEL_FILES)
+
+
+def _whole(run: Store, key: str) -> list[File]:
+    """The files of an artifact, each read and found to be what the manifest says."""
+    folder = run.path(key)
+    damaged = store.damaged_files(folder)
+    if damaged:
+        raise DamagedError(
+            f"{folder}: {', '.join(damaged)} is gone or not what its manifest says; nothing was pushed. Remove this "
+            "folder and run posttrain round again: the stage is then done anew"
+        )
+    files = run.manifest(key)["files"]
+    return [File(name, told["size"], told["sha256"], folder / name) for name, told in files.items()]
+
+
+def _base(folder: Path, key: str | None) -> list[File]:
+    """The files of the starting model, which lies outside the run: it must be what the run started from."""
+    if not (folder / "config.json").is_file():
+        raise InputError("the base model is not there any more", file=str(folder))
+    if key and store.tree_hash(folder)[:16] != key.removeprefix("base-") and "snapshots" not in folder.parts:
+        raise DamagedError(f"{folder}: the base model is not the one that the run started from; nothing was pushed")
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [
+        File(path.relative_to(folder).as_posix(), path.stat().st_size, store.file_hash(path), path) for path in found
+    ]
+
+
+def _made(path: str, text: str) -> File:
+    content = text.encode()
+    return File(path, len(content), hashlib.sha256(content).hexdigest(), text=text)

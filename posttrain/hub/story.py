@@ -1,0 +1,145 @@
+"""What a run has to tell on its cards, up to a round: figures, lineage, data, and the recipe without its secrets."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from posttrain.errors import DamagedError
+from posttrain.status import status
+from posttrain.store import Store
+
+LEFT_OUT = "(left out)"
+# Tokens by their look, whatever they are doing in a recipe: of the Hub, of OpenAI and its like, and in an address.
+_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bsk-[\w-]{16,}|(?<=://)[^/@\s]+@")
+_SECRET_KEY = re.compile(r"api_?key|secret|password|passwd|credential|hub_token|access_token|auth", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
+_SHORTEST_SECRET = 8
+
+
+@dataclass(frozen=True)
+class Story:
+    """`rounds`: `status` of each round from 0 to this one; `chain`: keys from the base to this policy."""
+
+    number: int
+    recipe: Mapping[str, Any]
+    rounds: list[dict[str, Any]]
+    chain: list[str]
+    base_key: str | None
+    base_card: Mapping[str, Any]  # metadata of the base's own card, as far as it has one
+    versions: Mapping[str, str]
+    secrets: frozenset[str] = frozenset()
+
+    @property
+    def base(self) -> str:
+        """The base model as a reader may know it: a Hub id, or a name without its folder."""
+        path = self.recipe["model"]["path"]
+        return path if self.base_on_hub else Path(path).name
+
+    @property
+    def base_on_hub(self) -> bool:
+        path = self.recipe["model"]["path"]
+        return "/" in path and not path.startswith(("/", "."))
+
+    def recipe_text(self) -> str:
+        """The resolved recipe as YAML, without secrets and folders of the machine that it ran on."""
+        yaml = YAML(typ="safe", pure=True)
+        yaml.default_flow_style = False
+        yaml.allow_unicode = True
+        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+        stream = io.StringIO()
+        yaml.dump(_shareable({key: value for key, value in self.recipe.items() if key != "push"}), stream)
+        return self.without_secrets(stream.getvalue()).strip()
+
+    def without_secrets(self, text: str) -> str:
+        return without_secrets(text, self.secrets)
+
+
+def tell(run: Store, number: int, secrets: frozenset[str]) -> Story:
+    """The story of the run up to round `number`. `secrets`: values that no card may hold."""
+    entries = run.read_run()["rounds"][: number + 1]
+    keys = {name: key for entry in entries for name, key in entry["stages"].items() if run.has(key)}
+    policy = entries[-1]["policy"]
+    manifest = run.manifest(Path(policy).name) if not Path(policy).is_absolute() else {}
+    evaluated = entries[0]["stages"].get("evaluate", "")
+    base_key = run.manifest(evaluated)["input_keys"].get("policy") if run.has(evaluated) else None
+    last = manifest or (run.manifest(next(iter(keys.values()))) if keys else {})
+    return Story(
+        number=number,
+        recipe=_recipe(run),
+        rounds=status(run)["rounds"][: number + 1],
+        chain=list(_chain(run, Path(policy).name if manifest else base_key)),
+        base_key=base_key,
+        base_card=_base_card(Path(entries[0].get("policy", ""))),
+        versions=last.get("versions", {}),
+        secrets=secrets,
+    )
+
+
+def secrets_here() -> frozenset[str]:
+    """Values that must never leave this machine: the Hub's token, and what variables of the environment call secret."""
+    from huggingface_hub import get_token
+
+    named = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    return frozenset(value for value in {*named, get_token() or ""} if len(value) >= _SHORTEST_SECRET)
+
+
+def without_secrets(text: str, secrets: frozenset[str]) -> str:
+    """The text with each of `secrets`, and what looks like one, replaced."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, LEFT_OUT)
+    return _SECRET.sub(LEFT_OUT, text)
+
+
+def _recipe(run: Store) -> Mapping[str, Any]:
+    path = run.root / "recipe.yaml"
+    try:
+        read = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, YAMLError) as error:
+        raise DamagedError(f"{path}: cannot be read; posttrain round writes it anew") from error
+    if not isinstance(read, dict) or not isinstance(read.get("model"), dict):
+        raise DamagedError(f"{path}: not a recipe; posttrain round writes it anew")
+    return read
+
+
+def _shareable(value: Any) -> Any:
+    """A recipe's value as anybody may read it: of a path on this machine its last name, of a server only its kind."""
+    if isinstance(value, dict):
+        hidden = {key for key, inner in value.items() if isinstance(inner, str) and _SECRET_KEY.search(str(key))}
+        if "kind" in value and ("url" in value or "start" in value):  # a server's command or address can hold keys
+            hidden |= {key for key in ("url", "start") if value.get(key)}
+        return {key: LEFT_OUT if key in hidden else _shareable(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shareable(inner) for inner in value]
+    if isinstance(value, str) and value.startswith(("/", "~")) and "\n" not in value:
+        return f"./{Path(value).name}"
+    return value
+
+
+def _chain(run: Store, key: str | None) -> Iterator[str]:
+    """From the starting model to `key`, by what each training started from; of an average, its first model."""
+    if key is None:
+        return
+    read = run.manifest(key)["input_keys"] if run.has(key) else {}
+    yield from _chain(run, read.get("model", read.get("model_1")))
+    yield key
+
+
+def _base_card(folder: Path) -> Mapping[str, Any]:
+    from huggingface_hub import ModelCard
+
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
+    try:
+        return ModelCard.load(path).data.to_dict()
+    except Exception:  # somebody else's card, in whatever shape: nothing hangs on it
+        return {}
