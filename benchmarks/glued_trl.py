@@ -36,7 +36,7 @@ from typing import Any
 from measuring import Cost, cost
 
 from posttrain import content
-from posttrain.judging import BASE_TEMPERATURES
+from posttrain.judged import BASE_TEMPERATURES
 from posttrain.recipe import PromptSet, Recipe, load
 
 STEPS = Path(__file__).with_suffix("")

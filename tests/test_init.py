@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 from posttrain import content
 from posttrain.cli import app
 from posttrain.errors import InputError
-from posttrain.recipe import load
+from posttrain.outside import outside
+from posttrain.recipe import by_round, load
 from posttrain.recipe.copying import copy_recipe, first_sentence
-from posttrain.steps import Steps
 
 
 def posttrain(*arguments: str) -> Result:
@@ -43,7 +43,7 @@ def test_a_copy_is_the_same_recipe_and_names_only_its_own_files(tmp_path: Path, 
     shipped, copied = load(name, files=False), load(str(made[0]), files=False)
     for entry in [*copied.reward, *copied.evaluate.measure]:
         assert entry.is_reward_model or Path(entry.use).is_relative_to(tmp_path)
-    for prompts in (copied.prompts.train, copied.prompts.dev, copied.prompts.heldout):
+    for prompts in (*by_round(copied.prompts.train), copied.prompts.dev, copied.prompts.heldout):
         assert prompts.path is None or Path(prompts.path).is_relative_to(tmp_path)
     bare = copied.model_dump_json(by_alias=True)
     for kind in ("reward", "data"):
@@ -55,9 +55,9 @@ def test_a_copy_of_the_quickstart_decides_the_same_results(tmp_path: Path) -> No
     made = copy_recipe("quickstart", tmp_path / "mine")
 
     def hashes(name: str) -> dict[str, str]:
-        steps = Steps(load(name), None)  # type: ignore[arg-type] # nothing runs
-        rewards = {Path(use).name: content for use, content in steps._reward_hashes.items()}
-        return {**rewards, **steps._prompt_hashes, "model": steps.base.key}
+        known = outside(load(name))
+        rewards = {Path(use).name: content for use, content in known.rewards.items()}
+        return {**rewards, **known.evaluated, "train": "".join(known.train), "model": known.base.key}
 
     assert hashes(str(made[0])) == hashes("quickstart")
 
