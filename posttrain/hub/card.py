@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,9 @@ def _recipe(story: Story) -> str:
     )
 
 
-def _source(prompts: Mapping[str, Any]) -> str:
+def _source(prompts: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
+    if not isinstance(prompts, Mapping):  # a set for each round
+        return ", then ".join(map(_source, prompts))
     name = prompts.get("dataset_name")
     if not name:
         return code(file_name(prompts))
