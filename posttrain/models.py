@@ -45,6 +45,19 @@ def resolve(model: Model) -> Resolved:
     return Resolved(path.resolve(), store.tree_hash(path))
 
 
+def check_same_tokens(model: Path, reference: Path) -> None:
+    """Raises ModelError when DPO's reference does not read tokens as the model does."""
+    from transformers import AutoTokenizer
+
+    ours, theirs = (AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (model, reference))
+    if ours != theirs:
+        raise ModelError(
+            "dpo: the reference has another tokenizer than the policy, so their log-probs cannot be compared",
+            file=str(reference),
+            hint="set dpo.reference to a model of the same family, or to start, initial, previous or averaged",
+        )
+
+
 def context_length(model: Path) -> int:
     """How many tokens the model takes; a huge number where its config does not say."""
     from transformers import AutoConfig

@@ -14,7 +14,8 @@ from posttrain.weighing import REWARD_MODEL
 @dataclass(frozen=True)
 class Outside:
     """The base model, where it is on the Hub (as peft has it), and the hash of each file: rewards by their `use`,
-    training prompts and given pairs by round (see `of_round`), the sets to evaluate on by name."""
+    training prompts and given pairs by round (see `of_round`), the sets to evaluate on by name.
+    `reference`: DPO's, where the recipe names a folder."""
 
     base: Artifact
     base_on_hub: Mapping[str, str] | None
@@ -22,6 +23,7 @@ class Outside:
     train: Sequence[str]
     evaluated: Mapping[str, str]
     given: Sequence[str]
+    reference: Artifact | None
 
 
 def outside(recipe: Recipe) -> Outside:
@@ -46,10 +48,12 @@ def outside(recipe: Recipe) -> Outside:
         }
         | {f"against_{number}": loaders.content_hash(one) for number, one in enumerate(recipe.prompts.against, 1)},
         [loaders.content_hash(each, recipe.prompts.system) for each in given],
+        _reference(recipe.dpo.reference) if recipe.dpo else None,
     )
 
 
-def reference(path: str) -> Artifact:
-    """DPO's reference policy where the recipe names a model folder."""
-    resolved = models.resolve(Model(path=path))
+def _reference(name: str) -> Artifact | None:
+    if "/" not in name:
+        return None
+    resolved = models.resolve(Model(path=name))
     return Artifact(f"reference-{resolved.hash[:16]}", resolved.path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from posttrain import judging, rewards
+from posttrain.errors import StageError
 from posttrain.judging import JudgeReward
 from posttrain.recipe import RewardEntry
 from posttrain.records import Message, under
@@ -178,13 +180,24 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[float]:
-    """The reward model's logit for each row. Rows of one prompt must stand together."""
+    """The reward model's logit for each row. Rows of one prompt must stand together.
+
+    Raises:
+        StageError: a logit is not a finite number.
+    """
     tokenizer = _tokenizer(reward_model)
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_id"])]
     rendered = [_rendered(tokenizer, group[0]["prompt"], [row["completion"] for row in group]) for group in groups]
     prompts, answers = [prompt for prompt, _ in rendered], [answers for _, answers in rendered]
     scores = _scorer(reward_model).score(prompts, answers)
-    return [value for group in scores for value in group]
+    values = [value for group in scores for value in group]
+    for row, value in zip(rows, values, strict=True):
+        if not math.isfinite(value):
+            raise StageError(
+                f"the reward model gave {value} to an answer to prompt {row['prompt_id']}, which is no finite number; "
+                f"nothing was published. Its training or its weights are at fault: {reward_model}"
+            )
+    return values
 
 
 def _rendered(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from posttrain.judged import Comparison, Evaluated, Judging, deciding, entries, name_of
-from posttrain.outside import outside, reference
+from posttrain.outside import outside
 from posttrain.recipe import Dpo, PromptSet, Recipe, RewardEntry, RewardModel, Sft, by_round
 from posttrain.runner import Artifact, Runner
 from posttrain.schedule import derive_seed, of_round
@@ -62,6 +62,7 @@ class Steps:
                 "load_in_4bit": bool(recipe.model.lora and recipe.model.lora.load_in_4bit),
                 "prompts": recipe.prompts.model_copy(update={"train": train}).model_dump(mode="json"),
                 **({} if self.number else later),
+                **({"reference": str(self.outside.reference.path)} if self.outside.reference else {}),
                 "rewards": [
                     entry.model_dump(mode="json", by_alias=True)
                     for entry in [*recipe.reward, *recipe.evaluate.measure]
@@ -200,7 +201,7 @@ class Steps:
             return previous
         if name == "averaged":
             return self.average(promoted) if promoted else self.base
-        return reference(name)
+        return self.outside.reference
 
     def average(self, models: Sequence[Artifact]) -> Artifact:
         """The mean of the models' weights; of one, that one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from posttrain.recipe import Anneal, Source
-from posttrain.training.mixing import annealed, mixed
+from posttrain.training.mixing import annealed, mixed, passes
 
 
 def rows(name: str, count: int) -> list[dict[str, object]]:
@@ -42,6 +42,17 @@ def test_the_last_steps_learn_from_the_best_rows_alone() -> None:
     assert set(last) == set(range(90, 100))
     assert all(last.count(at) == 5 for at in range(90, 100))
     assert sorted(first[:100]) == list(range(100))  # a whole epoch of all rows before
+
+
+def test_the_end_is_where_max_steps_ends() -> None:
+    """Fails when only the epochs are looked at: then training ends before the best rows, or begins anew after them."""
+    for steps in (3, 40):
+        epochs = passes({"max_steps": steps, "num_train_epochs": 3.0}, rows=100, batch=10)
+        scores = [float(at) for at in range(100)]
+        order = annealed(scores, [10] * 100, Anneal(steps=0.34, best=0.1), epochs, batch=10, seed=0)
+        assert len(order) == steps * 10
+        assert set(order[-10:]) <= set(range(90, 100))
+    assert passes({"max_steps": -1, "num_train_epochs": 3.0}, rows=100, batch=10) == 3.0
 
 
 def test_rows_of_like_length_stand_together() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from tiny_models import tokenizer
 
 from posttrain.errors import DataError, InputError, ModelError, RewardError
 from posttrain.stages import Job, prompts
@@ -30,11 +31,12 @@ def run(
     later: list[dict[str, Any]] | None = None,
     given_pairs: list[dict[str, Any]] | None = None,
     decontaminate: dict[str, Any] | None = None,
+    reference: Path | None = None,
     **sets: list[dict[str, Any]],
 ) -> dict:
     given = {"train": rows("train"), "dev": rows("dev"), "heldout": rows("heldout"), **sets}
     paths = {name: {"path": str(write(folder / f"{name}.jsonl", given[name]))} for name in given}
-    (folder / "out").mkdir()
+    (folder / "out").mkdir(exist_ok=True)
     prompt_sets: dict[str, Any] = {name: one for name, one in paths.items() if name != "further"}
     if "further" in paths:
         prompt_sets["against"] = [paths["further"]]
@@ -44,6 +46,8 @@ def run(
     }
     if later:
         settings["later"] = [{"path": str(write(folder / "later.jsonl", later))}]
+    if reference:
+        settings["reference"] = str(reference)
     if given_pairs:
         settings["given"] = [{"path": str(write(folder / "given.jsonl", given_pairs))}]
     config = {"max_new_tokens": 48, "systems": list(systems)}
@@ -146,6 +150,13 @@ def test_what_is_wrong_with_a_later_rounds_file_is_told_before_the_first(tmp_pat
 def test_what_is_wrong_with_given_pairs_is_told_before_the_first_round(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"given\.jsonl:1: there is no 'rejected'"):
         run(tmp_path, given_pairs=[{"prompt": "a", "chosen": "b"}])
+
+
+def test_a_reference_of_another_tokenizer_is_told_before_anything_is_sampled(tmp_path: Path) -> None:
+    tokenizer().save_pretrained(tmp_path / "other")
+    with pytest.raises(ModelError, match="dpo: the reference has another tokenizer"):
+        run(tmp_path, reference=tmp_path / "other")
+    assert run(tmp_path, reference=BASE)["train"]["prompts"] == 3
 
 
 def test_a_training_prompt_must_leave_room_for_the_messages_that_steer_its_samples(tmp_path: Path) -> None:

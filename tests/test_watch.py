@@ -229,7 +229,7 @@ def test_a_reward_model_without_a_number_is_named_with_the_stage(
     tokenizer().save_pretrained(tmp_path / "broken")
     base, policy = answered(tmp_path / "base", BASE), answered(tmp_path / "policy", POLICY)
     inputs = {"policy": policy, "previous": base, "base": base, **models, "watch_model": tmp_path / "broken"}
-    with pytest.raises(PosttrainError, match=f"watch: judge {SECOND} gave nan"):
+    with pytest.raises(PosttrainError, match=f"watch: judge {SECOND}: the reward model gave nan"):
         watch.run(job(tmp_path, inputs, DEFAULT, check))
     assert not list((tmp_path / "out").iterdir())
 

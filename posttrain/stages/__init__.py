@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from posttrain.errors import ModelError, RewardError, StageError
+
 STAGES = {
     # name: version, raised when the same inputs would give another result
     "prompts": 2,
@@ -56,7 +58,26 @@ class Job:
 
 
 def run_stage(name: str, job: Job) -> dict[str, Any]:
-    """Run the stage called `name`; its module is imported only now."""
+    """Run the stage called `name`; its module is imported only now.
+
+    Raises:
+        PosttrainError: whatever the stage raises. Where it failed, or a model or reward is at fault, the message begins
+            with the stage's name; what was wrong with a file of prompts or pairs is told by its place alone.
+    """
     if name not in STAGES:
         raise KeyError(name)
-    return importlib.import_module(f"posttrain.stages.{name}").run(job)
+    try:
+        return importlib.import_module(f"posttrain.stages.{name}").run(job)
+    except StageError as error:
+        raise type(error)(_named(name, str(error))) from error
+    except (ModelError, RewardError) as error:
+        if name == "prompts":  # which is where all that is given is looked at: nothing else ran yet
+            raise
+        place = {"file": error.file, "line": error.line, "column": error.column, "hint": error.hint}
+        raise type(error)(_named(name, error.message), **place) from error
+
+
+def _named(stage: str, message: str) -> str:
+    """The message with the stage's name before it, once. A recipe's section may be its name: watch.reward_model."""
+    begins = message.partition(":")[0].rpartition(".")[2]
+    return message if begins == stage else f"{stage}: {message}"

@@ -7,10 +7,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from peft import TaskType
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig
 
-from posttrain.errors import EmptyStageError, ModelError
+from posttrain.errors import EmptyStageError
+from posttrain.models import check_same_tokens
 from posttrain.pairing import best_worst_pairs, once, ordered_pairs
 from posttrain.recipe import Dpo
 from posttrain.stages import Job
@@ -37,7 +38,7 @@ def run(job: Job) -> dict[str, Any]:
     pad: Any = tokenizer.pad_token_id or 0
     reference = job.inputs.get("reference")
     if reference:
-        _check_same_tokens(tokenizer, reference)
+        check_same_tokens(job.inputs["model"], reference)
     metrics = train(
         "dpo",
         job,
@@ -60,16 +61,6 @@ def run(job: Job) -> dict[str, Any]:
 def _load(reference: Path, args: DPOConfig) -> Any:
     options: Any = args.model_init_kwargs or {}
     return AutoModelForCausalLM.from_pretrained(reference, **options)
-
-
-def _check_same_tokens(tokenizer: PreTrainedTokenizerBase, reference: Path) -> None:
-    """Raises ModelError when the reference does not read tokens as the policy does."""
-    if AutoTokenizer.from_pretrained(reference).get_vocab() != tokenizer.get_vocab():
-        raise ModelError(
-            "dpo: the reference has another tokenizer than the policy, so their log-probs cannot be compared",
-            file=str(reference),
-            hint="set dpo.reference to a model of the same family, or to start, initial, previous or averaged",
-        )
 
 
 def _pairs(job: Job, source: str, margin: float) -> list[dict[str, Any]]:

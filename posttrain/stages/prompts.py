@@ -30,8 +30,8 @@ SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.st
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: model. Config: max_new_tokens, decontaminate. Settings: prompts (with paths); and what is only checked:
-    later (training sets of later rounds), given (sets of pairs). Writes train, dev and heldout.parquet, and
-    against.parquet where there are further evaluation sets.
+    later (training sets of later rounds), given (sets of pairs), reference (DPO's). Writes train, dev and
+    heldout.parquet, and against.parquet where there are further evaluation sets.
 
     Of the training prompts, those that are evaluated on are left out and counted, whatever the recipe's filters are:
     preferences, samples and pairs all start from train.parquet.
@@ -53,6 +53,8 @@ def run(job: Job) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(model).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot read the model's config and tokenizer: {error}", file=str(model)) from error
+    if "reference" in job.settings:  # asked again where it is used; here before anything is sampled
+        models.check_same_tokens(model, Path(job.settings["reference"]))
     if len(tokenizer) > config.vocab_size:
         raise ModelError(
             f"the tokenizer has {len(tokenizer)} tokens, the model embeds {config.vocab_size}",

@@ -15,7 +15,7 @@ from posttrain.errors import EmptyStageError
 from posttrain.recipe import Sft
 from posttrain.stages import Job
 from posttrain.training.lora import lora_config
-from posttrain.training.mixing import annealed, mixed
+from posttrain.training.mixing import annealed, mixed, passes
 from posttrain.training.rows import sft_rows
 from posttrain.training.run import arguments, train
 from posttrain.training.trainers import AnswerSFTTrainer
@@ -38,7 +38,7 @@ def run(job: Job) -> dict[str, Any]:
     count, over = len(rows), {}
     if section.anneal:
         batch = section.trl["per_device_train_batch_size"] * section.trl["gradient_accumulation_steps"]
-        epochs = section.trl["num_train_epochs"]
+        epochs = passes(section.trl, len(rows), batch)
         scores = [-math.inf if score is None else score for score in rows["score"]]
         rows = rows.select(annealed(scores, list(rows["length"]), section.anneal, epochs, batch, job.seed))
         over = {"num_train_epochs": 1.0, "train_sampling_strategy": "sequential"}  # the order is in the rows

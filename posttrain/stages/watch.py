@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -147,12 +146,7 @@ def _compared(shard: _Slice) -> pa.Table:
     rows = pq.read_table(shard.path).slice(shard.start, shard.stop - shard.start).to_pylist()
     scores = [json.loads(row["rewards"]) for row in rows]
     for name, values in _asked(rows, panel).items():
-        for row, score, value in zip(rows, scores, values, strict=True):
-            if value is not None and not math.isfinite(value):
-                raise StageError(
-                    f"watch: judge {name} gave {value} to an answer to prompt {row['prompt_id']}, which is no finite "
-                    f"number; nothing was published. Its weights are at fault: {panel.models.get(name, name)}"
-                )
+        for score, value in zip(scores, values, strict=True):
             score[name] = value
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for row, score in zip(rows, scores, strict=True):
@@ -177,9 +171,10 @@ def _compared(shard: _Slice) -> pa.Table:
 
 def _asked(rows: Sequence[Mapping[str, Any]], panel: Panel) -> dict[str, Sequence[float | None]]:
     """What the reward models, and the functions that have not been asked yet, say of each row."""
-    said: dict[str, Sequence[float | None]] = {
-        name: model_rewards(rows, folder) for name, folder in panel.models.items()
-    }
+    said: dict[str, Sequence[float | None]] = {}
+    for name, folder in panel.models.items():
+        with _named(name):
+            said[name] = model_rewards(rows, folder)
     for function in panel.functions:
         with _named(function.name):
             said |= reward_values(rows, [function])
@@ -242,6 +237,8 @@ def _named(judge: str) -> Iterator[None]:
     """Says which judge of which stage it was that raised."""
     try:
         yield
+    except StageError as error:
+        raise type(error)(f"watch: judge {judge}: {error}") from error
     except RewardError as error:
         raise RewardError(
             f"watch: judge {judge}: {error.message}",

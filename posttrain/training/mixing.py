@@ -31,6 +31,12 @@ def _draw(seed: int, source: str, row: Row) -> float:
     return derive_seed(seed, "mix", source, row["prompt_id"], row["sample_index"]) / 2**31
 
 
+def passes(trl: Mapping[str, Any], rows: int, batch: int) -> float:
+    """How often training goes over the rows: `max_steps`, where it is set, goes before `num_train_epochs`."""
+    steps = trl.get("max_steps", -1)
+    return steps * batch / rows if steps > 0 else trl["num_train_epochs"]
+
+
 def annealed(
     scores: Sequence[float], lengths: Sequence[int], anneal: Anneal, epochs: float, batch: int, seed: int
 ) -> list[int]:
