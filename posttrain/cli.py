@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from posttrain.commands.check import check_
 from posttrain.commands.env import env_
 from posttrain.commands.init import init_
 from posttrain.commands.recipes import recipes_
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command("recipes")(recipes_)
 app.command("init")(init_)
+app.command("check")(check_)
 app.command("round")(round_)
 app.command("status")(status_)
 app.command("stage")(stage)

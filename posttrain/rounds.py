@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from posttrain.recipe import Recipe
-from posttrain.runner import Artifact, Runner
+from posttrain.runner import Artifact, Stages
 from posttrain.steps import Evaluated, Steps
 
 
@@ -31,7 +31,7 @@ class State:
     reward_model: Artifact | None = None  # the last round's
 
 
-def play(recipe: Recipe, runner: Runner, n: int) -> Artifact:
+def play(recipe: Recipe, runner: Stages, n: int) -> Artifact:
     """Run rounds until `n` are there, or the recipe's `stop_after` says that nothing is gained any more.
 
     No finished stage is done again. Returns the last promoted policy.

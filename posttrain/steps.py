@@ -9,7 +9,7 @@ from typing import Any
 from posttrain import loaders, models, pairwise, rewards
 from posttrain.recipe import Dpo, Judge, Model, Recipe, RewardEntry, RewardModel, Sft, Trained
 from posttrain.recipe.watch import SECOND
-from posttrain.runner import Artifact, Runner
+from posttrain.runner import Artifact, Stages
 from posttrain.schedule import derive_seed
 from posttrain.weighing import REWARD_MODEL
 
@@ -33,7 +33,7 @@ class Evaluated:
 class Steps:
     """One method a stage, called by the loop in `posttrain.rounds`."""
 
-    def __init__(self, recipe: Recipe, runner: Runner) -> None:
+    def __init__(self, recipe: Recipe, runner: Stages) -> None:
         self.recipe, self.runner = recipe, runner
         self.number = 0
         self._last_trained: dict[str, Artifact] = {}
