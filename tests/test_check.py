@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from posttrain import content
 from posttrain.errors import RewardError
+from posttrain.launch import InProcess
+from posttrain.planning import checks as planning
 from posttrain.planning.checks import golden_cases
 from posttrain.recipe import load
 
@@ -80,3 +83,30 @@ def test_the_plan_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> None
     assert [entry["round"] for entry in plan["rounds"]] == [0, 1, 2]
     assert plan["sets"]["dev"] == 40
     assert list(tmp_path.iterdir()) == []
+
+
+PROBLEM = {
+    "question": "What is 1 + {n}?",
+    "answer": "#### {n}",
+    "prompt": "What is 1 + {n}?",
+    "chosen": "{n}.",
+    "rejected": "x",
+}
+# What stands in for the model and the prompts of a recipe for real use.
+STAND_IN = ["model.path=tiny-base", "samples.max_new_tokens=48"]
+
+
+@pytest.mark.parametrize("name", content.names("recipes"))
+def test_every_shipped_recipe_passes_offline_with_a_model_and_prompts_that_stand_in(tmp_path: Path, name: str) -> None:
+    changes = list(STAND_IN)
+    if name != "quickstart":
+        for at, part in enumerate(("train", "dev", "heldout")):
+            rows = [{key: text.replace("{n}", str(at * 20 + n)) for key, text in PROBLEM.items()} for n in range(20)]
+            if load(name, files=False).prompts.train.columns:
+                rows = [{key: row[key] for key in ("question", "answer")} for row in rows]
+            path = tmp_path / f"{part}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            changes.append(f"prompts.{part}.path={path}")
+    found = planning.check(name, changes, 2, False, InProcess())
+    assert [said for _, right, said in found.found if not right] == []
+    assert found.plan and found.plan["completions"] > 0

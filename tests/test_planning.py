@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain import content
 from posttrain.planning import probe
 from posttrain.planning.amounts import Amounts, Sets, Shares, amounts, training_steps
 from posttrain.planning.costs import Cost, Measured, cost, cost_of, work
@@ -193,13 +194,19 @@ def test_a_whole_plan() -> None:
 
 def test_a_miniature_is_the_same_recipe_and_small(tmp_path: Path) -> None:
     recipe = load("quickstart", ["dpo.variants=[{}, {seed: 1}]", "watch={}"])
-    small = load("quickstart", probe.miniature(recipe))
+    small = load("quickstart", probe.miniature(recipe, 1024))
     assert small.samples.prompts == 128 and small.preferences is not None and small.preferences.prompts == 128
     assert small.sft is not None and small.sft.trl["max_steps"] == probe.STEPS
     assert small.sft.trl["per_device_train_batch_size"] == 32
     assert small.watch is None and small.dpo is not None and small.dpo.variants == []
 
 
-@pytest.mark.parametrize("name", ["quickstart", "llama3", "gsm8k"])
+@pytest.mark.parametrize("name", content.names("recipes"))
 def test_a_miniature_of_every_recipe_is_a_recipe(name: str) -> None:
-    assert load(name, probe.miniature(load(name, files=False)), files=False).promote == "always"
+    assert load(name, probe.miniature(load(name, files=False), 64), files=False).promote == "always"
+
+
+def test_a_large_model_is_probed_with_fewer_completions() -> None:
+    assert probe.completions(0.9e6, 48, "cpu") == 1024
+    assert probe.completions(8e9, 320, "cuda") == 195  # 1e15 / (2 * 8e9 * 320)
+    assert probe.completions(8e9, 320, "cpu") == 32

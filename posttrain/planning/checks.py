@@ -13,16 +13,14 @@ from typing import Any
 from posttrain import models, pairwise, rewards
 from posttrain.environment import cores
 from posttrain.errors import EmptyStageError, EngineError, PosttrainError, RewardError, StageError
-from posttrain.launch import Forked
+from posttrain.launch import Forked, Launcher
 from posttrain.models import Look
-from posttrain.pairwise import Pairwise
 from posttrain.planning import probe
 from posttrain.planning.amounts import Sets, Shares
 from posttrain.planning.costs import Cost, cost
 from posttrain.planning.plan import Machine, plan
 from posttrain.planning.rehearsal import rehearse
 from posttrain.recipe import Model, Recipe, load
-from posttrain.rewards import Reward
 from posttrain.rounds import play
 from posttrain.runner import Artifact, Runner
 from posttrain.schedule import matching
@@ -31,7 +29,7 @@ from posttrain.steps import Steps
 from posttrain.store import Store
 
 SMALL = 5_000_000  # as posttrain.training.run.SMALL, which cannot be imported without torch
-_BYTES = {"float32": 4, "bfloat16": 2}
+_TRAINING = 4  # weights, gradients and two moments, in float32
 
 
 @dataclass
@@ -56,8 +54,8 @@ class Checked:
         return value
 
 
-def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, root: Path | None = None) -> Checked:
-    """Check the recipe `name` with these changes, and plan `n` rounds. `root`: where the probe works; it is new.
+def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launcher: Launcher | None = None) -> Checked:
+    """Check the recipe `name` with these changes, and plan `n` rounds. `launcher`: runs stages, and measures them.
 
     Raises:
         RecipeError: the recipe itself cannot be read; all else that is wrong is in what comes back.
@@ -65,47 +63,72 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, root: P
     recipe = load(name, overrides)
     checked = Checked(recipe)
     with tempfile.TemporaryDirectory(prefix="posttrain-check-", ignore_cleanup_errors=True) as folder:
-        run = Store(root or Path(folder) / "run")
+        run, launcher = Store(Path(folder) / "run"), launcher or Forked(probe.measure)
         with run.session():
-            _check(checked, name, overrides, n, with_probe, run)
+            try:
+                _check(checked, name, overrides, n, with_probe, launcher, run)
+            finally:
+                launcher.stop()
     return checked
 
 
-def _check(checked: Checked, name: str, overrides: Sequence[str], n: int, with_probe: bool, run: Store) -> None:
-    recipe, launcher = checked.recipe, Forked(probe.measure)
-    try:
-        look = checked.run("model", lambda: _model(recipe.model))
-        checked.run("engine", lambda: (_engine(recipe), None))
-        checked.run("rewards", lambda: (golden_cases(recipe), None))
-        checked.run(
-            "filters", lambda: (", ".join(str(getattr(one, "use", "")) for one in recipe.filters) or "none", None)
-        )
-        prompts = checked.run("prompts", lambda: _prompts(recipe, look, launcher, run)) if look else None
-        if not prompts:
-            return
-        artifact, sets, seconds = prompts
-        costs, shares, memory = dict[str, Cost](), Shares(), 0
-        if with_probe and look.here:
-            costs, shares, memory = _probe(
-                checked, load(name, [*overrides, *probe.miniature(recipe)]), artifact, launcher, run
-            )
-        elif with_probe:
-            checked.notes.append("no probe: the weights are not here yet; the first round fetches them")
-        checked.plan = _plan(recipe, look, n, sets, shares, costs, memory, seconds)
-    finally:
-        launcher.stop()
+def _check(
+    checked: Checked,
+    name: str,
+    overrides: Sequence[str],
+    n: int,
+    with_probe: bool,
+    launcher: Launcher,
+    run: Store,
+) -> None:
+    recipe = checked.recipe
+    look = checked.run("model", lambda: _model(recipe.model))
+    checked.run("engine", lambda: (_engine(recipe), None))
+    checked.run("rewards", lambda: (golden_cases(recipe), None))
+    checked.run("filters", lambda: (", ".join(str(getattr(one, "use", "")) for one in recipe.filters) or "none", None))
+    prompts = checked.run("prompts", lambda: _prompts(recipe, look, launcher, run)) if look else None
+    if not prompts:
+        return
+    artifact, sets, seconds = prompts
+    costs, shares, memory = dict[str, Cost](), Shares(), 0
+    impossible = _no_probe(look) if with_probe else None
+    if impossible:
+        checked.notes.append(f"no probe: {impossible}")
+    elif with_probe:
+        many = probe.completions(_parameters(look), recipe.samples.max_new_tokens, "cuda" if _gpu() else "cpu")
+        small = load(name, [*overrides, *probe.miniature(recipe, many)])
+        few = probe.write_few(artifact.path, run.root, max(4, many // (1 + recipe.evaluate.k)))
+        costs, shares, memory = _probe(checked, small, few, launcher, run)
+    checked.plan = _plan(recipe, look, n, sets, shares, costs, memory, seconds)
+
+
+def _no_probe(look: Look) -> str | None:
+    """Why this model cannot be measured on this machine; None where it can be tried."""
+    if not look.here:
+        return "the weights are not here yet; the first round fetches them"
+    import psutil
+
+    needs = 4 * _parameters(look) * _TRAINING
+    if not _gpu() and needs > psutil.virtual_memory().available:
+        return f"training takes about {needs / 1e9:.0f} GB of memory, and so much is not free here"
+    return None
+
+
+def _parameters(look: Look) -> float:
+    """About how many: from the size of the weights, most of which are in 16 bits but for the smallest models'."""
+    return look.size / (4 if look.size < 2e9 else 2)
 
 
 def golden_cases(recipe: Recipe) -> str:
     """Asks every reward file its golden cases. Raises RewardError that lists those that do not come out."""
-    entries = {entry.use: entry for entry in [*recipe.reward, *recipe.evaluate.measure] if not entry.is_reward_model}
-    asked: list[Reward | Pairwise] = [rewards.load(entry) for entry in entries.values()]
-    judges = [judge for judge in (recipe.watch.judges or [] if recipe.watch else []) if not judge.is_model]
-    asked += [pairwise.load(judge.entry) for judge in judges if judge.use not in entries]
+    entries = [entry for entry in [*recipe.reward, *recipe.evaluate.measure] if not entry.is_reward_model]
+    for judge in recipe.watch.judges or [] if recipe.watch else []:
+        if not judge.is_model:
+            pairwise.load(judge.entry)
     told = []
-    for reward in asked:
+    for reward in {f"{entry.use} {entry.function}": rewards.load(entry) for entry in entries}.values():
         path = Path(reward.file).with_suffix(".cases.jsonl")
-        if not isinstance(reward, Reward) or not path.is_file():
+        if not path.is_file():
             told.append(f"{Path(reward.file).name} has no golden cases")
             continue
         wrong = rewards.wrong_cases(reward)
@@ -140,7 +163,7 @@ def _engine(recipe: Recipe) -> str:
     return f"{server.kind} at {server.url}"
 
 
-def _prompts(recipe: Recipe, look: Look, launcher: Forked, run: Store) -> tuple[str, tuple[Artifact, Sets, float]]:
+def _prompts(recipe: Recipe, look: Look, launcher: Launcher, run: Store) -> tuple[str, tuple[Artifact, Sets, float]]:
     """The prompts stage itself: files, columns, templates, lengths, and what rewards say when asked."""
     import pyarrow.parquet as pq
 
@@ -173,10 +196,9 @@ def _stood_in(recipe: Recipe) -> Recipe:
 
 
 def _probe(
-    checked: Checked, small: Recipe, prompts: Artifact, launcher: Forked, run: Store
+    checked: Checked, small: Recipe, few: dict[str, int], launcher: Launcher, run: Store
 ) -> tuple[dict[str, Cost], Shares, int]:
     """What a round in miniature took, by stage; and the bytes that a process has before it does anything."""
-    few = probe.write_few(prompts.path, run.root)
     small = small.model_copy(update={"compute": small.compute.model_copy(update={"stages_at_once": at_once(small)})})
     try:
         play(small, Runner(run, launcher, Silent(), 1, small), 1)
@@ -211,12 +233,11 @@ def _plan(
     prompts_seconds: float,
 ) -> dict[str, Any]:
     many = cores()
-    parameters = look.size / _BYTES["float32"]
     machine = Machine(
         cores=1 if _gpu() else many,
         workers=1 if _gpu() or recipe.engine.server else recipe.compute.workers or many,
         at_once=recipe.compute.stages_at_once,
-        threads=1 if _gpu() or parameters <= SMALL else many,
+        threads=1 if _gpu() or _parameters(look) <= SMALL else many,
         memory=memory,
     )
     steps = rehearse(recipe if look.here else _stood_in(recipe), n)

@@ -71,7 +71,7 @@ def _is_work(amounts: Amounts) -> bool:
 
 def processes(step: Step, todo: Amounts, machine: Machine) -> int:
     """How many processes a stage spreads over: a shard each, as many as there are workers."""
-    if step.stage not in SAMPLING:
+    if step.stage not in SAMPLING or not todo.prompts:
         return machine.workers if step.stage == "scores" else 1
     shards = math.ceil(todo.prompts / step.config["engine"]["shard_prompts"])
     if step.stage in ("evaluate", "heldout"):

@@ -21,27 +21,35 @@ from posttrain.planning.costs import SAMPLING, TRAINED, Measured, steps_and_pass
 from posttrain.recipe import Recipe
 
 STEPS = 4  # of each training
-COMPLETIONS = 1024  # of each sampling: smaller batches are slower, so they would say too much
-EVALUATED = {"dev": 112, "heldout": 4}  # prompts; both are answered by the same code
+# Completions of each sampling: with fewer a batch is slower, so the plan would say too much. A large model gets as few
+# as it makes with so many operations (two a parameter and token): some seconds of a GPU, or of two cores.
+MOST, FEWEST = 1024, 32
+OPERATIONS = {"cpu": 1e12, "cuda": 1e15}
+HELDOUT = 4  # prompts; dev ones are answered by the same code, and measured
 _WARM = 8  # completions and tokens that are sampled before a stage is timed
-FEW = "few-prompts"  # the folder of these, below the run's
+FEW = "few-prompts"  # the folder of the prompts that are evaluated on, below the run's
 
 
-def miniature(recipe: Recipe) -> list[str]:
-    """The changes (`--set`) that make a round of the recipe small."""
+def completions(parameters: float, longest: int, device: str) -> int:
+    """How many completions of `longest` tokens each sampling of a miniature makes. `device`: cpu or cuda."""
+    return max(FEWEST, min(MOST, int(OPERATIONS[device] / (2 * parameters * longest))))
+
+
+def miniature(recipe: Recipe, completions: int) -> list[str]:
+    """The changes (`--set`) that make a round of the recipe small: about so many completions of each sampling."""
     changes = [
         "promote=always",
         "average_rounds=1",
         "watch=null",
         "compute.workers=1",
-        f"samples.prompts={max(8, COMPLETIONS // recipe.samples.k)}",
+        f"samples.prompts={max(8, completions // recipe.samples.k)}",
     ]
     if recipe.samples.difficulty:
         changes.append("samples.difficulty=null")
     if recipe.preferences:
-        changes.append(f"preferences.prompts={max(8, COMPLETIONS // (2 * recipe.preferences.k))}")
+        changes.append(f"preferences.prompts={max(8, completions // (2 * recipe.preferences.k))}")
     if recipe.pairs:
-        changes.append(f"pairs.prompts={max(8, COMPLETIONS // recipe.pairs.k)}")
+        changes.append(f"pairs.prompts={max(8, completions // recipe.pairs.k)}")
     for name in TRAINED:
         section = getattr(recipe, name)
         if section is not None:
@@ -51,13 +59,13 @@ def miniature(recipe: Recipe) -> list[str]:
     return changes
 
 
-def write_few(prompts: Path, root: Path) -> dict[str, int]:
-    """The prompts that a miniature is evaluated on, spread over each set; returns how many there are."""
+def write_few(prompts: Path, root: Path, dev: int) -> dict[str, int]:
+    """The prompts that a miniature is evaluated on, spread over each set, of dev at most so many; returns how many."""
     import pyarrow.parquet as pq
 
     folder, counts = root / FEW, {}
     folder.mkdir(exist_ok=True)
-    for name, wanted in EVALUATED.items():
+    for name, wanted in {"dev": dev, "heldout": HELDOUT}.items():
         table = pq.read_table(prompts / f"{name}.parquet")
         few = table.take(list(range(0, table.num_rows, max(1, table.num_rows // wanted)))[:wanted])
         pq.write_table(few, folder / f"{name}.parquet")
