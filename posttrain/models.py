@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain import content, store
-from posttrain.errors import ModelError
+from posttrain.errors import InputError, ModelError
 from posttrain.recipe import Model
+from posttrain.status import status
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,23 @@ def resolve(model: Model) -> Resolved:
     """
     path = _folder(model.path)
     return Resolved(path.resolve(), store.tree_hash(path)) if path else _snapshot(model.path, model.revision)
+
+
+def find(name: str) -> Path:
+    """The folder of a model that a command is given: a run's promoted policy, a folder, a shipped name, or a Hub id.
+
+    Raises:
+        InputError: it is none of these, or a run that has no policy yet.
+    """
+    folder = Path(name)
+    if (folder / "run.json").is_file():
+        policy = status(store.Store(folder))["policy"]
+        if policy is None:
+            raise InputError("the run has no policy yet", file=name, hint="wait for its first round, or name a model")
+        name = str(folder / policy)
+    elif folder.is_dir():
+        name = f"./{name}" if "/" not in name else name
+    return resolve(Model(path=name)).path
 
 
 def look(model: Model) -> Look:

@@ -298,22 +298,32 @@ class Steps:
     def _evaluate(
         self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None, further: Mapping[str, Any]
     ) -> Evaluated:
+        dev, heldout = (
+            self.answers(stage, prompts, policy, reward_model, further) for stage in ("evaluate", "heldout")
+        )
+        return Evaluated(dev, heldout)
+
+    def answers(
+        self,
+        stage: str,
+        prompts: Artifact,
+        policy: Artifact,
+        reward_model: Artifact | None = None,
+        further: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """A policy's judged answers, by the stage `evaluate` (on dev) or `heldout`."""
         section = self.recipe.evaluate.model_dump(mode="json", by_alias=True)
         section["measure"] = [_entry(entry) for entry in self.recipe.evaluate.measure]
-
-        def on(stage: str) -> Artifact:
-            # The same seed in every round: policies are compared on the same draws.
-            return self._judged(
-                stage,
-                {"evaluate": section, **further},
-                {"prompts": prompts, "policy": policy},
-                self._functions(),
-                reward_model,
-                seed=0,
-                aside=stage == "heldout",
-            )
-
-        return Evaluated(on("evaluate"), on("heldout"))
+        # The same seed in every round: policies are compared on the same draws.
+        return self._judged(
+            stage,
+            {"evaluate": section, **(further or {})},
+            {"prompts": prompts, "policy": policy},
+            self._functions(),
+            reward_model,
+            seed=0,
+            aside=stage == "heldout",
+        )
 
     def _functions(self) -> list[RewardEntry]:
         """The reward functions that judge candidates."""
