@@ -7,9 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from posttrain.commands.completion import recipes
+
 
 def check_(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a path.")] = "quickstart",
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe's name, or a path.", autocompletion=recipes)
+    ] = "quickstart",
     n: Annotated[int, typer.Option("--n", min=1, help="Plan so many rounds.")] = 1,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
     probe: Annotated[bool, typer.Option(help="Measure a small round on this machine, for times and memory.")] = True,
