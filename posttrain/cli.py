@@ -6,30 +6,48 @@ import sys
 
 import typer
 
+from posttrain.commands.chat import chat_
+from posttrain.commands.check import check_
 from posttrain.commands.env import env_
+from posttrain.commands.eval import eval_
 from posttrain.commands.filter import filter_
 from posttrain.commands.init import init_
 from posttrain.commands.push import push_
 from posttrain.commands.recipes import recipes_
 from posttrain.commands.report import report
 from posttrain.commands.round import round_
+from posttrain.commands.sample import sample_
 from posttrain.commands.schema import schema_
 from posttrain.commands.stage import stage
 from posttrain.commands.status import status_
 from posttrain.errors import PosttrainError
 
+# The same table is in docs/commands.md. What is between two empty lines is a paragraph.
+EPILOG = """
+Begin with `posttrain init mine`. `posttrain COMMAND --help` has examples; `--install-completion` is for the shell.
+
+Exit codes: 0 done; 1 an error that has no code of its own; 2 what was given is wrong, nothing was changed; \
+3 a stage, an engine or a probe failed, what is whole stays; 4 another process works on this run; \
+5 a file of the run is damaged; 130 stopped by Ctrl-C.
+"""
+
 app = typer.Typer(
     help="The Llama 3 post-training loop: reward model, rejection sampling, filters, SFT, DPO, round after round.",
+    epilog=EPILOG,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
 app.command("recipes")(recipes_)
 app.command("init")(init_)
+app.command("check")(check_)
 app.command("round")(round_)
 app.command("status")(status_)
 app.command("report")(report)
 app.command("push")(push_)
+app.command("eval")(eval_)
+app.command("sample")(sample_)
+app.command("chat")(chat_)
 app.command("stage")(stage)
 app.command("filter")(filter_)
 app.command("env")(env_)

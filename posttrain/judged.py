@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain.recipe import JudgeModel, Recipe, RewardEntry
-from posttrain.runner import Artifact, Runner
+from posttrain.runner import Artifact, Stages
 from posttrain.schedule import derive_seed
 
 # Temperatures at which the starting model is measured: sharpening alone is no progress.
@@ -29,7 +29,7 @@ class Evaluated:
 class Judging:
     """`hashes`: of the reward files, by their `use`."""
 
-    def __init__(self, recipe: Recipe, runner: Runner, hashes: Mapping[str, str]) -> None:
+    def __init__(self, recipe: Recipe, runner: Stages, hashes: Mapping[str, str]) -> None:
         self.recipe, self.runner, self.hashes = recipe, runner, hashes
 
     def stage(
@@ -89,22 +89,32 @@ class Judging:
         self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None, further: Mapping[str, Any] = {}
     ) -> Evaluated:
         """On dev, for the gate. Held-out prompts are answered aside: nothing in a run depends on how."""
+        dev, heldout = (
+            self.answers(stage, prompts, policy, reward_model, further) for stage in ("evaluate", "heldout")
+        )
+        return Evaluated(dev, heldout)
+
+    def answers(
+        self,
+        stage: str,
+        prompts: Artifact,
+        policy: Artifact,
+        reward_model: Artifact | None = None,
+        further: Mapping[str, Any] = {},
+    ) -> Artifact:
+        """A policy's judged answers, by the stage `evaluate` (on dev) or `heldout`."""
         section = self.recipe.evaluate.model_dump(mode="json", by_alias=True)
         section["measure"] = entries(self.recipe.evaluate.measure)
-
-        def on(stage: str) -> Artifact:
-            return self.stage(
-                stage,
-                {"evaluate": section, **further},
-                {"prompts": prompts, "policy": policy},
-                self.recipe.functions(),
-                reward_model,
-                seed=self.same_draws(),
-                measured=self.recipe.evaluate.measure,
-                aside=stage == "heldout",
-            )
-
-        return Evaluated(on("evaluate"), on("heldout"))
+        return self.stage(
+            stage,
+            {"evaluate": section, **further},
+            {"prompts": prompts, "policy": policy},
+            self.recipe.functions(),
+            reward_model,
+            seed=self.same_draws(),
+            measured=self.recipe.evaluate.measure,
+            aside=stage == "heldout",
+        )
 
     def on_dev(self, prompts: Artifact, reward_model: Artifact | None) -> Comparison:
         """Policies are compared by what the gate judges by."""

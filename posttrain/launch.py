@@ -106,6 +106,10 @@ def versions(further: Iterable[str] = ()) -> dict[str, str]:
     return found
 
 
+# A folder, workers, progress: as in `execute`.
+Run = Callable[[Path, int, Callable[[int, int, str], None]], object]
+
+
 class InProcess:
     """Runs stages right here, one after the other: for tests."""
 
@@ -128,16 +132,20 @@ class InProcess:
 
 
 class Forked:
-    """Runs each stage in a process of its own, forked from a server with the libraries imported."""
+    """Runs each stage in a process of its own, forked from a server with the libraries imported.
 
-    def __init__(self) -> None:
+    `run`: what such a process does, `execute` or something around it; found by its name.
+    """
+
+    def __init__(self, run: Run = execute) -> None:
+        self._run = run
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._running: dict[Connection, tuple[Path, BaseProcess]] = {}
 
     def start(self, folder: Path, workers: int, aside: bool = False) -> None:
         receiver, sender = self._context.Pipe(duplex=False)
-        child = self._context.Process(target=_child, args=(folder, workers, aside, sender), name=folder.name)
+        child = self._context.Process(target=_child, args=(folder, workers, aside, sender, self._run), name=folder.name)
         child.start()
         sender.close()
         self._running[receiver] = (folder, child)
@@ -191,7 +199,7 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _child(folder: Path, workers: int, aside: bool, sender: Connection) -> None:
+def _child(folder: Path, workers: int, aside: bool, sender: Connection, run: Run) -> None:
     die_with_parent()
     import torch
 
@@ -212,7 +220,7 @@ def _child(folder: Path, workers: int, aside: bool, sender: Connection) -> None:
 
     error: Exception | None = None
     try:
-        execute(folder, workers, progress)
+        run(folder, workers, progress)
     except PosttrainError as known:
         error = known if _picklable(known) else StageError(str(known))
     except Exception as unknown:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain import content, store
-from posttrain.errors import ModelError
+from posttrain.errors import InputError, ModelError
 from posttrain.recipe import Model
+from posttrain.status import status
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,62 @@ class Resolved:
     hub_id: str | None = None
 
 
+@dataclass(frozen=True)
+class Look:
+    """What can be seen of a model without fetching its weights. `path` holds config and tokenizer, and where `here`
+    the weights too, `size` bytes of them."""
+
+    path: Path
+    size: int
+    here: bool
+
+
 def resolve(model: Model) -> Resolved:
     """The folder of `model.path`: shipped for a bare name, else a folder, else a Hub id at its revision.
 
     Raises:
         ModelError: it is not there, or is no model folder.
     """
-    name = model.path
+    path = _folder(model.path)
+    return Resolved(path.resolve(), store.tree_hash(path)) if path else _snapshot(model.path, model.revision)
+
+
+def find(name: str) -> Path:
+    """The folder of a model that a command is given: a run's promoted policy, a folder, a shipped name, or a Hub id.
+
+    Raises:
+        InputError: it is none of these, or a run that has no policy yet.
+    """
+    folder = Path(name)
+    if (folder / "run.json").is_file():
+        policy = status(store.Store(folder))["policy"]
+        if policy is None:
+            raise InputError("the run has no policy yet", file=name, hint="wait for its first round, or name a model")
+        name = str(folder / policy)
+    elif folder.is_dir():
+        name = f"./{name}" if "/" not in name else name
+    return resolve(Model(path=name)).path
+
+
+def look(model: Model) -> Look:
+    """The same without its weights, where they are on the Hub and not here yet.
+
+    Raises:
+        ModelError: as `resolve`.
+    """
+    path = _folder(model.path)
+    if path is None:
+        return _look_on_hub(model.path, model.revision)
+    return Look(path.resolve(), weights(path), True)
+
+
+def weights(folder: Path) -> int:
+    """Bytes of a folder's weights."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of a model that is shipped or on this machine; None for a Hub id."""
     if "/" not in name:
         path = content.data_path(name)
     elif Path(name).is_dir():
@@ -33,7 +83,7 @@ def resolve(model: Model) -> Resolved:
     elif name.startswith((".", "/")) or name.count("/") != 1:
         raise ModelError("there is no such model folder", file=name, hint="check model.path")
     else:
-        return _snapshot(name, model.revision)
+        return None
     if not (path / "config.json").is_file():
         raise ModelError("the folder holds no config.json, so it is no Hugging Face model", file=str(path))
     if not any(path.glob("*.safetensors")):
@@ -42,7 +92,26 @@ def resolve(model: Model) -> Resolved:
             file=str(path),
             hint="convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)",
         )
-    return Resolved(path.resolve(), store.tree_hash(path))
+    return path
+
+
+def _look_on_hub(name: str, revision: str | None) -> Look:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        if any(path.glob("*.safetensors")):
+            return Look(path, weights(path), True)
+    except (LocalEntryNotFoundError, OSError):
+        pass  # not here yet
+    try:
+        files = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
+        small = ["*.json", "*.jinja", "*.model", "*.txt"]
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=small))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise _unreachable(name, error) from error
+    return Look(path, sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")), False)
 
 
 def check_same_tokens(model: Path, reference: Path) -> None:
@@ -73,8 +142,11 @@ def _snapshot(name: str, revision: str | None) -> Resolved:
     try:
         path = Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"cannot get {name} from the Hub: {str(error).splitlines()[0]}",
-            hint="check the name and the network, or use a local folder: --set model.path=./folder",
-        ) from error
+        raise _unreachable(name, error) from error
     return Resolved(path, path.name, name)  # a snapshot's folder is named by its commit
+
+
+def _unreachable(name: str, error: Exception) -> ModelError:
+    cause = (str(error).splitlines() or [type(error).__name__])[0]
+    hint = "check the name and the network, or use a local folder: --set model.path=./folder"
+    return ModelError(f"cannot get {name} from the Hub: {cause}", hint=hint)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from posttrain.judged import Evaluated
 from posttrain.recipe import Recipe
-from posttrain.runner import Artifact, Runner
+from posttrain.runner import Artifact, Stages
 from posttrain.steps import Steps
 
 
@@ -32,7 +32,7 @@ class State:
     reward_model: Artifact | None = None  # the last round's
 
 
-def play(recipe: Recipe, runner: Runner, n: int) -> Artifact:
+def play(recipe: Recipe, runner: Stages, n: int) -> Artifact:
     """Run rounds until `n` are there, or the recipe's `stop_after` says that nothing is gained any more.
 
     No finished stage is done again. Returns the last promoted policy.

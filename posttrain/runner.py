@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from posttrain import store
 from posttrain.errors import DamagedError, InputError
@@ -22,6 +22,29 @@ class Artifact:
 
     key: str
     path: Path
+
+
+class Stages(Protocol):
+    """What the loop asks of whoever has its stages done: see `Runner`, which does all of it."""
+
+    def begin_round(self, number: int) -> None: ...
+    def stage(
+        self,
+        name: str,
+        *,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        seed: int,
+        outside: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        decides: Mapping[str, Any] | None = None,
+        aside: bool = False,
+        role: str | None = None,
+    ) -> Artifact: ...
+    def metrics(self, artifact: Artifact) -> dict[str, Any]: ...
+    def end_round(self, promoted: bool, policy: Artifact) -> None: ...
+    def end(self) -> None: ...
+    def stop(self) -> None: ...
 
 
 class Runner:

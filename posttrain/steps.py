@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from posttrain.judged import Comparison, Evaluated, Judging, deciding, entries, name_of
 from posttrain.outside import outside
 from posttrain.recipe import Dpo, PromptSet, Recipe, RewardEntry, RewardModel, Sft, by_round
-from posttrain.runner import Artifact, Runner
+from posttrain.runner import Artifact, Stages
 from posttrain.schedule import derive_seed, of_round
 from posttrain.variants import Training
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # it imports pyarrow
 class Steps:
     """One method a stage, called by the loop in `posttrain.rounds`."""
 
-    def __init__(self, recipe: Recipe, runner: Runner) -> None:
+    def __init__(self, recipe: Recipe, runner: Stages) -> None:
         self.recipe, self.runner = recipe, runner
         self.number = 0
         self.outside = outside(recipe)

@@ -8,12 +8,12 @@ from typing import Any
 from posttrain.judged import Comparison, Inputs
 from posttrain.outside import Outside
 from posttrain.recipe import Recipe, Sft, Trained
-from posttrain.runner import Artifact, Runner
+from posttrain.runner import Artifact, Stages
 from posttrain.schedule import derive_seed
 
 
 class Training:
-    def __init__(self, recipe: Recipe, runner: Runner, outside: Outside) -> None:
+    def __init__(self, recipe: Recipe, runner: Stages, outside: Outside) -> None:
         self.recipe, self.runner, self.outside = recipe, runner, outside
         self._last: dict[str, Artifact] = {}
 

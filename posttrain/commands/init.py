@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from posttrain.commands.completion import recipes
+
 
 def init_(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder, or an empty one.")],
-    recipe: Annotated[str, typer.Option("--recipe", metavar="NAME", help="See `posttrain recipes`.")] = "quickstart",
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="NAME", help="See `posttrain recipes`.", autocompletion=recipes)
+    ] = "quickstart",
 ) -> None:
     """Copy a shipped recipe into a folder, to edit, with the rewards and prompts that it names. It runs at once.
 

@@ -10,9 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from posttrain.commands.completion import recipes
+
 
 def round_(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a path.")] = "quickstart",
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe's name, or a path.", autocompletion=recipes)
+    ] = "quickstart",
     n: Annotated[int, typer.Option("--n", min=1, help="How many rounds there shall be in all.")] = 1,
     run: Annotated[Path | None, typer.Option("--run", help="The run's folder. Default: runs/RECIPE.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
@@ -20,7 +24,8 @@ def round_(
     """Run rounds until N are there. Finished stages are never done again; after a stop the same command goes on.
 
     posttrain round --n 6
-    posttrain round my.yaml --n 2 --set dpo.learning_rate=2e-4
+
+    posttrain round ./mine.yaml --n 2 --set dpo.learning_rate=2e-4
     """
     from posttrain.commands.terminal import Terminal
     from posttrain.launch import Forked

@@ -1,0 +1,192 @@
+"""A model asked outside a run: its figures on a recipe's prompts, samples of it into a file, a talk with it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain import loaders, models
+from posttrain.errors import InputError
+from posttrain.launch import Forked
+from posttrain.recipe import Engine, PromptSet, Recipe, by_round, load
+from posttrain.records import Message, Prompt
+from posttrain.runner import Runner
+from posttrain.schedule import derive_seed
+from posttrain.stage_queue import Watcher
+from posttrain.stages import Job, no_progress
+from posttrain.steps import Steps
+from posttrain.store import Store
+
+WRITTEN = ("prompt_id", "sample_index", "prompt", "completion", "n_tokens", "finish", "columns")
+
+
+def figures(
+    model: str, recipe: str, overrides: Sequence[str], on: str, watcher: Watcher, workers: int
+) -> dict[str, Any]:
+    """The figures F of a model on the set `on` (dev or heldout) of a recipe: what a run's own stage finds of it.
+
+    Raises:
+        InputError: recipe, model, prompts or rewards are not right.
+    """
+    recipe_ = load(recipe, [*overrides, f"model.path={models.find(model)}"])
+    with tempfile.TemporaryDirectory(prefix="posttrain-eval-", ignore_cleanup_errors=True) as folder:
+        run, launcher = Store(Path(folder) / "run"), Forked()
+        with run.session():
+            runner = Runner(run, launcher, watcher, workers, recipe_)
+            try:
+                runner.begin_round(0)
+                steps = Steps(recipe_, runner)
+                answers = steps.judging.answers("evaluate" if on == "dev" else on, steps.prompts(), steps.base)
+                return runner.metrics(answers)[on]
+            finally:
+                runner.stop()
+
+
+def sample(
+    model: str, prompts: Sequence[Prompt], sampling: dict[str, Any], engine: Engine, out: Path, workers: int
+) -> int:
+    """K answers to each prompt into a Parquet or JSONL file, shard by shard; returns how many.
+
+    `sampling`: k, temperature, top_p, max_new_tokens, seed.
+
+    Raises:
+        InputError: the file has another ending or no folder, or a prompt leaves no room for an answer.
+    """
+    import torch
+
+    from posttrain.rollouts import Judges, Sampling, plan, run_rollouts
+    from posttrain.rollouts import engine as settings
+    from posttrain.sampling.protocol import SamplingParams
+
+    if out.suffix not in (".parquet", ".jsonl"):
+        raise InputError("name a .parquet or a .jsonl file", file=str(out))
+    if not out.absolute().parent.is_dir():
+        raise InputError("there is no such folder", file=str(out.parent))
+    torch.set_num_threads(1)  # sampling uses processes
+    path = models.find(model)
+    rows = [
+        {"id": prompt.id, "prompt": list(prompt.messages), "columns": json.dumps(dict(prompt.columns))}
+        for prompt in prompts
+    ]
+    with tempfile.TemporaryDirectory(prefix=".posttrain-sample-", dir=out.absolute().parent) as folder:
+        server = {"server": engine.server.model_dump(mode="json")} if engine.server else {}
+        job = Job({"engine": engine.model_dump(mode="json")}, {}, Path(folder), Path(folder), 0, server)
+        params = SamplingParams(sampling["temperature"], sampling["max_new_tokens"], sampling["top_p"])
+        seed = derive_seed(sampling["seed"], "sample")
+        shards = plan(
+            rows, Sampling(str(path), params, sampling["k"], seed, **settings(job)), Judges(), engine.shard_prompts
+        )
+        table = Path(folder) / "samples.parquet"
+        try:
+            count = run_rollouts(shards, Path(folder) / "shards", table, workers, no_progress)
+        except ValueError as error:  # what an engine says of a prompt that does not fit
+            raise InputError(str(error), hint="take the prompt out, or lower --max-new-tokens") from error
+        _write(table, out)
+    return count
+
+
+def prompts_of(recipe: Recipe, on: str) -> list[Prompt]:
+    """The prompts of a recipe's set `on`: train (those of all rounds), dev or heldout."""
+    sets = by_round(getattr(recipe.prompts, on))
+    return [
+        prompt for each in sets for prompt in loaders.read_prompts(each, recipe.prompts.system, where=f"prompts.{on}")
+    ]
+
+
+def prompts_in(file: Path) -> list[Prompt]:
+    """The prompts of a JSONL, Parquet or CSV file with a column `prompt`."""
+    return loaders.read_prompts(PromptSet(path=str(file.absolute())), where="--prompts")
+
+
+def _write(table: Path, out: Path) -> None:
+    """The table's useful columns, a batch in memory at a time; the file appears when it is whole."""
+    import pyarrow.parquet as pq
+
+    source, part = pq.ParquetFile(table), out.with_name(f".{out.name}.part")
+    if out.suffix == ".parquet":
+        with pq.ParquetWriter(
+            part, source.schema_arrow.empty_table().select(WRITTEN).schema, compression="zstd"
+        ) as writer:
+            for batch in source.iter_batches(4096, columns=list(WRITTEN)):
+                writer.write_batch(batch.select(list(WRITTEN)))
+    else:
+        with part.open("w", encoding="utf-8") as file:
+            for batch in source.iter_batches(4096, columns=list(WRITTEN)):
+                for row in batch.to_pylist():
+                    row["columns"] = json.loads(row["columns"])
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    part.rename(out)
+
+
+class Conversation:
+    """A talk with a model through its chat template, told token by token."""
+
+    def __init__(self, model: str, system: str | None, temperature: float, max_new_tokens: int, seed: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = models.find(model)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path)
+        self.model = loaded.to(self.device).eval()
+        self.system, self.temperature, self.max_new_tokens = system, temperature, max_new_tokens
+        torch.manual_seed(seed)
+        self.messages: list[Message] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was said."""
+        self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    def reply(self, text: str) -> Iterator[str]:
+        """The answer to `text`, in pieces as they come; both are part of the talk from then on.
+
+        Raises:
+            InputError: the talk no longer fits the model's context; it is as it was before.
+        """
+        import torch
+        from transformers import TextIteratorStreamer
+
+        from posttrain.chat import render_prompt
+
+        asked = [*self.messages, {"role": "user", "content": text}]
+        ids = render_prompt(self.tokenizer, asked)
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        if len(ids) >= context:
+            raise InputError(
+                f"the talk has {len(ids)} tokens, the model's context {context}", hint="/reset begins anew"
+            )
+        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        how = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        given = torch.tensor([ids], device=self.device)
+        failed: list[Exception] = []
+
+        def generate() -> None:
+            try:
+                self.model.generate(
+                    given,
+                    attention_mask=torch.ones_like(given),
+                    streamer=streamer,
+                    max_new_tokens=min(self.max_new_tokens, context - len(ids)),
+                    pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                    **how,
+                )
+            except Exception as error:  # told by the thread that reads
+                failed.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=generate, daemon=True)
+        thread.start()
+        pieces = []
+        for piece in streamer:
+            pieces.append(piece)
+            yield piece
+        thread.join()
+        if failed:
+            raise failed[0]
+        self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]

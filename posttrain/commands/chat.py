@@ -1,0 +1,46 @@
+"""`posttrain chat`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+
+def chat_(
+    model: Annotated[str, typer.Argument(help="A run's folder (its promoted policy), a model's folder, or a Hub id.")],
+    system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token.")] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn where the temperature is above 0.")] = 0,
+) -> None:
+    """Talk to a model through its chat template. /reset forgets what was said, /quit ends.
+
+    posttrain chat runs/quickstart
+
+    echo "Mia has 7 apples and buys 12 more. How many has she?" | posttrain chat runs/quickstart
+    """
+    from posttrain.asking import Conversation
+    from posttrain.errors import InputError
+
+    talk = Conversation(model, system, temperature, max_new_tokens, seed)
+    asking = sys.stdin.isatty()
+    if asking:
+        print("/reset forgets what was said, /quit ends")
+    while True:
+        try:
+            text = input("> " if asking else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            break
+        if text == "/quit":
+            break
+        if text == "/reset":
+            talk.reset()
+        elif text:
+            try:
+                for piece in talk.reply(text):
+                    print(piece, end="", flush=True)
+                print()
+            except InputError as error:
+                print(error, file=sys.stderr)

@@ -1,0 +1,103 @@
+"""`posttrain check`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from posttrain.commands.completion import recipes
+
+
+def check_(
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe's name, or a path.", autocompletion=recipes)
+    ] = "quickstart",
+    n: Annotated[int, typer.Option("--n", min=1, help="Plan so many rounds.")] = 1,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
+    probe: Annotated[bool, typer.Option(help="Measure a small round on this machine, for times and memory.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+) -> None:
+    """Check all of a recipe that can be checked without training, and plan its rounds. Leaves nothing behind.
+
+    posttrain check ./mine.yaml --n 6
+
+    posttrain check 8b-one-gpu --set model.path=tiny-base --no-probe
+
+    Exit code 0: all is right. 2: something of the recipe is wrong. 3: the engine or the probe failed.
+    """
+    from posttrain.planning.checks import check
+
+    done = check(recipe, set_ or [], n, probe)
+    if as_json:
+        checks = [{"name": name, "right": right, "said": said} for name, right, said in done.found]
+        told = {"recipe": done.recipe.name, "checks": checks, "notes": done.notes, "plan": done.plan}
+        print(json.dumps(told, indent=1))
+    else:
+        for name, right, said in done.found:
+            print(f"{'ok ' if right else 'BAD'}  {name:<8} {said}")
+        for note in done.notes:
+            print(f"note  {note}")
+        if done.plan:
+            print("\n" + "\n".join(_lines(done.plan, n)))
+    if done.error:
+        raise typer.Exit(done.error.exit_code)
+
+
+HEADER = (
+    f"{'round':<6}{'stage':<18}{'prompts':>9}{'completions':>13}{'tokens':>12}{'steps':>7}"
+    f"{'time':>9}{'memory':>10}{'disk':>10}"
+)
+
+
+def _lines(plan: dict[str, Any], n: int) -> list[str]:
+    lines, shown = [HEADER], None
+    for entry in plan["rounds"]:
+        stages = entry["stages"]
+        if stages == shown:
+            lines.append(f"{entry['round']:<6}{'as round ' + str(entry['round'] - 1):<59}{_time(entry['seconds']):>9}")
+            continue
+        shown = stages
+        for at, stage in enumerate(stages):
+            lines.append(_row(entry["round"] if at == 0 else "", stage["stage"].replace("_", " "), stage))
+        lines.append(_row("", f"round {entry['round']}", entry))
+    overlapping = f", {plan['machine']['at_once']} stages side by side" if plan["machine"]["at_once"] > 1 else ""
+    lines.append(
+        f"\n{n} round{'s' if n > 1 else ''}: {plan['completions']:,} completions, {plan['tokens']:,} new tokens, "
+        f"{plan['steps']:,} steps, {_size(plan['disk'])} on disk"
+    )
+    if plan["seconds"] is None:
+        lines.append("no times: nothing was measured; rows are the most there can be")
+        return lines
+    lines.append(
+        f"about {_time(plan['seconds'])} with nothing else on this machine{overlapping}; "
+        f"memory at most about {_size(plan['memory'])}"
+    )
+    if plan["not_measured"]:
+        lines.append(f"not in the time: {', '.join(plan['not_measured'])}, which could not be measured")
+    return lines
+
+
+def _row(number: object, name: str, told: dict[str, Any]) -> str:
+    counts = "".join(
+        f"{told.get(key) or '':>{width},}" if told.get(key) else " " * width
+        for key, width in (("prompts", 9), ("completions", 13), ("tokens", 12), ("steps", 7))
+    )
+    memory = told.get("memory")
+    return (
+        f"{number!s:<6}{name:<18}{counts}{_time(told['seconds']):>9}"
+        f"{_size(memory) if memory else '':>10}{_size(told['disk']) if told['disk'] else '':>10}"
+    )
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

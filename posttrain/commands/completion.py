@@ -1,0 +1,16 @@
+"""What the shell completes beside commands and options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from posttrain import content
+
+
+def recipes(incomplete: str) -> Iterator[tuple[str, str]]:
+    """The shipped recipes that begin so, each with what it is."""
+    from posttrain.recipe.copying import first_sentence
+
+    for name in content.names("recipes"):
+        if name.startswith(incomplete):
+            yield name, first_sentence(content.recipe_path(name).read_text("utf-8"))

@@ -1,0 +1,55 @@
+"""`posttrain eval`."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+from typing import Annotated, Any
+
+import typer
+
+
+class On(enum.StrEnum):
+    """The sets that a model is evaluated on."""
+
+    dev = "dev"
+    heldout = "heldout"
+
+
+def eval_(
+    model: Annotated[str, typer.Argument(help="A run's folder (its promoted policy), a model's folder, or a Hub id.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="Whose prompts and rewards: a name or a path.")
+    ] = "quickstart",
+    on: Annotated[On, typer.Option("--on", help="Which of its sets.")] = On.heldout,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Sampled answers a prompt. Default: evaluate.k.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All figures, for programs.")] = False,
+) -> None:
+    """The figures of any model on a recipe's prompts, by its rewards: those that `status --json` has of a round.
+
+    posttrain eval runs/quickstart
+
+    posttrain eval ./my-model --recipe ./mine.yaml --on dev --k 16 --json
+    """
+    from posttrain.asking import figures
+    from posttrain.stage_queue import Silent
+
+    changes = [*(set_ or []), *([f"evaluate.k={k}"] if k else [])]
+    found = figures(model, recipe, changes, on.value, Silent(), os.cpu_count() or 1)
+    print(json.dumps({on.value: found}, indent=1) if as_json else "\n".join(_lines(on.value, found)))
+
+
+def _lines(on: str, found: dict[str, Any]) -> list[str]:
+    """A line a figure, with its interval and the number of prompts."""
+    told = {name: figure for name, figure in found.items() if isinstance(figure, dict) and "value" in figure}
+    told |= {
+        f"{name}, {how}": figure for name, each in found.get("measure", {}).items() for how, figure in each.items()
+    }
+    lines = [
+        f"{name:<28}{figure['value']:8.3f}  [{figure['ci95'][0]:.3f}, {figure['ci95'][1]:.3f}]  of {figure['n']}"
+        for name, figure in told.items()
+        if figure["value"] is not None
+    ]
+    return [on, *lines, *(f"{name:<28}{found[name]:8.3f}" for name in ("mean_length", "unfinished"))]

@@ -1,0 +1,58 @@
+"""`posttrain sample`."""
+
+from __future__ import annotations
+
+import enum
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class From(enum.StrEnum):
+    """The sets of a recipe."""
+
+    train = "train"
+    dev = "dev"
+    heldout = "heldout"
+
+
+def sample_(
+    model: Annotated[str, typer.Argument(help="A run's folder (its promoted policy), a model's folder, or a Hub id.")],
+    out: Annotated[Path, typer.Option("--out", help="A .parquet or .jsonl file, made anew.")],
+    recipe: Annotated[str | None, typer.Option("--recipe", help="Whose prompts, engine and settings to use.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="A file with a column `prompt`, instead.")] = None,
+    on: Annotated[From, typer.Option("--on", help="Which set of the recipe.")] = From.heldout,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Answers a prompt. Default: samples.k, or 1.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token.")] = 1.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer. Default: the recipe's, or 256.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")] = 0,
+) -> None:
+    """Answers of a model to prompts, into a file that `datasets` and TRL read.
+
+    posttrain sample runs/quickstart --recipe quickstart --on dev --k 4 --out answers.parquet
+
+    posttrain sample ./my-model --prompts questions.jsonl --temperature 0 --out answers.jsonl
+    """
+    from posttrain.asking import prompts_in, prompts_of, sample
+    from posttrain.errors import InputError
+    from posttrain.recipe import Engine, load
+
+    if (recipe is None) == (prompts is None):
+        raise InputError("say whose prompts", hint="either --recipe NAME or --prompts FILE")
+    resolved = load(recipe) if recipe else None
+    asked = prompts_of(resolved, on.value) if resolved else prompts_in(prompts or Path())
+    sampling = {
+        "k": k or (resolved.samples.k if resolved else 1),
+        "temperature": temperature,
+        "top_p": resolved.samples.top_p if resolved else 1.0,
+        "max_new_tokens": max_new_tokens or (resolved.samples.max_new_tokens if resolved else 256),
+        "seed": seed,
+    }
+    engine = resolved.engine if resolved else Engine()
+    workers = (resolved.compute.workers if resolved else None) or os.cpu_count() or 1
+    count = sample(model, asked, sampling, engine, out, workers)
+    print(f"{count} answers to {len(asked)} prompts: {out}")

@@ -1,0 +1,200 @@
+"""What each stage has to do: prompts, completions, tokens, rows, steps. Pure arithmetic on a rehearsal.
+
+How many rows a stage leaves over (pairs labelled, samples kept) only running it tells; `Shares` says what a probe found
+with the starting model. Without a probe all are 1, so the plan says the most there can be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.planning.rehearsal import Step
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Prompts in each set, and of the training ones those that `preferences.where` takes."""
+
+    train: int
+    dev: int
+    heldout: int
+    where: int
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What is left over: pairs a prompt, samples kept of those made; tokens of an answer; and of the evaluated prompts
+    those that functions judge."""
+
+    preferences: float = 1.0
+    kept: float = 1.0
+    pairs: float = 1.0
+    judged: float = 1.0
+    length: float | None = None  # None: as long as is allowed
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What one stage does. `rows`: scored, filtered or trained on; `made`: rows that it leaves to others (samples,
+    kept samples, pairs); `passes`: rows that a model reads once beside the steps."""
+
+    prompts: int = 0
+    completions: int = 0
+    tokens: int = 0
+    rows: int = 0
+    steps: int = 0
+    made: float = 0.0
+    passes: int = 0
+
+
+@dataclass(frozen=True)
+class Book:
+    """What is known while the stages are gone through: the amounts of those before are in `done`."""
+
+    sets: Sets
+    shares: Shares
+    steps: Mapping[str, Step]
+    done: dict[str, Amounts]
+
+    def read(self, step: Step, *beginnings: str) -> list[str]:
+        """The keys of the stages that a step reads in these roles."""
+        return [key for role, key in step.inputs.items() if role.startswith(beginnings) and key in self.done]
+
+    def sampled(self, prompts: int, per_prompt: int, longest: int, share: float | None = None) -> Amounts:
+        """Answers to prompts. `share`: rows left over a prompt, where that is not all answers."""
+        completions = prompts * per_prompt
+        length = longest if self.shares.length is None else min(self.shares.length, longest)
+        made = completions if share is None else prompts * share
+        return Amounts(prompts, completions, round(completions * length), completions, made=made)
+
+    def pairs(self, key: str, watch: bool = False) -> float:
+        """Of a table of preferences, the pairs that train: see `posttrain.pairing.split`."""
+        config = self.steps[key].config
+        second = config.get("watch", 0.0)
+        return self.done[key].made * (second if watch else 1 - config["preferences"]["heldout"] - second)
+
+
+def amounts(steps: Sequence[Step], sets: Sets, shares: Shares) -> dict[str, Amounts]:
+    """By key, what each stage of a rehearsal does. A stage that is not known here does nothing."""
+    book = Book(sets, shares, {step.key: step for step in steps}, {})
+    for step in steps:
+        make = _STAGES.get(step.stage)
+        book.done[step.key] = make(step, book) if make else Amounts()
+    return book.done
+
+
+def training_steps(section: Mapping[str, Any], rows: float) -> int:
+    """Steps of one training, as transformers counts them: whole batches and one for the rest, an epoch; at least 1."""
+    if section.get("max_steps", -1) > 0:
+        return section["max_steps"]
+    batches = math.ceil(rows / section["per_device_train_batch_size"])
+    per_epoch = max(math.ceil(batches / section["gradient_accumulation_steps"]), 1)
+    return math.ceil(section["num_train_epochs"] * per_epoch)
+
+
+def _taken(step: Step, available: int) -> int:
+    count = step.config["take"]["count"]
+    return available if count is None else min(count, available)
+
+
+def _preferences(step: Step, book: Book) -> Amounts:
+    section = step.config["preferences"]
+    prompts = _taken(step, book.sets.where)
+    return book.sampled(prompts, 2 * section["k"], section["max_new_tokens"], book.shares.preferences)
+
+
+def _difficulty(step: Step, book: Book) -> Amounts:
+    longest = step.config["samples"]["max_new_tokens"]
+    return book.sampled(_taken(step, book.sets.train), step.config["k"], longest)
+
+
+def _samples(step: Step, book: Book) -> Amounts:
+    section = step.config["samples"]
+    return book.sampled(_taken(step, book.sets.train), section["k"], section["max_new_tokens"])
+
+
+def _pairs(step: Step, book: Book) -> Amounts:
+    section = step.config["pairs"]
+    return book.sampled(_taken(step, book.sets.train), section["k"], section["max_new_tokens"], book.shares.pairs)
+
+
+def _evaluate(step: Step, book: Book) -> Amounts:
+    """One greedy answer and k; of each further temperature half as many, to what the functions judge."""
+    section = step.config["evaluate"]
+    prompts = book.sets.heldout if step.stage == "heldout" else book.sets.dev
+    further = len(step.config.get("temperatures", [])) * max(1, section["k"] // 2)
+    first = book.sampled(prompts, 1 + section["k"], section["max_new_tokens"])
+    more = book.sampled(round(prompts * book.shares.judged), further, section["max_new_tokens"])
+    completions = first.completions + more.completions
+    return Amounts(prompts, completions, first.tokens + more.tokens, completions, made=completions)
+
+
+def _choose(step: Step, book: Book) -> Amounts:
+    """The mean, and those that may go on alone, answer the dev prompts; reward models are compared on few pairs."""
+    section = step.config.get("evaluate")
+    if section is None:
+        return Amounts()
+    candidates = 1 + step.config["choose"]["alone"]
+    return book.sampled(book.sets.dev * candidates, section["k"], section["max_new_tokens"])
+
+
+def _scores(step: Step, book: Book) -> Amounts:
+    (samples,) = (book.done[key] for key in book.read(step, "samples"))
+    return Amounts(samples.prompts, rows=samples.rows, made=samples.rows)
+
+
+def _filters(step: Step, book: Book) -> Amounts:
+    (scored,) = (book.done[key] for key in book.read(step, "scored"))
+    return Amounts(scored.prompts, rows=scored.rows, made=scored.rows * book.shares.kept)
+
+
+def _watch(step: Step, book: Book) -> Amounts:
+    return Amounts(rows=sum(book.done[key].rows for key in book.read(step, "policy", "previous", "base")))
+
+
+def _sft(step: Step, book: Book) -> Amounts:
+    mix = step.config["sft"]["mix"]
+    keys = {"fresh": book.read(step, "kept"), "earlier": book.read(step, "earlier_")}
+    rows = sum(
+        book.done[key].made * mix[name]["share"] * mix[name]["repeats"] for name, found in keys.items() for key in found
+    )
+    return _trained(step.config["sft"], rows)
+
+
+def _reward_model(step: Step, book: Book) -> Amounts:
+    second = step.config.get("split") == "watch"
+    rows = sum(book.pairs(key, second) for key in book.read(step, "preferences_"))
+    return _trained(step.config["reward_model"], rows)
+
+
+def _dpo(step: Step, book: Book) -> Amounts:
+    """Of a round's samples the best and the worst make a pair a prompt at most. The reference reads every pair once."""
+    rows = sum(book.done[key].prompts for key in book.read(step, "samples"))
+    rows += sum(book.done[key].made for key in book.read(step, "pairs"))
+    rows += sum(book.pairs(key) for key in book.read(step, "preferences_"))
+    made = _trained(step.config["dpo"], rows)
+    return Amounts(rows=made.rows, steps=made.steps, passes=made.rows)
+
+
+def _trained(section: Mapping[str, Any], rows: float) -> Amounts:
+    return Amounts(rows=round(rows), steps=training_steps(section, rows))
+
+
+_STAGES: dict[str, Callable[[Step, Book], Amounts]] = {
+    "preferences": _preferences,
+    "difficulty": _difficulty,
+    "samples": _samples,
+    "scores": _scores,
+    "filters": _filters,
+    "pairs": _pairs,
+    "evaluate": _evaluate,
+    "heldout": _evaluate,
+    "choose": _choose,
+    "sft": _sft,
+    "reward_model": _reward_model,
+    "dpo": _dpo,
+    "watch": _watch,
+}

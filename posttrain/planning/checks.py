@@ -1,0 +1,247 @@
+"""Everything of a recipe that can be checked without training, and the plan of its rounds."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posttrain import models, pairwise, rewards
+from posttrain.environment import cores
+from posttrain.errors import EmptyStageError, EngineError, PosttrainError, RewardError, StageError
+from posttrain.launch import Forked, Launcher
+from posttrain.models import Look
+from posttrain.planning import probe
+from posttrain.planning.amounts import Sets, Shares
+from posttrain.planning.costs import Cost, cost
+from posttrain.planning.plan import Machine, plan
+from posttrain.planning.rehearsal import rehearse
+from posttrain.recipe import Model, Recipe, load
+from posttrain.rounds import play
+from posttrain.runner import Artifact, Runner
+from posttrain.schedule import matching
+from posttrain.stage_queue import Silent
+from posttrain.steps import Steps
+from posttrain.store import Store
+
+SMALL = 5_000_000  # as posttrain.training.run.SMALL, which cannot be imported without torch
+_TRAINING = 4  # weights, gradients and two moments, in float32
+
+
+@dataclass
+class Checked:
+    """What was looked at: name, whether it is right, and what was found or is wrong; and the plan."""
+
+    recipe: Recipe
+    found: list[tuple[str, bool, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    plan: dict[str, Any] | None = None
+    error: PosttrainError | None = None  # the first
+
+    def run(self, name: str, look: Callable[[], Any]) -> Any:
+        """The value of `look`, which ends in a sentence of what was found; None where something is wrong."""
+        try:
+            said, value = look()
+        except PosttrainError as error:
+            self.error = self.error or error
+            self.found.append((name, False, str(error)))
+            return None
+        self.found.append((name, True, said))
+        return value
+
+
+def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launcher: Launcher | None = None) -> Checked:
+    """Check the recipe `name` with these changes, and plan `n` rounds. `launcher`: runs stages, and measures them.
+
+    Raises:
+        RecipeError: the recipe itself cannot be read; all else that is wrong is in what comes back.
+    """
+    recipe = load(name, overrides)
+    checked = Checked(recipe)
+    with tempfile.TemporaryDirectory(prefix="posttrain-check-", ignore_cleanup_errors=True) as folder:
+        run, launcher = Store(Path(folder) / "run"), launcher or Forked(probe.measure)
+        with run.session():
+            try:
+                _check(checked, name, overrides, n, with_probe, launcher, run)
+            finally:
+                launcher.stop()
+    return checked
+
+
+def _check(
+    checked: Checked,
+    name: str,
+    overrides: Sequence[str],
+    n: int,
+    with_probe: bool,
+    launcher: Launcher,
+    run: Store,
+) -> None:
+    recipe = checked.recipe
+    look = checked.run("model", lambda: _model(recipe.model))
+    checked.run("engine", lambda: (_engine(recipe), None))
+    checked.run("rewards", lambda: (golden_cases(recipe), None))
+    checked.run("filters", lambda: (", ".join(str(getattr(one, "use", "")) for one in recipe.filters) or "none", None))
+    prompts = checked.run("prompts", lambda: _prompts(recipe, look, launcher, run)) if look else None
+    if not prompts:
+        return
+    artifact, sets, seconds = prompts
+    costs, shares, memory = dict[str, Cost](), Shares(), 0
+    impossible = _no_probe(look) if with_probe else None
+    if impossible:
+        checked.notes.append(f"no probe: {impossible}")
+    elif with_probe:
+        many = probe.completions(_parameters(look), recipe.samples.max_new_tokens, "cuda" if _gpu() else "cpu")
+        small = load(name, [*overrides, *probe.miniature(recipe, many)])
+        few = probe.write_few(artifact.path, run.root, max(4, many // (1 + recipe.evaluate.k)))
+        costs, shares, memory = _probe(checked, small, few, launcher, run)
+    checked.plan = _plan(recipe, look, n, sets, shares, costs, memory, seconds)
+
+
+def _no_probe(look: Look) -> str | None:
+    """Why this model cannot be measured on this machine; None where it can be tried."""
+    if not look.here:
+        return "the weights are not here yet; the first round fetches them"
+    import psutil
+
+    needs = 4 * _parameters(look) * _TRAINING
+    if not _gpu() and needs > psutil.virtual_memory().available:
+        return f"training takes about {needs / 1e9:.0f} GB of memory, and so much is not free here"
+    return None
+
+
+def _parameters(look: Look) -> float:
+    """About how many: from the size of the weights, most of which are in 16 bits but for the smallest models'."""
+    return look.size / (4 if look.size < 2e9 else 2)
+
+
+def golden_cases(recipe: Recipe) -> str:
+    """Asks every reward file its golden cases. Raises RewardError that lists those that do not come out."""
+    entries = [
+        entry for entry in [*recipe.reward, *recipe.evaluate.measure] if not (entry.is_reward_model or entry.judge)
+    ]
+    for judge in recipe.watch.judges or [] if recipe.watch else []:
+        if not judge.is_model:
+            pairwise.load(judge.entry)
+    told = []
+    for reward in {f"{entry.use} {entry.function}": rewards.load(entry) for entry in entries}.values():
+        path = Path(reward.file).with_suffix(".cases.jsonl")
+        if not path.is_file():
+            told.append(f"{Path(reward.file).name} has no golden cases")
+            continue
+        wrong = rewards.wrong_cases(reward)
+        if wrong:
+            hint = "the reward or the case is wrong"
+            raise RewardError("; ".join(wrong[:3]), file=None, hint=hint)
+        told.append(f"{Path(reward.file).name} gives {len(path.read_text('utf-8').splitlines())} golden cases")
+    return ", ".join(told) or "only the reward model"
+
+
+def _model(model: Model) -> tuple[str, Look]:
+    look = models.look(model)
+    where = look.path if look.here else "on the Hub, its weights not fetched yet"
+    return f"{model.path}, {look.size / 1e6:,.1f} MB of weights, {where}", look
+
+
+def _engine(recipe: Recipe) -> str:
+    """What samples; a server at a url is asked whether it is well."""
+    server = recipe.engine.server
+    if server is None:
+        return recipe.engine.use
+    if server.url is None:
+        return f"{server.kind}, started by each stage: {' '.join(server.start or [])}"
+    import httpx2 as httpx
+
+    try:
+        reply = httpx.get(f"{server.url.rstrip('/')}/health", timeout=5.0)
+    except httpx.HTTPError as error:
+        raise EngineError(f"the server at {server.url} does not answer ({type(error).__name__}): start it") from None
+    if reply.status_code not in (200, 404):  # not every kind has /health
+        raise EngineError(f"the server at {server.url} says {reply.status_code} of its health: look at its log")
+    return f"{server.kind} at {server.url}"
+
+
+def _prompts(recipe: Recipe, look: Look, launcher: Launcher, run: Store) -> tuple[str, tuple[Artifact, Sets, float]]:
+    """The prompts stage itself: files, columns, templates, lengths, and what rewards say when asked."""
+    import pyarrow.parquet as pq
+
+    runner = Runner(run, launcher, Silent(), 1, recipe)
+    runner.begin_round(0)
+    started = time.monotonic()
+    steps = Steps(recipe if look.here else _stood_in(recipe), runner)
+    steps.base = Artifact(steps.base.key, look.path)
+    artifact = steps.prompts()
+    metrics = runner.metrics(artifact)
+    seconds = run.manifest(artifact.key)["seconds"]
+    counts = {name: metrics[name]["prompts"] for name in ("train", "dev", "heldout")}
+    where = counts["train"]
+    if recipe.preferences and recipe.preferences.where:
+        where = len(matching(pq.read_table(artifact.path / "train.parquet").to_pylist(), recipe.preferences.where))
+    said = "; ".join(
+        f"{name} {metrics[name].pop('prompts'):,}{_dropped(metrics[name])}" for name in ("train", "dev", "heldout")
+    )
+    return f"{said} ({time.monotonic() - started:.1f} s)", (artifact, Sets(**counts, where=where), seconds)
+
+
+def _dropped(counts: dict[str, int]) -> str:
+    told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+    return f" ({told})" if told else ""
+
+
+def _stood_in(recipe: Recipe) -> Recipe:
+    """The same with a model that is here, where only the shape of the loop counts."""
+    return recipe.model_copy(update={"model": Model(path="tiny-base")})
+
+
+def _probe(
+    checked: Checked, small: Recipe, few: dict[str, int], launcher: Launcher, run: Store
+) -> tuple[dict[str, Cost], Shares, int]:
+    """What a round in miniature took, by stage; and the bytes that a process has before it does anything."""
+    small = small.model_copy(update={"compute": small.compute.model_copy(update={"stages_at_once": at_once(small)})})
+    try:
+        play(small, Runner(run, launcher, Silent(), 1, small), 1)
+    except EmptyStageError as error:
+        checked.notes.append(f"the probe ended early, on few prompts and with the starting model: {error}")
+    except StageError as error:
+        checked.error = checked.error or error
+        checked.found.append(("probe", False, str(error)))
+    measured = probe.read_measured(run.root)
+    costs = {name: cost(found) for name, found in measured.items() if name not in ("prompts", "heldout")}
+    return costs, probe.shares(measured, few), probe.resident(run.root)
+
+
+def at_once(recipe: Recipe) -> int:
+    """Stages of a miniature side by side: as many as there are cores, and on a GPU one."""
+    return 1 if _gpu() else min(cores(), 2)
+
+
+def _gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU that may be used, asked without torch."""
+    return Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def _plan(
+    recipe: Recipe,
+    look: Look,
+    n: int,
+    sets: Sets,
+    shares: Shares,
+    costs: dict[str, Cost],
+    memory: int,
+    prompts_seconds: float,
+) -> dict[str, Any]:
+    many = cores()
+    machine = Machine(
+        cores=1 if _gpu() else many,
+        workers=1 if _gpu() or recipe.engine.server else recipe.compute.workers or many,
+        at_once=recipe.compute.stages_at_once,
+        threads=1 if _gpu() or _parameters(look) <= SMALL else many,
+        memory=memory,
+    )
+    steps = rehearse(recipe if look.here else _stood_in(recipe), n)
+    made = plan(steps, sets, shares, costs, machine, look.size, prompts_seconds)
+    return {**made, "machine": {"cores": many, "gpu": _gpu(), "workers": machine.workers, "at_once": machine.at_once}}

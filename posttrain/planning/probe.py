@@ -1,0 +1,177 @@
+"""One round in miniature on this machine: the recipe's own stages on few prompts, and what each of them took.
+
+Clocks count the seconds of a core where there is no GPU, so that what else runs on the machine weighs little; with one
+they count seconds, one stage at a time. Memory is that of one process: its most, less what it started with, or on a
+GPU what torch had taken there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from posttrain import store
+from posttrain.launch import execute
+from posttrain.planning.amounts import Shares
+from posttrain.planning.costs import SAMPLING, TRAINED, Measured, steps_and_passes
+from posttrain.recipe import Recipe
+
+STEPS = 4  # of each training
+# Completions of each sampling: with fewer a batch is slower, so the plan would say too much. A large model gets as few
+# as it makes with so many operations (two a parameter and token): some seconds of a GPU, or of two cores.
+MOST, FEWEST = 1024, 32
+OPERATIONS = {"cpu": 1e12, "cuda": 1e15}
+HELDOUT = 4  # prompts; dev ones are answered by the same code, and measured
+_WARM = 8  # completions and tokens that are sampled before a stage is timed
+FEW = "few-prompts"  # the folder of the prompts that are evaluated on, below the run's
+
+
+def completions(parameters: float, longest: int, device: str) -> int:
+    """How many completions of `longest` tokens each sampling of a miniature makes. `device`: cpu or cuda."""
+    return max(FEWEST, min(MOST, int(OPERATIONS[device] / (2 * parameters * longest))))
+
+
+def miniature(recipe: Recipe, completions: int) -> list[str]:
+    """The changes (`--set`) that make a round of the recipe small: about so many completions of each sampling."""
+    changes = [
+        "promote=always",
+        "average_rounds=1",
+        "watch=null",
+        "compute.workers=1",
+        f"samples.prompts={max(8, completions // recipe.samples.k)}",
+    ]
+    if recipe.samples.difficulty:
+        changes.append("samples.difficulty=null")
+    if recipe.preferences:
+        changes.append(f"preferences.prompts={max(8, completions // (2 * recipe.preferences.k))}")
+    if recipe.pairs:
+        changes.append(f"pairs.prompts={max(8, completions // recipe.pairs.k)}")
+    for name in TRAINED:
+        section = getattr(recipe, name)
+        if section is not None:
+            changes.append(f"{name}.max_steps={STEPS}")
+        if section is not None and section.variants:
+            changes.append(f"{name}.variants=[]")
+    return changes
+
+
+def write_few(prompts: Path, root: Path, dev: int) -> dict[str, int]:
+    """The prompts that a miniature is evaluated on, spread over each set, of dev at most so many; returns how many."""
+    import pyarrow.parquet as pq
+
+    folder, counts = root / FEW, {}
+    folder.mkdir(exist_ok=True)
+    for name, wanted in {"dev": dev, "heldout": HELDOUT}.items():
+        table = pq.read_table(prompts / f"{name}.parquet")
+        few = table.take(list(range(0, table.num_rows, max(1, table.num_rows // wanted)))[:wanted])
+        pq.write_table(few, folder / f"{name}.parquet")
+        counts[name] = few.num_rows
+    return counts
+
+
+def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> None:
+    """Run a stage as `execute` does, and write what it took beside the run. Evaluations see few prompts."""
+    stage = store.read_json(folder / "stage.json")
+    root = folder.parent.parent
+    if stage["stage"] in ("evaluate", "heldout") and (root / FEW).is_dir():
+        stage["inputs"]["prompts"] = FEW
+        stage["config"].pop("temperatures", None)  # of the base alone, and no other work
+        store.write_durably(folder / "stage.json", json.dumps(stage))
+    clock, memory = _clock(), _memory()
+    started, events = clock(), list[tuple[float, int, int]]()
+
+    def noted(done: int, total: int, unit: str) -> None:
+        events.append((clock(), done, total))
+        progress(done, total, unit)
+
+    _load(stage, root)
+    loaded = clock()
+    metrics = execute(folder, workers, noted)
+    ended = clock()
+    units: float = sum(total for _, done, total in events if done == total) or metrics.get("rows", 1)
+    step = None
+    if stage["stage"] in TRAINED:
+        section = stage["config"][stage["stage"]]
+        batch = section["per_device_train_batch_size"] * section["gradient_accumulation_steps"]
+        units = steps_and_passes(metrics["steps"], metrics["pairs"] if stage["stage"] == "dpo" else 0, batch)
+        step = (events[-1][0] - events[0][0]) / max(len(events) - 1, 1)
+    size = sum(
+        file["size"] for file in store.read_json(root / "artifacts" / folder.name / store.MANIFEST)["files"].values()
+    )
+    found = Measured(stage["stage"], ended - started, loaded - started, units, step, _memory() - memory, size, metrics)
+    target = root / "measured"
+    target.mkdir(exist_ok=True)
+    (root / "resident").write_text(str(memory), "utf-8")
+    store.write_durably(target / f"{folder.name}.json", json.dumps(vars(found)))
+
+
+def read_measured(root: Path) -> dict[str, Measured]:
+    """By stage, what `measure` wrote; of two of one kind the later."""
+    files = sorted((root / "measured").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return {found.stage: found for found in (Measured(**json.loads(path.read_text("utf-8"))) for path in files)}
+
+
+def resident(root: Path) -> int:
+    """Bytes that a process had before its stage did anything; on a GPU torch has none then."""
+    path = root / "resident"
+    return int(path.read_text("utf-8")) if path.is_file() else 0
+
+
+def shares(measured: Mapping[str, Measured], few: Mapping[str, int]) -> Shares:
+    """What a miniature left over, with the starting model."""
+    default = Shares()
+
+    def share(stage: str, part: str, whole: str, otherwise: float) -> float:
+        found: Mapping[str, Any] = measured[stage].metrics if stage in measured else {}
+        return found[part] / found[whole] if found.get(whole) else otherwise
+
+    evaluated: Any = measured["evaluate"].metrics if "evaluate" in measured else None
+    return Shares(
+        preferences=share("preferences", "pairs", "prompts", default.preferences),
+        kept=share("filters", "kept", "rows", default.kept),
+        pairs=share("pairs", "pairs", "prompts", default.pairs),
+        judged=evaluated["dev"]["greedy"]["n"] / few["dev"] if evaluated else default.judged,
+        length=share("samples", "tokens", "completions", 0.0) or None,
+    )
+
+
+def _load(stage: Mapping[str, Any], root: Path) -> None:
+    """Load and warm up the models of a stage that samples, so that what each process pays for that is known apart.
+
+    They are kept for the stage. A server is started by the stage itself.
+    """
+    from posttrain import rollouts
+    from posttrain.sampling.protocol import Request, SamplingParams
+
+    if stage["stage"] not in SAMPLING or stage["settings"].get("server"):
+        return
+    engine, policy = stage["config"]["engine"], str(root / stage["inputs"]["policy"])
+    loaded = rollouts._engine(policy, engine["use"], engine["dtype"], None)
+    ids = tuple(rollouts._tokenizer(policy).encode("a b c d", add_special_tokens=False))
+    loaded.generate([Request(ids, tuple(range(_WARM)))], SamplingParams(1.0, _WARM))
+    if "reward_model" in stage["inputs"]:
+        scorer = rollouts._scorer(str(root / stage["inputs"]["reward_model"]))
+        scorer.score([list(ids)], [[list(ids)] * _WARM])
+
+
+def _clock() -> Callable[[], float]:
+    from posttrain.rollouts import device
+
+    return time.perf_counter if device() == "cuda" else lambda: sum(os.times()[:4])
+
+
+def _memory() -> int:
+    """Bytes: the most that this process had so far."""
+    import resource
+    import sys
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

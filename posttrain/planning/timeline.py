@@ -1,0 +1,86 @@
+"""How long stages take that share a machine: a simulation of the loop's queue (`posttrain.stage_queue`). Pure.
+
+Stages start in their order, as soon as what they wait for is done, up to so many at once. The cores are shared: a stage
+uses as many as it can (`width`), all get the same where that is too much, and those aside get what the others leave.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# What is aside gives way (nice 19), but is never quite starved.
+_ASIDE = 0.015
+
+
+@dataclass(frozen=True)
+class Task:
+    """`work`: core-seconds. `width`: how many cores it can use. `memory`: bytes, while it runs."""
+
+    key: str
+    work: float
+    width: float = 1.0
+    waits: frozenset[str] = frozenset()
+    aside: bool = False
+    memory: float = 0.0
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When each task ends, in seconds from the start, and the most memory that running ones take together, bytes."""
+
+    ends: Mapping[str, float]
+    memory: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.ends.values(), default=0.0)
+
+
+def simulate(tasks: Sequence[Task], cores: float, at_once: int) -> Timeline:
+    """The timeline of tasks, in their order, `at_once` of them on `cores`.
+
+    Raises:
+        ValueError: a task waits for one that is not there or comes after it.
+    """
+    waiting, ends, left = list(tasks), dict[str, float](), dict[str, float]()
+    running: list[Task] = []
+    now = memory = 0.0
+    while waiting or running:
+        for task in list(waiting):
+            if len(running) < at_once and task.waits <= ends.keys():
+                waiting.remove(task)
+                running.append(task)
+                left[task.key] = task.work
+        if not running:
+            raise ValueError(f"{waiting[0].key} waits for what never ends")
+        memory = max(memory, sum(task.memory for task in running))
+        speeds = dict(zip((task.key for task in running), _shares(running, cores), strict=True))
+        passed = min(left[task.key] / speeds[task.key] for task in running)
+        now += passed
+        for task in list(running):
+            left[task.key] -= passed * speeds[task.key]
+            if left[task.key] <= 1e-9:
+                running.remove(task)
+                ends[task.key] = now
+    return Timeline(ends, memory)
+
+
+def _shares(running: Sequence[Task], cores: float) -> list[float]:
+    """Cores that each task gets: evenly by their processes, nobody more than it can use."""
+    shares = [0.0] * len(running)
+    first = [at for at, task in enumerate(running) if not task.aside]
+    last = [at for at, task in enumerate(running) if task.aside]
+    kept = _ASIDE * cores if first and last else 0.0
+    rest = cores - kept - _fill(running, first, cores - kept, shares)
+    _fill(running, last, rest + kept, shares)
+    return shares
+
+
+def _fill(running: Sequence[Task], chosen: Sequence[int], cores: float, shares: list[float]) -> float:
+    """Gives `cores` to the chosen, in proportion to their width; returns what they take."""
+    wanted = sum(running[at].width for at in chosen)
+    part = min(1.0, cores / wanted) if wanted else 0.0
+    for at in chosen:
+        shares[at] = running[at].width * part
+    return wanted * part

@@ -1,0 +1,112 @@
+"""`posttrain check`: what is wrong is found before anything is trained, and the plan is measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain import content
+from posttrain.errors import RewardError
+from posttrain.launch import InProcess
+from posttrain.planning import checks as planning
+from posttrain.planning.checks import golden_cases
+from posttrain.recipe import by_round, load
+
+FEW = ["prompts.train.rows=:300", "prompts.dev.rows=:40", "prompts.heldout.rows=:40"]
+
+
+def check(recipe: str, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "posttrain", "check", recipe, *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def sets(*settings: str) -> list[str]:
+    return [f"--set={setting}" for setting in settings]
+
+
+def told(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert "Traceback" not in done.stderr, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_golden_cases_are_asked(tmp_path: Path) -> None:
+    said = golden_cases(load("quickstart"))
+    assert "word-problems.py gives 18 golden cases" in said
+    mine = tmp_path / "mine.py"
+    mine.write_text("def f(prompts, completions, **columns):\n    return [0.0 for _ in prompts]\n")
+    recipe = load("quickstart", [f"reward.0.use={mine}"])
+    assert "mine.py has no golden cases" in golden_cases(recipe)
+    case = {"prompt": "a?", "completion": "b", "columns": {}, "expected": 1.0}
+    (tmp_path / "mine.cases.jsonl").write_text(json.dumps(case) + "\n")
+    with pytest.raises(RewardError, match=r"mine\.cases\.jsonl:1: f\(\) gave 0\.0, expected 1\.0"):
+        golden_cases(recipe)
+
+
+def test_a_recipe_that_cannot_be_read_is_told_as_by_every_command() -> None:
+    done = check("quickstart", *sets("dpo.learning_rat=1"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "did you mean 'learning_rate'" in done.stderr
+
+
+@pytest.mark.slow
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def f(prompts, completions, solution, **columns):\n    return [0.0 for _ in prompts]\n")
+    server = "engine={use: server, server: {kind: vllm, url: 'http://127.0.0.1:9'}}"
+    done = check("quickstart", "--json", "--no-probe", *sets(*FEW, f"reward.0.use={mine}", server))
+    found = {each["name"]: each for each in told(done)["checks"]}
+    assert done.returncode == 3  # of the first that is wrong, the engine
+    assert not found["engine"]["right"] and "does not answer" in found["engine"]["said"]
+    assert not found["prompts"]["right"] and "needs the column 'solution'" in found["prompts"]["said"]
+    assert found["model"]["right"] and told(done)["plan"] is None
+
+
+@pytest.mark.slow
+def test_the_plan_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "posttrain", "check", "quickstart", "--n", "2", "--json", *sets(*FEW)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    found = told(done)
+    assert done.returncode == 0, done.stdout
+    assert all(each["right"] for each in found["checks"])
+    plan = found["plan"]
+    assert plan["not_measured"] == [] and plan["seconds"] > 1 and plan["memory"] > 2**27
+    assert [entry["round"] for entry in plan["rounds"]] == [0, 1, 2]
+    assert plan["sets"]["dev"] == 40
+    assert list(tmp_path.iterdir()) == []
+
+
+PROBLEM = {
+    "question": "What is 1 + {n}?",
+    "answer": "#### {n}",
+    "prompt": "What is 1 + {n}?",
+    "chosen": "{n}.",
+    "rejected": "x",
+}
+# What stands in for the model and the prompts of a recipe for real use.
+STAND_IN = ["model.path=tiny-base", "samples.max_new_tokens=48"]
+
+
+@pytest.mark.parametrize("name", content.names("recipes"))
+def test_every_shipped_recipe_passes_offline_with_a_model_and_prompts_that_stand_in(tmp_path: Path, name: str) -> None:
+    changes = list(STAND_IN)
+    if name != "quickstart":
+        for at, part in enumerate(("train", "dev", "heldout")):
+            rows = [{key: text.replace("{n}", str(at * 20 + n)) for key, text in PROBLEM.items()} for n in range(20)]
+            if by_round(load(name, files=False).prompts.train)[0].columns:
+                rows = [{key: row[key] for key in ("question", "answer")} for row in rows]
+            path = tmp_path / f"{part}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            changes.append(f"prompts.{part}.path={path}")
+    found = planning.check(name, changes, 2, False, InProcess())
+    assert [said for _, right, said in found.found if not right] == []
+    assert found.plan and found.plan["completions"] > 0

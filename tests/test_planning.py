@@ -1,0 +1,212 @@
+"""The plan's arithmetic against numbers computed by hand. Nothing is measured here; see test_check.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from posttrain import content
+from posttrain.planning import probe
+from posttrain.planning.amounts import Amounts, Sets, Shares, amounts, training_steps
+from posttrain.planning.costs import Cost, Measured, cost, cost_of, work
+from posttrain.planning.plan import Machine, plan
+from posttrain.planning.rehearsal import rehearse
+from posttrain.planning.timeline import Task, simulate
+from posttrain.recipe import load
+
+SETS = Sets(train=7000, dev=900, heldout=1700, where=1000)
+SHARES = Shares(preferences=0.5, kept=0.1, pairs=0.25, judged=0.6, length=20.0)
+
+
+def planned(n: int, *overrides: str, shares: Shares = SHARES) -> dict[str, Amounts]:
+    return amounts(rehearse(load("quickstart", overrides), n), SETS, shares)
+
+
+def test_a_rehearsal_goes_through_the_loop_and_knows_what_waits_for_what() -> None:
+    steps = {step.key: step for step in rehearse(load("quickstart"), 2)}
+    assert [key for key in steps if key.startswith("1/")] == [
+        f"1/{name}"
+        for name in (
+            "preferences",
+            "reward_model",
+            "samples",
+            "scores",
+            "filters",
+            "sft",
+            "pairs",
+            "dpo",
+            "evaluate",
+            "heldout",
+            "promote",
+        )
+    ]
+    assert steps["1/scores"].waits == {"1/samples", "1/reward_model"}
+    assert steps["1/samples"].waits == {"0/prompts"}
+    assert "1/promote" in steps["2/samples"].waits  # the loop itself waits at the gate
+    assert steps["1/heldout"].aside and not steps["1/evaluate"].aside
+
+
+def test_what_a_round_of_the_quickstart_does() -> None:
+    done = planned(1)
+    # 640 prompts, 4 answers of each of two policies; a pair for every second prompt
+    assert done["1/preferences"] == Amounts(640, 5120, 102_400, 5120, made=320.0)
+    # 15 % of the pairs measure the reward model; its steps are set
+    assert (done["1/reward_model"].rows, done["1/reward_model"].steps) == (272, 40)
+    assert done["1/samples"] == Amounts(900, 7200, 144_000, 7200, made=7200)
+    assert done["1/scores"].rows == 7200
+    assert done["1/filters"].made == 720.0
+    # 720 rows in batches of 32: 23 steps an epoch, two epochs
+    assert (done["1/sft"].rows, done["1/sft"].steps) == (720, 46)
+    assert done["1/pairs"] == Amounts(2400, 9600, 192_000, 9600, made=600.0)
+    assert done["1/dpo"] == Amounts(rows=600, steps=19, passes=600)
+    assert done["1/evaluate"].completions == 900 * 9
+    # three further temperatures, 4 answers of each, to 60 % of the prompts
+    assert done["0/evaluate"].completions == 900 * 9 + 540 * 12
+    assert done["0/heldout"].completions == 1700 * 9 + 1020 * 12
+
+
+def test_without_a_probe_the_plan_says_the_most_there_can_be() -> None:
+    done = planned(1, shares=Shares())
+    assert done["1/samples"].tokens == 7200 * 48
+    assert done["1/dpo"].rows == 2400
+    assert done["1/filters"].made == 7200
+
+
+def test_what_earlier_rounds_left_counts_where_a_stage_learns_from_it() -> None:
+    done = planned(3, "reward_model.preferences=all", "reward_model.max_steps=null", "sft.mix.earlier.share=0.5")
+    assert done["3/reward_model"].rows == 3 * 272
+    assert done["3/reward_model"].steps == 3 * 26  # three epochs, TRL's default, of ceil(816 / 32)
+    assert done["3/sft"].rows == 720 + 0.5 * 2 * 720
+
+
+def test_variants_watch_difficulty_and_other_sources_of_pairs_are_planned() -> None:
+    done = planned(
+        1,
+        "dpo.variants=[{}, {seed: 1}]",
+        "watch={share: 0.25}",
+        "samples.difficulty={pass_rate: [0.5], pool: 3, k: 2}",
+        "dpo.pairs_from=[samples, preferences]",
+    )
+    assert done["1/difficulty"].completions == 2700 * 2
+    assert done["1/dpo_variant_1"].rows == 900 + 192  # a pair a prompt; 60 % of 320 pairs train
+    assert done["1/dpo_variant_2"] == done["1/dpo_variant_1"]
+    assert done["1/dpo"].completions == 900 * 3 * 8  # the mean and both alone, eight answers each
+    assert done["1/watch_model"].rows == 80
+    # 1700 prompts with 9 answers; the last policy and the base are both round 0, with further temperatures
+    assert done["1/watch"].rows == 15_300 + 2 * (15_300 + 12_240)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "expected"),
+    [
+        (100, {}, 4),  # 3 batches and one for the rest
+        (100, {"gradient_accumulation_steps": 3}, 2),  # 4 batches are one step and one for the rest
+        (100, {"num_train_epochs": 2.5}, 10),
+        (100, {"max_steps": 7}, 7),
+        (0, {}, 1),
+    ],
+)
+def test_steps_of_a_training(rows: int, changes: dict[str, float], expected: int) -> None:
+    section = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1, "num_train_epochs": 1.0}
+    assert training_steps({**section, **changes}, rows) == expected
+
+
+class TestTimeline:
+    def test_what_does_not_wait_shares_the_cores(self) -> None:
+        # Both get a core; the longer one, of one process, does not get faster when it is alone.
+        found = simulate([Task("a", 4.0), Task("b", 6.0)], cores=2, at_once=2)
+        assert found.ends == {"a": 4.0, "b": 6.0}
+
+    def test_a_wide_task_takes_what_others_leave(self) -> None:
+        # 2 cores for 3 processes, evenly: a 4/3 cores, b 2/3. b is done after 3 s, then a has both: 6 - 4 = 2 left.
+        found = simulate([Task("a", 6.0, width=2), Task("b", 2.0)], cores=2, at_once=2)
+        assert found.ends == pytest.approx({"b": 3.0, "a": 4.0})
+
+    def test_what_waits_starts_when_all_that_it_waits_for_is_done(self) -> None:
+        tasks = [Task("a", 2.0), Task("b", 3.0), Task("c", 1.0, waits=frozenset({"a", "b"}))]
+        assert simulate(tasks, cores=1, at_once=1).ends == {"a": 2.0, "b": 5.0, "c": 6.0}
+        assert simulate(tasks, cores=2, at_once=3).ends == {"a": 2.0, "b": 3.0, "c": 4.0}
+
+    def test_no_more_run_at_once_than_allowed_and_memory_is_theirs_together(self) -> None:
+        tasks = [Task(name, 1.0, memory=10.0) for name in "abc"]
+        assert simulate(tasks, cores=8, at_once=2).ends == {"a": 1.0, "b": 1.0, "c": 2.0}
+        assert simulate(tasks, cores=8, at_once=2).memory == 20.0
+
+    def test_what_is_aside_gives_way(self) -> None:
+        found = simulate([Task("aside", 10.0, aside=True), Task("b", 10.0)], cores=1, at_once=2)
+        assert found.ends["b"] == pytest.approx(10.0, rel=0.03)
+        assert found.ends["aside"] == pytest.approx(20.0)
+
+    def test_work_of_nothing_takes_no_time_and_a_wait_for_nothing_is_an_error(self) -> None:
+        assert simulate([Task("a", 0.0), Task("b", 0.0, waits=frozenset({"a"}))], 1, 1).seconds == 0.0
+        with pytest.raises(ValueError, match="never ends"):
+            simulate([Task("a", 1.0, waits=frozenset({"b"}))], 1, 1)
+
+
+def measured(stage: str, seconds: float, loading: float, units: float, step: float | None = None) -> Measured:
+    return Measured(stage, seconds, loading, units, step, memory=100, disk=500, metrics={})
+
+
+def test_what_one_more_unit_costs() -> None:
+    sampling = cost(measured("samples", seconds=3.0, loading=1.0, units=100))
+    assert sampling == Cost(fixed=0.0, loading=1.0, unit=0.02, memory=100, disk=0.0, disk_unit=5.0)
+    # two processes load each; 1000 completions of 0.02 s
+    assert sampling.seconds(1000, processes=2) == pytest.approx(22.0)
+    training = cost(measured("sft", seconds=3.0, loading=0.0, units=4, step=0.5))
+    assert training.seconds(100) == pytest.approx(1.0 + 50.0)
+    assert training.disk == 500
+
+
+def test_a_reference_s_pass_over_a_batch_counts_as_a_third_of_a_step() -> None:
+    assert work("dpo", Amounts(rows=600, steps=20, passes=600)) == pytest.approx(20 + 600 / 30 / 3)
+    assert work("samples", Amounts(prompts=9, completions=72)) == 72
+    assert work("scores", Amounts(rows=72)) == 72
+
+
+def test_what_was_not_measured_costs_what_its_like_does() -> None:
+    costs = {"evaluate": cost(measured("evaluate", 1.0, 0.0, 1.0))}
+    assert cost_of("heldout", costs) == cost_of("choose", costs) == costs["evaluate"]
+    assert cost_of("sft", costs) is None
+
+
+def test_a_whole_plan() -> None:
+    overrides = ["preferences=null", "reward_model=null", "pairs=null", "dpo=null"]
+    overrides += ["reward=[{use: word-problems.py}]", "compute.stages_at_once=1"]
+    steps = rehearse(load("quickstart", overrides), 2)
+    costs = {name: Cost(0.0, 0.0, 0.001, 50.0, 0.0, 2.0) for name in ("samples", "evaluate", "scores", "filters")}
+    costs["sft"] = Cost(1.0, 0.0, 0.1, 70.0, 1000.0, 0.0)
+    machine = Machine(cores=2, workers=2, at_once=1, threads=1, memory=30)
+    made = plan(steps, SETS, SHARES, costs, machine, model_bytes=900, prompts_seconds=0.5)
+    first = {stage["stage"]: stage for stage in made["rounds"][1]["stages"]}
+    assert first["samples"]["seconds"] == pytest.approx(3.6)  # 7200 ms of work, two processes
+    assert first["sft"]["seconds"] == pytest.approx(1.0 + 46 * 0.1)
+    assert (first["sft"]["disk"], first["scores"]["disk"]) == (1000, 14_400)
+    assert made["steps"] == 2 * 46
+    # samples 3.6, scores 3.6, filters 7.2 by one process, SFT 5.6, evaluation 4.05; held-out ones after it 7.65
+    assert made["rounds"][1]["seconds"] >= 3.6 + 3.6 + 7.2 + 5.6 + 4.05
+    assert made["memory"] == 30 + 2 * 50
+    assert made["not_measured"] == []
+    again = plan(steps, SETS, Shares(), {}, machine, 900)
+    assert again["seconds"] is again["memory"] is again["not_measured"] is None
+    assert again["completions"] > 0
+
+
+def test_a_miniature_is_the_same_recipe_and_small(tmp_path: Path) -> None:
+    recipe = load("quickstart", ["dpo.variants=[{}, {seed: 1}]", "watch={}"])
+    small = load("quickstart", probe.miniature(recipe, 1024))
+    assert small.samples.prompts == 128 and small.preferences is not None and small.preferences.prompts == 128
+    assert small.sft is not None and small.sft.trl["max_steps"] == probe.STEPS
+    assert small.sft.trl["per_device_train_batch_size"] == 32
+    assert small.watch is None and small.dpo is not None and small.dpo.variants == []
+
+
+@pytest.mark.parametrize("name", content.names("recipes"))
+def test_a_miniature_of_every_recipe_is_a_recipe(name: str) -> None:
+    assert load(name, probe.miniature(load(name, files=False), 64), files=False).promote == "always"
+
+
+def test_a_large_model_is_probed_with_fewer_completions() -> None:
+    assert probe.completions(0.9e6, 48, "cpu") == 1024
+    assert probe.completions(8e9, 320, "cuda") == 195  # 1e15 / (2 * 8e9 * 320)
+    assert probe.completions(8e9, 320, "cpu") == 32
