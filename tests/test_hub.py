@@ -597,6 +597,17 @@ def test_exit_codes(
     assert "Traceback" not in told
 
 
+def test_one_push_of_a_run_at_a_time(
+    run: Store, default: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that goes on holds another lock: it can be pushed meanwhile."""
+    monkeypatch.setenv("HF_TOKEN", MINE)
+    with run.lock("push.lock"):
+        assert command("push", run.root, "--to", REPO) == 4
+    with run.lock():
+        assert command("push", run.root, "--to", REPO) == 0
+
+
 def test_a_wrong_token_is_nowhere_in_what_is_said(
     run: Store, default: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
