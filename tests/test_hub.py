@@ -1,7 +1,10 @@
 """Pushing a run: what goes, what the cards tell, and the real client against a small Hub on loopback."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -525,6 +528,16 @@ def test_a_card_is_the_same_each_time_it_is_made(run: Store) -> None:
     assert first == planned(run, numbers=[1, 2])[0].rounds[:1]
 
 
+def test_a_card_says_when_there_are_no_figures_yet(run: Store) -> None:
+    """A round can be pushed while its held-out prompts are still answered, aside."""
+    state = run.read_run()
+    del state["rounds"][2]["stages"]["heldout"]
+    run.write_run(state, (run.root / "recipe.yaml").read_text())
+    card = planned(run)[0].rounds[0].card
+    assert "The held-out prompts were not answered yet" in card
+    assert "model-index" not in card
+
+
 # The commands, and the recipe's key.
 
 
@@ -584,6 +597,17 @@ def test_exit_codes(
     assert "Traceback" not in told
 
 
+def test_one_push_of_a_run_at_a_time(
+    run: Store, default: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that goes on holds another lock: it can be pushed meanwhile."""
+    monkeypatch.setenv("HF_TOKEN", MINE)
+    with run.lock("push.lock"):
+        assert command("push", run.root, "--to", REPO) == 4
+    with run.lock():
+        assert command("push", run.root, "--to", REPO) == 0
+
+
 def test_a_wrong_token_is_nowhere_in_what_is_said(
     run: Store, default: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -602,6 +626,40 @@ def test_the_recipes_key_changes_no_artifact_and_names_are_checked(tmp_path: Pat
         load("quickstart", ["push.to=mine"])
     with pytest.raises(RecipeError, match="unknown key"):
         load("quickstart", ["push={to: me/mine, secret: x}"])
+
+
+ROUND = ("round", "quickstart", "--n", "2", "--set", "dpo.learning_rate=1e-4", "--set", "compute.stages_at_once=1")
+
+
+def test_the_round_command_pushes_what_its_recipe_says(
+    run: Store, default: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run is done, so nothing but the push is left. Without a token it is a warning, and the command ends well."""
+    words = (*ROUND, "--run", run.root, "--set", "push={to: me/mine}")
+    before = (run.root / "run.json").read_bytes()
+    assert command(*words) == 0
+    assert "warning: there is no token to push with" in capsys.readouterr().out
+    assert default.calls == []
+    monkeypatch.setenv("HF_TOKEN", MINE)
+    assert command(*words) == 0
+    assert "pushed round-1 to me/mine\npushed round-2 to me/mine" in capsys.readouterr().out
+    assert set(default.model(REPO).tags) == {"round-1", "round-2"}
+    assert (run.root / "run.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_user_pushes_and_somebody_loads_it_by_its_name(run: Store, tmp_path: Path) -> None:
+    """In processes of their own, which know the Hub by HF_ENDPOINT alone."""
+    loading = (
+        "import torch; from transformers import AutoModelForCausalLM as M; ids = torch.tensor([[5, 6, 7, 8]]); "
+        f"one, other = (M.from_pretrained(at)(ids).logits for at in ({REPO!r}, {str(run.root / 'policy')!r})); "
+        "assert torch.equal(one, other)"
+    )
+    with HubServer() as server:
+        changed = {"HF_ENDPOINT": server.url, "HF_TOKEN": MINE, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        environment = {**os.environ, **changed, "HF_HOME": str(tmp_path / "home")}
+        for words in (["-m", "posttrain", "push", str(run.root), "--to", REPO, "--private"], ["-c", loading]):
+            subprocess.run([sys.executable, *words], env=environment, check=True, timeout=120)
 
 
 def pushing(run: Store, talk: Callable[[], Talk], said: list[str], **changes: Any) -> AfterRounds:

@@ -44,10 +44,10 @@ def round_(
         runner = Runner(store, Forked(), terminal, workers, resolved)
         try:
             play(resolved, runner, n)
+            finish_push()
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from there", file=sys.stderr)
             raise typer.Exit(130) from None
-        finish_push()
     figures = status(store)
     policy = store.root / figures["policy"]
     print(table(figures))

@@ -99,8 +99,9 @@ def _lineage(story: Story) -> str:
     header = ["round", "promoted", "greedy", "pass@1", "reward model, pair accuracy", "kept of sampled", "DPO pairs"]
     chain = " → ".join(code(key) for key in story.chain)
     return (
-        "A round starts from the policy promoted last, and is promoted by a test on prompts of its own (dev); the "
-        f"accuracies here are on the held-out ones.\n\n{table(header, rows)}\n\nWhat this model was trained from, by "
+        "A round starts from the policy promoted last; what it made replaces that by the recipe's rule, "
+        f"{code(story.recipe.get('promote', 'better'))}, on prompts of its own (dev). The accuracies here are on the "
+        f"held-out ones.\n\n{table(header, rows)}\n\nWhat this model was trained from, by "
         f"the keys of its run: {chain}."
     )
 

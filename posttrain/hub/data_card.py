@@ -50,7 +50,8 @@ def data_card(story: Story, repo: str, model_repo: str, paths: Sequence[str]) ->
         configs=configs,
     )
     rows = [[f"`{one.name}`", one.what] for one in TABLES if one.name in names]
-    loading = f'from datasets import load_dataset\n\nrows = load_dataset("{repo}", "{names[0]}", split="round_1")'
+    name, split = names[0], configs[0]["data_files"][-1]["split"]
+    loading = f'from datasets import load_dataset\n\nrows = load_dataset("{repo}", "{name}", split="{split}")'
     sections = [
         f"---\n{header.to_yaml()}\n---\n\n# {plain(repo.split('/')[1])}",
         f"What a run of posttrain made, kept and dropped on the way to "

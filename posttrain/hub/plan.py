@@ -78,10 +78,11 @@ def make(run: Store, to: str, *, private: bool, data: bool, numbers: Sequence[in
     entries = {entry["round"]: entry for entry in _entries(run)}
     chosen = [_promoted(entries, number) for number in numbers] if numbers is not None else [_last(run, entries)]
     stories = [tell(run, entry["round"], secrets_here()) for entry in chosen]
-    models = [_model(run, to, entry, story, data) for entry, story in zip(chosen, stories, strict=True)]
+    checked = _Checked(run)
+    models = [_model(checked, to, entry, story, data) for entry, story in zip(chosen, stories, strict=True)]
     plans = [RepoPlan(to, "model", private, tuple(models))]
     if data:
-        tables = [_tables(run, to, entry, story) for entry, story in zip(chosen, stories, strict=True)]
+        tables = [_tables(checked, to, entry, story) for entry, story in zip(chosen, stories, strict=True)]
         plans.append(RepoPlan(data_repo(to), "dataset", private, tuple(one for one in tables if one)))
     return plans
 
@@ -132,12 +133,34 @@ def _promoted(entries: dict[int, dict[str, Any]], number: int) -> dict[str, Any]
     return entries[number]
 
 
-def _model(run: Store, to: str, entry: dict[str, Any], story: Story, data: bool) -> RoundPlan:
-    folder = run.root / entry["policy"]  # an absolute path (the base model's) stays itself
+class _Checked:
+    """Artifacts whose files were read and found to be what the manifest says, each once for a plan."""
+
+    def __init__(self, run: Store) -> None:
+        self.run = run
+        self._found: dict[str, list[File]] = {}
+
+    def files(self, key: str) -> list[File]:
+        """Raises DamagedError where a file is gone or differs."""
+        if key not in self._found:
+            folder = self.run.path(key)
+            damaged = store.damaged_files(folder)
+            if damaged:
+                raise DamagedError(
+                    f"{folder}: {', '.join(damaged)} is gone or not what its manifest says; nothing was pushed. "
+                    "Remove this folder and run posttrain round again: the stage is then done anew"
+                )
+            files = self.run.manifest(key)["files"]
+            self._found[key] = [File(name, told["size"], told["sha256"], folder / name) for name, told in files.items()]
+        return self._found[key]
+
+
+def _model(checked: _Checked, to: str, entry: dict[str, Any], story: Story, data: bool) -> RoundPlan:
+    folder = checked.run.root / entry["policy"]  # an absolute path (the base model's) stays itself
     key = policy_key(entry)
     if entry["round"] and key == "base":
         raise InputError(f"round {entry['round']} trained no policy: it is the base model", hint="push it by --round 0")
-    files = _whole(run, key) if key != "base" else _base(folder, story.base_key)
+    files = checked.files(key) if key != "base" else _base(folder, story.base_key)
     kept = tuple(file for file in files if _is_model_file(file.path))
     if not any(file.path == "config.json" for file in kept):
         raise InputError("the policy is no model folder: it holds no config.json", file=str(folder))
@@ -145,13 +168,13 @@ def _model(run: Store, to: str, entry: dict[str, Any], story: Story, data: bool)
     return RoundPlan(entry["round"], key, (*kept, _made(CARD, card)))
 
 
-def _tables(run: Store, to: str, entry: dict[str, Any], story: Story) -> RoundPlan | None:
+def _tables(checked: _Checked, to: str, entry: dict[str, Any], story: Story) -> RoundPlan | None:
     """The tables of all rounds up to this one, as later rounds learn from earlier ones' data; None: there are none."""
     files = []
-    for earlier in _entries(run)[: entry["round"] + 1]:
+    for earlier in _entries(checked.run)[: entry["round"] + 1]:
         for table in TABLES:
             key = earlier["stages"].get(table.stage)
-            found = _whole(run, key) if key else []
+            found = checked.files(key) if key else []
             path = table.path(earlier["round"])
             files += [File(path, f.size, f.sha256, f.source) for f in found if f.path == table.file]
     if not files:
@@ -163,19 +186,6 @@ def _tables(run: Store, to: str, entry: dict[str, Any], story: Story) -> RoundPl
 def _is_model_file(path: str) -> bool:
     *folders, name = PurePosixPath(path).parts
     return (not folders or folders[0] in _FOLDERS) and any(fnmatch(name, pattern) for pattern in _MODEL_FILES)
-
-
-def _whole(run: Store, key: str) -> list[File]:
-    """The files of an artifact, each read and found to be what the manifest says."""
-    folder = run.path(key)
-    damaged = store.damaged_files(folder)
-    if damaged:
-        raise DamagedError(
-            f"{folder}: {', '.join(damaged)} is gone or not what its manifest says; nothing was pushed. Remove this "
-            "folder and run posttrain round again: the stage is then done anew"
-        )
-    files = run.manifest(key)["files"]
-    return [File(name, told["size"], told["sha256"], folder / name) for name, told in files.items()]
 
 
 def _base(folder: Path, key: str | None) -> list[File]:
