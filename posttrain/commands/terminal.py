@@ -10,14 +10,20 @@ from typing import Any
 
 
 class Terminal:
-    """Prints what happens: a line that is rewritten on a terminal, a line a stage in a log file."""
+    """Prints what happens: on a terminal a line that is rewritten; in a log file a line as a stage begins, one each
+    `every` seconds as long as it goes on, and one as it ends."""
 
     def __init__(
-        self, show_round: Callable[[int], str], after_round: Callable[[int], None] = lambda number: None
+        self,
+        show_round: Callable[[int], str],
+        after_round: Callable[[int], None] = lambda number: None,
+        clock: Callable[[], float] = time.monotonic,
+        every: float = 30.0,
     ) -> None:
-        self._show_round, self._after_round = show_round, after_round
+        self._show_round, self._after_round, self._clock, self._every = show_round, after_round, clock, every
         self._live = sys.stdout.isatty()
-        self._started: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, int]] = {}  # when each stage first told how far it was, and how far
+        self._told: dict[str, float] = {}  # when a line of each stage was printed last
         self._running: dict[str, str] = {}  # what is shown of each stage that runs
 
     def runs_again(self, reason: str) -> None:
@@ -25,16 +31,23 @@ class Terminal:
 
     def started(self, number: int, stage: str) -> None:
         label = _label(number, stage)
-        self._started[label] = time.monotonic()
+        self._begun.pop(label, None)
+        self._told[label] = self._clock()
         self._running[label] = ""
-        self._show()
+        if self._live:
+            self._show()
+        else:
+            self._print(f"{label:<24}begins")
 
     def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None:
-        label = _label(number, stage)
-        rate = done / max(time.monotonic() - self._started[label], 1e-9)
-        if done:
-            self._running[label] = f" {done}/{total} {unit} {rate:,.0f}/s {(total - done) / rate:,.0f} s left"
-        self._show()
+        label, now = _label(number, stage), self._clock()
+        since, already = self._begun.setdefault(label, (now, done))
+        self._running[label] = f"{done}/{total} {unit}{pace(done - already, now - since, total - done)}"
+        if self._live:
+            self._show()
+        elif now - self._told[label] >= self._every and done < total:
+            self._told[label] = now
+            self._print(f"{label:<24}{self._running[label]}")
 
     def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None:
         del self._running[_label(number, stage)]
@@ -47,7 +60,7 @@ class Terminal:
     def _show(self) -> None:
         """On a terminal, what runs now, in one line that is rewritten."""
         if self._live:
-            now = " | ".join(label + text for label, text in self._running.items())
+            now = " | ".join(f"{label}  {text}" for label, text in self._running.items())
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\x1b[K{now[:width]}", end="", flush=True)
 
@@ -59,6 +72,26 @@ class Terminal:
     def note(self, text: str) -> None:
         """What happens beside the stages."""
         self._print(text)
+
+
+def pace(done: int, seconds: float, left: int) -> str:
+    """How fast it goes, and how long it takes at that; nothing, before that is known.
+
+    `done` in `seconds`: since the stage first told how far it was. What it had done before a stop is not counted.
+    """
+    if done <= 0 or seconds <= 0:
+        return ""
+    rate = done / seconds
+    said = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+    return f", {said}, {duration(left / rate)} left"
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `3 min`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _label(number: int, stage: str) -> str:
