@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from posttrain.content import did_you_mean
 from posttrain.errors import RecipeError
 from posttrain.filters.base import Filter, FilterContext, Verdict
+from posttrain.filters.classifier import Classifier
 from posttrain.filters.contamination import Overlap
 from posttrain.filters.driver import Count, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
@@ -51,6 +52,7 @@ FILTERS: dict[str, type[Filter]] = {
     "best-of-k": BestOfK,
     "quality": Quality,
     "judge": Judged,
+    "classifier": Classifier,
 }
 
 
