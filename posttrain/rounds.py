@@ -63,8 +63,9 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
     if recipe.reward_model:
         reward_model = steps.reward_model(preferences, state.reward_model)
     samples = steps.samples(prompts, state.policy, steps.difficulty(prompts, state.policy))
-    scored = steps.scores(samples, reward_model)
-    kept = (*state.kept, steps.filters(scored, prompts))
+    scored = steps.scores(samples, reward_model, steps.annotations(prompts, samples))
+    classifier = steps.quality_classifier(state.kept, state.policy)
+    kept = (*state.kept, steps.filters(scored, prompts, classifier, state.policy))
     policy = state.policy
     if recipe.sft:
         policy = steps.sft(kept, policy, reward_model)

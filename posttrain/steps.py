@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from posttrain import judging, loaders, models, pairwise, rewards
+from posttrain import content, judging, learned_quality, loaders, models, pairwise, rewards, store
+from posttrain.filters import Filter
+from posttrain.judging import rubric
 from posttrain.recipe import Dpo, Judge, JudgeModel, Model, Recipe, RewardEntry, RewardModel, Sft, Trained
 from posttrain.recipe.watch import SECOND
 from posttrain.runner import Artifact, Runner
@@ -36,6 +38,15 @@ class Steps:
     def __init__(self, recipe: Recipe, runner: Runner) -> None:
         self.recipe, self.runner = recipe, runner
         self.number = 0
+        if recipe.quality_classifier:
+            learned_quality.check_installed("quality_classifier")
+        if recipe.annotate and recipe.annotate.topics:
+            learned_quality.check_installed("annotate.topics")
+        self._rated = {
+            name: judging.identity(rubric.load_for(name, rated.rubric), rated.judge)
+            for name in ("tags", "difficulty")
+            if recipe.annotate and (rated := getattr(recipe.annotate, name))
+        }
         self._last_trained: dict[str, Artifact] = {}
         base = models.resolve(recipe.model)
         self.base = Artifact(f"base-{base.hash[:16]}", base.path)
@@ -149,23 +160,72 @@ class Steps:
             seed=self._seed("samples"),
         )
 
-    def scores(self, samples: Artifact, reward_model: Artifact | None) -> Artifact:
-        return self._judged("scores", {}, {"samples": samples}, *self._scoring(reward_model))
-
-    def filters(self, scored: Artifact, prompts: Artifact) -> Artifact:
-        config = {"filters": [one.model_dump(mode="json") for one in self.recipe.filters]}
+    def annotations(self, prompts: Artifact, samples: Artifact) -> Artifact | None:
+        """What is found out about the prompts that were sampled; None where nothing is asked."""
+        section = self.recipe.annotate
+        if section is None or not section.of_prompts:
+            return None
+        config = {"annotate": section.model_dump(mode="json")}
         return self.runner.stage(
-            "filters",
+            "annotate",
             config=config,
             decides=_deciding(config),
+            outside=self._rated,
+            inputs={"prompts": prompts, "samples": samples},
+            seed=derive_seed(self.recipe.seed, "annotate"),  # topics are the same in every round
+        )
+
+    def scores(self, samples: Artifact, reward_model: Artifact | None, annotations: Artifact | None = None) -> Artifact:
+        """`annotations`: columns that are written beside the samples."""
+        columns = {"columns": self.recipe.annotate.columns} if self.recipe.annotate else {}
+        inputs = {"samples": samples, **({"annotations": annotations} if annotations else {})}
+        return self._judged("scores", columns, inputs, *self._scoring(reward_model))
+
+    def quality_classifier(self, filtered: Sequence[Artifact], policy: Artifact) -> Artifact | None:
+        """What was kept and dropped in all rounds so far, learned; None where there is nothing to learn from yet."""
+        section = self.recipe.quality_classifier
+        if section is None or not (filtered or section.labels):
+            return None
+        labels = content.locate("data", section.labels) if section.labels else None
+        return self.runner.stage(
+            "quality_classifier",
+            config={"classifier": section.model_dump(mode="json")},
+            decides={"classifier": section.model_dump(mode="json", exclude={"labels"})},
+            outside={"labels": store.file_hash(labels)} if labels else None,
+            inputs={
+                **{f"filters_{number:03}": table for number, table in enumerate(filtered, 1)},
+                **({"policy": policy} if section.features == "policy" else {}),
+            },
+            seed=self._seed("quality_classifier"),
+        )
+
+    def filters(
+        self,
+        scored: Artifact,
+        prompts: Artifact,
+        classifier: Artifact | None = None,
+        policy: Artifact | None = None,
+    ) -> Artifact:
+        """`classifier`: the learned one, and `policy` the model whose states it reads."""
+        section = self.recipe.quality_classifier
+        learned = {"quality_classifier": classifier} if classifier and self._filters_by("learned-quality") else {}
+        states = {"policy": policy} if learned and policy and section and section.features == "policy" else {}
+        filters = cast("list[Filter]", self.recipe.filters)
+        return self.runner.stage(
+            "filters",
+            config={"filters": [one.model_dump(mode="json") for one in filters]},
+            decides={"filters": [one.key() for one in filters]},
             outside={
                 f"filters.{index}.{name}": value
-                for index, one in enumerate(self.recipe.filters)
-                for name, value in getattr(one, "outside", dict)().items()
+                for index, one in enumerate(filters)
+                for name, value in one.outside().items()
             },
-            inputs={"scored": scored, "prompts": prompts},
+            inputs={"scored": scored, "prompts": prompts, **learned, **states},
             seed=self._seed("filters"),
         )
+
+    def _filters_by(self, name: str) -> bool:
+        return any(getattr(one, "use", "") == name for one in self.recipe.filters)
 
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
         """`kept`: what the filters kept, in all rounds so far."""
@@ -488,10 +548,13 @@ def _entry(entry: RewardEntry) -> dict[str, Any]:
 
 
 def _deciding(config: Any) -> Any:
-    """A stage's config without what only says where a judge is and how patiently it is asked."""
+    """A stage's config without what only says where a judge or a rubric is, and how patiently it is asked."""
     if isinstance(config, Mapping):
-        return {
-            name: JudgeModel.model_validate(value).key() if name == "judge" and value else _deciding(value)
-            for name, value in config.items()
-        }
+        return {name: _decides(name, value) for name, value in config.items()}
     return [_deciding(one) for one in config] if isinstance(config, list) else config
+
+
+def _decides(name: str, value: Any) -> Any:
+    if name == "judge" and value:
+        return JudgeModel.model_validate(value).key()
+    return _name(value) if name == "rubric" else _deciding(value)

@@ -25,6 +25,7 @@ from posttrain.filters.driver import Count, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
 from posttrain.filters.form import Format, Length
 from posttrain.filters.judged import Judged, Quality
+from posttrain.filters.learned import LearnedQuality
 from posttrain.filters.repetition import Repetition
 from posttrain.filters.rows import message_text
 from posttrain.filters.selection import BestOfK
@@ -53,6 +54,7 @@ FILTERS: dict[str, type[Filter]] = {
     "quality": Quality,
     "judge": Judged,
     "classifier": Classifier,
+    "learned-quality": LearnedQuality,
 }
 
 

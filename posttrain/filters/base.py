@@ -36,12 +36,15 @@ class FilterContext:
     `scratch`: a folder that survives a kill, for what was dear to find out; None: nothing is kept.
     `corpus`: all rows before any filter, those of the given columns that there are; for a filter that must know the
     whole corpus before its first verdict. Each call is one more pass. `filters.run` fills it in where it can.
+    `classifier`: the folder of the learned quality classifier; `policy`: the model whose states it reads, if it does.
     """
 
     evaluation_prompts: Sequence[str] = ()
     seed: int = 0
     scratch: Path | None = None
     corpus: Corpus | None = None
+    classifier: Path | None = None
+    policy: Path | None = None
 
 
 class Filter(BaseModel, ABC):
@@ -55,6 +58,10 @@ class Filter(BaseModel, ABC):
     scope: ClassVar[Scope] = "row"
     needs: ClassVar[frozenset[str]] = frozenset()  # of the engine: names of `sampling.protocol.Capabilities`
     use: Any = None  # in each filter a Literal: its name
+
+    def key(self) -> dict[str, Any]:
+        """What of its keys decides verdicts: not where a file lies or a server is, whose content is in `outside`."""
+        return self.model_dump(mode="json")
 
     def outside(self) -> dict[str, str]:
         """Hashes, by name, of what decides verdicts beside the keys and the rows: models, rubrics."""

@@ -16,7 +16,8 @@ from posttrain.stages import Job
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: scored, prompts. Config: filters. Writes kept.parquet and dropped.parquet.
+    """Inputs: scored, prompts, quality_classifier and policy (optional). Config: filters. Writes kept.parquet and
+    dropped.parquet.
 
     The prompts of dev and held-out are in the filters' context, whatever the recipe names.
 
@@ -34,7 +35,14 @@ def run(job: Job) -> dict[str, Any]:
         known = [name for name in columns if name in source.schema_arrow.names]
         return source.iter_batches(65536, columns=known)
 
-    context = filters.FilterContext(evaluation_prompts=prompts, seed=job.seed, scratch=job.scratch, corpus=corpus)
+    context = filters.FilterContext(
+        evaluation_prompts=prompts,
+        seed=job.seed,
+        scratch=job.scratch,
+        corpus=corpus,
+        classifier=job.inputs.get("quality_classifier"),
+        policy=job.inputs.get("policy"),
+    )
     passage = filters.run(source.iter_batches(8192), filters.parse(job.config["filters"]), context)
     total = source.metadata.num_rows
     schema = source.schema_arrow
