@@ -162,10 +162,13 @@ def entries(given: Sequence[RewardEntry]) -> list[dict[str, Any]]:
 
 
 def deciding(config: Any) -> Any:
-    """A stage's config without what only says where a judge is and how patiently it is asked."""
+    """A stage's config without what only says where a judge or a rubric is, and how patiently it is asked."""
     if isinstance(config, Mapping):
-        return {
-            name: JudgeModel.model_validate(value).key() if name == "judge" and value else deciding(value)
-            for name, value in config.items()
-        }
+        return {name: _decides(name, value) for name, value in config.items()}
     return [deciding(one) for one in config] if isinstance(config, list) else config
+
+
+def _decides(name: str, value: Any) -> Any:
+    if name == "judge" and value:
+        return JudgeModel.model_validate(value).key()
+    return name_of(value) if name == "rubric" else deciding(value)

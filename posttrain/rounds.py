@@ -65,8 +65,9 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
     if recipe.reward_model:
         reward_model = steps.reward_model(preferences, state.reward_model)
     samples = steps.samples(fresh, state.policy, steps.difficulty(fresh, state.policy))
-    scored = steps.scores(samples, reward_model)
-    kept = (*state.kept, steps.filters(scored, prompts, state.kept))
+    scored = steps.scores(samples, reward_model, steps.annotations(fresh, samples))
+    classifier = steps.quality_classifier(state.kept, state.policy)
+    kept = (*state.kept, steps.filters(scored, prompts, state.kept, classifier, state.policy))
     policy = state.policy
     if recipe.sft:
         policy = steps.sft(kept, policy, reward_model)

@@ -40,6 +40,8 @@ def _round(run: Store, entry: Mapping[str, Any]) -> dict[str, Any]:
             **{name: metrics["samples"][name] for name in ("prompts", "completions")},
             **{name: metrics["filters"][name] for name in ("kept", "dropped")},
         }
+    if "quality_classifier" in metrics:
+        shown["quality_classifier"] = metrics["quality_classifier"]
     if "watch" in metrics:
         model = {name: metrics["watch_model"][name] for name in ("pair_accuracy", "pairs")}
         shown["watch"] = {**metrics["watch"], "reward_model": model}

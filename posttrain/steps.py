@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from posttrain.judged import Comparison, Evaluated, Judging, deciding, entries, name_of
 from posttrain.outside import outside
 from posttrain.recipe import Dpo, PromptSet, Recipe, RewardEntry, RewardModel, Sft, by_round
 from posttrain.runner import Artifact, Stages
 from posttrain.schedule import derive_seed, of_round
+from posttrain.sifting import Sifting, earlier
 from posttrain.variants import Training
-
-if TYPE_CHECKING:  # it imports pyarrow
-    from posttrain.filters import Filter
 
 
 class Steps:
@@ -25,6 +23,7 @@ class Steps:
         self.outside = outside(recipe)
         self.base = self.outside.base
         self.judging = Judging(recipe, runner, self.outside.rewards)
+        self.sifting = Sifting(recipe, runner)
         self.training = Training(recipe, runner, self.outside)
 
     def begin(self, number: int) -> None:
@@ -148,25 +147,26 @@ class Steps:
             seed=self._seed("samples"),
         )
 
-    def scores(self, samples: Artifact, reward_model: Artifact | None) -> Artifact:
-        return self._judged("scores", {}, {"samples": samples}, *self.judging.scoring(reward_model))
+    def annotations(self, prompts: Artifact, samples: Artifact) -> Artifact | None:
+        return self.sifting.annotations(prompts, samples)
 
-    def filters(self, scored: Artifact, prompts: Artifact, kept: Sequence[Artifact] = ()) -> Artifact:
-        """`kept`: what the filters kept in earlier rounds, for those that look at it."""
-        chain = cast("list[Filter]", self.recipe.filters)
-        across = any(getattr(one, "across_rounds", False) for one in chain)
-        return self.runner.stage(
-            "filters",
-            config={"filters": [one.model_dump(mode="json") for one in chain]},
-            decides=deciding({"filters": [one.key() for one in chain]}),
-            inputs={"scored": scored, "prompts": prompts, **(_earlier(kept) if across else {})},
-            outside={
-                f"filters.{index}.{name}": value
-                for index, one in enumerate(chain)
-                for name, value in one.outside().items()
-            },
-            seed=self._seed("filters"),
-        )
+    def scores(self, samples: Artifact, reward_model: Artifact | None, annotations: Artifact | None = None) -> Artifact:
+        """`annotations`: columns that are written beside the samples."""
+        inputs = {"samples": samples, **({"annotations": annotations} if annotations else {})}
+        return self._judged("scores", self.sifting.columns(), inputs, *self.judging.scoring(reward_model))
+
+    def quality_classifier(self, filtered: Sequence[Artifact], policy: Artifact) -> Artifact | None:
+        return self.sifting.classifier(self.number, filtered, policy)
+
+    def filters(
+        self,
+        scored: Artifact,
+        prompts: Artifact,
+        kept: Sequence[Artifact] = (),
+        classifier: Artifact | None = None,
+        policy: Artifact | None = None,
+    ) -> Artifact:
+        return self.sifting.filters(self.number, scored, prompts, kept, classifier, policy)
 
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
         """`kept`: what the filters kept, in all rounds so far."""
@@ -174,7 +174,7 @@ class Steps:
         def inputs(section: Sft) -> dict[str, Artifact]:
             chosen = {"model": policy if section.start == "previous" else self.base, "kept": kept[-1]}
             if section.mix.earlier.share:
-                chosen.update(_earlier(kept[:-1]))
+                chosen.update(earlier(kept[:-1]))
             return chosen
 
         return self.training.stage("sft", self.recipe.sft, self.number, inputs, lambda: self._on_dev(reward_model))
@@ -328,8 +328,3 @@ def _numbered(preferences: Sequence[Artifact], which: str) -> dict[str, Artifact
     """The tables of preferences that a stage learns from, by role: of `all` rounds so far, or the `latest` one's."""
     tables = {f"preferences_{number}": table for number, table in enumerate(preferences, 1)}
     return tables if which == "all" else dict(list(tables.items())[-1:])
-
-
-def _earlier(kept: Sequence[Artifact]) -> dict[str, Artifact]:
-    """What the filters kept in these rounds, by role."""
-    return {f"earlier_{number:03}": table for number, table in enumerate(kept, 1)}

@@ -284,6 +284,7 @@ def test_parse_names_what_is_wrong(entry: dict, message: str):
 
 NEEDED: dict[str, dict] = {  # keys that have no default
     "judge": {"rubric": "guard.md", "judge": {"url": "http://a/v1", "model": "b"}},
+    "classifier": {"model": "./a", "label": "toxic"},
 }
 
 

@@ -14,7 +14,7 @@ class Clock:
 
 def test_a_log_file_gets_whole_lines_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    terminal = Terminal(lambda number: f"the table of round {number}", clock, every=30.0)
+    terminal = Terminal(lambda number: f"the table of round {number}", clock=clock, every=30.0)
     terminal.started(1, "reward_model")
     for step in range(1, 101):  # a step a second, from the 20th on: the first were done before a stop
         terminal.progress(1, "reward_model", min(19 + step, 100), 100, "steps")
@@ -35,7 +35,7 @@ def test_on_a_terminal_one_line_is_rewritten(
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     clock = Clock()
-    terminal = Terminal(str, clock)
+    terminal = Terminal(str, clock=clock)
     terminal.started(1, "sft")
     terminal.started(1, "samples")
     terminal.progress(1, "sft", 0, 40, "steps")

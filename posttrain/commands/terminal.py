@@ -108,6 +108,10 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
             f"{name} greedy {figures['greedy']['value'] or 0:.3f} pass@1 {figures['pass@1']['value'] or 0:.3f}"
             for name, figures in metrics.items()
         )
+    if stage == "quality_classifier":
+        area = metrics["auc"]["value"]
+        state = "on" if metrics["on"] else f"off: {metrics['why']}"
+        return f"rows {metrics['rows']}  held-out AUC {'-' if area is None else f'{area:.3f}'}  {state}"
     if stage == "watch":
         return "; ".join(metrics["warnings"]) or "no warning"
     names = (

@@ -19,11 +19,13 @@ from pydantic import ValidationError
 from posttrain.content import did_you_mean
 from posttrain.errors import RecipeError
 from posttrain.filters.base import AcrossRounds, Filter, FilterContext, Mask, Verdict
+from posttrain.filters.classifier import Classifier
 from posttrain.filters.contamination import Overlap
 from posttrain.filters.driver import Count, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
 from posttrain.filters.form import Format, Length
 from posttrain.filters.judged import Judged, Quality
+from posttrain.filters.learned import LearnedQuality
 from posttrain.filters.near_duplicates import NearDuplicates
 from posttrain.filters.repetition import Repetition
 from posttrain.filters.rows import message_text
@@ -55,6 +57,8 @@ FILTERS: dict[str, type[Filter]] = {
     "best-of-k": BestOfK,
     "quality": Quality,
     "judge": Judged,
+    "classifier": Classifier,
+    "learned-quality": LearnedQuality,
 }
 
 

@@ -44,6 +44,7 @@ class FilterContext:
     `scratch`: a folder that survives a kill, for what was dear to find out; None: nothing is kept.
     `corpus`: all rows before any filter, those of the given columns that there are; for a filter that must know the
     whole corpus before its first verdict. Each call is one more pass. `filters.run` fills it in where it can.
+    `classifier`: the folder of the learned quality classifier; `policy`: the model whose states it reads, if it does.
     """
 
     evaluation_prompts: Sequence[str] = ()
@@ -51,6 +52,8 @@ class FilterContext:
     earlier: Callable[[], Iterable[pa.RecordBatch]] = tuple
     scratch: Path | None = None
     corpus: Corpus | None = None
+    classifier: Path | None = None
+    policy: Path | None = None
 
 
 class Filter(BaseModel, ABC):
@@ -68,7 +71,8 @@ class Filter(BaseModel, ABC):
     use: Any = None  # in each filter a Literal: its name
 
     def key(self) -> dict[str, Any]:
-        """What of it decides a result. A later key is left out where it changes nothing: no older run starts anew."""
+        """What of its keys decides verdicts: not where a file or server is, whose content is in `outside`. A later key is
+        left out where it changes nothing: no older run starts anew."""
         off = {name for name, value in self.later.items() if getattr(self, name) == value}
         return self.model_dump(mode="json", exclude=off)
 

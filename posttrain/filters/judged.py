@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,6 +30,9 @@ class Judged(Filter):
     minimum: int | None = Field(default=None, description="Lowest score kept; null: the rubric's highest.")
     on: On = Field(default="both", description="What the judge is shown.")
     no_score: Literal["drop", "keep"] = Field(default="drop", description="What becomes of rows without a score.")
+
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), "rubric": _name(self.rubric), "judge": self.judge.key()}
 
     def outside(self) -> dict[str, str]:
         return _identity(self.rubric, self.judge)
@@ -79,6 +82,9 @@ class Quality(Filter):
             raise ValueError("nobody decides: give it a `share`, a `judge`, or both")
         return self
 
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), "rubric": _name(self.rubric), "judge": self.judge.key() if self.judge else None}
+
     def outside(self) -> dict[str, str]:
         return _identity(self.rubric, self.judge) if self.judge else {}
 
@@ -97,12 +103,16 @@ class Quality(Filter):
             for i, figure in enumerate(figures):
                 found = said.get(i)
                 high = found is not None and found >= minimum
-                if best[i] if self.judge is None else (best[i] or high) if either else (best[i] and high):
+                if self.judge is None:
+                    kept = best[i]
+                else:
+                    kept = best[i] or high if either else best[i] and high
+                if kept:
                     continue
                 if top and self.judge and either:
                     verdicts[i] = Verdict("neither rewarded nor judged high", figure)
-                elif self.judge is None or not best[i]:
-                    verdicts[i] = _too_low("below the top share", figure) if top else _too_low("judged too low", found)
+                elif top and not best[i]:
+                    verdicts[i] = _too_low("below the top share", figure)
                 else:
                     verdicts[i] = _too_low("judged too low", found)
             return verdicts
@@ -169,4 +179,8 @@ def _identity(rubric: str, model: JudgeModel) -> dict[str, str]:
     from posttrain import judging
     from posttrain.judging import rubric as rubrics
 
-    return {rubric.rpartition("/")[2]: judging.identity(rubrics.load_scoring(rubric), model)}
+    return {_name(rubric): judging.identity(rubrics.load_scoring(rubric), model)}
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]

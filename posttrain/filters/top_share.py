@@ -29,7 +29,7 @@ _TINY = 1e-9  # of the scores' own size: differences below are rounding
 class TopShare:
     """The round's measures, from one pass over the columns prompt_id (or prompt), score and round of the whole corpus.
 
-    State: 20 bytes a row while it is read, then a number a prompt and two a round.
+    State: 24 bytes a row while it is read, then a number a prompt and two a round.
     """
 
     share: float

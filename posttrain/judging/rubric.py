@@ -66,6 +66,16 @@ def load(use: str) -> Rubric:
     return Rubric(str(path), body, lowest, highest, tags, hashlib.sha256(text.encode()).hexdigest())
 
 
+def load_for(what: str, use: str) -> Rubric:
+    """A rubric that asks for `tags`, or for a score where `what` is anything else. Raises RewardError as `load`."""
+    if what != "tags":
+        return load_scoring(use)
+    rubric = load(use)
+    if not rubric.tags:
+        raise RewardError("this rubric asks for a score, not for tags", file=rubric.file, hint="tags.md has `tags: 6`")
+    return rubric
+
+
 def load_scoring(use: str) -> Rubric:
     """A rubric that asks for a number. Raises RewardError as `load` does, and where it asks for tags."""
     rubric = load(use)

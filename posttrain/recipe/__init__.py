@@ -5,8 +5,10 @@ Every key stands once, with its type, range, default and description, in `sectio
 trained section may hold.
 """
 
+from posttrain.recipe.annotate import Annotate, Rated
 from posttrain.recipe.files import load
 from posttrain.recipe.judge_model import JudgeModel
+from posttrain.recipe.learned import QualityClassifier
 from posttrain.recipe.push import Push
 from posttrain.recipe.sections import (
     Compute,
@@ -26,12 +28,14 @@ from posttrain.recipe.sections import (
     Server,
     by_round,
 )
-from posttrain.recipe.trained import Anneal, Dpo, Mix, RewardModel, Sft, Source, Trained
+from posttrain.recipe.trained import Anneal, Balance, Dpo, Mix, RewardModel, Sft, Source, Trained
 from posttrain.recipe.watch import Judge, Watch
 from posttrain.recipe.whole import Recipe
 
 __all__ = [
     "Anneal",
+    "Annotate",
+    "Balance",
     "Compute",
     "Decontaminate",
     "Difficulty",
@@ -49,6 +53,8 @@ __all__ = [
     "PromptSet",
     "Prompts",
     "Push",
+    "QualityClassifier",
+    "Rated",
     "Recipe",
     "RewardEntry",
     "RewardModel",

@@ -37,6 +37,9 @@ PATHS: dict[Path_, content.Kind] = {
     ("filters", "*", "judge", "path"): "data",
     ("filters", "*", "model"): "data",
     ("filters", "*", "rubric"): "reward",
+    ("quality_classifier", "labels"): "data",
+    ("annotate", "*", "rubric"): "reward",
+    ("annotate", "*", "judge", "path"): "data",
 }
 _MODELS = ("model", "judge")  # a path below one of these is a model's: a folder, or a Hub id
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")

@@ -133,6 +133,37 @@ class Source(Section):
     repeats: Count = Field(default=1, description="How often each of these comes in an epoch.")
 
 
+class Balance(Section):
+    """Which share of the rows each topic, source or difficulty has: too many are left out, rare ones come again."""
+
+    by: str = Field(
+        description="A column of the prompts, such as `source`, or one of `annotate`: `topic`, `difficulty`, "
+        "`intentions`, `pass_rate` (as easy, medium, hard, by thirds)."
+    )
+    shares: Literal["equal"] | dict[str, float] = Field(
+        default="equal",
+        description="By value, as in {hard: 0.5}; `null` names rows without one. The others divide what is left, in "
+        "proportion. `equal`: as much of each value.",
+    )
+    max_repeats: Count = Field(default=4, description="No row comes oftener in an epoch for the sake of its share.")
+
+    @field_validator("shares", mode="before")
+    @classmethod
+    def _named_by_text(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {"null" if value is None else str(value): share for value, share in given.items()}
+
+    @model_validator(mode="after")
+    def _shares_of_one(self) -> Balance:
+        shares = {} if self.shares == "equal" else self.shares
+        if any(not 0 <= share <= 1 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
+            complain(("shares",), "shares lie between 0 and 1 and add up to 1 at most")
+        if self.shares != "equal" and not any(shares.values()):
+            complain(("shares",), "no value has a share", "shares: equal")
+        return self
+
+
 class Mix(Section):
     """What SFT learns from, by source."""
 
@@ -140,6 +171,7 @@ class Mix(Section):
     earlier: Source = Field(
         default_factory=lambda: Source(share=0.0), description="What they kept in the rounds before."
     )
+    balance: Balance | None = Field(default=None, description="Shares by topic, source or difficulty; null: as it is.")
 
 
 class Anneal(Section):
@@ -159,6 +191,13 @@ class Sft(Trained):
     )
     mix: Mix = Field(default_factory=Mix, description="How much of which data.")
     anneal: Anneal | None = Field(default=None, description="End with the best data; null: no order.")
+
+    def key(self) -> dict[str, Any]:
+        """As in every trained stage; what came later is left out where it is off, so that no older run starts anew."""
+        made = super().key()
+        if self.mix.balance is None:
+            made["mix"] = {name: value for name, value in made["mix"].items() if name != "balance"}
+        return made
 
     @model_validator(mode="after")
     def _packs_whole_examples(self) -> Sft:

@@ -12,6 +12,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
 from posttrain.content import did_you_mean
+from posttrain.recipe.annotate import ANNOTATED, Annotate
+from posttrain.recipe.learned import QualityClassifier
 from posttrain.recipe.push import Push
 from posttrain.recipe.section import Count, Section, complain
 from posttrain.recipe.sections import (
@@ -45,8 +47,15 @@ class Recipe(Section):
     preferences: Preferences | None = Field(default=None, description="Preference pairs for the reward model.")
     reward_model: RewardModel | None = Field(default=None, description="The reward model.")
     samples: Samples = Field(description="What the filters choose from.")
+    annotate: Annotate | None = Field(
+        default=None,
+        description="Topic, difficulty and pass rate of prompts, as columns beside their samples.",
+    )
     filters: list[SerializeAsAny[BaseModel]] = Field(
         default=[], description="In this order, what drops samples, and why: see posttrain.filters.FILTERS."
+    )
+    quality_classifier: QualityClassifier | None = Field(
+        default=None, description="Fitted between rounds for the filter `learned-quality`."
     )
     sft: Sft | None = Field(default=None, description="SFT on what the filters kept.")
     pairs: Pairs | None = Field(default=None, description="Pairs from the policy that SFT made.")
@@ -95,6 +104,8 @@ class Recipe(Section):
     def _fits_together(self) -> Recipe:
         self._rewards_fit()
         self._watch_fits()
+        self._classifier_fits()
+        self._balance_fits()
         lacks = self.engine.lacks()
         for index, one in enumerate(self.filters):
             for need in getattr(one, "needs", ()):
@@ -142,6 +153,30 @@ class Recipe(Section):
         sampled = self.preferences is not None and self.preferences.prompts != 0
         if sampled and not any(entry.labels for entry in self.reward):
             complain(("reward",), "no reward is left to label preferences: the reward model learns from those labels")
+
+    def _balance_fits(self) -> None:
+        balance = self.sft.mix.balance if self.sft else None
+        loc = ("sft", "mix", "balance", "by")
+        if balance is None:
+            return
+        if balance.by == "tags":
+            complain(loc, "a prompt has several tags", "balance by `intentions`, how many there are, or by `topic`")
+        if balance.by in ANNOTATED and balance.by not in (self.annotate.columns if self.annotate else []):
+            complain(loc, f"nothing finds out the {balance.by}", f"add `annotate:` with what gives `{balance.by}`")
+
+    def _classifier_fits(self) -> None:
+        uses = [getattr(one, "use", "") for one in self.filters]
+        section = self.quality_classifier
+        for index, one in enumerate(self.filters):
+            if uses[index] == "learned-quality" and section is None and getattr(one, "model", None) is None:
+                hint = "add `quality_classifier: {}`, or name a fitted one by `model`"
+                complain(("filters", index), "nothing fits the classifier that it reads", hint)
+        if section is not None and section.labels is None and not {*section.judged_by} & {*uses}:
+            complain(
+                ("quality_classifier",),
+                f"it learns from the verdicts of {', '.join(section.judged_by)}, and no such filter is there",
+                "add one to `filters`, or name people's verdicts by `labels`",
+            )
 
     def _watch_fits(self) -> None:
         if self.watch is None:

@@ -18,8 +18,8 @@ ROWS = 8192  # in a batch
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: scored, prompts, earlier_001, … (this stage's in earlier rounds, where a filter looks at them).
-    Config: filters. Writes kept.parquet and dropped.parquet.
+    """Inputs: scored, prompts, earlier_001, … (this stage's in earlier rounds, where a filter looks at them),
+    quality_classifier and policy (where a filter reads them). Config: filters. Writes kept.parquet and dropped.parquet.
 
     The prompts of dev, held-out and further evaluation sets are in the filters' context.
 
@@ -38,7 +38,15 @@ def run(job: Job) -> dict[str, Any]:
         known = [name for name in columns if name in source.schema_arrow.names]
         return source.iter_batches(65536, columns=known)
 
-    context = filters.FilterContext(prompts, job.seed, lambda: _earlier(job), job.scratch, corpus)
+    context = filters.FilterContext(
+        evaluation_prompts=prompts,
+        seed=job.seed,
+        earlier=lambda: _earlier(job),
+        scratch=job.scratch,
+        corpus=corpus,
+        classifier=job.inputs.get("quality_classifier"),
+        policy=job.inputs.get("policy"),
+    )
     passage = filters.run(source.iter_batches(ROWS), filters.parse(job.config["filters"]), context)
     total = source.metadata.num_rows
     schema = source.schema_arrow

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain import annotations
 from posttrain.errors import EmptyStageError
 from posttrain.judging import told
 from posttrain.rollouts import Judges, judge, judges, processes
@@ -21,7 +22,8 @@ _ROWS = 4096
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: samples, reward_model (optional). Config: rewards. Writes scored.parquet: the samples with their `score`.
+    """Inputs: samples, reward_model and annotations (optional). Config: rewards, columns (optional: what is to stand
+    beside, see `annotations`). Writes scored.parquet: the samples with their `score`.
 
     Raises:
         EmptyStageError: no reward has an opinion on any sample.
@@ -48,16 +50,14 @@ def run(job: Job) -> dict[str, Any]:
             "scores: no reward has an opinion on any sample; name a reward that judges these prompts, "
             "or give the recipe a reward_model section"
         )
-    start = 0
-    with pq.ParquetWriter(
-        job.out / "scored.parquet",
-        pq.read_schema(paths[0]).append(pa.field("score", pa.float64())),
-        compression="zstd",
-    ) as writer:
+    names, start = job.config.get("columns", []), 0
+    known = _annotations(job)
+    schema = annotations.schema(pq.read_schema(paths[0]).append(pa.field("score", pa.float64())), names)
+    with pq.ParquetWriter(job.out / "scored.parquet", schema, compression="zstd") as writer:
         for path in paths:
             table = pq.read_table(path)
             column = pa.array(scores[start : start + table.num_rows], pa.float64())
-            writer.write_table(table.append_column("score", column))
+            writer.write_table(annotations.annotated(table.append_column("score", column), names, known))
             start += table.num_rows
     return {
         "rows": len(scores),
@@ -66,6 +66,15 @@ def run(job: Job) -> dict[str, Any]:
         "rewards": {name: _mean([row.get(name) for row in values]) for name in weights},
         "logits": {"mean": mean, "deviation": deviation},
         **told(job.scratch),
+    }
+
+
+def _annotations(job: Job) -> dict[str, dict[str, Any]]:
+    """What was found out of prompts, by their ids."""
+    if "annotations" not in job.inputs:
+        return {}
+    return {
+        row["prompt_id"]: row for row in pq.read_table(job.inputs["annotations"] / "annotations.parquet").to_pylist()
     }
 
 

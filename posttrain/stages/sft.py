@@ -14,8 +14,9 @@ from trl import SFTConfig
 from posttrain.errors import EmptyStageError
 from posttrain.recipe import Sft
 from posttrain.stages import Job
+from posttrain.training.balancing import balanced
 from posttrain.training.lora import lora_config
-from posttrain.training.mixing import annealed, mixed, passes
+from posttrain.training.mixing import annealed, drawn, mixed, passes
 from posttrain.training.rows import sft_rows
 from posttrain.training.run import arguments, train
 from posttrain.training.trainers import AnswerSFTTrainer
@@ -28,8 +29,12 @@ def run(job: Job) -> dict[str, Any]:
     section = Sft.model_validate(job.config["sft"])
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     earlier = sorted(name for name in job.inputs if name.startswith("earlier_"))
-    sources = {"fresh": _kept(job, ["kept"]), "earlier": _kept(job, earlier)}
+    by = section.mix.balance.by if section.mix.balance else None
+    sources = {"fresh": _kept(job, ["kept"], by), "earlier": _kept(job, earlier, by)}
     chosen = mixed(sources, {"fresh": section.mix.fresh, "earlier": section.mix.earlier}, job.seed)
+    told = {}
+    if section.mix.balance:
+        chosen, told["balance"] = balanced(chosen, section.mix.balance, lambda row: drawn(job.seed, "balance", row))
     rows, too_long = sft_rows(tokenizer, chosen, section.trl.get("max_length"))
     if not len(rows):
         raise EmptyStageError(
@@ -56,11 +61,17 @@ def run(job: Job) -> dict[str, Any]:
         ),
     )
     counts = {name: len(source) for name, source in sources.items()}
-    return {**metrics, "rows": count, "too_long": too_long, "sources": counts, "mix": len(chosen)}
+    return {**metrics, "rows": count, "too_long": too_long, "sources": counts, "mix": len(chosen), **told}
 
 
-def _kept(job: Job, names: Sequence[str]) -> list[dict[str, Any]]:
-    columns = ["prompt_id", "sample_index", "prompt", "completion", "score"]
+def _kept(job: Job, names: Sequence[str], by: str | None) -> list[dict[str, Any]]:
+    """`by`: a further column that rows are balanced by, in the table or among the prompts' own."""
+    columns = ["prompt_id", "sample_index", "prompt", "completion", "score", *(["columns", by] if by else [])]
+    tables = [job.inputs[name] / "kept.parquet" for name in names]
     return [
-        row for name in names for row in pq.read_table(job.inputs[name] / "kept.parquet", columns=columns).to_pylist()
+        row
+        for table in tables
+        for row in pq.read_table(
+            table, columns=[name for name in columns if name in pq.read_schema(table).names]
+        ).to_pylist()
     ]

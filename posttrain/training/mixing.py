@@ -21,12 +21,12 @@ def mixed(sources: Mapping[str, Sequence[Row]], mix: Mapping[str, Source], seed:
     rows: list[Row] = []
     for name, given in sources.items():
         source = mix[name]
-        chosen = [row for row in given if _draw(seed, name, row) < source.share]
+        chosen = [row for row in given if drawn(seed, name, row) < source.share]
         rows += chosen * source.repeats
     return rows
 
 
-def _draw(seed: int, source: str, row: Row) -> float:
+def drawn(seed: int, source: str, row: Row) -> float:
     """Uniform in [0, 1)."""
     return derive_seed(seed, "mix", source, row["prompt_id"], row["sample_index"]) / 2**31
 

@@ -1,0 +1,68 @@
+"""Safety, NSFW, or whatever else a sequence-classification model tells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from posttrain.errors import ModelError
+from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
+from posttrain.filters.rows import Rows
+
+if TYPE_CHECKING:
+    from posttrain.models import Resolved
+
+
+class Classifier(Filter):
+    """Drops rows whose prompt or answer a classifier gives its label with `threshold` or more.
+
+    Figure: the label's probability, by softmax, or by sigmoid for a model of one or of independent labels. Prompt and
+    answer are read apart, long ones in windows of 512 tokens, of which the highest counts. Does not see: what only the
+    two together mean; whatever the model was not trained on, other languages above all.
+    """
+
+    use: Literal["classifier"] = "classifier"
+    model: str = Field(description="A shipped name, a folder (with a slash), or a Hub id.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub id.")
+    label: str = Field(description="The label of rows that go, as the model's config calls it (`id2label`).")
+    threshold: float = Field(default=0.5, gt=0, le=1, description="Lowest probability at which a row is dropped.")
+    on: Literal["both", "prompt", "answer"] = Field(default="both", description="What is classified.")
+
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), "model": self.model.rstrip("/").rpartition("/")[2]}
+
+    def outside(self) -> dict[str, str]:
+        return {self.model.rstrip("/").rpartition("/")[2]: self._resolved().hash}
+
+    def start(self, context: FilterContext) -> Judge:
+        import torch
+
+        from posttrain.sampling.classifying import SequenceClassifier
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        classifier = SequenceClassifier(self._resolved().path, self.label, device)
+
+        def judge(rows: Rows) -> dict[int, Verdict]:
+            parts = {"prompt": rows.prompts, "answer": rows.answers}
+            parts = {name: texts for name, texts in parts.items() if self.on in (name, "both")}
+            texts = list(dict.fromkeys(text for some in parts.values() for text in some))  # K rows share a prompt
+            chances = dict(zip(texts, classifier.probabilities(texts), strict=True))
+            verdicts: dict[int, Verdict] = {}
+            for name, some in parts.items():
+                for i, text in enumerate(some):
+                    if i not in verdicts and chances[text] >= self.threshold:
+                        verdicts[i] = Verdict(f"{name} is {self.label}", chances[text])
+            return verdicts
+
+        return judge
+
+    def _resolved(self) -> Resolved:
+        from posttrain import models
+        from posttrain.recipe import Model
+
+        try:
+            return models.resolve(Model(path=self.model, revision=self.revision))
+        except ModelError as error:
+            hint = f"filters.model of 'classifier': a folder works without network, as in model: ./{self.model}"
+            raise ModelError(error.message, file=error.file, hint=hint) from error

@@ -1,0 +1,58 @@
+"""The filter that reads the learned quality classifier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from posttrain.errors import RecipeError
+from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
+from posttrain.filters.rows import Rows
+
+
+class LearnedQuality(Filter):
+    """Drops rows that the learned classifier finds bad; none as long as it is off, or there is none (round 1).
+
+    Figure: the probability that the row is good. What it was fitted to, and when it is on: see docs/judges.md. It
+    learns from judges what they keep, their mistakes included, and is blind where its training rows were all alike.
+    """
+
+    use: Literal["learned-quality"] = "learned-quality"
+    threshold: float = Field(default=0.5, gt=0, lt=1, description="Rows with a lower probability to be good go.")
+    model: str | None = Field(
+        default=None,
+        description="The folder of a fitted classifier (an artifact `quality_classifier` of TF-IDF features); null: "
+        "the round's own.",
+    )
+
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), "model": "classifier" if self.model else None}
+
+    def outside(self) -> dict[str, str]:
+        from posttrain import store
+
+        return {"classifier": store.tree_hash(Path(self.model))} if self.model else {}
+
+    def start(self, context: FilterContext) -> Judge:
+        from posttrain import learned_quality
+        from posttrain.stages.quality_classifier import as_text, embedder
+
+        folder = Path(self.model) if self.model else context.classifier
+        if folder is None or not learned_quality.is_on(folder):
+            return lambda rows: {}
+        fitted = learned_quality.load(folder)
+        if not fitted.terms and context.policy is None:
+            raise RecipeError(
+                "this learned classifier reads a policy's states, so it works in its own run alone",
+                hint="fit one with `quality_classifier.features: tfidf`",
+            )
+        embed = None if fitted.terms else embedder(context.policy)
+
+        def judge(rows: Rows) -> dict[int, Verdict]:
+            texts = [as_text(prompt, answer) for prompt, answer in zip(rows.prompts, rows.answers, strict=True)]
+            chances = fitted.probabilities(texts, embed)
+            return {i: Verdict("learned: poor", p) for i, p in enumerate(chances) if p < self.threshold}
+
+        return judge

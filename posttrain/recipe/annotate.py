@@ -1,0 +1,61 @@
+"""The section of what is found out about the round's prompts: topic, intentions, difficulty, pass rate."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from posttrain.recipe.judge_model import JudgeModel
+from posttrain.recipe.section import Section, complain
+
+ANNOTATED = ("pass_rate", "topic", "tags", "intentions", "difficulty")
+
+
+class Rated(Section):
+    """A judge with a rubric, asked about prompts."""
+
+    rubric: str = Field(description="A shipped rubric, or a path with a slash.")
+    judge: JudgeModel = Field(description="Who judges: see docs/judges.md.")
+
+
+class Annotate(Section):
+    """Columns that `scores` writes beside each sample, for filters and for `sft.mix.balance`."""
+
+    pass_rate: bool = Field(
+        default=True, description="`pass_rate`: the share of the prompt's K samples whose score is 0.5 or more."
+    )
+    topics: int | None = Field(
+        default=None,
+        ge=2,
+        description="`topic`: so many clusters of all training prompts (k-means on TF-IDF), named by their three "
+        "heaviest words.",
+    )
+    tags: Rated | None = Field(
+        default=None,
+        description="`tags`: the intentions that a judge names by a rubric such as tags.md; `intentions`: how many.",
+    )
+    difficulty: Rated | None = Field(
+        default=None, description="`difficulty`: the judge's points by a rubric such as difficulty.md."
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Annotate:
+        if not (self.pass_rate or self.topics or self.tags or self.difficulty):
+            complain((), "nothing is to be found out", "leave it out by `annotate: null`")
+        return self
+
+    @property
+    def of_prompts(self) -> bool:
+        """Whether anything is asked of the prompts themselves, beside what their samples show."""
+        return bool(self.topics or self.tags or self.difficulty)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+        names = {
+            "pass_rate": self.pass_rate,
+            "topic": self.topics,
+            "tags": self.tags,
+            "intentions": self.tags,
+            "difficulty": self.difficulty,
+        }
+        return [name for name, there in names.items() if there]

@@ -1,0 +1,55 @@
+"""Texts as points: the mean of a model's last hidden states over a text's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from posttrain.errors import ModelError
+from posttrain.memory import keep_memory
+
+_TOKENS = 8192  # in one forward, padding included
+_LONGEST = 1024  # tokens of a text that are read
+
+
+class Embedder:
+    """A model folder. Raises ModelError where it cannot be loaded."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+            model: Any = AutoModel.from_pretrained(path, dtype=torch.float32)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"cannot load a model to embed texts with: {error}", file=str(path)) from error
+        self.model = model.to(device).eval()
+        self.longest = min(getattr(model.config.get_text_config(), "max_position_embeddings", _LONGEST), _LONGEST)
+        if device == "cpu":
+            keep_memory()
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """(texts, width) float32; an empty text is zero."""
+        ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        ids = [row[: self.longest] for row in ids]
+        found = np.zeros((len(texts), self.model.config.get_text_config().hidden_size), dtype=np.float32)
+        order = sorted((at for at, row in enumerate(ids) if row), key=lambda at: len(ids[at]))
+        while order:
+            some = [order.pop()]
+            width = len(ids[some[0]])
+            while order and (len(some) + 1) * width <= _TOKENS:
+                some.append(order.pop())
+            batch = torch.zeros(len(some), width, dtype=torch.long)
+            mask = torch.zeros(len(some), width)
+            for row, at in enumerate(some):  # padded at the end: no token sees what comes after it
+                batch[row, : len(ids[at])] = torch.tensor(ids[at])
+                mask[row, : len(ids[at])] = 1
+            device = self.model.device
+            states = self.model(batch.to(device), attention_mask=mask.to(device)).last_hidden_state.float().cpu()
+            found[some] = ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()
+        return found

@@ -1,0 +1,110 @@
+"""Between scores and training: what is found out about prompts, the learned quality classifier, and the filters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+from posttrain import content, judging, learned_quality, store
+from posttrain.judged import deciding
+from posttrain.judging import rubric
+from posttrain.recipe import Recipe
+from posttrain.runner import Artifact, Stages
+from posttrain.schedule import derive_seed
+
+if TYPE_CHECKING:  # it imports pyarrow
+    from posttrain.filters import Filter
+
+
+class Sifting:
+    """What these stages are given. `number` is the round's."""
+
+    def __init__(self, recipe: Recipe, runner: Stages) -> None:
+        self.recipe, self.runner = recipe, runner
+        if recipe.quality_classifier:
+            learned_quality.check_installed("quality_classifier")
+        if recipe.annotate and recipe.annotate.topics:
+            learned_quality.check_installed("annotate.topics")
+        self._rated = {
+            name: judging.identity(rubric.load_for(name, rated.rubric), rated.judge)
+            for name in ("tags", "difficulty")
+            if recipe.annotate and (rated := getattr(recipe.annotate, name))
+        }
+
+    def annotations(self, prompts: Artifact, samples: Artifact) -> Artifact | None:
+        """What is found out about the prompts that were sampled; None where nothing is asked."""
+        section = self.recipe.annotate
+        if section is None or not section.of_prompts:
+            return None
+        config = {"annotate": section.model_dump(mode="json")}
+        return self.runner.stage(
+            "annotate",
+            config=config,
+            decides=deciding(config),
+            outside=self._rated,
+            inputs={"prompts": prompts, "samples": samples},
+            seed=derive_seed(self.recipe.seed, "annotate"),  # topics are the same in every round
+        )
+
+    def columns(self) -> Mapping[str, list[str]]:
+        """Columns that annotations write beside the samples."""
+        return {"columns": self.recipe.annotate.columns} if self.recipe.annotate else {}
+
+    def classifier(self, number: int, filtered: Sequence[Artifact], policy: Artifact) -> Artifact | None:
+        """What was kept and dropped in all rounds so far, learned; None where there is nothing to learn from yet."""
+        section = self.recipe.quality_classifier
+        if section is None or not (filtered or section.labels):
+            return None
+        labels = content.locate("data", section.labels) if section.labels else None
+        return self.runner.stage(
+            "quality_classifier",
+            config={"classifier": section.model_dump(mode="json")},
+            decides={"classifier": section.model_dump(mode="json", exclude={"labels"})},
+            outside={"labels": store.file_hash(labels)} if labels else None,
+            inputs={
+                **{f"filters_{number:03}": table for number, table in enumerate(filtered, 1)},
+                **({"policy": policy} if section.features == "policy" else {}),
+            },
+            seed=derive_seed(self.recipe.seed, "quality_classifier", number),
+        )
+
+    def filters(
+        self,
+        number: int,
+        scored: Artifact,
+        prompts: Artifact,
+        kept: Sequence[Artifact],
+        classifier: Artifact | None,
+        policy: Artifact | None,
+    ) -> Artifact:
+        """`kept`: what the filters kept in earlier rounds, for those that look at it. `classifier`: the learned one,
+        and `policy` the model whose states it reads."""
+        chain, section = cast("list[Filter]", self.recipe.filters), self.recipe.quality_classifier
+        across = any(getattr(one, "across_rounds", False) for one in chain)
+        learned = classifier if any(one.use == "learned-quality" for one in chain) else None
+        read = {
+            "quality_classifier": learned,
+            "policy": policy if learned and section and section.features == "policy" else None,
+        }
+        return self.runner.stage(
+            "filters",
+            config={"filters": [one.model_dump(mode="json") for one in chain]},
+            decides={"filters": [one.key() for one in chain]},
+            outside={
+                f"filters.{index}.{name}": value
+                for index, one in enumerate(chain)
+                for name, value in one.outside().items()
+            },
+            inputs={
+                "scored": scored,
+                "prompts": prompts,
+                **(earlier(kept) if across else {}),
+                **{role: artifact for role, artifact in read.items() if artifact},
+            },
+            seed=derive_seed(self.recipe.seed, "filters", number),
+        )
+
+
+def earlier(kept: Sequence[Artifact]) -> dict[str, Artifact]:
+    """What the filters kept in these rounds, by role."""
+    return {f"earlier_{number:03}": table for number, table in enumerate(kept, 1)}

@@ -1,0 +1,79 @@
+"""What the round's prompts are about and how hard they are: topics, intentions, a judge's points (Llama 3, 4.2.3)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain import judging
+from posttrain.filters.rows import message_text
+from posttrain.judging import Judge
+from posttrain.judging import rubric as rubrics
+from posttrain.judging.form import spoken
+from posttrain.recipe import Annotate, Rated
+from posttrain.stages import Job
+from posttrain.topics import topics
+
+SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("topic", pa.string()),
+        ("tags", pa.list_(pa.string())),
+        ("intentions", pa.int32()),
+        ("difficulty", pa.int32()),
+    ]
+)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Inputs: prompts, samples. Config: annotate. Writes annotations.parquet: a row for each prompt that was sampled,
+    null where a judge gave no answer of the asked form, or was not asked.
+
+    Topics are of all training prompts, so that they are the same in every round.
+
+    Raises:
+        DataError: the prompts cannot be told apart in so many topics.
+        EngineError: a judge cannot be had.
+    """
+    section = Annotate.model_validate(job.config["annotate"])
+    prompts = pq.read_table(job.inputs["prompts"] / "train.parquet", columns=["id", "prompt"]).to_pylist()
+    asked = set(
+        pq.read_table(job.inputs["samples"] / "samples.parquet", columns=["prompt_id"])["prompt_id"].to_pylist()
+    )
+    found: dict[str, dict[str, Any]] = {row["id"]: {"prompt_id": row["id"]} for row in prompts if row["id"] in asked}
+    texts = {row["id"]: spoken(row["prompt"]) for row in prompts if row["id"] in asked}
+    if section.topics:
+        named = topics([message_text(row["prompt"]) for row in prompts], section.topics, job.seed)
+        for row, topic in zip(prompts, named, strict=True):
+            if row["id"] in found:
+                found[row["id"]]["topic"] = topic
+    if section.tags:
+        judge = _judge(job, section.tags)
+        for name, tags in zip(texts, judge.tags([(text, None) for text in texts.values()]), strict=True):
+            found[name] |= {"tags": tags, "intentions": None if tags is None else len(tags)}
+    if section.difficulty:
+        judge = _judge(job, section.difficulty)
+        for name, points in zip(texts, judge.scores([(text, None) for text in texts.values()]), strict=True):
+            found[name]["difficulty"] = points
+    table = pa.Table.from_pylist(list(found.values()), schema=SCHEMA)
+    pq.write_table(table, job.out / "annotations.parquet", compression="zstd")
+    return {"prompts": len(found), **_counted(found), **judging.told(job.scratch)}
+
+
+def _judge(job: Job, rated: Rated) -> Judge:
+    judge = judging.load(rubrics.load(rated.rubric), rated.judge, job.scratch)
+    judge.probe()
+    return judge
+
+
+def _counted(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many prompts have each value, by column."""
+    counts = {
+        name: Counter(str(row[name]) for row in found.values() if name in row)
+        for name in ("topic", "intentions", "difficulty")
+    }
+    return {name: dict(sorted(values.items())) for name, values in counts.items() if values}

@@ -1,0 +1,120 @@
+"""Between rounds: a classifier of what judges or people kept and dropped in the rounds before (Llama 3, 4.2.3).
+
+It counts only where it can tell the two apart on prompts that it was not fitted to.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from posttrain import content, learned_quality
+from posttrain.errors import DataError
+from posttrain.filters.rows import Rows, message_text
+from posttrain.learned_quality import Embed
+from posttrain.recipe import QualityClassifier
+from posttrain.rollouts import device
+from posttrain.schedule import derive_seed
+from posttrain.stages import Job
+
+_MOST_CHARACTERS = 20_000  # of a text
+
+
+class Labelled(NamedTuple):
+    """A row somebody has judged. `prompt`: what rows of one prompt have in common."""
+
+    prompt: str
+    text: str
+    good: bool
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Inputs: filters_001, … (of earlier rounds), policy (where its states are the features). Config: classifier.
+    Writes classifier.json and weights.safetensors; nothing but the first where it was not fitted.
+
+    Raises:
+        DataError: the file of people's verdicts cannot be read.
+    """
+    section = QualityClassifier.model_validate(job.config["classifier"])
+    rows = [row for role in sorted(job.inputs) if role != "policy" for row in judged(job.inputs[role], section)]
+    if section.labels:
+        rows += labelled(content.locate("data", section.labels))
+    heldout = [derive_seed(job.seed, "heldout", row.prompt) / 2**31 < section.heldout for row in rows]
+    train = [row for row, out in zip(rows, heldout, strict=True) if not out]
+    test = [row for row, out in zip(rows, heldout, strict=True) if out]
+    counts = {"rows": len(rows), "good": sum(row.good for row in rows)}
+    off = {**counts, "auc": {"value": None, "ci95": None, "n": len(test)}, "on": False}
+    least = min(counts["good"], len(rows) - counts["good"])
+    if least < section.min_rows or len({row.good for row in train}) < 2 or len({row.good for row in test}) < 2:
+        (job.out / learned_quality.ABOUT).write_text(json.dumps({"on": False}), encoding="utf-8")
+        return {**off, "why": f"{least} rows of the rarer kind: too few to fit and measure a classifier"}
+    embed = embedder(job.inputs.get("policy"))
+    fitted = learned_quality.fit([row.text for row in train], [row.good for row in train], embed)
+    chances = fitted.probabilities([row.text for row in test], embed)
+    figure = learned_quality.auc(chances, [row.good for row in test], [row.prompt for row in test], job.seed)
+    low = figure["ci95"][0]
+    on = low > section.min_auc
+    fitted.about.update(on=on, features=section.features)
+    fitted.save(job.out)
+    why = {} if on else {"why": f"the AUC's interval begins at {low:.3f}, not above {section.min_auc}"}
+    return {**off, "auc": figure, "on": on, **why}
+
+
+def judged(folder: Path, section: QualityClassifier) -> Iterator[Labelled]:
+    """A round's rows that a judge has decided on: what passed every filter, and what one of `judged_by` dropped."""
+    for name, good in (("kept", True), ("dropped", False)):
+        for batch in pq.ParquetFile(folder / f"{name}.parquet").iter_batches(4096):
+            rows = Rows(batch)
+            by = [None] * len(rows) if good else rows.column("filter")
+            reasons = [""] * len(rows) if good else rows.column("reason")
+            for prompt, text, answer, who, reason in zip(
+                rows.prompt_keys, rows.prompts, rows.answers, by, reasons, strict=True
+            ):
+                if good or (who in section.judged_by and reason != "no score"):
+                    yield Labelled(prompt, as_text(text, answer), good)
+
+
+def labelled(path: Path) -> list[Labelled]:
+    """People's verdicts. Raises DataError with the line that is wrong."""
+    found = []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read: {error}", file=str(path)) from error
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            prompt, answer = (part if isinstance(part, str) else message_text(part) for part in _parts(row))
+            if not isinstance(row["good"], bool):
+                raise ValueError("`good` is neither true nor false")
+        except (ValueError, KeyError, TypeError) as error:
+            hint = '{"prompt": "…", "completion": "…", "good": true}'
+            raise DataError(f"no verdict: {error}", file=str(path), line=number, hint=hint) from error
+        found.append(Labelled(prompt, as_text(prompt, answer), row["good"]))
+    return found
+
+
+def _parts(row: Any) -> tuple[Any, Any]:
+    return row["prompt"], row["completion"]
+
+
+def as_text(prompt: str, answer: str) -> str:
+    """What the classifier sees of a row."""
+    return f"{prompt[:_MOST_CHARACTERS]}\n\n{answer[:_MOST_CHARACTERS]}"
+
+
+def embedder(policy: Path | None) -> Embed | None:
+    """What makes points of texts, with the policy's states; None without one: TF-IDF needs none."""
+    return None if policy is None else _loaded(policy)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(policy: Path) -> Embed:
+    from posttrain.sampling.embedding import Embedder
+
+    return Embedder(policy, device())
