@@ -269,7 +269,7 @@ class Steps:
             config={"reward_model": section.model_dump(mode="json"), "model": model.training(), "split": "watch"},
             decides={"reward_model": section.key(), "model": model.key(), "split": "watch"},
             inputs={"model": self.base, **_numbered(preferences, "all")},
-            settings=self._start(self.base),
+            settings={**self._start(self.base), **self._checkpoints()},
             seed=self._seed("watch_model"),
             aside=True,
             role="watch_model",
@@ -396,10 +396,13 @@ class Steps:
             config={name: section.model_dump(mode="json"), "model": model.training()},
             decides={name: section.key(), "model": model.key()},
             inputs=inputs,
-            settings={**settings, **self._start(inputs["model"])},
+            settings={**settings, **self._start(inputs["model"]), **self._checkpoints()},
             seed=seed,
             role=role,
         )
+
+    def _checkpoints(self) -> dict[str, Any]:
+        return {"checkpoint_minutes": self.recipe.compute.checkpoint_minutes}
 
     def _start(self, start: Artifact) -> dict[str, Any]:
         """What an adapter that is kept is told it belongs on."""

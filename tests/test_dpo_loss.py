@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tiny_models import causal_lm
 from transformers import AutoTokenizer
 from trl import DPOConfig
 
+from posttrain.shards import Pieces
 from posttrain.training.rows import pair_rows
 from posttrain.training.trainers import Llama3DPOTrainer
 
@@ -53,7 +55,8 @@ def trainer(folder: Path, reference: Any = None, **options: Any) -> Llama3DPOTra
         per_device_train_batch_size=2,
         train_sampling_strategy="sequential",
     )
-    settings: dict[str, Any] = {"nll_weight": 0.0, "mask_format": True, **options}
+    pieces = Pieces(Path(tempfile.mkdtemp(dir=folder)))  # its own: what another reference said is not to be found
+    settings: dict[str, Any] = {"nll_weight": 0.0, "mask_format": True, "pieces": pieces, **options}
     return Llama3DPOTrainer(
         model=policy(), ref_model=reference, args=args, train_dataset=rows, processing_class=tokenizer, **settings
     )

@@ -13,6 +13,7 @@ from trl import DPOConfig
 from posttrain.errors import EmptyStageError, ModelError
 from posttrain.pairing import best_worst_pairs
 from posttrain.recipe import Dpo
+from posttrain.shards import Pieces
 from posttrain.stages import Job
 from posttrain.tables import by_prompt
 from posttrain.training.lora import lora_config
@@ -52,6 +53,7 @@ def run(job: Job) -> dict[str, Any]:
             peft_config=lora_config(job, TaskType.CAUSAL_LM),
             nll_weight=section.nll_weight,
             mask_format=section.mask_format,
+            pieces=Pieces(job.scratch / "reference"),
         ),
     )
     return {**metrics, "pairs": len(rows), "too_long": too_long}

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from posttrain.chat import OTHER, TEXT
+from posttrain.shards import Pieces
+
+_REFERENCE_ROWS = 256  # pairs whose log-probs by the reference are kept together, to resume from
 
 
 class KeepsLength:
@@ -58,8 +63,9 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
     are batched.
     """
 
-    def __init__(self, *, nll_weight: float, mask_format: bool, **options: Any) -> None:
-        self.nll_weight = nll_weight
+    def __init__(self, *, nll_weight: float, mask_format: bool, pieces: Pieces, **options: Any) -> None:
+        """`pieces`: where the reference's log-probs are kept, so that a training that is resumed need not ask again."""
+        self.nll_weight, self._pieces = nll_weight, pieces
         collator = PairCollator(options["processing_class"].pad_token_id or 0, mask_format=mask_format)
         super().__init__(data_collator=collator, **options)
 
@@ -74,6 +80,26 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
         if "prompt_ids" in (dataset.column_names or []):
             return dataset
         return super()._prepare_dataset(dataset, *args)
+
+    def _precompute_ref_logps(  # pyright: ignore[reportIncompatibleMethodOverride] # rows are never streamed here
+        self, dataset: Dataset, name: str, batch_size: int
+    ) -> Dataset:
+        random = torch.get_rng_state()
+        size = batch_size * max(1, _REFERENCE_ROWS // batch_size)
+        tables: list[pa.Table] = []
+        for start in range(0, len(dataset), size):
+            piece = f"{name}-{start}-{size}"
+            path = self._pieces.find(piece)
+            if path is None:
+                part = dataset.select(range(start, min(start + size, len(dataset))))
+                made = super()._precompute_ref_logps(part, name, batch_size)
+                columns = made.select_columns([each for each in made.column_names if each not in part.column_names])
+                path = self._pieces.keep(piece, columns.with_format("arrow")[:])
+            tables.append(pq.read_table(path))
+        # Rows are shuffled by what is drawn next: the same, however many pieces there were to do. One pass draws once.
+        torch.set_rng_state(random)
+        torch.empty((), dtype=torch.int64).random_()
+        return concatenate_datasets([dataset, Dataset(pa.concat_tables(tables))], axis=1)
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, torch.Tensor]) -> Any:
         return super().compute_ref_log_probs(model, _preference(inputs))
