@@ -9,6 +9,7 @@ import typer
 from posttrain.commands.round import round_
 from posttrain.commands.stage import stage
 from posttrain.commands.status import status_
+from posttrain.commands.verify import verify_
 from posttrain.errors import PosttrainError
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command("round")(round_)
 app.command("status")(status_)
+app.command("verify")(verify_)
 app.command("stage")(stage)
 
 

@@ -39,10 +39,18 @@ class Pieces:
     def find(self, name: str) -> Path | None:
         """The piece's file, if it is as it was written. One that is not is removed."""
         for path in sorted(self.folder.glob(f"{name}.*.parquet")):
-            if file_hash(path)[:_DIGITS] == path.name.split(".")[-2]:
+            if is_whole(path):
                 return path
             path.unlink()
         return None
+
+    def made(self, name: str, make: Callable[[], pa.Table]) -> pa.Table:
+        """The piece as it was found, or as it is made now and kept."""
+        return pq.read_table(self.find(name) or self.keep(name, make()))
+
+    def read(self, name: str) -> pa.Table | None:
+        path = self.find(name)
+        return pq.read_table(path) if path else None
 
     def keep(self, name: str, table: pa.Table) -> Path:
         """Write the piece so that a kill, or a machine that goes down, leaves it whole or absent."""
@@ -52,6 +60,12 @@ class Pieces:
         path = self.folder / f"{name}.{file_hash(part)[:_DIGITS]}.parquet"
         part.rename(path)
         return path
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a piece is as it was written. Tables of a stage that carry no hash are made anew from pieces."""
+    parts = path.name.split(".")
+    return len(parts) != 3 or file_hash(path)[:_DIGITS] == parts[1]
 
 
 def run_shards(

@@ -112,6 +112,9 @@ class StageQueue:
                 return
             if any(read in self for read in planned.reads):
                 continue
+            for read in planned.reads:
+                if self.store.has(read):
+                    self.store.check(read)  # what it is about to read, and no more
             del self._waiting[key]
             folder = self.store.begin(key, planned.stage)
             self.watcher.started(planned.number, planned.name)

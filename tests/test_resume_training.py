@@ -15,7 +15,7 @@ from posttrain import store
 from posttrain.recipe import Dpo, RewardModel, Sft
 from posttrain.stages import Job, run_stage
 from posttrain.tables import MESSAGES, PAIRS
-from posttrain.training.checkpoints import newest_first
+from posttrain.training.seals import newest_first
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 ROWS, BATCH, SAVE_STEPS = 16, 4, 2

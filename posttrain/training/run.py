@@ -26,8 +26,9 @@ from posttrain.memory import keep_memory, ran_out
 from posttrain.recipe import Trained
 from posttrain.stages import Job
 from posttrain.store import write_durably
-from posttrain.training.checkpoints import Checkpoints, latest_whole, mean_loss
+from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, merged
+from posttrain.training.seals import latest_whole
 
 # Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
 SMALL = 5_000_000
