@@ -20,7 +20,7 @@ from posttrain.content import did_you_mean
 from posttrain.errors import RecipeError
 from posttrain.filters.base import Filter, FilterContext, Verdict
 from posttrain.filters.contamination import Overlap
-from posttrain.filters.driver import Count, Run, Sifted, dropped_schema
+from posttrain.filters.driver import Count, Memory, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
 from posttrain.filters.form import Format, Length
 from posttrain.filters.repetition import Repetition
@@ -51,7 +51,12 @@ FILTERS: dict[str, type[Filter]] = {
 }
 
 
-def run(batches: Iterable[pa.RecordBatch], filters: Sequence[Filter], context: FilterContext) -> Run:
+def run(
+    batches: Iterable[pa.RecordBatch],
+    filters: Sequence[Filter],
+    context: FilterContext,
+    memory: Memory | None = None,
+) -> Run:
     """Filter rows in a stream, each filter on what the ones before it kept.
 
     Rows have `prompt` and `completion`, as text or chat messages, those of one prompt together; `prompt_id`,
@@ -60,7 +65,7 @@ def run(batches: Iterable[pa.RecordBatch], filters: Sequence[Filter], context: F
     Raises:
         InputError: here, when the context lacks what a filter needs; while iterating, when the rows lack it.
     """
-    return Run(batches, filters, context)
+    return Run(batches, filters, context, memory)
 
 
 def parse(entries: Sequence[Mapping[str, Any]]) -> list[Filter]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
 from posttrain.errors import DataError
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
+from posttrain.filters.base import Filter, FilterContext, Verdict
 from posttrain.filters.rows import Rows
 
+_VERDICTS = pa.schema([("row", pa.int64()), ("filter", pa.int32()), ("reason", pa.string()), ("figure", pa.float64())])
 _ADDED = (("filter", pa.string()), ("reason", pa.string()), ("figure", pa.float64()))
 
 
@@ -51,28 +52,49 @@ class Count:
     reasons: Counter[str] = field(default_factory=Counter)
 
 
+class Memory(Protocol):
+    """Where verdicts are kept, so that a pass that was killed need not ask for them again: `shards.Pieces`."""
+
+    def read(self, name: str) -> pa.Table | None: ...
+    def keep(self, name: str, table: pa.Table) -> object: ...
+
+
 class Run:
     """One pass of filters over batches; iterating gives what was kept and dropped, `counts` grows with it.
 
-    Each filter sees what the ones before it kept: `counts[i].rows_out == counts[i + 1].rows_in`.
+    Each filter sees what the ones before it kept: `counts[i].rows_out == counts[i + 1].rows_in`. With a `memory`, only
+    filters of the scope `corpus` are asked about a batch again: they must know what they have seen.
     """
 
-    def __init__(self, batches: Iterable[pa.RecordBatch], filters: Sequence[Filter], context: FilterContext) -> None:
+    def __init__(
+        self,
+        batches: Iterable[pa.RecordBatch],
+        filters: Sequence[Filter],
+        context: FilterContext,
+        memory: Memory | None = None,
+    ) -> None:
         self.counts = [Count(each.use) for each in filters]
         self.rows_in = self.rows_kept = 0
         self._judges = [each.start(context) for each in filters]
+        self._corpus = [each.scope == "corpus" for each in filters]
+        self._memory = memory
         self._batches = whole_prompts(batches) if any(each.scope == "prompt" for each in filters) else batches
 
     def __iter__(self) -> Iterator[Sifted]:
-        for batch in self._batches:
-            if batch.num_rows:
-                yield self._sift(batch)
+        for number, batch in enumerate(batch for batch in self._batches if batch.num_rows):
+            yield self._sift(batch, number)
 
-    def _sift(self, batch: pa.RecordBatch) -> Sifted:
+    def _sift(self, batch: pa.RecordBatch, number: int) -> Sifted:
         schema = dropped_schema(batch.schema)
         rows, gone = Rows(batch), dict[int, tuple[str, Verdict]]()
-        for count, judge in zip(self.counts, self._judges, strict=True):
-            rows = _apply(judge, rows, count, gone)
+        for count, verdicts in zip(self.counts, self._verdicts(rows, f"verdicts-{number:06d}"), strict=True):
+            kept = _without(rows, verdicts)
+            count.rows_in += len(rows)
+            count.rows_out += len(kept)
+            for index, verdict in verdicts.items():
+                gone[index] = (count.filter, verdict)
+                count.reasons[verdict.reason] += 1
+            rows = kept
         self.rows_in += batch.num_rows
         self.rows_kept += len(rows)
         lost = [gone[index] for index in sorted(gone)]
@@ -86,19 +108,42 @@ class Run:
             batch.take(pa.array(rows.indices, pa.int64())), pa.RecordBatch.from_arrays(columns, schema=schema)
         )
 
+    def _verdicts(self, rows: Rows, name: str) -> list[dict[int, Verdict]]:
+        """For each filter, the rows that it drops, by their index in the batch: as remembered, or asked for."""
+        known = self._memory.read(name) if self._memory else None
+        remembered = None if known is None else _by_filter(known, len(self._judges))
+        found: list[dict[int, Verdict]] = []
+        for at, (judge, count) in enumerate(zip(self._judges, self.counts, strict=True)):
+            said: dict[int, Verdict] = {}
+            if remembered is None or self._corpus[at]:
+                start = perf_counter()
+                said = {rows.indices[position]: verdict for position, verdict in judge(rows).items()}
+                count.seconds += perf_counter() - start
+            verdicts = said if remembered is None else remembered[at]
+            found.append(verdicts)
+            rows = _without(rows, verdicts)
+        if self._memory and known is None:
+            self._memory.keep(name, _table(found))
+        return found
 
-def _apply(judge: Judge, rows: Rows, count: Count, gone: dict[int, tuple[str, Verdict]]) -> Rows:
-    """The rows that `judge` keeps; those that it drops are put into `gone`, by their index in the batch."""
-    start = perf_counter()
-    verdicts = judge(rows)
-    for position, verdict in verdicts.items():
-        gone[rows.indices[position]] = (count.filter, verdict)
-        count.reasons[verdict.reason] += 1
-    kept = rows.take(position for position in range(len(rows)) if position not in verdicts) if verdicts else rows
-    count.rows_in += len(rows)
-    count.rows_out += len(kept)
-    count.seconds += perf_counter() - start
-    return kept
+
+def _without(rows: Rows, verdicts: Mapping[int, Verdict]) -> Rows:
+    """The rows on which there is no verdict."""
+    if not verdicts:
+        return rows
+    return rows.take(position for position, index in enumerate(rows.indices) if index not in verdicts)
+
+
+def _table(verdicts: Sequence[Mapping[int, Verdict]]) -> pa.Table:
+    flat = [(index, at, *verdict) for at, found in enumerate(verdicts) for index, verdict in found.items()]
+    return pa.Table.from_pylist([dict(zip(_VERDICTS.names, row, strict=True)) for row in flat], _VERDICTS)
+
+
+def _by_filter(known: pa.Table, filters: int) -> list[dict[int, Verdict]]:
+    found: list[dict[int, Verdict]] = [{} for _ in range(filters)]
+    for row in known.to_pylist():
+        found[row["filter"]][row["row"]] = Verdict(row["reason"], row["figure"])
+    return found
 
 
 def whole_prompts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

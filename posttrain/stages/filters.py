@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from posttrain import filters
 from posttrain.errors import EmptyStageError
+from posttrain.shards import Pieces
 from posttrain.stages import Job
 
 
@@ -27,7 +28,8 @@ def run(job: Job) -> dict[str, Any]:
         for row in pq.read_table(job.inputs["prompts"] / f"{name}.parquet")["prompt"].to_pylist()
     ]
     context = filters.FilterContext(evaluation_prompts=prompts, seed=job.seed)
-    passage = filters.run(source.iter_batches(8192), filters.parse(job.config["filters"]), context)
+    memory = Pieces(job.scratch / "shards")
+    passage = filters.run(source.iter_batches(8192), filters.parse(job.config["filters"]), context, memory)
     total = source.metadata.num_rows
     schema = source.schema_arrow
     with (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl import DPOTrainer
@@ -86,16 +86,18 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
     ) -> Dataset:
         random = torch.get_rng_state()
         size = batch_size * max(1, _REFERENCE_ROWS // batch_size)
-        tables: list[pa.Table] = []
-        for start in range(0, len(dataset), size):
-            piece = f"{name}-{start}-{size}"
-            path = self._pieces.find(piece)
-            if path is None:
-                part = dataset.select(range(start, min(start + size, len(dataset))))
-                made = super()._precompute_ref_logps(part, name, batch_size)
-                columns = made.select_columns([each for each in made.column_names if each not in part.column_names])
-                path = self._pieces.keep(piece, columns.with_format("arrow")[:])
-            tables.append(pq.read_table(path))
+        logps = super()._precompute_ref_logps
+
+        def asked(start: int) -> pa.Table:
+            part = dataset.select(range(start, min(start + size, len(dataset))))
+            made = logps(part, name, batch_size)
+            columns = [each for each in made.column_names if each not in part.column_names]
+            return made.select_columns(columns).with_format("arrow")[:]
+
+        tables = [
+            self._pieces.made(f"{name}-{start}-{size}", functools.partial(asked, start))
+            for start in range(0, len(dataset), size)
+        ]
         # Rows are shuffled by what is drawn next: the same, however many pieces there were to do. One pass draws once.
         torch.set_rng_state(random)
         torch.empty((), dtype=torch.int64).random_()
