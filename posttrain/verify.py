@@ -83,10 +83,12 @@ def repair(run: Store, findings: list[dict[str, Any]]) -> None:
 
 def _run_file(run: Store) -> tuple[list[dict[str, Any]], list[Finding]]:
     """What run.json says of the rounds, and what is wrong with it."""
+    then = "`round --n N` writes it anew: no stage is done again"
+    if not (run.root / "run.json").exists() and any(run.artifacts.iterdir()):
+        return [], [Finding("run", "run.json", "is gone", then)]
     try:
         return run.read_run().get("rounds", []), []
     except DamagedError:
-        then = "`round --n N` writes it anew: no stage is done again"
         return [], [Finding("run", "run.json", "is not what was written", then)]
 
 
