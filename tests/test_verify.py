@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from test_rounds import ROUND, FakeLauncher, go
 
 from posttrain import store, verify
 from posttrain.errors import DamagedError
+from posttrain.models import check_snapshot
 from posttrain.store import Store
 
 
@@ -52,8 +55,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(whole: Path, tmp_path: Path) -> Path:
     """A run of two rounds to do harm to."""
-    import shutil
-
     return Path(shutil.copytree(whole, tmp_path / "run", symlinks=True))
 
 
@@ -179,3 +180,23 @@ def test_a_kill_right_after_publishing_leaves_nothing(root: Path) -> None:
     (root / "work" / key).mkdir()
     assert go(root, 2)[0] == []
     assert list((root / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("damaged", [None, "config.json", "model.safetensors"])
+def test_a_model_from_the_hub_is_looked_at_by_the_names_of_its_blobs(tmp_path: Path, damaged: str | None) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    small, large = b"{}", b"weights"
+    names = {
+        "config.json": (hashlib.sha1(b"blob 2\0" + small).hexdigest(), small),
+        "model.safetensors": (hashlib.sha256(large).hexdigest(), large),
+    }
+    for name, (blob, content) in names.items():
+        (blobs / blob).write_bytes(content if name != damaged else content + b" ")
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    if damaged is None:
+        check_snapshot(snapshot)
+        return
+    with pytest.raises(DamagedError, match=damaged):
+        check_snapshot(snapshot)

@@ -81,9 +81,7 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
             return dataset
         return super()._prepare_dataset(dataset, *args)
 
-    def _precompute_ref_logps(  # pyright: ignore[reportIncompatibleMethodOverride] # rows are never streamed here
-        self, dataset: Dataset, name: str, batch_size: int
-    ) -> Dataset:
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         random = torch.get_rng_state()
         size = batch_size * max(1, _REFERENCE_ROWS // batch_size)
         logps = super()._precompute_ref_logps

@@ -58,7 +58,7 @@ def audited(event: str, args: tuple[Any, ...]) -> None:
         note(f"{event}\t{name[len(ROOT) + 1 :]}")
 
 
-def after(module: str, patch: Callable[[ModuleType], None]) -> None:
+def after(module: str, patch: Callable[[Any], None]) -> None:
     """Have `patch` called once `module` was imported."""
 
     class Finder(importlib.abc.MetaPathFinder):
@@ -70,19 +70,20 @@ def after(module: str, patch: Callable[[ModuleType], None]) -> None:
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)
             assert spec and spec.loader
-            load = spec.loader.exec_module
+            loader: Any = spec.loader
+            load = loader.exec_module
 
             def loaded(made: ModuleType) -> None:
                 load(made)
                 patch(made)
 
-            spec.loader.exec_module = loaded
+            loader.exec_module = loaded
             return spec
 
     sys.meta_path.insert(0, Finder())
 
 
-def steps(run: ModuleType) -> None:
+def steps(run: Any) -> None:
     on_step_end = run.Watch.on_step_end
 
     def noted(self: Any, args: Any, state: Any, *rest: Any, **more: Any) -> None:
@@ -92,7 +93,7 @@ def steps(run: ModuleType) -> None:
     run.Watch.on_step_end = noted
 
 
-def shards(module: ModuleType) -> None:
+def shards(module: Any) -> None:
     do = module._do
 
     @functools.wraps(do)  # it is sent to other processes by its name
