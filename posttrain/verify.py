@@ -24,24 +24,18 @@ from posttrain.training.seals import is_whole as checkpoint_is_whole
 class Finding:
     """Something that is not what was written. `then`: what follows once `repair` was done."""
 
-    kind: str  # artifact, gone, checkpoint, shard, run, link, stray or leftover
+    kind: str  # artifact, checkpoint, shard, run, link, stray or leftover
     path: str  # relative to the run
     what: str
     then: str
 
 
 def inspect(run: Store) -> dict[str, Any]:
-    """What there is, and `findings`: those of kind `artifact` and `gone` cost their stages, in `runs_again`."""
+    """What there is, what is not as it was written (`findings`), and which stages it costs (`runs_again`)."""
     rounds, findings = _run_file(run)
     damaged = [found for folder in sorted(run.artifacts.iterdir()) for found in _artifact(folder, rounds)]
     under_way = [found for folder in sorted(run.work.glob("*")) for found in _under_way(run, folder)]
     findings += [*damaged, *under_way, *_links(run, rounds)]
-    findings += [
-        Finding("gone", f"artifacts/{key}", "is gone", f"runs again: {role} of round {entry['round']}")
-        for entry in rounds
-        for role, key in entry["stages"].items()
-        if not run.has(key)
-    ]
     keys = {Path(found.path).name for found in damaged if found.kind == "artifact"}
     again = [
         {"round": entry["round"], "stage": role, "key": key}
@@ -71,7 +65,7 @@ def repair(run: Store, findings: list[dict[str, Any]]) -> None:
             aside = run.root / store.ASIDE / found["path"]
             aside.parent.mkdir(parents=True, exist_ok=True)
             path.rename(aside)
-        elif found["kind"] in ("gone", "link"):
+        elif found["kind"] == "link":
             continue
         elif path.is_dir():
             store.remove(path)

@@ -73,6 +73,7 @@ def test_a_damaged_artifact_is_done_again_alone(root: Path, name: str, damage: C
     said = repaired(root)
     assert [(each["kind"], each["path"]) for each in said["findings"]] == [("artifact", f"artifacts/{key}")]
     assert said["runs_again"] == [{"round": 1, "stage": "sft", "key": key}]
+    assert verify.inspect(Store(root))["runs_again"] == said["runs_again"] and found(root) == []
     assert go(root, 2)[0] == ["sft"]
     assert found(root) == []
     assert not (root / store.ASIDE).exists()

@@ -43,8 +43,9 @@ def _told(found: dict) -> str:
         f"{found['files']} files in {found['artifacts']} artifacts and {found['checkpoints']} checkpoints, "
         f"{found['bytes'] / 1e6:,.1f} MB: {len(lines) or 'nothing'} to repair"
     )
-    if found["repaired"]:
-        lines.append("repaired: the same `posttrain round` goes on from here")
-    elif found["findings"]:
+    again = ", ".join(f"{each['stage']} of round {each['round']}" for each in found["runs_again"])
+    if found["findings"] and not found["repaired"]:
         lines.append(f"posttrain verify {found['run']} --repair")
+    elif again:
+        lines.append(f"the same `posttrain round` does again: {again}")
     return "\n".join(lines)
