@@ -20,6 +20,7 @@ from posttrain.commands.sample import sample_
 from posttrain.commands.schema import schema_
 from posttrain.commands.stage import stage
 from posttrain.commands.status import status_
+from posttrain.commands.verify import verify_
 from posttrain.errors import PosttrainError
 
 # The same table is in docs/commands.md. What is between two empty lines is a paragraph.
@@ -44,6 +45,7 @@ app.command("check")(check_)
 app.command("round")(round_)
 app.command("status")(status_)
 app.command("report")(report)
+app.command("verify")(verify_)
 app.command("push")(push_)
 app.command("eval")(eval_)
 app.command("sample")(sample_)

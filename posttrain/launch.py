@@ -25,7 +25,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from posttrain import store
+from posttrain import lock, store
 from posttrain.errors import PosttrainError, StageError
 from posttrain.stages import Job, no_progress, run_stage
 
@@ -70,6 +70,11 @@ class Launcher(Protocol):
 
 def execute(folder: Path, workers: int, progress: Callable[[int, int, str], None] = no_progress) -> dict[str, Any]:
     """Run the stage described in `folder/stage.json` and publish what it wrote. Returns its metrics."""
+    with lock.alone(folder / "lock"):
+        return _execute(folder, workers, progress)
+
+
+def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
     stage = store.read_json(folder / "stage.json")
     root = folder.parent.parent
     started = time.monotonic()

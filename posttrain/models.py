@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain import content, store
-from posttrain.errors import InputError, ModelError
+from posttrain.errors import DamagedError, InputError, ModelError
 from posttrain.recipe import Model
 from posttrain.status import status
+
+_SHA256 = 64  # its length in hex digits
 
 
 @dataclass(frozen=True)
@@ -150,3 +153,27 @@ def _unreachable(name: str, error: Exception) -> ModelError:
     cause = (str(error).splitlines() or [type(error).__name__])[0]
     hint = "check the name and the network, or use a local folder: --set model.path=./folder"
     return ModelError(f"cannot get {name} from the Hub: {cause}", hint=hint)
+
+
+def check_snapshot(path: Path) -> None:
+    """Hash the files of a Hub snapshot. The Hub's cache calls each by its hash: SHA-256, or git's for small ones.
+
+    A folder that is none is passed over: `resolve` hashed it. Raises DamagedError.
+    """
+    for file in sorted(path.rglob("*")):
+        blob = file.resolve()
+        if blob.parent.name != "blobs" or not blob.is_file():
+            continue
+        git = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+        found = store.file_hash(blob) if len(blob.name) == _SHA256 else _more(git, blob)
+        if found != blob.name:
+            raise DamagedError(
+                f"{file}: is not what came from the Hub; remove {blob}, and the same command fetches it again"
+            )
+
+
+def _more(digest: hashlib._Hash, path: Path) -> str:
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()

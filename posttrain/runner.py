@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,12 +95,7 @@ class Runner:
         input_keys = {name: artifact.key for name, artifact in inputs.items()}
         key = store.artifact_key(name, STAGES[name], decides, input_keys, outside)
         if self.store.has(key):
-            lost = self.store.incomplete(key)
-            if lost:
-                raise DamagedError(
-                    f"{self.store.path(key)}: {', '.join(lost)} is gone or cut; remove this folder and run the same "
-                    "command again: the stage is then done anew"
-                )
+            self._found(key)
         elif key not in self.queue:
             old = self._old_key(number, role)
             if old is not None and old != key:
@@ -114,12 +111,43 @@ class Runner:
                 "config": dict(config),
                 "settings": dict(settings or {}),
                 "seed": seed,
+                "recipe": self._recipe_hash,
             }
             self.queue.add(Planned(key, number, stage, frozenset(input_keys.values()), aside, role))
         self.rounds[-1]["stages"][role] = key
         if key not in self.queue:
             self._link(number, role, key)
         return Artifact(key, self.store.path(key))
+
+    def _found(self, key: str) -> None:
+        """Look at an artifact that is there: whether all of it is, and what it was before it was damaged."""
+        lost = self.store.incomplete(key)
+        if lost:
+            raise DamagedError(
+                f"{self.store.path(key)}: {', '.join(lost)} is gone or damaged. `posttrain verify {self.store.root} "
+                "--repair` sets it aside; the same command then does this stage anew"
+            )
+        store.remove(self.store.work / key)  # left by a kill that came right after it was published
+        self._compare(key)
+
+    def _compare(self, key: str) -> None:
+        """What was made from an artifact that was damaged stays, if that one comes out the same again.
+
+        Raises DamagedError where it does not; what was made from it is then out of the way.
+        """
+        stale = self.store.made_from(key) if self.store.aside_differs(key) else []
+        for name in stale:
+            self.store.set_aside(name)
+        self.store.drop_aside(key)
+        if stale:
+            raise DamagedError(
+                f"{key} was done again and came out with other bits than before (another machine, or other versions?), "
+                f"so {len(stale)} artifacts that were made from it are set aside: the same command does those anew"
+            )
+
+    @functools.cached_property
+    def _recipe_hash(self) -> str:
+        return hashlib.sha256(self.recipe.dump().encode()).hexdigest()
 
     def metrics(self, artifact: Artifact) -> dict[str, Any]:
         """What the stage reported, once it is done."""
@@ -156,6 +184,7 @@ class Runner:
         if made is None:
             return
         self._made = True
+        self._compare(made.key)
         self._write()
         for entry in self.rounds:
             for name, key in entry["stages"].items():

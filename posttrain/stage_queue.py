@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from posttrain.errors import InputError, PosttrainError
 from posttrain.launch import Launcher, Progress
+from posttrain.models import check_snapshot
 from posttrain.store import Store
 
 
@@ -63,6 +64,7 @@ class StageQueue:
         self.workers, self.at_once = workers, at_once
         self._waiting: dict[str, Planned] = {}
         self._running: dict[Path, tuple[Planned, float]] = {}
+        self._outside: set[str] = set()  # keys of models from outside the run that were looked at
 
     def __contains__(self, key: str) -> bool:
         return key in self._waiting or any(planned.key == key for planned, _ in self._running.values())
@@ -112,8 +114,19 @@ class StageQueue:
                 return
             if any(read in self for read in planned.reads):
                 continue
+            self._check(planned)
             del self._waiting[key]
             folder = self.store.begin(key, planned.stage)
             self.watcher.started(planned.number, planned.name)
             self._running[folder] = (planned, time.monotonic())
             self.launcher.start(folder, self.workers, planned.aside)
+
+    def _check(self, planned: Planned) -> None:
+        """Hash what the stage is about to read and no more, each once for this command. Raises DamagedError."""
+        for role, path in planned.stage["inputs"].items():
+            key = planned.stage["input_keys"][role]
+            if self.store.has(key):
+                self.store.check(key)
+            elif key not in self._outside:
+                check_snapshot(Path(path))
+                self._outside.add(key)

@@ -6,25 +6,27 @@
     round-N/NAME     relative links into artifacts/
 
 An artifact appears under its name by one rename, after its files and folders were fsynced; so a folder
-under `artifacts/` is whole. What this does not cover: a file damaged on disk later (see `damaged_files`).
+under `artifacts/` is whole. A file damaged on disk later is found by its hash, and a damaged `artifact.json` or
+`run.json` by its own: before an artifact is read (`check`), and by `posttrain verify`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import DamagedError, InputError, LockedError
+from posttrain import lock
+from posttrain.errors import DamagedError, InputError
 
 MANIFEST = "artifact.json"
+ASIDE = "damaged"  # where `verify --repair` puts what it finds damaged
+_SEAL = "sha256"  # in artifact.json and run.json: the hash of all else in them
 
 
 def canonical_json(value: Any) -> str:
@@ -83,6 +85,36 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def sealed(value: Mapping[str, Any]) -> str:
+    """The JSON object with a hash of itself in it."""
+    plain = json.loads(json.dumps(value))  # as it will be read: names are text
+    return json.dumps({**plain, _SEAL: _seal(plain)}, indent=1, ensure_ascii=False)
+
+
+def read_sealed(path: Path, known: Collection[str]) -> dict[str, Any]:
+    """What `sealed` wrote, without the hash. An older file without one is taken if it has no more than `known` keys.
+
+    Raises DamagedError when it is not what was written.
+    """
+    try:
+        value = read_json(path)
+    except DamagedError as error:
+        raise DamagedError(f"{error}. {_repair(path)}") from error
+    seal = value.pop(_SEAL, None)
+    if seal != _seal(value) if seal else not value.keys() <= {*known}:
+        raise DamagedError(f"{path}: is not what was written. {_repair(path)}")
+    return value
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _repair(path: Path) -> str:
+    root = next((folder.parent for folder in path.parents if folder.name in ("artifacts", "work")), path.parent)
+    return f"`posttrain verify {root} --repair` says which stages must run again, and the same command then runs them"
+
+
 def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
     """Turn `work/out` into `artifacts/KEY` (KEY is the name of `work`) and remove the rest of `work`.
 
@@ -93,9 +125,9 @@ def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
     described = {str(path.relative_to(out)): {"size": path.stat().st_size, "sha256": file_hash(path)} for path in files}
     for path in files:
         fsync(path)
-    write_durably(out / MANIFEST, json.dumps({**manifest, "files": described}, indent=1, ensure_ascii=False) + "\n")
-    for folder in {path.parent for path in files}:
+    for folder in (path for path in out.rglob("*") if path.is_dir()):
         fsync(folder)
+    write_durably(out / MANIFEST, sealed({**manifest, "files": described}))
     target = artifacts / work.name
     out.rename(target)
     fsync(artifacts)
@@ -103,24 +135,41 @@ def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
     return target
 
 
+def remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def link_name(number: int, stage: str) -> str:
     """Where a person finds the artifact of a round's stage: `round-1/reward-model`."""
     return f"round-{number}/{'filtered' if stage == 'filters' else stage.replace('_', '-')}"
 
 
+def read_manifest(artifact: Path) -> dict[str, Any]:
+    """Raises DamagedError when it is not what was published."""
+    known = ("stage", "key", "input_keys", "outside", "config", "versions", "seconds", "metrics", "files")
+    return read_sealed(artifact / MANIFEST, known)
+
+
+def payload(artifact: Path) -> dict[str, Path]:
+    """The artifact's files by name. Hidden ones are the file system's own, or a viewer's."""
+    files = (path for path in sorted(artifact.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return {str(path.relative_to(artifact)): path for path in files if path != artifact / MANIFEST}
+
+
 def damaged_files(artifact: Path) -> list[str]:
-    """Names of the artifact's files that are missing or differ from what its manifest says."""
+    """Names of files that are missing or differ from what the artifact's manifest says, or that it knows nothing of."""
     try:
-        files = read_json(artifact / MANIFEST)["files"]
-        return [
-            name
-            for name, expected in files.items()
-            if not (artifact / name).is_file()
-            or (artifact / name).stat().st_size != expected["size"]
-            or file_hash(artifact / name) != expected["sha256"]
-        ]
+        expected = read_manifest(artifact)["files"]
+        there = payload(artifact)
+        changed = [name for name in expected if name not in there or not _is(there[name], expected[name])]
     except (DamagedError, KeyError, TypeError, AttributeError):
         return [MANIFEST]
+    return changed + [name for name in there if name not in expected]
+
+
+def _is(path: Path, expected: Mapping[str, Any]) -> bool:
+    return path.stat().st_size == expected["size"] and file_hash(path) == expected["sha256"]
 
 
 class Store:
@@ -130,6 +179,7 @@ class Store:
         self.root = root
         self.artifacts = root / "artifacts"
         self.work = root / "work"
+        self._checked: set[str] = set()  # artifacts whose files were hashed by this command
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
@@ -155,41 +205,99 @@ class Store:
         return self.artifacts / key
 
     def has(self, key: str) -> bool:
-        return (self.artifacts / key / MANIFEST).is_file()
+        """Whether it was published. Its folder may be damaged since: then it has no manifest, or a wrong one."""
+        return (self.artifacts / key).exists()
 
     def manifest(self, key: str) -> dict[str, Any]:
-        return read_json(self.artifacts / key / MANIFEST)
+        return read_manifest(self.artifacts / key)
 
     def begin(self, key: str, stage: Mapping[str, Any]) -> Path:
         """The work folder of an artifact to be, with `stage.json` in it. What an earlier try left stays in
         `scratch/`, for the stage to resume from; `out/` starts empty."""
         folder = self.work / key
         (folder / "scratch").mkdir(parents=True, exist_ok=True)
+        with lock.alone(folder / "lock"):
+            pass  # a stage of a command that was killed is gone now
         shutil.rmtree(folder / "out", ignore_errors=True)
         (folder / "out").mkdir()
         write_durably(folder / "stage.json", json.dumps(stage, indent=1, ensure_ascii=False) + "\n")
         return folder
 
     def incomplete(self, key: str) -> list[str]:
-        """Names of files that are gone or of another size. Contents are not read: see `damaged_files`."""
-        files, folder = self.manifest(key)["files"], self.path(key)
+        """Names of files that are gone or of another size. Contents are not read: see `check`."""
+        folder = self.path(key)
+        try:
+            files = self.manifest(key)["files"]
+        except DamagedError:
+            return [MANIFEST]
         return [
             name
             for name, expected in files.items()
             if not (folder / name).is_file() or (folder / name).stat().st_size != expected["size"]
         ]
 
+    def set_aside(self, key: str) -> None:
+        """Take a damaged artifact out of the way. It is kept until the stage was done again: see `aside_differs`."""
+        aside = self.root / ASIDE
+        aside.mkdir(exist_ok=True)
+        shutil.rmtree(aside / key, ignore_errors=True)
+        (self.artifacts / key).rename(aside / key)
+        fsync(aside)
+        fsync(self.artifacts)
+
+    def aside_differs(self, key: str) -> bool:
+        """Whether the artifact came out with other bits than the one that was set aside. False where none was."""
+        aside = self.root / ASIDE / key
+        if not aside.exists():
+            return False
+        try:
+            before = {name: expected["sha256"] for name, expected in read_manifest(aside)["files"].items()}
+        except DamagedError:
+            before = {name: file_hash(path) for name, path in payload(aside).items()}
+        return before != {name: expected["sha256"] for name, expected in self.manifest(key)["files"].items()}
+
+    def drop_aside(self, key: str) -> None:
+        remove(self.root / ASIDE / key)
+        with contextlib.suppress(OSError):
+            (self.root / ASIDE).rmdir()  # only if empty
+
+    def made_from(self, key: str) -> list[str]:
+        """Keys of all artifacts that were made from this one, directly or not."""
+        reads = {}
+        for folder in self.artifacts.iterdir():
+            with contextlib.suppress(DamagedError):
+                reads[folder.name] = set(read_manifest(folder)["input_keys"].values())
+        found = {key}
+        while more := {name for name, inputs in reads.items() if inputs & found} - found:
+            found |= more
+        return sorted(found - {key})
+
+    def check(self, key: str) -> None:
+        """Hash the artifact's files, once for this command.
+
+        Raises DamagedError: they are not what was published.
+        """
+        if key in self._checked:
+            return
+        damaged = damaged_files(self.path(key))
+        if damaged:
+            raise DamagedError(
+                f"{self.path(key)}: {', '.join(damaged)} is not what was published. {_repair(self.path(key))}"
+            )
+        self._checked.add(key)
+
     def read_run(self) -> dict[str, Any]:
+        """What run.json says; nothing where there is no run. Raises DamagedError."""
         path = self.root / "run.json"
-        return read_json(path) if path.exists() else {}
+        return read_sealed(path, ("version", "recipe", "rounds")) if path.exists() else {}
 
     def write_run(self, run: Mapping[str, Any], recipe: str) -> None:
         """`run.json` says which artifact is what, `recipe.yaml` what they were made from, every default written out."""
         write_durably(self.root / "recipe.yaml", recipe)
-        write_durably(self.root / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
+        write_durably(self.root / "run.json", sealed(run))
 
-    def relink(self, rounds: Sequence[Mapping[str, Any]]) -> None:
-        """Make the links what `rounds` (of run.json) say, and remove those that they do not say."""
+    def wanted_links(self, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
+        """Where the links of `rounds` (of run.json) lead, by their names."""
         wanted = {
             link_name(entry["round"], stage): self.path(key)
             for entry in rounds
@@ -198,6 +306,11 @@ class Store:
         policies = [entry["policy"] for entry in rounds if "policy" in entry]
         if policies:
             wanted["policy"] = self.root / policies[-1]  # an absolute path (the base model's) stays itself
+        return wanted
+
+    def relink(self, rounds: Sequence[Mapping[str, Any]]) -> None:
+        """Make the links what `rounds` say, and remove those that they do not say."""
+        wanted = self.wanted_links(rounds)
         for link in [self.root / "policy", *self.root.glob("round-*/*")]:
             if link.is_symlink() and str(link.relative_to(self.root)) not in wanted:
                 link.unlink()
@@ -223,21 +336,10 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, name: str = "lock") -> Iterator[None]:
-        """Hold the run for this process. The kernel lets go of it when the process dies, so none is ever stale.
-        Another `name` holds something else of it: a run can be pushed while it goes on, but by one at a time.
+        """Hold the run for this process. Another `name` holds something else of it: a run can be pushed while it goes
+        on, but by one at a time.
 
-        Raises LockedError naming the owner. Not covered: file systems without `flock` between hosts.
+        Raises LockedError naming the owner.
         """
-        with (self.root / name).open("a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                owner = file.read().strip() or "another process"
-                raise LockedError(
-                    f"{self.root}: {owner} is working on this run; wait for it, stop it, or choose another --run"
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+        with lock.held(self.root / name):
             yield

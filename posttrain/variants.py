@@ -53,6 +53,10 @@ class Training:
             role=role,
         )
 
+    def checkpoints(self) -> dict[str, Any]:
+        """How often a training saves what it can go on from."""
+        return {"checkpoint_minutes": self.recipe.compute.checkpoint_minutes}
+
     def start(self, start: Artifact) -> dict[str, Any]:
         """What an adapter that is kept is told it belongs on."""
         lora = self.recipe.model.lora
@@ -70,7 +74,7 @@ class Training:
             config={name: section.model_dump(mode="json"), "model": model.training()},
             decides={name: section.key(), "model": model.key()},
             inputs=inputs,
-            settings={**settings, **self.start(inputs["model"])},
+            settings={**settings, **self.start(inputs["model"]), **self.checkpoints()},
             seed=seed,
             role=role,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 from trl import DPOConfig
 
 from posttrain.recipe import Dpo
+from posttrain.shards import Pieces
 from posttrain.training.rows import pair_rows
 from posttrain.training.trainers import Llama3DPOTrainer, PairCollator
 
@@ -57,6 +59,7 @@ def trainer(folder: Path, reference: Any = None, **options: Any) -> Llama3DPOTra
         train_sampling_strategy="sequential",
     )
     collator = PairCollator(0, options.get("packed", True), False, options.get("mask_format", True))
+    pieces = Pieces(Path(tempfile.mkdtemp(dir=folder)))  # its own: what another reference said is not to be found
     return Llama3DPOTrainer(
         model=policy(),
         ref_model=reference,
@@ -65,6 +68,7 @@ def trainer(folder: Path, reference: Any = None, **options: Any) -> Llama3DPOTra
         processing_class=tokenizer,
         data_collator=collator,
         nll_weight=options.get("nll_weight", 0.0),
+        pieces=pieces,
         peft_config=options.get("peft_config"),
     )
 

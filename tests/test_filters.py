@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from posttrain import filters
 from posttrain.errors import DataError, RecipeError
 from posttrain.filters import FILTERS, Filter, FilterContext, Run
+from posttrain.shards import Pieces
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SCORED = pa.schema(
@@ -324,3 +325,39 @@ def test_nothing_is_lost_nothing_is_changed(groups: list, chain: list[Filter], s
     for part in (kept, dropped):
         order = [position[each["prompt_id"], each["sample_index"]] for each in part]
         assert order == sorted(order)
+
+
+def test_a_pass_that_was_killed_asks_only_about_what_it_had_not_judged(tmp_path) -> None:
+    rows = [row(f"{n % 4} and more", f"prompt {n // 2}", score=n / 12, sample_index=n % 2) for n in range(12)]
+    rows[7] = row("", "prompt 3", sample_index=1)
+    entries = [{"use": "length", "min_tokens": 2}, {"use": "exact-duplicates"}, {"use": "length", "max_tokens": 9}]
+    parsed, context = filters.parse([*entries, {"use": "best-of-k"}]), FilterContext(["other"], 0)
+    whole = filters.run(batches(rows), parsed, context)
+    expected = [part for pair in whole for part in pair]
+
+    asked: list[int] = []
+
+    class Counting(Filter):
+        """The first filter, which says of every batch that it was asked about it."""
+
+        def start(self, context: FilterContext):
+            judge = parsed[0].start(context)
+
+            def counting(some):
+                asked.append(len(some))
+                return judge(some)
+
+            return counting
+
+    counted, memory = [Counting(use="length"), *parsed[1:]], Pieces(tmp_path)
+    passage = iter(filters.run(batches(rows), counted, context, memory))
+    for _ in range(2):
+        next(passage)
+    before = len(asked)
+    again = filters.run(batches(rows), counted, context, memory)
+    assert [part for pair in again for part in pair] == expected
+    assert len(asked) == len(expected) // 2 and before == 2
+    assert [count.reasons for count in again.counts] == [count.reasons for count in whole.counts]
+    assert [(count.rows_in, count.rows_out) for count in again.counts] == [
+        (count.rows_in, count.rows_out) for count in whole.counts
+    ]

@@ -21,6 +21,7 @@ from posttrain.loaders import read_preferences
 from posttrain.pairing import once, ordered_pairs
 from posttrain.recipe import Dpo, PromptSet
 from posttrain.records import prompt_id
+from posttrain.shards import Pieces
 from posttrain.stages import Job, run_stage
 from posttrain.stages.prompts import SCHEMA
 from posttrain.stages.reward_model import pairs_right
@@ -204,7 +205,8 @@ def test_the_reward_model_reads_an_answer_of_several_turns_whole(tmp_path: Path)
     better, worse = sorted(sides, key=score, reverse=True)
     pair = {"prompt_id": "a", "prompt": [user("3 + 4?")], "chosen": better, "rejected": worse}
     other = {**pair, "prompt_id": "b", "chosen": worse, "rejected": better}
-    assert pairs_right([pair, other], str(tmp_path / "model")) == [1.0, 0.0]
+    pieces = Pieces(tmp_path / "pieces")
+    assert pairs_right([pair, other], str(tmp_path / "model"), pieces) == [1.0, 0.0]
 
 
 def test_the_shipped_example_is_read() -> None:

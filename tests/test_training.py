@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from posttrain.training.checkpoints import latest_whole, seal
+from posttrain.training.checkpoints import mean_loss
 from posttrain.training.rows import IGNORED, pair_rows, sft_rows
+from posttrain.training.seals import NEEDED, latest_whole, seal
 from posttrain.training.trainers import chosen_nll
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
@@ -57,7 +58,7 @@ def test_the_nll_of_the_chosen_is_per_token_and_averaged_over_sequences_not_toke
 def checkpoint(folder: Path, step: int) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
-    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt", "model.safetensors"):
+    for name in (*NEEDED, "model.safetensors"):
         (path / name).write_text(f"{name} at {step}")
     seal(path)
     return path
@@ -83,3 +84,10 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path: Path, damage: s
         (newest / "trainer_state.json").write_text("trainer_state.json at 11")
     assert latest_whole(tmp_path) == before
     assert not newest.exists()
+
+
+def test_the_mean_loss_weighs_what_was_logged_by_steps() -> None:
+    """Two steps of 3 and 1, logged as their mean; then one of 5, and what the trainer says when it ends."""
+    history = [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 5.0}, {"step": 3, "train_loss": 5.0}]
+    assert mean_loss(history) == pytest.approx((3 + 1 + 5) / 3)
+    assert mean_loss([]) is None

@@ -21,7 +21,7 @@ from posttrain.errors import RecipeError
 from posttrain.filters.base import AcrossRounds, Filter, FilterContext, Mask, Verdict
 from posttrain.filters.classifier import Classifier
 from posttrain.filters.contamination import Overlap
-from posttrain.filters.driver import Count, Run, Sifted, dropped_schema
+from posttrain.filters.driver import Count, Memory, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
 from posttrain.filters.form import Format, Length
 from posttrain.filters.judged import Judged, Quality
@@ -62,7 +62,12 @@ FILTERS: dict[str, type[Filter]] = {
 }
 
 
-def run(batches: Iterable[pa.RecordBatch], filters: Sequence[Filter], context: FilterContext) -> Run:
+def run(
+    batches: Iterable[pa.RecordBatch],
+    filters: Sequence[Filter],
+    context: FilterContext,
+    memory: Memory | None = None,
+) -> Run:
     """Filter rows in a stream, each filter on what the ones before it kept.
 
     Rows have `prompt` and `completion` (or a pair's `chosen`, or whole `messages`: see `rows.Rows`), as text or chat
@@ -72,7 +77,7 @@ def run(batches: Iterable[pa.RecordBatch], filters: Sequence[Filter], context: F
     Raises:
         InputError: here, when the context lacks what a filter needs; while iterating, when the rows lack it.
     """
-    return Run(batches, filters, context)
+    return Run(batches, filters, context, memory)
 
 
 def parse(entries: Sequence[Mapping[str, Any]]) -> list[Filter]:

@@ -71,7 +71,7 @@ class Filter(BaseModel, ABC):
     use: Any = None  # in each filter a Literal: its name
 
     def key(self) -> dict[str, Any]:
-        """What of its keys decides verdicts: not where a file or server is, whose content is in `outside`. A later key is
+        """What of its keys decides verdicts: not where a file or server is (see `outside`). A later key is
         left out where it changes nothing: no older run starts anew."""
         off = {name for name, value in self.later.items() if getattr(self, name) == value}
         return self.model_dump(mode="json", exclude=off)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from posttrain.errors import DataError
-from posttrain.filters.base import Filter, FilterContext, Judge, Mask, Verdict
+from posttrain.filters.base import Filter, FilterContext, Mask, Verdict
 from posttrain.filters.rows import Rows
 
+_VERDICTS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("filter", pa.int32()),
+        ("reason", pa.string()),
+        ("figure", pa.float64()),
+        ("mask", pa.string()),  # JSON
+    ]
+)
 _ADDED = (("filter", pa.string()), ("reason", pa.string()), ("figure", pa.float64()))
 
 
@@ -67,13 +77,30 @@ class Count:
         }
 
 
+Verdicts = Mapping[int, Verdict | Mask]  # by the row's index in the batch
+
+
+class Memory(Protocol):
+    """Where verdicts are kept, so that a pass that was killed need not ask for them again: `shards.Pieces`."""
+
+    def read(self, name: str) -> pa.Table | None: ...
+    def keep(self, name: str, table: pa.Table) -> object: ...
+
+
 class Run:
     """One pass of filters over batches; iterating gives what was kept and dropped, `counts` grows with it.
 
-    Each filter sees what the ones before it kept: `counts[i].rows_out == counts[i + 1].rows_in`.
+    Each filter sees what the ones before it kept: `counts[i].rows_out == counts[i + 1].rows_in`. With a `memory`, only
+    filters of the scope `corpus` are asked about a batch again: they must know what they have seen.
     """
 
-    def __init__(self, batches: Iterable[pa.RecordBatch], filters: Sequence[Filter], context: FilterContext) -> None:
+    def __init__(
+        self,
+        batches: Iterable[pa.RecordBatch],
+        filters: Sequence[Filter],
+        context: FilterContext,
+        memory: Memory | None = None,
+    ) -> None:
         self.counts = [Count(each.use) for each in filters]
         self.rows_in = self.rows_kept = 0
         if context.corpus is None and not isinstance(batches, Iterator):  # it can be read again
@@ -84,6 +111,8 @@ class Run:
 
             context = replace(context, corpus=corpus)
         self._judges = [each.start(context) for each in filters]
+        self._corpus = [each.scope == "corpus" for each in filters]
+        self._memory = memory
         self._batches = whole_prompts(batches) if any(each.scope == "prompt" for each in filters) else batches
 
     def figures(self) -> dict[str, Any]:
@@ -99,15 +128,26 @@ class Run:
         }
 
     def __iter__(self) -> Iterator[Sifted]:
-        for batch in self._batches:
-            if batch.num_rows:
-                yield self._sift(batch)
+        for number, batch in enumerate(batch for batch in self._batches if batch.num_rows):
+            yield self._sift(batch, number)
 
-    def _sift(self, batch: pa.RecordBatch) -> Sifted:
+    def _sift(self, batch: pa.RecordBatch, number: int) -> Sifted:
         schema = dropped_schema(batch.schema)
         rows, gone = Rows(batch), dict[int, tuple[str, Verdict]]()
-        for count, judge in zip(self.counts, self._judges, strict=True):
-            rows = _apply(judge, rows, count, gone)
+        name = f"verdicts-{number:06d}"
+        known = self._memory.read(name) if self._memory else None
+        remembered = None if known is None else _by_filter(known, len(self._judges))
+        found: list[Verdicts] = []
+        for at, (judge, count) in enumerate(zip(self._judges, self.counts, strict=True)):
+            said: Verdicts = {}
+            if remembered is None or self._corpus[at]:
+                start = perf_counter()
+                said = {rows.indices[position]: verdict for position, verdict in judge(rows).items()}
+                count.seconds += perf_counter() - start
+            found.append(said if remembered is None else remembered[at])
+            rows = _apply(found[-1], rows, count, gone)
+        if self._memory and known is None:
+            self._memory.keep(name, _table(found))
         self.rows_in += batch.num_rows
         self.rows_kept += len(rows)
         lost = [gone[index] for index in sorted(gone)]
@@ -122,26 +162,45 @@ class Run:
         )
 
 
-def _apply(judge: Judge, rows: Rows, count: Count, gone: dict[int, tuple[str, Verdict]]) -> Rows:
-    """The rows that `judge` keeps; those that it drops are put into `gone`, by their index in the batch."""
-    start = perf_counter()
-    masks: dict[int, Mask] = {}
-    drops: set[int] = set()
-    for position, verdict in judge(rows).items():
-        if isinstance(verdict, Mask):
-            masks[position] = verdict
-            count.masked.update(verdict.found.keys())
+def _apply(verdicts: Verdicts, rows: Rows, count: Count, gone: dict[int, tuple[str, Verdict]]) -> Rows:
+    """The rows that stay, masked ones with their new text; those that are dropped are put into `gone`, by index."""
+    masks: dict[int, Mapping[str, Any]] = {}
+    left: list[int] = []
+    for position, index in enumerate(rows.indices):
+        verdict = verdicts.get(index)
+        if isinstance(verdict, Verdict):
+            gone[index] = (count.filter, verdict)
+            count.reasons[verdict.reason] += 1
             continue
-        drops.add(position)
-        gone[rows.indices[position]] = (count.filter, verdict)
-        count.reasons[verdict.reason] += 1
+        left.append(position)
+        if verdict is not None:
+            masks[position] = verdict.columns
+            count.masked.update(verdict.found.keys())
     count.rows_masked += len(masks)
-    changed = rows.replaced({position: mask.columns for position, mask in masks.items()}) if masks else rows
-    kept = changed.take(position for position in range(len(rows)) if position not in drops) if drops else changed
+    changed = rows.replaced(masks) if masks else rows
+    kept = changed.take(left) if len(left) < len(rows) else changed
     count.rows_in += len(rows)
     count.rows_out += len(kept)
-    count.seconds += perf_counter() - start
     return kept
+
+
+def _table(verdicts: Sequence[Verdicts]) -> pa.Table:
+    made = []
+    for at, found in enumerate(verdicts):
+        for index, said in found.items():
+            dropped = isinstance(said, Verdict)
+            reason, figure = said if dropped else (None, None)
+            mask = None if dropped else json.dumps([dict(said.found), dict(said.columns)])
+            made.append({"row": index, "filter": at, "reason": reason, "figure": figure, "mask": mask})
+    return pa.Table.from_pylist(made, _VERDICTS)
+
+
+def _by_filter(known: pa.Table, filters: int) -> list[Verdicts]:
+    found: list[dict[int, Verdict | Mask]] = [{} for _ in range(filters)]
+    for row in known.to_pylist():
+        said = Mask(*json.loads(row["mask"])) if row["mask"] else Verdict(row["reason"], row["figure"])
+        found[row["filter"]][row["row"]] = said
+    return list(found)
 
 
 def whole_prompts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -265,6 +265,11 @@ class Compute(Section):
         default=1,
         description="Stages that do not depend on each other run side by side, up to so many; each needs its memory.",
     )
+    checkpoint_minutes: float | None = Field(
+        default=15,
+        gt=0,
+        description="A training saves where it is this often, beside every `save_steps` steps; null: by steps alone.",
+    )
 
 
 class Levels(Section):

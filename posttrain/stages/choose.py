@@ -18,6 +18,7 @@ from posttrain.errors import StageError
 from posttrain.recipe import Evaluate
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts
 from posttrain.sampling.protocol import SamplingParams
+from posttrain.shards import Pieces
 from posttrain.stages import Job
 from posttrain.stages.promote import decide, prompt_figures
 from posttrain.stages.reward_model import heldout_pairs, pairs_right
@@ -47,7 +48,7 @@ def run(job: Job) -> dict[str, Any]:
     candidates = {MEAN: mean, **{role: models[role] for role in roles[: job.config["choose"]["alone"]]}}
     on_pairs = any(role.startswith("preferences_") for role in job.inputs)
     figures = {
-        name: _on_pairs(job, path) if on_pairs else _on_dev(job, name, path) for name, path in candidates.items()
+        name: _on_pairs(job, name, path) if on_pairs else _on_dev(job, name, path) for name, path in candidates.items()
     }
     chosen, difference = choose(figures, job.seed)
     shutil.copytree(candidates[chosen], job.out, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
@@ -91,14 +92,15 @@ def _on_dev(job: Job, name: str, model: Path) -> dict[str, float]:
     table = job.scratch / f"{name}.parquet"
     shards = plan(prompts, sampling, scoring, job.config["engine"]["shard_prompts"])
     run_rollouts(shards, job.scratch / f"shards-{name}", table, job.workers, job.progress)
-    return prompt_figures(table, functions, scoring.reward_model)
+    return prompt_figures(table, functions, scoring.reward_model, Pieces(job.scratch / f"figures-{name}"))
 
 
-def _on_pairs(job: Job, model: Path) -> dict[str, float]:
+def _on_pairs(job: Job, name: str, model: Path) -> dict[str, float]:
     pairs = heldout_pairs(job)
     if not pairs:
         raise StageError(
             "choose: no pair is held out from training to compare reward models on; raise preferences.prompts or "
             "preferences.heldout, or leave reward_model.variants out"
         )
-    return {str(at): right for at, right in enumerate(pairs_right(pairs, str(model)))}
+    pieces = Pieces(job.scratch / f"pairs-{name}")
+    return {str(at): right for at, right in enumerate(pairs_right(pairs, str(model), pieces))}

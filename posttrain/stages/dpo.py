@@ -14,6 +14,7 @@ from posttrain.errors import EmptyStageError
 from posttrain.models import check_same_tokens
 from posttrain.pairing import best_worst_pairs, once, ordered_pairs
 from posttrain.recipe import Dpo
+from posttrain.shards import Pieces
 from posttrain.stages import Job
 from posttrain.tables import by_prompt
 from posttrain.training.lora import lora_config
@@ -52,6 +53,7 @@ def run(job: Job) -> dict[str, Any]:
             peft_config=lora_config(job, TaskType.CAUSAL_LM),
             data_collator=PairCollator(pad, section.packed, eager, section.mask_format),
             nll_weight=section.nll_weight,
+            pieces=Pieces(job.scratch / "reference"),
         ),
     )
     counts = {name: len(source) for name, source in sources.items()}

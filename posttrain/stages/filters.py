@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from posttrain import filters
 from posttrain.errors import EmptyStageError
 from posttrain.judging import told
+from posttrain.shards import Pieces
 from posttrain.stages import Job
 
 ROWS = 8192  # in a batch
@@ -47,7 +48,8 @@ def run(job: Job) -> dict[str, Any]:
         classifier=job.inputs.get("quality_classifier"),
         policy=job.inputs.get("policy"),
     )
-    passage = filters.run(source.iter_batches(ROWS), filters.parse(job.config["filters"]), context)
+    chain, memory = filters.parse(job.config["filters"]), Pieces(job.scratch / "shards")
+    passage = filters.run(source.iter_batches(ROWS), chain, context, memory)
     total = source.metadata.num_rows
     schema = source.schema_arrow
     with (

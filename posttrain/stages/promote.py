@@ -6,16 +6,24 @@ is judged by the round's reward model, which then scores both policies' answers.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from posttrain import statistics
 from posttrain.errors import StageError
 from posttrain.rollouts import judges, model_rewards
+from posttrain.shards import Pieces
 from posttrain.stages import Job
 from posttrain.tables import SAMPLED, by_prompt
 from posttrain.weighing import REWARD_MODEL, combine
+
+_PROMPTS = 64  # whose answers a reward model scores before they are kept
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -27,8 +35,10 @@ def run(job: Job) -> dict[str, Any]:
     """
     scoring, weights = judges(job)
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
-    new = prompt_figures(job.inputs["candidate"] / "dev.parquet", functions, scoring.reward_model)
-    old = prompt_figures(job.inputs["incumbent"] / "dev.parquet", functions, scoring.reward_model)
+    new, old = (
+        prompt_figures(job.inputs[role] / "dev.parquet", functions, scoring.reward_model, Pieces(job.scratch / role))
+        for role in ("candidate", "incumbent")
+    )
     shared = [prompt for prompt in new if prompt in old]
     if not shared:
         raise StageError("promote: no reward has an opinion on any dev prompt; give dev prompts what the rewards read")
@@ -46,16 +56,33 @@ def decide(rule: str, difference: statistics.Figure) -> bool:
     return low > 0 if rule == "better" else high >= 0
 
 
-def prompt_figures(table: Path, functions: dict[str, float], reward_model: str | None) -> dict[str, float]:
-    """{prompt id: mean score of its samples}, for prompts on which there is an opinion."""
-    found = {}
-    for rows in by_prompt(table, ["prompt_id", "tag", "rewards", "prompt", "completion"]):
-        if rows[0]["tag"] != SAMPLED:
-            continue
-        if functions or reward_model is None:
-            scores = [score for row in rows if (score := combine(row["rewards"], functions)) is not None]
-        else:
-            scores = model_rewards(rows, reward_model)
-        if scores:
-            found[rows[0]["prompt_id"]] = sum(scores) / len(scores)
+def prompt_figures(
+    table: Path, functions: dict[str, float], reward_model: str | None, pieces: Pieces
+) -> dict[str, float]:
+    """{prompt id: mean score of its samples}, for prompts on which there is an opinion.
+
+    `pieces`: what a reward model was asked before a kill.
+    """
+    columns = ["prompt_id", "tag", "rewards", "prompt", "completion"]
+    groups = (rows for rows in by_prompt(table, columns) if rows[0]["tag"] == SAMPLED)
+    if functions or reward_model is None:
+        return dict(_means((rows, [combine(row["rewards"], functions) for row in rows]) for rows in groups))
+
+    def asked(some: list[list[dict[str, Any]]]) -> pa.Table:
+        means = list(_means((rows, model_rewards(rows, reward_model)) for rows in some))
+        return pa.table({"prompt_id": [prompt for prompt, _ in means], "mean": [mean for _, mean in means]})
+
+    found: dict[str, float] = {}
+    while some := list(itertools.islice(groups, _PROMPTS)):
+        asked_of = pieces.made(f"prompts-{len(found)}", functools.partial(asked, some))
+        found |= dict(zip(asked_of["prompt_id"].to_pylist(), asked_of["mean"].to_pylist(), strict=True))
     return found
+
+
+def _means(
+    judged: Iterable[tuple[list[dict[str, Any]], Sequence[float | None]]],
+) -> Iterator[tuple[str, float]]:
+    for rows, values in judged:
+        scores = [score for score in values if score is not None]
+        if scores:
+            yield rows[0]["prompt_id"], sum(scores) / len(scores)

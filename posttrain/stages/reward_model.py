@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from peft import TaskType
 from transformers import AutoTokenizer
@@ -15,10 +18,13 @@ from posttrain.errors import EmptyStageError
 from posttrain.pairing import once
 from posttrain.recipe import RewardModel
 from posttrain.rollouts import model_rewards
+from posttrain.shards import Pieces, cut
 from posttrain.stages import Job
 from posttrain.training.lora import lora_config
 from posttrain.training.ranking import LLAMA2_MARGINS, RankingCollator, RankingTrainer, ranked_rows
 from posttrain.training.run import arguments, train
+
+_PAIRS = 2048  # held-out pairs that are scored together, and kept
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -56,7 +62,7 @@ def run(job: Job) -> dict[str, Any]:
             peft_config=lora_config(job, TaskType.SEQ_CLS),
         ),
     )
-    accuracy = statistics.proportion(pairs_right(heldout_pairs(job), str(job.out)))
+    accuracy = statistics.proportion(pairs_right(heldout_pairs(job), str(job.out), Pieces(job.scratch / "heldout")))
     return {**metrics, "pairs": len(rows), "dropped": dropped, "pair_accuracy": accuracy}
 
 
@@ -70,14 +76,20 @@ def heldout_pairs(job: Job) -> list[dict[str, Any]]:
     return [row for row in table if row["split"] == "heldout"]
 
 
-def pairs_right(pairs: list[dict[str, Any]], reward_model: str) -> list[float]:
-    """1.0 for each pair whose chosen answer gets the higher reward, else 0.0."""
-    if not pairs:
-        return []
-    answers = [
-        {"prompt_id": pair["prompt_id"], "prompt": pair["prompt"], "completion": pair[side]}
-        for pair in pairs
-        for side in ("chosen", "rejected")
+def pairs_right(pairs: list[dict[str, Any]], reward_model: str, pieces: Pieces) -> list[float]:
+    """1.0 for each pair whose chosen answer gets the higher reward, else 0.0. `pieces`: those scored before a kill."""
+
+    def scored(part: Sequence[dict[str, Any]]) -> pa.Table:
+        answers = [
+            {"prompt_id": pair["prompt_id"], "prompt": pair["prompt"], "completion": pair[side]}
+            for pair in part
+            for side in ("chosen", "rejected")
+        ]
+        rewards = model_rewards(answers, reward_model)
+        return pa.table({"right": [float(rewards[i] > rewards[i + 1]) for i in range(0, len(rewards), 2)]})
+
+    tables = [
+        pieces.made(f"pairs-{number}", functools.partial(scored, part))
+        for number, part in enumerate(cut(pairs, _PAIRS))
     ]
-    rewards = model_rewards(answers, reward_model)
-    return [float(rewards[i] > rewards[i + 1]) for i in range(0, len(rewards), 2)]
+    return [right for table in tables for right in table["right"].to_pylist()]

@@ -1,59 +1,72 @@
-"""Which checkpoint to go on from: the newest that is provably whole.
+"""Checkpoints that a training can go on from and end with the same bits.
 
-transformers picks the newest folder by name, and goes on with a fresh optimizer when `optimizer.pt` is missing. So each
-checkpoint gets a list of its files with their hashes, written last, and only one that agrees with it is used.
+transformers keeps no random state of where an epoch began, from which the order of the rows was drawn: resumed in its
+second epoch, a training would go through the rows in another order. And resumed after its last step, it does one more.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.store import file_hash, write_durably
-
-SEAL = "posttrain.json"
-NEEDED = {"trainer_state.json", "optimizer.pt", "scheduler.pt"}
+from posttrain.training.seals import EPOCH, seal
 
 
-class SealCheckpoints(TrainerCallback):
-    """Writes the seal when the trainer has saved a checkpoint; there is none after the last step, when the model is."""
+class Checkpoints(TrainerCallback):
+    """Saves a checkpoint every so many minutes too, logs with each, and seals what the trainer saved. There is none
+    after the last step, when the model itself is saved.
+
+    resumed: the checkpoint that the training goes on from. minutes: None for those by steps alone.
+    """
+
+    def __init__(self, resumed: Path | None = None, minutes: float | None = None) -> None:
+        self._epoch_began = load_file(resumed / EPOCH)["torch"] if resumed else None
+        self._resumed = resumed is not None
+        self._minutes, self._last = minutes, time.monotonic()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if self._resumed and self._epoch_began is not None:
+            torch.set_rng_state(self._epoch_began)
+            self._resumed = False
+        self._epoch_began = torch.get_rng_state()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
+        if self._minutes is not None and time.monotonic() - self._last >= 60 * self._minutes:
+            control.should_save = True
+        if control.should_save or state.global_step >= state.max_steps:
+            control.should_log = True  # the trainer forgets what it has not logged when it is resumed
         if state.global_step >= state.max_steps:
             control.should_save = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        self._last = time.monotonic()
         if state.is_world_process_zero and args.output_dir is not None:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            at_its_end = float(state.epoch or 0).is_integer()  # then the next one begins with what is now
+            began = torch.get_rng_state() if at_its_end else self._epoch_began
+            assert began is not None
+            save_file({"torch": began}, checkpoint / EPOCH)
+            seal(checkpoint)
 
 
-def seal(checkpoint: Path) -> None:
-    hashes = {
-        str(path.relative_to(checkpoint)): file_hash(path) for path in sorted(checkpoint.rglob("*")) if path.is_file()
-    }
-    write_durably(checkpoint / SEAL, json.dumps(hashes))
+def mean_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """The mean of a training's loss over its steps, from what was logged; each entry is the mean since the last one.
 
-
-def is_whole(checkpoint: Path) -> bool:
-    try:
-        hashes = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
-        return hashes.keys() >= NEEDED and all(
-            file_hash(checkpoint / name) == expected for name, expected in hashes.items()
-        )
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def latest_whole(folder: Path) -> Path | None:
-    """The newest whole checkpoint; those that are not whole are removed, so that no one else picks them."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in checkpoints:
-        if is_whole(checkpoint):
-            return checkpoint
-        shutil.rmtree(checkpoint)
-    return None
+    The trainer's own figure leaves out the steps before it was resumed.
+    """
+    total, before = 0.0, 0
+    for entry in history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    return total / before if before else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -24,8 +25,10 @@ from posttrain.errors import StageError
 from posttrain.memory import keep_memory, ran_out
 from posttrain.recipe import Trained
 from posttrain.stages import Job
-from posttrain.training.checkpoints import SealCheckpoints, latest_whole
+from posttrain.store import write_durably
+from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, merged
+from posttrain.training.seals import latest_whole
 
 # Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
 SMALL = 5_000_000
@@ -111,7 +114,9 @@ def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trai
     torch.set_num_threads(1)
     keep_memory()
     datasets.disable_caching()  # TRL caches reference log-probs by data set and model, not by collator
-    shrink(args, job.settings.get("micro_batch", args.per_device_train_batch_size))
+    fitted = job.scratch / "micro_batch.json"  # what did not fit before a kill is not tried again: the bits differ
+    micro_batch = job.settings.get("micro_batch", args.per_device_train_batch_size)
+    shrink(args, json.loads(fitted.read_text("utf-8")) if fitted.exists() else micro_batch)
     while True:
         try:
             metrics = _train(stage, job, make)
@@ -125,6 +130,7 @@ def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trai
                 f"{stage}.activation_checkpointing"
             )
         shrink(args, args.per_device_train_batch_size // 2)
+        write_durably(fitted, json.dumps(args.per_device_train_batch_size))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -143,16 +149,22 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     if trainer.model is not None and sum(p.numel() for p in trainer.model.parameters()) > SMALL:
         torch.set_num_threads(job.workers)
     trainer.add_callback(Watch(stage, job))
-    trainer.add_callback(SealCheckpoints())
     checkpoint = latest_whole(job.scratch / "checkpoints")
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not math.isfinite(result.training_loss):
-        raise StageError(f"{stage}: the training loss is {result.training_loss}; nothing was published")
+    trainer.add_callback(Checkpoints(checkpoint, job.settings.get("checkpoint_minutes")))
+    done = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
+    if done and done.global_step >= done.max_steps:
+        trainer.state = done
+        trainer._load_from_checkpoint(str(checkpoint))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    loss = mean_loss(trainer.state.log_history)
+    if loss is None or not math.isfinite(loss):
+        raise StageError(f"{stage}: the training loss is {loss}; nothing was published")
     save(trainer, job)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": trainer.state.global_step,
-        "loss": result.training_loss,
+        "loss": loss,
         "first_loss": history[0]["loss"] if history else None,
         "last": {name: value for name, value in (history[-1] if history else {}).items() if name != "step"},
         "resumed_at": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl import DPOTrainer, SFTTrainer
 
 from posttrain.chat import OTHER, TEXT
+from posttrain.shards import Pieces
 from posttrain.training.answers import head_at_answers
 from posttrain.training.layout import packed, separate
+
+_REFERENCE_ROWS = 256  # pairs whose log-probs by the reference are kept together, to resume from
 
 
 class KeepsLength:
@@ -86,8 +91,9 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
     are batched.
     """
 
-    def __init__(self, *, nll_weight: float, **options: Any) -> None:
-        self.nll_weight = nll_weight
+    def __init__(self, *, nll_weight: float, pieces: Pieces, **options: Any) -> None:
+        """`pieces`: where the reference's log-probs are kept, so that a training that is resumed need not ask again."""
+        self.nll_weight, self._pieces = nll_weight, pieces
         super().__init__(**options)
         self._attach()
 
@@ -116,6 +122,26 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
         if "prompt_ids" in (dataset.column_names or []):
             return dataset
         return super()._prepare_dataset(dataset, *args)
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        random = torch.get_rng_state()
+        size = batch_size * max(1, _REFERENCE_ROWS // batch_size)
+        logps = super()._precompute_ref_logps
+
+        def asked(start: int) -> pa.Table:
+            part = dataset.select(range(start, min(start + size, len(dataset))))
+            made = logps(part, name, batch_size)
+            columns = [each for each in made.column_names if each not in part.column_names]
+            return made.select_columns(columns).with_format("arrow")[:]
+
+        tables = [
+            self._pieces.made(f"{name}-{start}-{size}", functools.partial(asked, start))
+            for start in range(0, len(dataset), size)
+        ]
+        # Rows are shuffled by what is drawn next: the same, however many pieces there were to do. One pass draws once.
+        torch.set_rng_state(random)
+        torch.empty((), dtype=torch.int64).random_()
+        return concatenate_datasets([dataset, Dataset(pa.concat_tables(tables))], axis=1)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if not self.nll_weight:

@@ -1,0 +1,51 @@
+"""`posttrain verify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify_(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Take what is damaged out of the way: `round` does it anew.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+) -> None:
+    """Hash every file of a run. Exit code 5 where anything is damaged.
+
+    posttrain verify runs/quickstart --repair
+    """
+    from posttrain import verify
+    from posttrain.errors import DamagedError, InputError
+    from posttrain.store import Store
+
+    store = Store(run)
+    if not store.artifacts.is_dir():
+        raise InputError("there is no run here", file=str(run), hint="name the folder that `round` was given")
+    with store.session():  # while somebody works on it, what is being written looks damaged
+        found = verify.inspect(store)
+        if repair:
+            verify.repair(store, found["findings"])
+    found["repaired"] = repair and bool(found["findings"])
+    print(json.dumps(found, indent=1) if as_json else _told(found))
+    if found["findings"] and not repair:
+        raise typer.Exit(DamagedError.exit_code)
+
+
+def _told(found: dict) -> str:
+    lines = [f"{each['path']}: {each['what']}; {each['then']}" for each in found["findings"]]
+    lines.append(
+        f"{found['files']} files in {found['artifacts']} artifacts and {found['checkpoints']} checkpoints, "
+        f"{found['bytes'] / 1e6:,.1f} MB: {len(lines) or 'nothing'} to repair"
+    )
+    again = ", ".join(f"{each['stage']} of round {each['round']}" for each in found["runs_again"])
+    if found["findings"] and not found["repaired"]:
+        lines.append(f"posttrain verify {found['run']} --repair")
+    elif again:
+        lines.append(f"the same `posttrain round` does again: {again}")
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""Which checkpoint to go on from: the newest that is provably whole.
+
+transformers picks the newest folder by name, and goes on with a fresh optimizer when `optimizer.pt` is missing. So each
+checkpoint gets a list of its files with their hashes, written last, and only one that agrees with it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from posttrain.store import file_hash, fsync, write_durably
+
+SEAL = "posttrain.json"
+EPOCH = "epoch.safetensors"  # torch's random state at the start of the epoch that is to go on
+NEEDED = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", EPOCH}
+
+
+def seal(checkpoint: Path) -> None:
+    """Have the checkpoint on the disk, then write down what it is."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    for path in files:
+        fsync(path)
+    hashes = {str(path.relative_to(checkpoint)): file_hash(path) for path in files}
+    write_durably(checkpoint / SEAL, json.dumps(hashes))
+    fsync(checkpoint.parent)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    try:
+        hashes = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+        return hashes.keys() >= NEEDED and all(
+            file_hash(checkpoint / name) == expected for name, expected in hashes.items()
+        )
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, by their steps."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+
+
+def latest_whole(folder: Path) -> Path | None:
+    """The newest whole checkpoint; those that are not whole are removed, so that no one else picks them."""
+    for checkpoint in newest_first(folder):
+        if is_whole(checkpoint):
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None

@@ -1,0 +1,206 @@
+"""A training that is killed goes on at its last whole checkpoint and ends with the bits of one that never was."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from posttrain import store
+from posttrain.recipe import Dpo, RewardModel, Sft
+from posttrain.stages import Job, run_stage
+from posttrain.tables import MESSAGES, PAIRS
+from posttrain.training.seals import newest_first
+
+BASE = Path(__file__).parent.parent / "data" / "tiny-base"
+ROWS, BATCH, SAVE_STEPS = 16, 4, 2
+STEPS = 2 * ROWS // BATCH  # two epochs: the order of the second one's rows must come out the same
+FIELDS = {"per_device_train_batch_size": BATCH, "num_train_epochs": 2, "learning_rate": 1e-3, "save_steps": SAVE_STEPS}
+
+
+class Killed(BaseException):
+    pass
+
+
+def says(role: str, text: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text}]
+
+
+def pairs(folder: Path) -> Path:
+    """Pairs of many lengths, since rows are grouped by length."""
+    rows = [
+        {
+            "prompt_id": str(n),
+            "prompt": says("user", f"{n} + {n}? " * (1 + n % 5)),
+            "chosen": says("assistant", f"Answer: {2 * n}"),
+            "rejected": says("assistant", "I do not know. " * (1 + n % 3)),
+            "level": "better",
+            "split": "train" if n < ROWS else "heldout",
+            "source": "pairs",
+        }
+        for n in range(ROWS + 6)
+    ]
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS), folder / "pairs.parquet")
+    return folder
+
+
+def kept(folder: Path) -> Path:
+    schema = pa.schema(
+        [
+            ("prompt_id", pa.string()),
+            ("sample_index", pa.int32()),
+            ("prompt", MESSAGES),
+            ("completion", MESSAGES),
+            ("score", pa.float64()),
+        ]
+    )
+    rows = [
+        {
+            "prompt_id": str(n),
+            "sample_index": 0,
+            "prompt": says("user", f"{n} + {n}? " * (1 + n % 5)),
+            "completion": says("assistant", f"Answer: {2 * n}"),
+            "score": 1.0,
+        }
+        for n in range(ROWS)
+    ]
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "kept.parquet")
+    return folder
+
+
+SECTIONS: dict[str, Callable[..., Any]] = {"sft": Sft, "reward_model": RewardModel, "dpo": Dpo}
+
+
+class Training:
+    """One trained stage in its folders. `go` runs it, until a step at which it dies where one is said."""
+
+    def __init__(self, name: str, folder: Path, **fields: Any) -> None:
+        self.name, self.folder = name, folder
+        section = SECTIONS[name](**{**FIELDS, **fields})
+        self.config = {name: section.model_dump(mode="json"), "model": {"dtype": "float32", "lora": None}}
+        made = kept(folder / "in") if name == "sft" else pairs(folder / "in")
+        role = {"sft": "kept", "reward_model": "preferences_1", "dpo": "pairs"}[name]
+        self.inputs = {"model": BASE, role: made}
+        self.steps: list[int] = []  # every step that was done, in every try
+
+    def go(self, dies_after: int | None = None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+        shutil.rmtree(self.folder / "out", ignore_errors=True)
+        for name in ("out", "scratch"):
+            (self.folder / name).mkdir(exist_ok=True)
+
+        def progress(done: int, total: int, unit: str) -> None:
+            if unit != "steps":
+                return
+            self.steps.append(done)
+            if done == dies_after:
+                raise Killed
+
+        job = Job(
+            self.config,
+            self.inputs,
+            self.folder / "out",
+            self.folder / "scratch",
+            0,
+            settings or {},
+            progress=progress,
+        )
+        return run_stage(self.name, job)
+
+    def bits(self) -> str:
+        return store.file_hash(self.folder / "out" / "model.safetensors")
+
+    def checkpoints(self) -> list[Path]:
+        return newest_first(self.folder / "scratch" / "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SECTIONS)
+def test_killed_at_any_step_a_training_ends_with_the_same_bits_and_figures(tmp_path: Path, name: str) -> None:
+    whole, killed = Training(name, tmp_path / "whole"), Training(name, tmp_path / "killed")
+    figures = whole.go()
+    assert whole.steps == list(range(1, STEPS + 1))
+    for step in (1, 3, 5, 7):  # before any checkpoint; in the first epoch; at the start of the second; in it
+        with pytest.raises(Killed):
+            killed.go(dies_after=step)
+    told = killed.go()
+    killed.go()  # died after its last checkpoint, before it was published
+    assert killed.bits() == whole.bits()
+    assert told["loss"] == pytest.approx(figures["loss"], rel=1e-6)
+    assert told["last"]["loss"] == figures["last"]["loss"]
+    repeated = len(killed.steps) - STEPS
+    assert repeated == 1 + 1 + 1 + 1
+
+
+def test_an_end_in_the_middle_of_an_epoch_is_an_end_when_resumed_too(tmp_path: Path) -> None:
+    training = Training("reward_model", tmp_path, max_steps=6)
+    training.go()
+    before = training.bits()
+    assert training.go()["steps"] == 6
+    assert training.bits() == before
+    assert training.steps == list(range(1, 7))
+
+
+def damage_optimizer(checkpoint: Path) -> None:
+    (checkpoint / "optimizer.pt").unlink()  # transformers would go on with a fresh one
+
+
+def flip_weights(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [damage_optimizer, pytest.param(flip_weights, marks=pytest.mark.slow)])
+def test_with_the_newest_checkpoint_damaged_it_goes_on_from_the_one_before(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    whole, killed = Training("sft", tmp_path / "whole"), Training("sft", tmp_path / "killed")
+    whole.go()
+    with pytest.raises(Killed):
+        killed.go(dies_after=7)
+    newest, before = killed.checkpoints()
+    damage(newest)
+    assert killed.go()["resumed_at"] == int(before.name.rpartition("-")[2]) == 4
+    assert killed.bits() == whole.bits()
+
+
+def test_checkpoints_come_by_the_clock_too(tmp_path: Path) -> None:
+    training = Training("sft", tmp_path, save_steps=1000)
+    with pytest.raises(Killed):
+        training.go(dies_after=5, settings={"checkpoint_minutes": 1e-9})
+    assert training.checkpoints()[0].name == "checkpoint-4"
+    assert training.go()["resumed_at"] == 4
+
+
+@pytest.mark.slow
+def test_the_references_log_probs_are_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from posttrain.training import trainers
+
+    monkeypatch.setattr(trainers, "_REFERENCE_ROWS", 8)
+    whole, killed = Training("dpo", tmp_path / "whole"), Training("dpo", tmp_path / "killed")
+    asked: list[int] = []
+    compute = trainers.Llama3DPOTrainer.compute_ref_log_probs
+
+    def counting(self: Any, model: Any, inputs: Any) -> Any:
+        asked.append(len(inputs["input_ids"]))
+        if len(asked) == 3:
+            raise Killed
+        return compute(self, model, inputs)
+
+    whole.go()
+    monkeypatch.setattr(trainers.Llama3DPOTrainer, "compute_ref_log_probs", counting)
+    with pytest.raises(Killed):
+        killed.go()
+    killed.go()
+    assert len(asked) == 1 + ROWS // BATCH  # two batches are a piece: the first piece is not asked for again
+    killed.go()
+    assert len(asked) == 1 + ROWS // BATCH
+    assert killed.bits() == whole.bits()

@@ -1,0 +1,78 @@
+"""What a stage that samples, scores or filters resumes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from posttrain.shards import Pieces, run_shards
+
+
+class Doubling:
+    """Stands in for a stage's work; says of each shard that it was done, in a file, since workers are forked."""
+
+    def __init__(self, journal: Path, dies_at: int | None = None) -> None:
+        self.journal, self.dies_at = journal, dies_at
+
+    def __call__(self, shard: list[int]) -> pa.Table:
+        if shard[0] == self.dies_at:
+            raise RuntimeError("killed")
+        with self.journal.open("a") as file:
+            file.write(f"{shard[0]}\n")
+        return pa.table({"x": [2 * value for value in shard]})
+
+
+SHARDS = [[1, 2], [3, 4], [5, 6], [7, 8]]
+
+
+def values(paths: list[Path]) -> list[int]:
+    return [value for path in paths for value in pq.read_table(path)["x"].to_pylist()]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_after_a_stop_only_what_was_not_finished_is_done(tmp_path: Path, workers: int) -> None:
+    journal, folder = tmp_path / "journal", tmp_path / "shards"
+    with pytest.raises(RuntimeError):
+        run_shards(Doubling(journal, dies_at=7), SHARDS, folder, workers)
+    first = journal.read_text().split()
+    counted: list[int] = []
+    paths = run_shards(Doubling(journal), SHARDS, folder, workers, counted.append)
+    assert values(paths) == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert sorted(journal.read_text().split()[len(first) :]) == sorted({"1", "3", "5", "7"} - set(first))
+    assert sum(counted) == 8
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[8] ^= 1  # in the first page: the footer, which Parquet readers check, stays
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [empty, cut, flip, Path.unlink])
+def test_a_shard_that_was_damaged_is_done_again_and_no_other(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    journal, folder = tmp_path / "journal", tmp_path / "shards"
+    paths = run_shards(Doubling(journal), SHARDS, folder, 1)
+    damage(paths[2])
+    assert values(run_shards(Doubling(journal), SHARDS, folder, 1)) == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert journal.read_text().split() == ["1", "3", "5", "7", "5"]
+
+
+def test_a_piece_that_was_being_written_is_none(tmp_path: Path) -> None:
+    pieces = Pieces(tmp_path)
+    (tmp_path / ".first.part").write_bytes(b"half of it")
+    assert pieces.find("first") is None
+    kept = pieces.keep("first", pa.table({"x": [1]}))
+    assert pieces.find("first") == kept
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
