@@ -57,6 +57,8 @@ class Steps:
         self._prompt_hashes |= {
             f"against_{number}": loaders.content_hash(one) for number, one in enumerate(recipe.prompts.against, 1)
         }
+        if recipe.prompts.real:
+            self._prompt_hashes["real"] = loaders.content_hash(recipe.prompts.real, recipe.prompts.system)
 
     def begin(self, number: int) -> None:
         self.number = number
@@ -172,11 +174,30 @@ class Steps:
             seed=self._seed("filters"),
         )
 
+    def diversity(self, kept: Sequence[Artifact]) -> Artifact:
+        """How varied what the filters kept in this round is, beside the first round's."""
+        section = self.recipe.collapse
+        assert section
+        return self.runner.stage(
+            "diversity",
+            config={"collapse": section.model_dump(mode="json", exclude={"stop"})},
+            inputs={"kept": kept[-1], **({"first": kept[0]} if len(kept) > 1 else {})},
+            seed=derive_seed(self.recipe.seed, "diversity"),
+            aside=True,
+        )
+
+    def collapsed(self, diversity: Artifact) -> bool:
+        """Whether the run is to end because of it. Waits for the stage only where that is asked."""
+        section = self.recipe.collapse
+        return bool(section and section.stop and self.runner.metrics(diversity)["warnings"])
+
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
         """`kept`: what the filters kept, in all rounds so far."""
 
         def inputs(section: Sft) -> dict[str, Artifact]:
             chosen = {"model": policy if section.start == "previous" else self.base, "kept": kept[-1]}
+            if section.mix.real.share:
+                chosen["real"] = self._prompts
             if section.mix.earlier.share:
                 chosen.update(_earlier(kept[:-1]))
             return chosen

@@ -68,7 +68,7 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
             f"{name} greedy {figures['greedy']['value'] or 0:.3f} pass@1 {figures['pass@1']['value'] or 0:.3f}"
             for name, figures in metrics.items()
         )
-    if stage == "watch":
+    if stage in ("watch", "diversity"):
         return "; ".join(metrics["warnings"]) or "no warning"
     names = (
         "prompts",

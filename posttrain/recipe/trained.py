@@ -133,6 +133,17 @@ class Source(Section):
     repeats: Count = Field(default=1, description="How often each of these comes in an epoch.")
 
 
+class Real(Section):
+    """Data that no model wrote, from `prompts.real`."""
+
+    share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="This share of an epoch's rows, drawn anew each round; where there are fewer, they come again.",
+    )
+
+
 class Mix(Section):
     """What SFT learns from, by source."""
 
@@ -140,6 +151,7 @@ class Mix(Section):
     earlier: Source = Field(
         default_factory=lambda: Source(share=0.0), description="What they kept in the rounds before."
     )
+    real: Real = Field(default_factory=Real, description="What no model wrote: guards against collapse.")
 
 
 class Anneal(Section):
@@ -159,6 +171,12 @@ class Sft(Trained):
     )
     mix: Mix = Field(default_factory=Mix, description="How much of which data.")
     anneal: Anneal | None = Field(default=None, description="End with the best data; null: no order.")
+
+    def key(self) -> dict[str, Any]:
+        found = super().key()
+        if not self.mix.real.share:  # it came later: no older run starts anew
+            found["mix"] = {name: source for name, source in found["mix"].items() if name != "real"}
+        return found
 
     @model_validator(mode="after")
     def _packs_whole_examples(self) -> Sft:

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
 from posttrain.content import did_you_mean
+from posttrain.recipe.collapse import Collapse
 from posttrain.recipe.section import Count, Section, complain
 from posttrain.recipe.sections import (
     Compute,
@@ -46,6 +47,9 @@ class Recipe(Section):
     samples: Samples = Field(description="What the filters choose from.")
     filters: list[SerializeAsAny[BaseModel]] = Field(
         default=[], description="In this order, what drops samples, and why: see posttrain.filters.FILTERS."
+    )
+    collapse: Collapse | None = Field(
+        default=None, description="How varied what the filters kept is, by round, with warnings and a stop rule."
     )
     sft: Sft | None = Field(default=None, description="SFT on what the filters kept.")
     pairs: Pairs | None = Field(default=None, description="Pairs from the policy that SFT made.")
@@ -93,6 +97,8 @@ class Recipe(Section):
     def _fits_together(self) -> Recipe:
         self._rewards_fit()
         self._watch_fits()
+        if self.sft and self.sft.mix.real.share and self.prompts.real is None:
+            complain(("sft", "mix", "real"), "there is no real data to mix in", "name it: prompts.real")
         lacks = self.engine.lacks()
         for index, one in enumerate(self.filters):
             for need in getattr(one, "needs", ()):

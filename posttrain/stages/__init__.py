@@ -20,6 +20,7 @@ STAGES = {
     "samples": 1,
     "scores": 1,
     "filters": 1,
+    "diversity": 1,
     "average": 1,
     "choose": 1,
     "sft": 2,

@@ -28,7 +28,7 @@ SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.st
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: model. Config: max_new_tokens, decontaminate. Settings: prompts (with paths). Writes train, dev and
-    heldout.parquet, and against.parquet where there are further evaluation sets.
+    heldout.parquet, against.parquet where there are further evaluation sets, and real.parquet where there is real data.
 
     Of the training prompts, those that are evaluated on are left out and counted, whatever the recipe's filters are:
     preferences, samples and pairs all start from train.parquet.
@@ -101,7 +101,26 @@ def run(job: Job) -> dict[str, Any]:
         _write(kept, job.out / f"{name}.parquet")
         out = {"too_long": len(prompts) - len(kept), "in_an_evaluation_set": 0, **dropped, **counts}
         metrics[name] = {"prompts": len(kept), **out}
+    if sets.real:
+        real, dropped = _decontaminated(_real(sets), evaluated_on, sets.decontaminate)
+        if not real:
+            raise DataError("no row is left that is not evaluated on", file=sets.real.path or sets.real.dataset_name)
+        _write(real, job.out / "real.parquet")
+        metrics["real"] = {"rows": len(real), **dropped}
     return metrics
+
+
+def _real(sets: Prompts) -> list[Prompt]:
+    """Prompts with what somebody answered, as messages, in the column `completion`."""
+    assert sets.real
+    made = loaders.read_prompts(sets.real, sets.system, where="prompts.real")
+    place = sets.real.path or sets.real.dataset_name
+    for prompt in made:
+        answer = prompt.columns.get("completion")
+        if not (isinstance(answer, str) and answer.strip()):
+            hint = "write the answer as text; or name its column: prompts.real.columns: {prompt: …, completion: …}"
+            raise DataError("the row has no text in a column 'completion'", file=place, line=prompt.line, hint=hint)
+    return made
 
 
 def _against(sets: Prompts) -> list[Prompt]:

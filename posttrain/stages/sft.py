@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,13 +16,14 @@ from posttrain.errors import EmptyStageError
 from posttrain.recipe import Sft
 from posttrain.stages import Job
 from posttrain.training.lora import lora_config
-from posttrain.training.mixing import annealed, mixed
+from posttrain.training.mixing import annealed, guaranteed, mixed
 from posttrain.training.rows import sft_rows
 from posttrain.training.run import arguments, train
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model, kept (filters artifact), earlier_1, … (those of earlier rounds). Config: sft, model.
+    """Inputs: model, kept (filters artifact), earlier_1, … (those of earlier rounds), real (the
+    prompts artifact, where sft.mix.real has a share). Config: sft, model.
     Writes a model folder.
     """
     section = Sft.model_validate(job.config["sft"])
@@ -29,6 +31,8 @@ def run(job: Job) -> dict[str, Any]:
     earlier = sorted(name for name in job.inputs if name.startswith("earlier_"))
     sources = {"fresh": _kept(job, ["kept"]), "earlier": _kept(job, earlier)}
     chosen = mixed(sources, {"fresh": section.mix.fresh, "earlier": section.mix.earlier}, job.seed)
+    others, real = len(chosen), _real(job) if section.mix.real.share else []
+    chosen += guaranteed(real, section.mix.real.share, others, job.seed)
     rows, too_long = sft_rows(tokenizer, chosen, section.trl.get("max_length"))
     if not len(rows):
         raise EmptyStageError(
@@ -55,7 +59,23 @@ def run(job: Job) -> dict[str, Any]:
         ),
     )
     counts = {name: len(source) for name, source in sources.items()}
+    if real:
+        counts |= {"real": len(real), "real_in_mix": len(chosen) - others}
     return {**metrics, "rows": count, "too_long": too_long, "sources": counts, "mix": len(chosen)}
+
+
+def _real(job: Job) -> list[dict[str, Any]]:
+    """What no model wrote, as rows of the mix; without a score, so none is among the best by score."""
+    return [
+        {
+            "prompt_id": row["id"],
+            "sample_index": 0,
+            "prompt": row["prompt"],
+            "completion": [{"role": "assistant", "content": json.loads(row["columns"])["completion"]}],
+            "score": None,
+        }
+        for row in pq.read_table(job.inputs["real"] / "real.parquet").to_pylist()
+    ]
 
 
 def _kept(job: Job, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,16 @@ def mixed(sources: Mapping[str, Sequence[Row]], mix: Mapping[str, Source], seed:
         chosen = [row for row in given if _draw(seed, name, row) < source.share]
         rows += chosen * source.repeats
     return rows
+
+
+def guaranteed(rows: Sequence[Row], share: float, others: int, seed: int) -> list[Row]:
+    """So many rows that they are `share` of an epoch beside `others`, by another draw in each round.
+
+    Where there are fewer, each comes again before any comes once more.
+    """
+    count = math.ceil(share / (1 - share) * others)
+    drawn = sorted(rows, key=lambda row: (_draw(seed, "real", row), row["prompt_id"]))
+    return [drawn[at % len(drawn)] for at in range(count)] if drawn else []
 
 
 def _draw(seed: int, source: str, row: Row) -> float:
