@@ -170,6 +170,11 @@ class Steps:
             "filters",
             config={"filters": [one.model_dump(mode="json") for one in chain]},
             decides={"filters": [one.key() for one in chain]},
+            outside={
+                f"filters.{index}.{name}": value
+                for index, one in enumerate(chain)
+                for name, value in one.outside().items()
+            },
             inputs={"scored": scored, "prompts": prompts, **(_earlier(kept) if across else {})},
             seed=self._seed("filters"),
         )

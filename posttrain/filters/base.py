@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from posttrain.filters.rows import Rows
 
-Scope = Literal["row", "prompt", "corpus"]
+Scope = Literal["row", "prompt", "corpus", "whole"]
 
 
 class Verdict(NamedTuple):
@@ -39,18 +39,22 @@ class FilterContext:
 
     `evaluation_prompts`: the texts of all prompts that are evaluated on, as `rows.message_text` gives them.
     `earlier`: the rows that earlier rounds kept, `prompt` and `completion`, in batches; anew at each call.
+    `reaching`: for a filter of scope `whole`, all rows that reach it, anew at each call; `filters.run` fills it in.
     """
 
     evaluation_prompts: Sequence[str] = ()
     seed: int = 0
     earlier: Callable[[], Iterable[pa.RecordBatch]] = tuple
+    reaching: Callable[[], Iterable[Rows]] = tuple
 
 
 class Filter(BaseModel, ABC):
     """One filter with its keys. Holds no state: that lives in what `start` returns, for one pass over one corpus.
 
     `scope` says what a verdict depends on: the `row` alone, all rows of its `prompt` (the driver then never cuts a
-    prompt in two), or all rows of the `corpus` before it. Rows may be filtered in parallel up to `prompt`.
+    prompt in two), all rows of the `corpus` before it, or the `whole` corpus, after it too. Rows may be filtered in
+    parallel up to `prompt`. For a `whole` filter the rows are gone through once more: first those that reach it, by
+    `context.reaching`, with the filters before it run for that alone; then all again, and it gives its verdicts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -64,6 +68,10 @@ class Filter(BaseModel, ABC):
         """What of it decides a result. A later key is left out where it changes nothing: no older run starts anew."""
         off = {name for name, value in self.later.items() if getattr(self, name) == value}
         return self.model_dump(mode="json", exclude=off)
+
+    def outside(self) -> dict[str, str]:
+        """Hashes, by name, of what decides verdicts beside the keys and the rows, such as a model."""
+        return {}
 
     @abstractmethod
     def start(self, context: FilterContext) -> Judge:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from posttrain.errors import DataError
+from posttrain.errors import DataError, InputError
 from posttrain.filters.base import Filter, FilterContext, Judge, Mask, Verdict
 from posttrain.filters.rows import Rows
 
@@ -76,7 +76,14 @@ class Run:
     def __init__(self, batches: Iterable[pa.RecordBatch], filters: Sequence[Filter], context: FilterContext) -> None:
         self.counts = [Count(each.use) for each in filters]
         self.rows_in = self.rows_kept = 0
-        self._judges = [each.start(context) for each in filters]
+        if isinstance(batches, Iterator):
+            for each in filters:
+                if each.scope == "whole":
+                    raise InputError(f"{each.use} goes over the rows twice, and these can be read once")
+        self._judges = [
+            each.start(_reaching(batches, filters[:place], context) if each.scope == "whole" else context)
+            for place, each in enumerate(filters)
+        ]
         self._batches = whole_prompts(batches) if any(each.scope == "prompt" for each in filters) else batches
 
     def figures(self) -> dict[str, Any]:
@@ -135,6 +142,15 @@ def _apply(judge: Judge, rows: Rows, count: Count, gone: dict[int, tuple[str, Ve
     count.rows_out += len(kept)
     count.seconds += perf_counter() - start
     return kept
+
+
+def _reaching(batches: Iterable[pa.RecordBatch], before: Sequence[Filter], context: FilterContext) -> FilterContext:
+    """The context of a filter of scope `whole`: with the rows that the filters before it keep."""
+
+    def reaching() -> Iterator[Rows]:
+        return (Rows(part.kept) for part in Run(batches, before, context))
+
+    return replace(context, reaching=reaching)
 
 
 def whole_prompts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -24,6 +24,7 @@ _PATHS: dict[Path_, content.Kind] = {
     ("model", "path"): "data",
     ("prompts", "*", "path"): "data",
     ("prompts", "against", "*", "path"): "data",
+    ("filters", "*", "embed"): "data",
     ("reward", "*", "use"): "reward",
     ("evaluate", "measure", "*", "use"): "reward",
     ("watch", "judges", "*", "use"): "reward",
@@ -102,8 +103,9 @@ def _resolve(node: Node, path: Path_, files: bool) -> None:
         kinds: list[content.Kind] = [kind for pattern, kind in _PATHS.items() if matches(pattern, path)]
         if path == ("engine", "server", "start", 0):
             node.value = _program(node.value, node.place, files)
-        if kinds and node.value not in ("reward-model", SECOND):
-            node.value = _resolved(node.value, node.place, kinds[0], is_model=path[0] == "model", files=files)
+        if kinds and node.value not in ("reward-model", SECOND, "tfidf"):
+            is_model = path[0] == "model" or path[-1] == "embed"
+            node.value = _resolved(node.value, node.place, kinds[0], is_model=is_model, files=files)
 
 
 def _program(word: str, place: Place, files: bool) -> str:

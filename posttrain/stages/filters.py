@@ -33,7 +33,7 @@ def run(job: Job) -> dict[str, Any]:
         for row in pq.read_table(job.inputs["prompts"] / f"{name}.parquet")["prompt"].to_pylist()
     ]
     context = filters.FilterContext(prompts, job.seed, lambda: _earlier(job))
-    passage = filters.run(source.iter_batches(ROWS), filters.parse(job.config["filters"]), context)
+    passage = filters.run(_Batches(source), filters.parse(job.config["filters"]), context)
     total = source.metadata.num_rows
     schema = source.schema_arrow
     with (
@@ -52,6 +52,16 @@ def run(job: Job) -> dict[str, Any]:
             "samples.prompts, or look at what was sampled: the samples artifact of this round is whole"
         )
     return figures
+
+
+class _Batches:
+    """The rows of a table in batches, as often as they are asked for."""
+
+    def __init__(self, table: pq.ParquetFile) -> None:
+        self._table = table
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return self._table.iter_batches(ROWS)
 
 
 def _earlier(job: Job) -> Iterator[pa.RecordBatch]:
