@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tiny_models import causal_lm, tokenizer
 
 from posttrain import filters
 from posttrain.errors import InputError, ModelError
+from posttrain.filter_file import filter_file
 from posttrain.filters import FilterContext, embedding
 from posttrain.filters.semantic_duplicates import clustered, greedy, worth
 from posttrain.recipe import load
@@ -125,6 +127,17 @@ def test_a_model_that_cannot_be_had_is_named_with_the_offline_choice(tmp_path: P
     (one,) = filters.parse([{"use": "semantic-duplicates", "embed": "nobody/no-such-model-here"}])
     with pytest.raises(ModelError, match=r"(?s)nobody/no-such-model-here.*embed: tfidf"):
         one.outside()
+
+
+def test_a_file_is_gone_through_twice_and_counted_once(tmp_path: Path):
+    lines = [
+        json.dumps({"prompt": "p", "completion": text}) for text in ("one two three", "four five", "one two three")
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines, "no row"]) + "\n")
+    chain = filters.parse([{"use": "format"}, {"use": "semantic-duplicates"}])
+    figures = filter_file(tmp_path / "in.jsonl", chain, FilterContext(), tmp_path / "out")
+    assert (figures["rows"], figures["kept"]) == (4, 2)
+    assert figures["filters"][-1]["reasons"] == {"semantic duplicate": 1}
 
 
 def test_rows_that_can_be_read_once_are_refused():
