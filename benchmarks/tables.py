@@ -19,6 +19,12 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "speed.md"
 
 
+def filters(rows: list[Any], device: str) -> str:
+    import filters
+
+    return filters.table([filters.Figure(**row) for row in rows])
+
+
 def growth(rows: list[Any], device: str) -> str:
     import growth
 
@@ -63,7 +69,7 @@ def training(rows: list[Any], device: str) -> str:
 
 # The scripts are imported only where there are figures: they import torch.
 TABLES: dict[str, Callable[[list[Any], str], str]] = {
-    one.__name__: one for one in (glued_trl, growth, loop, sampling, scoring, training)
+    one.__name__: one for one in (filters, glued_trl, growth, loop, sampling, scoring, training)
 }
 
 

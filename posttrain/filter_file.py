@@ -49,7 +49,7 @@ def filter_file(
     reading = Count(READ)
     unread: list[pa.RecordBatch] = []
     schema = filters.dropped_schema(file.schema)
-    passage = filters.run(_read(parts, reading, unread, schema), chosen, context)
+    passage = filters.run(_Passes(_read(parts, reading, unread, schema), file), chosen, context)
     with (
         _whole(out) as work,
         pq.ParquetWriter(work / "kept.parquet", file.schema, compression="zstd") as kept,
@@ -109,6 +109,18 @@ def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
         raise DataError(f"the filter {name!r} needs {lack}", file=str(file.path), hint=hint)
     _ = rows.prompts, rows.answers  # of a kind that can be read?
     return chain(begun, parts)
+
+
+class _Passes:
+    """The rows of a file: counted as they are gone through first, then as often as a filter must see them all."""
+
+    def __init__(self, counted: Iterator[pa.RecordBatch], file: RowFile) -> None:
+        self._counted: Iterator[pa.RecordBatch] | None = counted
+        self._file = file
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        first, self._counted = self._counted, None
+        return first or (part.rows for part in self._file.parts())
 
 
 def _read(

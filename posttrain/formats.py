@@ -42,6 +42,19 @@ def prompt_of(row: Mapping[str, Any]) -> list[Message]:
     return ranking_of(row)[0]
 
 
+def demonstration_of(row: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
+    """The prompt and the answer to it: `completion`, or what follows the prompt in `messages`.
+
+    Raises:
+        DataError: one of them cannot be read, or there is no answer.
+    """
+    prompt, name = prompt_of(row), "completion" if "completion" in row else "messages"
+    answer = _answer(name, row.get(name), prompt)
+    if not answer[-1]["content"].strip():
+        raise DataError("there is no answer", hint="write it in 'completion', or as the last of 'messages'")
+    return prompt, answer
+
+
 def ranking_of(row: Mapping[str, Any]) -> tuple[list[Message], dict[str, list[Message] | None]]:
     """The prompt, and the answers `chosen`, `rejected` and `edited` (None where there is none).
 

@@ -20,7 +20,7 @@ from posttrain.content import did_you_mean
 from posttrain.errors import DataError
 from posttrain.pairing import Level
 from posttrain.recipe import PromptSet
-from posttrain.records import Preference, Prompt, under
+from posttrain.records import Message, Preference, Prompt, under
 from posttrain.sources import Source, cut
 
 
@@ -64,6 +64,25 @@ def read_prompts(
     if not made:
         raise source.error(None, "no rows" if prompts.rows is None else f"no rows are left by rows: {prompts.rows}")
     return list(made.values())
+
+
+def read_demonstrations(
+    real: PromptSet, system: str | None = None, *, where: str = "prompts.real"
+) -> list[tuple[Prompt, list[Message]]]:
+    """The prompts of a set with what somebody answered, in its order. `system`, `where` as above.
+
+    Raises DataError for whatever cannot be used, at its line.
+    """
+    source = Source(real, where)
+    made = []
+    for line, raw in cut(list(source.rows()), real.rows):
+        row = source.rename(line, raw)
+        with _at(source, line):
+            messages, answer = formats.demonstration_of(row)
+        made.append((Prompt(tuple(under(system, messages)), {}, line), answer))
+    if not made:
+        raise source.error(None, "no rows")
+    return made
 
 
 def read_preferences(

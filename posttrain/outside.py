@@ -46,7 +46,8 @@ def outside(recipe: Recipe) -> Outside:
             name: loaders.content_hash(getattr(recipe.prompts, name), recipe.prompts.system)
             for name in ("dev", "heldout")
         }
-        | {f"against_{number}": loaders.content_hash(one) for number, one in enumerate(recipe.prompts.against, 1)},
+        | {f"against_{number}": loaders.content_hash(one) for number, one in enumerate(recipe.prompts.against, 1)}
+        | ({"real": loaders.content_hash(real, recipe.prompts.system)} if (real := recipe.prompts.real) else {}),
         [loaders.content_hash(each, recipe.prompts.system) for each in given],
         _reference(recipe.dpo.reference) if recipe.dpo else None,
     )

@@ -30,10 +30,11 @@ class State:
     preferences: tuple[Artifact, ...] = ()  # of all rounds so far
     kept: tuple[Artifact, ...] = ()  # by the filters, in all rounds so far
     reward_model: Artifact | None = None  # the last round's
+    collapsed: bool = False  # the last round's answers, and the recipe says to end then
 
 
 def play(recipe: Recipe, runner: Stages, n: int) -> Artifact:
-    """Run rounds until `n` are there, or the recipe's `stop_after` says that nothing is gained any more.
+    """Run rounds until `n` are there, or the recipe says to end: `stop_after` without gain, `collapse.stop`.
 
     No finished stage is done again. Returns the last promoted policy.
     """
@@ -46,7 +47,7 @@ def play(recipe: Recipe, runner: Stages, n: int) -> Artifact:
         state = State(steps.base, steps.base, evaluation, evaluation)
         for number in range(1, n + 1):
             state = play_round(steps, number, prompts, state)
-            if recipe.stop_after and state.without_gain >= recipe.stop_after:
+            if (recipe.stop_after and state.without_gain >= recipe.stop_after) or state.collapsed:
                 break
         runner.end()
     finally:
@@ -68,6 +69,7 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
     scored = steps.scores(samples, reward_model, steps.annotations(fresh, samples))
     classifier = steps.quality_classifier(state.kept, state.policy)
     kept = (*state.kept, steps.filters(scored, prompts, state.kept, classifier, state.policy))
+    diversity = steps.diversity(kept) if recipe.collapse else None
     policy = state.policy
     if recipe.sft:
         policy = steps.sft(kept, policy, reward_model)
@@ -81,6 +83,8 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
     promoted, better = steps.promote(evaluation, state.evaluation, reward_model)
     if recipe.watch:
         steps.watch(evaluation, state.evaluation, state.base, preferences, reward_model)
+    if diversity:
+        state = replace(state, collapsed=steps.collapsed(diversity))
     gain = 0 if better else state.without_gain + 1
     state = replace(state, preferences=preferences, kept=kept, reward_model=reward_model, without_gain=gain)
     if promoted:

@@ -104,6 +104,23 @@ class Sifting:
             seed=derive_seed(self.recipe.seed, "filters", number),
         )
 
+    def diversity(self, kept: Sequence[Artifact]) -> Artifact:
+        """How varied what the filters kept in this round is, beside the first round's."""
+        section = self.recipe.collapse
+        assert section
+        return self.runner.stage(
+            "diversity",
+            config={"collapse": section.model_dump(mode="json", exclude={"stop"})},
+            inputs={"kept": kept[-1], **({"first": kept[0]} if len(kept) > 1 else {})},
+            seed=derive_seed(self.recipe.seed, "diversity"),
+            aside=True,
+        )
+
+    def collapsed(self, diversity: Artifact) -> bool:
+        """Whether the run is to end because of it. Waits for the stage only where that is asked."""
+        section = self.recipe.collapse
+        return bool(section and section.stop and self.runner.metrics(diversity)["warnings"])
+
 
 def earlier(kept: Sequence[Artifact]) -> dict[str, Artifact]:
     """What the filters kept in these rounds, by role."""

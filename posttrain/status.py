@@ -45,12 +45,14 @@ def _round(run: Store, entry: Mapping[str, Any]) -> dict[str, Any]:
     if "watch" in metrics:
         model = {name: metrics["watch_model"][name] for name in ("pair_accuracy", "pairs")}
         shown["watch"] = {**metrics["watch"], "reward_model": model}
+    if "diversity" in metrics:
+        shown["diversity"] = metrics["diversity"]
     shown["pairs"] = {name: metrics[name]["pairs"] for name in ("preferences", "pairs", "dpo") if name in metrics}
     shown["seconds"] = {name: manifest["seconds"] for name, manifest in manifests.items()}
     return shown
 
 
-ASIDE = ("heldout", "watch_model", "watch")  # stages that no other one waits for
+ASIDE = ("diversity", "heldout", "watch_model", "watch")  # stages that no other one waits for
 HEADER = (
     f"{'round':<7}{'held-out greedy':>20}{'pass@1':>8}{'pass@k':>8}{'dev pass@1':>12}{'reward':>8}"
     f"{'RM acc':>8}{'pairs':>7}{'kept/sampled':>16}{'length':>8}{'stages, s':>11}"
@@ -102,11 +104,17 @@ def watch_lines(shown: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"warning: round {shown['round']}: {warning}" for warning in watch["warnings"])]
 
 
+def collapse_lines(shown: Mapping[str, Any]) -> list[str]:
+    """The warnings of the collapse watch."""
+    return [f"warning: round {shown['round']}: {text}" for text in shown.get("diversity", {}).get("warnings", ())]
+
+
 def table(figures: Mapping[str, Any]) -> str:
     """All rounds, a line each; below, those that were watched."""
     watched = [line for shown in figures["rounds"] for line in watch_lines(shown)]
     rounds = [line(shown) for shown in figures["rounds"]]
-    return "\n".join([HEADER, *rounds, *(["", WATCH_HEADER, *watched] if watched else [])])
+    fallen = [line for shown in figures["rounds"] for line in collapse_lines(shown)]
+    return "\n".join([HEADER, *rounds, *fallen, *(["", WATCH_HEADER, *watched] if watched else [])])
 
 
 def _value(figure: Mapping[str, Any] | None, digits: int = 3) -> str:

@@ -168,11 +168,19 @@ class Steps:
     ) -> Artifact:
         return self.sifting.filters(self.number, scored, prompts, kept, classifier, policy)
 
+    def diversity(self, kept: Sequence[Artifact]) -> Artifact:
+        return self.sifting.diversity(kept)
+
+    def collapsed(self, diversity: Artifact) -> bool:
+        return self.sifting.collapsed(diversity)
+
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
         """`kept`: what the filters kept, in all rounds so far."""
 
         def inputs(section: Sft) -> dict[str, Artifact]:
             chosen = {"model": policy if section.start == "previous" else self.base, "kept": kept[-1]}
+            if section.mix.real.share:
+                chosen["real"] = self._prompts
             if section.mix.earlier.share:
                 chosen.update(earlier(kept[:-1]))
             return chosen

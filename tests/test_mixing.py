@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from posttrain.recipe import Anneal, Source
-from posttrain.training.mixing import annealed, mixed, passes
+from posttrain.training.mixing import annealed, guaranteed, mixed, passes
 
 
 def rows(name: str, count: int) -> list[dict[str, object]]:
@@ -32,6 +32,17 @@ def test_whether_a_row_is_drawn_does_not_depend_on_the_others() -> None:
     few, many = (mixed({"fresh": rows("fresh", count)}, half, 0) for count in (100, 200))
     assert few == many[: len(few)]
     assert many != mixed({"fresh": rows("fresh", 200)}, half, 1)[: len(many)]
+
+
+@pytest.mark.parametrize(("share", "others"), [(0.2, 100), (0.5, 33), (0.9, 10)])
+def test_real_data_is_its_share_of_an_epoch_however_much_else_there_is(share: float, others: int) -> None:
+    for given in (1000, 7):
+        real = guaranteed(rows("real", given), share, others, 0)
+        assert len(real) / (len(real) + others) == pytest.approx(share, abs=1 / others)
+        assert len(real) / (len(real) + others) >= share
+        times = [sum(row["prompt_id"] == f"real-{at}" for row in real) for at in range(given)]
+        assert max(times) - min(times) <= 1
+    assert guaranteed(rows("real", 1000), share, others, 0) != guaranteed(rows("real", 1000), share, others, 1)
 
 
 def test_the_last_steps_learn_from_the_best_rows_alone() -> None:

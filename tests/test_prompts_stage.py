@@ -40,6 +40,8 @@ def run(
     prompt_sets: dict[str, Any] = {name: one for name, one in paths.items() if name != "further"}
     if "further" in paths:
         prompt_sets["against"] = [paths["further"]]
+    if "real" in paths:
+        prompt_sets["real"]["columns"] = {"completion": "answer"}
     settings: dict[str, Any] = {
         "prompts": {**prompt_sets, "decontaminate": decontaminate},
         "rewards": [{"use": use} for use in rewards or ["word-problems.py"]],
@@ -102,6 +104,18 @@ def test_further_evaluation_sets_are_kept_out_too_and_go_to_the_filters(tmp_path
     metrics = run(tmp_path, train=[*rows("train"), *rows("test", 2)], further=[{"prompt": "TEST 1?"}])
     assert metrics["train"]["in_an_evaluation_set"] == 1 and "against" not in metrics
     assert pq.read_table(tmp_path / "out" / "against.parquet").num_rows == 1
+
+
+def test_real_data_is_read_with_its_answers_and_without_what_is_evaluated_on(tmp_path: Path) -> None:
+    metrics = run(tmp_path, real=[*rows("real"), *rows("HELDOUT", 1)])
+    assert metrics["real"] == {"rows": 3, "in_an_evaluation_set": 1}
+    table = pq.read_table(tmp_path / "out" / "real.parquet").to_pylist()
+    assert table[2]["completion"] == [{"role": "assistant", "content": "2"}]
+
+
+def test_real_data_without_an_answer_is_told_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"real\.jsonl:2: there is no answer"):
+        run(tmp_path, real=[{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": " "}])
 
 
 def test_a_further_evaluation_set_that_is_empty_is_told(tmp_path: Path) -> None:

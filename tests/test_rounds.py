@@ -30,6 +30,7 @@ METRICS = {
     "scores": {},
     "quality_classifier": {"rows": 9, "auc": FIGURES, "on": False},
     "filters": {"kept": 7, "dropped": {"format: empty": 73}},
+    "diversity": {"figures": {}, "first": None, "warnings": ["the answers are all alike"]},
     "sft": {},
     "average": {"models": 2},
     "choose": {"chosen": "mean", "pairs": 4, "pair_accuracy": FIGURES},
@@ -281,6 +282,39 @@ def test_further_evaluation_sets_are_in_the_key_only_where_there_are_any(tmp_pat
     assert len(outside["against_1"]) == 64 and config["decontaminate"] == {"n": 5, "max_share": 0.5}
     with pytest.raises(InputError, match="no such file"):
         load("quickstart", ["prompts.against=[{path: ./nowhere.jsonl}]"])
+
+
+def test_the_collapse_watch_warns_and_ends_a_run_only_where_it_is_told_to(tmp_path: Path) -> None:
+    ran, _ = go(tmp_path / "off", 1)
+    assert "diversity" not in ran
+    for stop, rounds in ((False, 3), (True, 2)):  # the base's round is one
+        root = tmp_path / str(stop)
+        ran, _ = go(root, 2, f"collapse={{stop: {str(stop).lower()}}}")
+        shown = status(Store(root))
+        assert len(shown["rounds"]) == rounds and ran.count("diversity") == rounds - 1
+        assert "warning: round 1: the answers are all alike" in table(shown)
+        assert shown["rounds"][1]["diversity"]["warnings"] == ["the answers are all alike"]
+    entry = Store(tmp_path / "False").read_run()["rounds"]
+    inputs = Store(tmp_path / "False").manifest(entry[2]["stages"]["diversity"])["input_keys"]
+    assert inputs == {"kept": entry[2]["stages"]["filters"], "first": entry[1]["stages"]["filters"]}
+
+
+def test_real_data_reaches_sft_and_no_key_of_a_run_without_it(tmp_path: Path) -> None:
+    def sft(name: str, *overrides: str) -> dict[str, Any]:
+        go(tmp_path / name, 1, *overrides)
+        run = Store(tmp_path / name)
+        return run.manifest(run.read_run()["rounds"][1]["stages"]["sft"])
+
+    without = sft("without")
+    assert set(without["input_keys"]) == {"model", "kept"} and set(without["config"]["sft"]["mix"]) == {
+        "fresh",
+        "earlier",
+    }
+    (tmp_path / "real.jsonl").write_text('{"prompt": "how many?", "completion": "two"}\n')
+    real = sft("real", f"prompts.real.path={tmp_path}/real.jsonl", "sft.mix.real.share=0.2")
+    assert "real" in real["input_keys"] and real["config"]["sft"]["mix"]["real"] == {"share": 0.2}
+    with pytest.raises(InputError, match="there is no real data to mix in"):
+        load("quickstart", ["sft.mix.real.share=0.2"])
 
 
 def test_annealing_begins_in_the_round_that_is_said(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def _pushing(store: Any, recipe: Any, terminal: Any) -> tuple[Callable[[int], No
 
 
 def _last_line(store: Any, number: int, header: str) -> str:
-    from posttrain.status import WATCH_HEADER, line, status, watch_lines
+    from posttrain.status import WATCH_HEADER, collapse_lines, line, status, watch_lines
 
     shown = next(entry for entry in status(store)["rounds"] if entry["round"] == number)
     watched = watch_lines(shown)
-    return "\n".join([header, line(shown), *([WATCH_HEADER, *watched] if watched else [])])
+    return "\n".join([header, line(shown), *collapse_lines(shown), *([WATCH_HEADER, *watched] if watched else [])])

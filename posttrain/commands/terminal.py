@@ -112,7 +112,7 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
         area = metrics["auc"]["value"]
         state = "on" if metrics["on"] else f"off: {metrics['why']}"
         return f"rows {metrics['rows']}  held-out AUC {'-' if area is None else f'{area:.3f}'}  {state}"
-    if stage == "watch":
+    if stage in ("watch", "diversity"):
         return "; ".join(metrics["warnings"]) or "no warning"
     names = (
         "prompts",

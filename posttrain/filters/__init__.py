@@ -30,6 +30,7 @@ from posttrain.filters.near_duplicates import NearDuplicates
 from posttrain.filters.repetition import Repetition
 from posttrain.filters.rows import message_text
 from posttrain.filters.selection import BestOfK
+from posttrain.filters.semantic_duplicates import SemanticDuplicates
 
 __all__ = [
     "FILTERS",
@@ -53,6 +54,7 @@ FILTERS: dict[str, type[Filter]] = {
     "repetition": Repetition,
     "exact-duplicates": ExactDuplicates,
     "near-duplicates": NearDuplicates,
+    "semantic-duplicates": SemanticDuplicates,
     "overlap": Overlap,
     "best-of-k": BestOfK,
     "quality": Quality,
@@ -75,7 +77,8 @@ def run(
     where they are.
 
     Raises:
-        InputError: here, when the context lacks what a filter needs; while iterating, when the rows lack it.
+        InputError: here, when the context lacks what a filter needs, or a filter of scope `whole` is given an iterator,
+            which can be gone through but once; while iterating, when the rows lack it.
     """
     return Run(batches, filters, context, memory)
 

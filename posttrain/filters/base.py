@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from posttrain.filters.rows import Rows
 
-Scope = Literal["row", "prompt", "corpus"]
+Scope = Literal["row", "prompt", "corpus", "whole"]
 
 
 class Verdict(NamedTuple):
@@ -44,6 +44,7 @@ class FilterContext:
     `scratch`: a folder that survives a kill, for what was dear to find out; None: nothing is kept.
     `corpus`: all rows before any filter, those of the given columns that there are; for a filter that must know the
     whole corpus before its first verdict. Each call is one more pass. `filters.run` fills it in where it can.
+    `reaching`: for a filter of scope `whole`, all rows that reach it, anew at each call; `filters.run` fills it in.
     `classifier`: the folder of the learned quality classifier; `policy`: the model whose states it reads, if it does.
     """
 
@@ -52,6 +53,7 @@ class FilterContext:
     earlier: Callable[[], Iterable[pa.RecordBatch]] = tuple
     scratch: Path | None = None
     corpus: Corpus | None = None
+    reaching: Callable[[], Iterable[Rows]] = tuple
     classifier: Path | None = None
     policy: Path | None = None
 
@@ -60,7 +62,9 @@ class Filter(BaseModel, ABC):
     """One filter with its keys. Holds no state: that lives in what `start` returns, for one pass over one corpus.
 
     `scope` says what a verdict depends on: the `row` alone, all rows of its `prompt` (the driver then never cuts a
-    prompt in two), or all rows of the `corpus` before it. Rows may be filtered in parallel up to `prompt`.
+    prompt in two), all rows of the `corpus` before it, or the `whole` corpus, after it too. Rows may be filtered in
+    parallel up to `prompt`. For a `whole` filter the rows are gone through once more: first those that reach it, by
+    `context.reaching`, with the filters before it run for that alone; then all again, and it gives its verdicts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from posttrain.errors import DataError
+from posttrain.errors import DataError, InputError
 from posttrain.filters.base import Filter, FilterContext, Mask, Verdict
 from posttrain.filters.rows import Rows
 
@@ -91,7 +91,7 @@ class Run:
     """One pass of filters over batches; iterating gives what was kept and dropped, `counts` grows with it.
 
     Each filter sees what the ones before it kept: `counts[i].rows_out == counts[i + 1].rows_in`. With a `memory`, only
-    filters of the scope `corpus` are asked about a batch again: they must know what they have seen.
+    filters of the scopes `corpus` and `whole` are asked about a batch again: they must know what they have seen.
     """
 
     def __init__(
@@ -110,8 +110,15 @@ class Run:
                     yield batch.select([name for name in columns if name in batch.schema.names])
 
             context = replace(context, corpus=corpus)
-        self._judges = [each.start(context) for each in filters]
-        self._corpus = [each.scope == "corpus" for each in filters]
+        if isinstance(batches, Iterator):
+            for each in filters:
+                if each.scope == "whole":
+                    raise InputError(f"{each.use} goes over the rows twice, and these can be read once")
+        self._judges = [
+            each.start(_reaching(batches, filters[:place], context) if each.scope == "whole" else context)
+            for place, each in enumerate(filters)
+        ]
+        self._corpus = [each.scope in ("corpus", "whole") for each in filters]
         self._memory = memory
         self._batches = whole_prompts(batches) if any(each.scope == "prompt" for each in filters) else batches
 
@@ -201,6 +208,15 @@ def _by_filter(known: pa.Table, filters: int) -> list[Verdicts]:
         said = Mask(*json.loads(row["mask"])) if row["mask"] else Verdict(row["reason"], row["figure"])
         found[row["filter"]][row["row"]] = said
     return list(found)
+
+
+def _reaching(batches: Iterable[pa.RecordBatch], before: Sequence[Filter], context: FilterContext) -> FilterContext:
+    """The context of a filter of scope `whole`: with the rows that the filters before it keep."""
+
+    def reaching() -> Iterator[Rows]:
+        return (Rows(part.kept) for part in Run(batches, before, context))
+
+    return replace(context, reaching=reaching)
 
 
 def whole_prompts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

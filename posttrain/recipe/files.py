@@ -29,6 +29,7 @@ PATHS: dict[Path_, content.Kind] = {
     ("preferences", "given", "path"): "data",
     ("preferences", "given", "*", "path"): "data",
     ("prompts", "against", "*", "path"): "data",
+    ("filters", "*", "embed"): "data",
     ("reward", "*", "use"): "reward",
     ("evaluate", "measure", "*", "use"): "reward",
     ("watch", "judges", "*", "use"): "reward",
@@ -41,7 +42,7 @@ PATHS: dict[Path_, content.Kind] = {
     ("annotate", "*", "rubric"): "reward",
     ("annotate", "*", "judge", "path"): "data",
 }
-_MODELS = ("model", "judge")  # a path below one of these is a model's: a folder, or a Hub id
+_MODELS = ("model", "judge", "embed")  # a path below one of these is a model's: a folder, or a Hub id
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
 
@@ -116,8 +117,9 @@ def _resolve(node: Node, path: Path_, files: bool) -> None:
         kinds: list[content.Kind] = [kind for pattern, kind in PATHS.items() if matches(pattern, path)]
         if path == ("engine", "server", "start", 0):
             node.value = _program(node.value, node.place, files)
-        if kinds and node.value not in ("reward-model", SECOND):
-            node.value = _resolved(node.value, node.place, kinds[0], is_model=bool({*path} & {*_MODELS}), files=files)
+        if kinds and node.value not in ("reward-model", SECOND, "tfidf"):
+            is_model = bool({*path} & {*_MODELS})
+            node.value = _resolved(node.value, node.place, kinds[0], is_model=is_model, files=files)
 
 
 def _program(word: str, place: Place, files: bool) -> str:

@@ -135,6 +135,11 @@ class Prompts(Section):
         default=[],
         description="Further evaluation sets. What they ask is kept out of training; nothing is measured on them.",
     )
+    real: PromptSet | None = Field(
+        default=None,
+        description="Prompts with a column `completion` that no model wrote, for sft.mix.real. What is evaluated on is "
+        "left out of them as out of `train`.",
+    )
     decontaminate: Decontaminate | None = Field(
         default=None,
         description="Leave out training prompts that hold much of one that is evaluated on. The same ones are left out "

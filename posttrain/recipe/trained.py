@@ -164,6 +164,17 @@ class Balance(Section):
         return self
 
 
+class Real(Section):
+    """Data that no model wrote, from `prompts.real`."""
+
+    share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="This share of an epoch's rows, drawn anew each round; where there are fewer, they come again.",
+    )
+
+
 class Mix(Section):
     """What SFT learns from, by source."""
 
@@ -172,6 +183,7 @@ class Mix(Section):
         default_factory=lambda: Source(share=0.0), description="What they kept in the rounds before."
     )
     balance: Balance | None = Field(default=None, description="Shares by topic, source or difficulty; null: as it is.")
+    real: Real = Field(default_factory=Real, description="What no model wrote: guards against collapse.")
 
 
 class Anneal(Section):
@@ -195,8 +207,8 @@ class Sft(Trained):
     def key(self) -> dict[str, Any]:
         """As in every trained stage; what came later is left out where it is off, so that no older run starts anew."""
         made = super().key()
-        if self.mix.balance is None:
-            made["mix"] = {name: value for name, value in made["mix"].items() if name != "balance"}
+        off = {"balance": self.mix.balance is None, "real": not self.mix.real.share}
+        made["mix"] = {name: value for name, value in made["mix"].items() if not off.get(name)}
         return made
 
     @model_validator(mode="after")

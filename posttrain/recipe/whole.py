@@ -13,6 +13,7 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from posttrain.content import did_you_mean
 from posttrain.recipe.annotate import ANNOTATED, Annotate
+from posttrain.recipe.collapse import Collapse
 from posttrain.recipe.learned import QualityClassifier
 from posttrain.recipe.push import Push
 from posttrain.recipe.section import Count, Section, complain
@@ -56,6 +57,9 @@ class Recipe(Section):
     )
     quality_classifier: QualityClassifier | None = Field(
         default=None, description="Fitted between rounds for the filter `learned-quality`."
+    )
+    collapse: Collapse | None = Field(
+        default=None, description="How varied what the filters kept is, by round, with warnings and a stop rule."
     )
     sft: Sft | None = Field(default=None, description="SFT on what the filters kept.")
     pairs: Pairs | None = Field(default=None, description="Pairs from the policy that SFT made.")
@@ -106,6 +110,8 @@ class Recipe(Section):
         self._watch_fits()
         self._classifier_fits()
         self._balance_fits()
+        if self.sft and self.sft.mix.real.share and self.prompts.real is None:
+            complain(("sft", "mix", "real"), "there is no real data to mix in", "name it: prompts.real")
         lacks = self.engine.lacks()
         for index, one in enumerate(self.filters):
             for need in getattr(one, "needs", ()):

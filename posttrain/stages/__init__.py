@@ -24,6 +24,7 @@ STAGES = {
     "scores": 1,
     "quality_classifier": 1,
     "filters": 1,
+    "diversity": 1,
     "average": 1,
     "choose": 1,
     "sft": 3,

@@ -49,7 +49,7 @@ def run(job: Job) -> dict[str, Any]:
         policy=job.inputs.get("policy"),
     )
     chain, memory = filters.parse(job.config["filters"]), Pieces(job.scratch / "shards")
-    passage = filters.run(source.iter_batches(ROWS), chain, context, memory)
+    passage = filters.run(_Batches(source), chain, context, memory)
     total = source.metadata.num_rows
     schema = source.schema_arrow
     with (
@@ -68,6 +68,16 @@ def run(job: Job) -> dict[str, Any]:
             "samples.prompts, or look at what was sampled: the samples artifact of this round is whole"
         )
     return {**figures, **told(job.scratch)}
+
+
+class _Batches:
+    """The rows of a table in batches, as often as they are asked for."""
+
+    def __init__(self, table: pq.ParquetFile) -> None:
+        self._table = table
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return self._table.iter_batches(ROWS)
 
 
 def _earlier(job: Job) -> Iterator[pa.RecordBatch]:

@@ -27,11 +27,13 @@ from posttrain.tables import MESSAGES
 
 SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.string()), ("line", pa.int64())])
 
+REAL = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("completion", MESSAGES)])
+
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: model. Config: max_new_tokens, decontaminate. Settings: prompts (with paths); and what is only checked:
     later (training sets of later rounds), given (sets of pairs), reference (DPO's). Writes train, dev and
-    heldout.parquet, and against.parquet where there are further evaluation sets.
+    heldout.parquet, against.parquet where there are further evaluation sets, and real.parquet where there is real data.
 
     Of the training prompts, those that are evaluated on are left out and counted, whatever the recipe's filters are:
     preferences, samples and pairs all start from train.parquet.
@@ -84,7 +86,27 @@ def run(job: Job) -> dict[str, Any]:
         _read(job, room, each, "train", contamination)
     for each in job.settings.get("given", []):
         loaders.read_preferences(PromptSet.model_validate(each))
+    if sets.real:
+        real, left_out = _real(sets, sets.real, contamination)
+        pq.write_table(pa.Table.from_pylist(real, schema=REAL), job.out / "real.parquet")
+        metrics["real"] = {"rows": len(real), **left_out}
     return metrics
+
+
+def _real(
+    sets: Prompts, real: PromptSet, contamination: Callable[[Prompt], str | None]
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """What somebody answered, but to prompts that are evaluated on; and how many of those there were."""
+    rows, left_out = [], Counter[str]()
+    for prompt, completion in loaders.read_demonstrations(real, sets.system, where="prompts.real"):
+        reason = contamination(prompt)
+        if reason:
+            left_out[reason] += 1
+        else:
+            rows.append({"id": prompt.id, "prompt": list(prompt.messages), "completion": list(completion)})
+    if not rows:
+        raise DataError("no row is left that is not evaluated on", file=real.path or real.dataset_name)
+    return rows, left_out
 
 
 @dataclass(frozen=True)

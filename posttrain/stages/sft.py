@@ -16,14 +16,15 @@ from posttrain.recipe import Sft
 from posttrain.stages import Job
 from posttrain.training.balancing import balanced
 from posttrain.training.lora import lora_config
-from posttrain.training.mixing import annealed, drawn, mixed, passes
+from posttrain.training.mixing import annealed, drawn, guaranteed, mixed, passes
 from posttrain.training.rows import sft_rows
 from posttrain.training.run import arguments, train
 from posttrain.training.trainers import AnswerSFTTrainer
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model, kept (filters artifact), earlier_1, … (those of earlier rounds). Config: sft, model.
+    """Inputs: model, kept (filters artifact), earlier_1, … (those of earlier rounds), real (the
+    prompts artifact, where sft.mix.real has a share). Config: sft, model.
     Writes a model folder.
     """
     section = Sft.model_validate(job.config["sft"])
@@ -35,6 +36,8 @@ def run(job: Job) -> dict[str, Any]:
     told = {}
     if section.mix.balance:
         chosen, told["balance"] = balanced(chosen, section.mix.balance, lambda row: drawn(job.seed, "balance", row))
+    others, real = len(chosen), _real(job) if section.mix.real.share else []
+    chosen += guaranteed(real, section.mix.real.share, others, job.seed)
     rows, too_long = sft_rows(tokenizer, chosen, section.trl.get("max_length"))
     if not len(rows):
         raise EmptyStageError(
@@ -61,7 +64,15 @@ def run(job: Job) -> dict[str, Any]:
         ),
     )
     counts = {name: len(source) for name, source in sources.items()}
+    if real:
+        counts |= {"real": len(real), "real_in_mix": len(chosen) - others}
     return {**metrics, "rows": count, "too_long": too_long, "sources": counts, "mix": len(chosen), **told}
+
+
+def _real(job: Job) -> list[dict[str, Any]]:
+    """What no model wrote, as rows of the mix; without a score, so none is among the best by score."""
+    rows = pq.read_table(job.inputs["real"] / "real.parquet").to_pylist()
+    return [{**row, "prompt_id": row["id"], "sample_index": 0, "score": None} for row in rows]
 
 
 def _kept(job: Job, names: Sequence[str], by: str | None) -> list[dict[str, Any]]:

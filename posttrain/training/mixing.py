@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,16 @@ def mixed(sources: Mapping[str, Sequence[Row]], mix: Mapping[str, Source], seed:
         chosen = [row for row in given if drawn(seed, name, row) < source.share]
         rows += chosen * source.repeats
     return rows
+
+
+def guaranteed(rows: Sequence[Row], share: float, others: int, seed: int) -> list[Row]:
+    """So many rows that they are `share` of an epoch beside `others`, by another draw in each round.
+
+    Where there are fewer, each comes again before any comes once more.
+    """
+    count = math.ceil(share / (1 - share) * others)
+    order = sorted(rows, key=lambda row: (drawn(seed, "real", row), row["prompt_id"]))
+    return [order[at % len(order)] for at in range(count)] if order else []
 
 
 def drawn(seed: int, source: str, row: Row) -> float:

@@ -34,6 +34,7 @@ import posttrain.sampling.shared_prefix
 import posttrain.stages.average
 import posttrain.stages.choose
 import posttrain.stages.difficulty
+import posttrain.stages.diversity
 import posttrain.stages.dpo
 import posttrain.stages.evaluate
 import posttrain.stages.filters

@@ -1,0 +1,25 @@
+"""The section of the collapse watch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from posttrain.recipe.section import Count, Section, Share
+
+
+class Collapse(Section):
+    """Figures of how varied each round's kept answers are, beside those of round 1; a warning where they fall."""
+
+    sample: Count = Field(default=1000, description="Rows of each of the two rounds that are compared, at most.")
+    max_change: Share = Field(
+        default=0.3,
+        description="Warn where distinct-n falls, or compression ratio, self-BLEU or length change, by more than this "
+        "share of round 1's.",
+    )
+    max_near_duplicates: Share = Field(
+        default=0.3, description="Warn where more than this share of the answers are near-duplicates of others."
+    )
+    max_drift: Share = Field(
+        default=0.3, description="Warn where the words' Jensen-Shannon divergence from round 1 exceeds this, in bits."
+    )
+    stop: bool = Field(default=False, description="End the run after a round with a warning.")
