@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain import loaders, models, pairwise, rewards
+from posttrain.filters import Filter
 from posttrain.recipe import Dpo, Judge, Model, Recipe, RewardEntry, RewardModel, Sft, Trained
 from posttrain.recipe.watch import SECOND
 from posttrain.runner import Artifact, Runner
@@ -153,9 +154,14 @@ class Steps:
         return self._judged("scores", {}, {"samples": samples}, *self._scoring(reward_model))
 
     def filters(self, scored: Artifact, prompts: Artifact) -> Artifact:
+        chosen = [one.resolved() for one in self.recipe.filters if isinstance(one, Filter)]  # all of them
+        reads_tokens = any("special_tokens" in one.reads for one in chosen)
         return self.runner.stage(
             "filters",
-            config={"filters": [one.model_dump(mode="json") for one in self.recipe.filters]},
+            config={
+                "filters": [one.model_dump(mode="json") for one in chosen],
+                **({"special_tokens": models.special_tokens(self.base.path)} if reads_tokens else {}),
+            },
             inputs={"scored": scored, "prompts": prompts},
             seed=self._seed("filters"),
         )

@@ -81,4 +81,13 @@ def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | Non
         for name in ("dev", "heldout"):
             read = read_prompts(getattr(recipe.prompts, name), where=f"prompts.{name}")
             prompts += [message_text(prompt.messages) for prompt in read]
-    return FilterContext(evaluation_prompts=prompts, seed=recipe.seed)
+    return FilterContext(evaluation_prompts=prompts, special_tokens=_special_tokens(recipe), seed=recipe.seed)
+
+
+def _special_tokens(recipe: Recipe) -> list[str]:
+    """Of the recipe's model, where it lies on this machine: no model is fetched to filter a file."""
+    from posttrain import content, models
+
+    name = recipe.model.path
+    shipped = name in content.names("data")
+    return models.special_tokens(content.data_path(name) if shipped else Path(name))

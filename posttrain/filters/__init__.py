@@ -22,10 +22,17 @@ from posttrain.filters.base import Filter, FilterContext, Mask, Verdict
 from posttrain.filters.contamination import Overlap
 from posttrain.filters.driver import Count, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
+from posttrain.filters.emphasis import Emphasis
 from posttrain.filters.form import Format, Length
-from posttrain.filters.repetition import Repetition
+from posttrain.filters.language import Language
+from posttrain.filters.pii import PersonalData
+from posttrain.filters.refusals import Refusals
+from posttrain.filters.repetition import Loop, Repetition
+from posttrain.filters.residue import Residue
 from posttrain.filters.rows import message_text
 from posttrain.filters.selection import BestOfK
+from posttrain.filters.truncation import Truncated
+from posttrain.filters.unsafe import UnsafeWords
 
 __all__ = [
     "FILTERS",
@@ -46,6 +53,14 @@ FILTERS: dict[str, type[Filter]] = {
     "format": Format,
     "length": Length,
     "repetition": Repetition,
+    "loop": Loop,
+    "truncated": Truncated,
+    "residue": Residue,
+    "emphasis": Emphasis,
+    "language": Language,
+    "unsafe-words": UnsafeWords,
+    "pii": PersonalData,
+    "refusals": Refusals,
     "exact-duplicates": ExactDuplicates,
     "overlap": Overlap,
     "best-of-k": BestOfK,

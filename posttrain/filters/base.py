@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -32,15 +32,26 @@ class Mask(NamedTuple):
 Judge = Callable[[Rows], Mapping[int, Verdict | Mask]]
 
 
+def each_answer(verdict: Callable[[str], Verdict | None]) -> Judge:
+    """The judge of a filter that looks at nothing but one answer's text."""
+
+    def judge(rows: Rows) -> dict[int, Verdict]:
+        return {i: found for i, found in enumerate(map(verdict, rows.answers)) if found is not None}
+
+    return judge
+
+
 @dataclass(frozen=True)
 class FilterContext:
     """What a filter may know beside the rows.
 
     `evaluation_prompts`: the texts of all prompts that are evaluated on, as `rows.message_text` gives them.
+    `special_tokens`: those of the policy's tokenizer, as text; none where it is not known.
     """
 
     evaluation_prompts: Sequence[str] = ()
     seed: int = 0
+    special_tokens: Sequence[str] = ()
 
 
 class Filter(BaseModel, ABC):
@@ -55,6 +66,10 @@ class Filter(BaseModel, ABC):
     needs: ClassVar[frozenset[str]] = frozenset()  # of the engine: names of `sampling.protocol.Capabilities`
     reads: ClassVar[frozenset[str]] = frozenset()  # of the context: names of FilterContext's fields
     use: Any = None  # in each filter a Literal: its name
+
+    def resolved(self) -> Self:
+        """The same filter with what its keys name by files written into the keys: what a stage's key is made of."""
+        return self
 
     @abstractmethod
     def start(self, context: FilterContext) -> Judge:

@@ -26,6 +26,7 @@ _PATHS: dict[Path_, content.Kind] = {
     ("reward", "*", "use"): "reward",
     ("evaluate", "measure", "*", "use"): "reward",
     ("watch", "judges", "*", "use"): "reward",
+    ("filters", "*", "file"): "data",
 }
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 

@@ -13,7 +13,9 @@ from posttrain.stages import Job
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: scored, prompts. Config: filters. Writes kept.parquet and dropped.parquet.
+    """Inputs: scored, prompts. Config: filters; where one reads them, special_tokens.
+
+    Writes kept.parquet and dropped.parquet.
 
     The prompts of dev and held-out are in the filters' context, whatever the recipe names.
 
@@ -26,7 +28,9 @@ def run(job: Job) -> dict[str, Any]:
         for name in ("dev", "heldout")
         for row in pq.read_table(job.inputs["prompts"] / f"{name}.parquet")["prompt"].to_pylist()
     ]
-    context = filters.FilterContext(evaluation_prompts=prompts, seed=job.seed)
+    context = filters.FilterContext(
+        evaluation_prompts=prompts, special_tokens=job.config.get("special_tokens", ()), seed=job.seed
+    )
     passage = filters.run(source.iter_batches(8192), filters.parse(job.config["filters"]), context)
     total = source.metadata.num_rows
     schema = source.schema_arrow
