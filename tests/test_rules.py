@@ -66,6 +66,7 @@ def test_a_loop_at_the_end_is_told_by_its_times(text: str, times: float):
         ("Here is what I found when I went to the", "stops in mid-sentence"),
         ("vitamin a", None),
         ("The town (it is small", "open bracket"),
+        ("The town (it is small\nhas 12 houses", None),
         ("It rains :(", None),
         ("It rains :( today", None),
         ("The answer is 12", None),

