@@ -38,9 +38,9 @@ class Language(Filter):
 
     Code, formulas, addresses, numbers and single letters are left out. There is no verdict where less than
     `min_letters` letters are left of prompt or answer, where the model is not sure of either, and where the prompt
-    speaks of a translation or of an answer in some language. Figure: how sure the model is of the answer's language. Does not see: an answer
-    that changes its language late, mixtures, near languages (Danish and Norwegian), languages in Latin letters that
-    the model does not know.
+    speaks of a translation or of an answer in some language. Figure: how sure the model is of the answer's language.
+    Does not see: an answer that changes its language late, mixtures, near languages (Danish and Norwegian), languages
+    in Latin letters that the model does not know.
     """
 
     use: Literal["language"] = "language"
