@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import faults  # pyright: ignore[reportMissingImports] # in tests/
+import faults
 
 from posttrain import store, verify
 from posttrain.store import Store

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,6 +137,18 @@ def context_length(model: Path) -> int:
 
     config = AutoConfig.from_pretrained(model).get_text_config()
     return getattr(config, "max_position_embeddings", None) or 1 << 30
+
+
+def special_tokens(folder: Path) -> list[str]:
+    """The special tokens of a model folder's tokenizer as text, sorted; none where it has no tokenizer.json."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return []
+    try:
+        added = json.loads(file.read_text(encoding="utf-8")).get("added_tokens") or []
+    except (ValueError, AttributeError):
+        raise ModelError("not the JSON of a tokenizer", file=str(file)) from None
+    return sorted(token["content"] for token in added if token["special"])
 
 
 def _snapshot(name: str, revision: str | None) -> Resolved:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from posttrain import content, judging, learned_quality, store
+from posttrain import content, judging, learned_quality, models, store
 from posttrain.judged import deciding
 from posttrain.judging import rubric
 from posttrain.recipe import Recipe
@@ -17,10 +17,10 @@ if TYPE_CHECKING:  # it imports pyarrow
 
 
 class Sifting:
-    """What these stages are given. `number` is the round's."""
+    """What these stages are given. `base`: the recipe's model; `number` is the round's."""
 
-    def __init__(self, recipe: Recipe, runner: Stages) -> None:
-        self.recipe, self.runner = recipe, runner
+    def __init__(self, recipe: Recipe, runner: Stages, base: Artifact) -> None:
+        self.recipe, self.runner, self.base = recipe, runner, base
         if recipe.quality_classifier:
             learned_quality.check_installed("quality_classifier")
         if recipe.annotate and recipe.annotate.topics:
@@ -79,7 +79,10 @@ class Sifting:
     ) -> Artifact:
         """`kept`: what the filters kept in earlier rounds, for those that look at it. `classifier`: the learned one,
         and `policy` the model whose states it reads."""
-        chain, section = cast("list[Filter]", self.recipe.filters), self.recipe.quality_classifier
+        chain = [one.resolved() for one in cast("list[Filter]", self.recipe.filters)]
+        section = self.recipe.quality_classifier
+        reads_tokens = any("special_tokens" in one.reads for one in chain)
+        tokens = {"special_tokens": models.special_tokens(self.base.path)} if reads_tokens else {}
         across = any(getattr(one, "across_rounds", False) for one in chain)
         learned = classifier if any(one.use == "learned-quality" for one in chain) else None
         read = {
@@ -88,8 +91,8 @@ class Sifting:
         }
         return self.runner.stage(
             "filters",
-            config={"filters": [one.model_dump(mode="json") for one in chain]},
-            decides={"filters": [one.key() for one in chain]},
+            config={"filters": [one.model_dump(mode="json") for one in chain], **tokens},
+            decides={"filters": [one.key() for one in chain], **tokens},
             outside={
                 f"filters.{index}.{name}": value
                 for index, one in enumerate(chain)

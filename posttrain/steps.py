@@ -23,7 +23,7 @@ class Steps:
         self.outside = outside(recipe)
         self.base = self.outside.base
         self.judging = Judging(recipe, runner, self.outside.rewards)
-        self.sifting = Sifting(recipe, runner)
+        self.sifting = Sifting(recipe, runner, self.base)
         self.training = Training(recipe, runner, self.outside)
 
     def begin(self, number: int) -> None:

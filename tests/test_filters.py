@@ -314,7 +314,7 @@ def test_nothing_is_lost_nothing_is_changed(groups: list, chain: list[Filter], s
         for g, group in enumerate(groups)
         for i, (answer, finish, score) in enumerate(group)
     ]
-    run = filters.run(batches(rows, size), chain, FilterContext(["prompt 1"]))
+    run = filters.run(list(batches(rows, size)), chain, FilterContext(["prompt 1"]))
     kept, dropped = [], []
     for part in run:
         kept += part.kept.to_pylist()

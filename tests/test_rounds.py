@@ -317,6 +317,19 @@ def test_real_data_reaches_sft_and_no_key_of_a_run_without_it(tmp_path: Path) ->
         load("quickstart", ["sft.mix.real.share=0.2"])
 
 
+def test_what_filters_read_from_outside_is_in_the_key(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("old goat")
+    both = f"filters=[{{use: residue}}, {{use: unsafe-words, file: {tmp_path}/words.txt}}]"
+    configs = []
+    for name, override in (("default", "seed=0"), ("both", both)):
+        go(tmp_path / name, 1, override)
+        run = Store(tmp_path / name)
+        configs.append(run.manifest(run.read_run()["rounds"][1]["stages"]["filters"])["config"])
+    assert "special_tokens" not in configs[0] and "<|end|>" in configs[1]["special_tokens"]
+    words = configs[1]["filters"][1]
+    assert words["words"] == ["old goat"] and words["file"] is None
+
+
 def test_annealing_begins_in_the_round_that_is_said(tmp_path: Path) -> None:
     go(tmp_path / "run", 2, "sft.anneal.steps=0.3", "sft.anneal.from_round=2")
     run = Store(tmp_path / "run")

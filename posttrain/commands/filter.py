@@ -83,4 +83,13 @@ def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | Non
         for name, one in sets.items():
             read = read_prompts(one, where=f"prompts.{name}")
             prompts += [message_text(prompt.messages) for prompt in read]
-    return FilterContext(evaluation_prompts=prompts, seed=recipe.seed)
+    return FilterContext(evaluation_prompts=prompts, special_tokens=_special_tokens(recipe), seed=recipe.seed)
+
+
+def _special_tokens(recipe: Recipe) -> list[str]:
+    """Of the recipe's model, where it lies on this machine: no model is fetched to filter a file."""
+    from posttrain import content, models
+
+    name = recipe.model.path
+    shipped = name in content.names("data")
+    return models.special_tokens(content.data_path(name) if shipped else Path(name))

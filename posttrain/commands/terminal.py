@@ -102,7 +102,8 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
     """The few figures of a stage that a person wants to see as it ends."""
     if stage == "filters":
         dropped = ", ".join(f"{count} {reason}" for reason, count in metrics["dropped"].items())
-        return f"kept {metrics['kept']}; dropped {dropped}"
+        masked = sum(one.get("masked", 0) for one in metrics.get("filters", []))
+        return f"kept {metrics['kept']}; dropped {dropped}" + (f"; masked {masked}" if masked else "")
     if stage in ("evaluate", "heldout"):
         return "  ".join(
             f"{name} greedy {figures['greedy']['value'] or 0:.3f} pass@1 {figures['pass@1']['value'] or 0:.3f}"

@@ -23,14 +23,21 @@ from posttrain.filters.classifier import Classifier
 from posttrain.filters.contamination import Overlap
 from posttrain.filters.driver import Count, Memory, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
+from posttrain.filters.emphasis import Emphasis
 from posttrain.filters.form import Format, Length
 from posttrain.filters.judged import Judged, Quality
+from posttrain.filters.language import Language
 from posttrain.filters.learned import LearnedQuality
 from posttrain.filters.near_duplicates import NearDuplicates
-from posttrain.filters.repetition import Repetition
+from posttrain.filters.pii import PersonalData
+from posttrain.filters.refusals import Refusals
+from posttrain.filters.repetition import Loop, Repetition
+from posttrain.filters.residue import Residue
 from posttrain.filters.rows import message_text
 from posttrain.filters.selection import BestOfK
 from posttrain.filters.semantic_duplicates import SemanticDuplicates
+from posttrain.filters.truncation import Truncated
+from posttrain.filters.unsafe import UnsafeWords
 
 __all__ = [
     "FILTERS",
@@ -52,6 +59,14 @@ FILTERS: dict[str, type[Filter]] = {
     "format": Format,
     "length": Length,
     "repetition": Repetition,
+    "loop": Loop,
+    "truncated": Truncated,
+    "residue": Residue,
+    "emphasis": Emphasis,
+    "language": Language,
+    "unsafe-words": UnsafeWords,
+    "pii": PersonalData,
+    "refusals": Refusals,
     "exact-duplicates": ExactDuplicates,
     "near-duplicates": NearDuplicates,
     "semantic-duplicates": SemanticDuplicates,

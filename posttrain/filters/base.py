@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,6 +35,15 @@ Judge = Callable[[Rows], Mapping[int, Verdict | Mask]]
 Corpus = Callable[[Sequence[str]], Iterable[pa.RecordBatch]]
 
 
+def each_answer(verdict: Callable[[str], Verdict | None]) -> Judge:
+    """The judge of a filter that looks at nothing but one answer's text."""
+
+    def judge(rows: Rows) -> dict[int, Verdict]:
+        return {i: found for i, found in enumerate(map(verdict, rows.answers)) if found is not None}
+
+    return judge
+
+
 @dataclass(frozen=True)
 class FilterContext:
     """What a filter may know beside the rows.
@@ -46,6 +55,7 @@ class FilterContext:
     whole corpus before its first verdict. Each call is one more pass. `filters.run` fills it in where it can.
     `reaching`: for a filter of scope `whole`, all rows that reach it, anew at each call; `filters.run` fills it in.
     `classifier`: the folder of the learned quality classifier; `policy`: the model whose states it reads, if it does.
+    `special_tokens`: those of the policy's tokenizer, as text; none where it is not known.
     """
 
     evaluation_prompts: Sequence[str] = ()
@@ -56,6 +66,7 @@ class FilterContext:
     reaching: Callable[[], Iterable[Rows]] = tuple
     classifier: Path | None = None
     policy: Path | None = None
+    special_tokens: Sequence[str] = ()
 
 
 class Filter(BaseModel, ABC):
@@ -74,9 +85,13 @@ class Filter(BaseModel, ABC):
     reads: ClassVar[frozenset[str]] = frozenset()  # of the context: names of FilterContext's fields
     use: Any = None  # in each filter a Literal: its name
 
+    def resolved(self) -> Self:
+        """The same filter with what its keys name by files written into the keys: what a stage's key is made of."""
+        return self
+
     def key(self) -> dict[str, Any]:
-        """What of its keys decides verdicts: not where a file or server is (see `outside`). A later key is
-        left out where it changes nothing: no older run starts anew."""
+        """What of it decides verdicts: not where a file or server is (see `outside`). A later key is left out where it
+        changes nothing: no older run starts anew."""
         off = {name for name, value in self.later.items() if getattr(self, name) == value}
         return self.model_dump(mode="json", exclude=off)
 

@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
-from posttrain.filters.rows import Rows
+from posttrain.filters.base import Filter, FilterContext, Judge, Verdict, each_answer
 
 
 def repeated_share(items: Sequence[Hashable]) -> float:
@@ -34,9 +33,7 @@ class Repetition(Filter):
         n = self.n
 
         def verdict(text: str) -> Verdict | None:
-            words: Sequence[str] = text.split()
-            if len(words) * 30 < len(text):
-                words = text
+            words = _words(text)
             if len(words) < self.min_words:
                 return None
             share = repeated_share(list(zip(*(words[i:] for i in range(n)), strict=False)))
@@ -48,7 +45,42 @@ class Repetition(Filter):
                     return Verdict("repeated lines", share)
             return None
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
-            return {i: found for i, found in enumerate(map(verdict, rows.answers)) if found is not None}
+        return each_answer(verdict)
 
-        return judge
+
+class Loop(Filter):
+    """Drops answers that end in a loop, however much stands before it.
+
+    Figure: how many times the last words stand there in a row; the last time may be cut off. Text without spaces is
+    taken by characters. Does not see: a loop with a counter in it ("Step 1: … Step 2: …"), or one that was left again.
+    """
+
+    use: Literal["loop"] = "loop"
+    min_times: int = Field(default=4, ge=2, description="so many times make a loop")
+    min_words: int = Field(default=12, ge=1, description="a loop has at least so many words in all")
+    max_period: int = Field(default=60, ge=1, description="longest repeated part, in words")
+
+    def start(self, context: FilterContext) -> Judge:
+        def verdict(text: str) -> Verdict | None:
+            words = _words(text)
+            for period in range(1, min(self.max_period, len(words) // self.min_times) + 1):
+                length = _periodic(words, period)
+                if length >= max(self.min_times * period, self.min_words):
+                    return Verdict("ends in a loop", length / period)
+            return None
+
+        return each_answer(verdict)
+
+
+def _words(text: str) -> Sequence[str]:
+    """Words; the characters where there are hardly any spaces, so that '7777…' counts."""
+    words = text.split()
+    return text if len(words) * 30 < len(text) else words
+
+
+def _periodic(words: Sequence[str], period: int) -> int:
+    """How many of the last words there are in which each one is that of `period` places before, the first ones too."""
+    start = len(words)
+    while start > period and words[start - 1] == words[start - 1 - period]:
+        start -= 1
+    return len(words) - start + period

@@ -41,6 +41,7 @@ PATHS: dict[Path_, content.Kind] = {
     ("quality_classifier", "labels"): "data",
     ("annotate", "*", "rubric"): "reward",
     ("annotate", "*", "judge", "path"): "data",
+    ("filters", "*", "file"): "data",
 }
 _MODELS = ("model", "judge", "embed")  # a path below one of these is a model's: a folder, or a Hub id
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")

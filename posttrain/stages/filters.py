@@ -20,7 +20,8 @@ ROWS = 8192  # in a batch
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: scored, prompts, earlier_001, … (this stage's in earlier rounds, where a filter looks at them),
-    quality_classifier and policy (where a filter reads them). Config: filters. Writes kept.parquet and dropped.parquet.
+    quality_classifier and policy (where a filter reads them). Config: filters; where one reads them, special_tokens.
+    Writes kept.parquet and dropped.parquet.
 
     The prompts of dev, held-out and further evaluation sets are in the filters' context.
 
@@ -42,6 +43,7 @@ def run(job: Job) -> dict[str, Any]:
     context = filters.FilterContext(
         evaluation_prompts=prompts,
         seed=job.seed,
+        special_tokens=job.config.get("special_tokens", ()),
         earlier=lambda: _earlier(job),
         scratch=job.scratch,
         corpus=corpus,

@@ -1,0 +1,57 @@
+"""Answers that stop in the middle, told by their text alone: `format` knows only what the engine says."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field
+
+from posttrain.filters.base import Filter, FilterContext, Judge, Verdict, each_answer
+
+_CODE = re.compile(r"^[ \t]*(```+|~~~+)", re.MULTILINE)
+_OPEN_WORDS = (
+    "a", "an", "the", "and", "or", "nor", "but", "because", "although", "if", "whether", "while", "when", "of", "to",
+    "from", "with", "without", "into", "onto", "between", "is", "are", "was", "than", "as", "my", "your", "his", "its",
+    "our", "their",
+)  # fmt: skip
+_FEW = 4  # words: "vitamin a" and "a" may be whole answers
+
+
+class Truncated(Filter):
+    """Drops answers that end in an open code block or bracket, or on a comma, a colon or a word nothing ends on.
+
+    Figure: the answer's length in words. Does not see: an end after a whole sentence, in the middle of a word or on any
+    other word (a list's last item ends so too), and takes a question that shall be gone on with for one that stops.
+    """
+
+    use: Literal["truncated"] = "truncated"
+    words: tuple[str, ...] = Field(
+        default=_OPEN_WORDS, strict=False, description="what no sentence ends on, as it is written"
+    )
+
+    def start(self, context: FilterContext) -> Judge:
+        last_words = frozenset(self.words)
+
+        def fault(text: str) -> str | None:
+            fences = [fence[0][0] for fence in _CODE.finditer(text)] if "```" in text or "~~~" in text else []
+            if len(fences) % 2:
+                return "open code block"
+            end = text.rstrip()
+            if not end or end.endswith(":("):
+                return None
+            if end[-1] in ",;:(（[、，：-–—":
+                return "stops in mid-sentence"
+            if (words := end.rsplit(maxsplit=_FEW))[-1] in last_words and len(words) > _FEW:
+                return "stops in mid-sentence"
+            line = end.rpartition("\n")[2]
+            opened = line.rfind("(")
+            if opened > line.rfind(")") and line[opened - 1 : opened] != ":" and line[-1] not in ".!?":  # no :(
+                return "open bracket"
+            return None
+
+        def verdict(text: str) -> Verdict | None:
+            reason = fault(text)
+            return Verdict(reason, len(text.split())) if reason else None
+
+        return each_answer(verdict)
