@@ -129,8 +129,8 @@ class Conversation:
         path = models.find(model)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = AutoModelForCausalLM.from_pretrained(path)
-        self.model = model.to(self.device).eval()
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path)
+        self.model = loaded.to(self.device).eval()
         self.system, self.temperature, self.max_new_tokens = system, temperature, max_new_tokens
         torch.manual_seed(seed)
         self.messages: list[Message] = []
