@@ -34,10 +34,12 @@ def eval_(
     posttrain eval ./my-model --recipe ./mine.yaml --on dev --k 16 --json
     """
     from posttrain.asking import figures
+    from posttrain.commands.terminal import Terminal
     from posttrain.stage_queue import Silent
 
     changes = [*(set_ or []), *([f"evaluate.k={k}"] if k else [])]
-    found = figures(model, recipe, changes, on.value, Silent(), os.cpu_count() or 1)
+    watcher = Silent() if as_json else Terminal(lambda number: "")
+    found = figures(model, recipe, changes, on.value, watcher, os.cpu_count() or 1)
     print(json.dumps({on.value: found}, indent=1) if as_json else "\n".join(_lines(on.value, found)))
 
 
