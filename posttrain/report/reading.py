@@ -53,8 +53,9 @@ class RunView:
             return None
         try:
             return read(path)
-        except (OSError, ValueError) as error:  # pyarrow's errors are kinds of these
-            self._lost(of, role, f"{path.relative_to(self.root)} cannot be read ({str(error).splitlines()[0]})")
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are kinds of these
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            self._lost(of, role, f"{path.relative_to(self.root)} cannot be read ({why})")
             return None
 
     def _lost(self, of: Round, role: str, what: str) -> None:
