@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain import loaders, models, pairwise, rewards
+from posttrain import loaders, models, pairwise, rewards, tracking
 from posttrain.recipe import Dpo, Judge, Model, Recipe, RewardEntry, RewardModel, Sft, Trained
 from posttrain.recipe.watch import SECOND
 from posttrain.runner import Artifact, Runner
 from posttrain.schedule import derive_seed
+from posttrain.store import link_name
 from posttrain.weighing import REWARD_MODEL
 
 # Temperatures at which the starting model is measured: sharpening alone is no progress.
@@ -269,7 +270,7 @@ class Steps:
             config={"reward_model": section.model_dump(mode="json"), "model": model.training(), "split": "watch"},
             decides={"reward_model": section.key(), "model": model.key(), "split": "watch"},
             inputs={"model": self.base, **_numbered(preferences, "all")},
-            settings=self._start(self.base),
+            settings={**self._start(self.base), **self._report("watch_model")},
             seed=self._seed("watch_model"),
             aside=True,
             role="watch_model",
@@ -396,10 +397,19 @@ class Steps:
             config={name: section.model_dump(mode="json"), "model": model.training()},
             decides={name: section.key(), "model": model.key()},
             inputs=inputs,
-            settings={**settings, **self._start(inputs["model"])},
+            settings={**settings, **self._start(inputs["model"]), **self._report(role)},
             seed=seed,
             role=role,
         )
+
+    def _report(self, role: str) -> dict[str, Any]:
+        """Where a training's metrics go, and under which name."""
+        if not self.recipe.report_to:
+            return {}
+        folder = self.runner.store.root.resolve() / tracking.FOLDER
+        name = link_name(self.number, role)
+        to = self.recipe.report_to
+        return {"report": {"to": to, "project": self.recipe.name, "name": name, "folder": str(folder)}}
 
     def _start(self, start: Artifact) -> dict[str, Any]:
         """What an adapter that is kept is told it belongs on."""

@@ -26,6 +26,7 @@ from posttrain.recipe import Trained
 from posttrain.stages import Job
 from posttrain.training.checkpoints import SealCheckpoints, latest_whole
 from posttrain.training.lora import four_bits, merged
+from posttrain.training.trackers import trackers
 
 # Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
 SMALL = 5_000_000
@@ -34,7 +35,7 @@ A = TypeVar("A", bound=TrainingArguments)
 
 # What differs from TRL's own defaults, and why.
 OURS: dict[str, Any] = {
-    "report_to": "none",
+    "report_to": "none",  # trackers are added by posttrain.training.trackers
     "disable_tqdm": True,  # the loop shows the progress
     "logging_steps": 10,
     "logging_nan_inf_filter": False,  # on, a loss that is no number is logged as the one before
@@ -144,6 +145,8 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
         torch.set_num_threads(job.workers)
     trainer.add_callback(Watch(stage, job))
     trainer.add_callback(SealCheckpoints())
+    for tracker in trackers(job, trainer.args):
+        trainer.add_callback(tracker)
     checkpoint = latest_whole(job.scratch / "checkpoints")
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not math.isfinite(result.training_loss):
