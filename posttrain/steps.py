@@ -281,7 +281,7 @@ class Steps:
             config={"reward_model": section.model_dump(mode="json"), "model": model.training(), "split": "watch"},
             decides={"reward_model": section.key(), "model": model.key(), "split": "watch"},
             inputs={"model": self.base, **_numbered(preferences, "all")},
-            settings={**self.training.start(self.base), **self.training.checkpoints()},
+            settings={**self.training.start(self.base), **self.training.how("watch_model", self.number)},
             seed=self._seed("watch_model"),
             aside=True,
             role="watch_model",

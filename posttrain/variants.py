@@ -10,6 +10,7 @@ from posttrain.outside import Outside
 from posttrain.recipe import Recipe, Sft, Trained
 from posttrain.runner import Artifact, Stages
 from posttrain.schedule import derive_seed
+from posttrain.store import link_name
 
 
 class Training:
@@ -32,7 +33,7 @@ class Training:
         settings = {"micro_batch": fitted} if fitted else {}
         seed = derive_seed(self.recipe.seed, name, number)
         made = [
-            self._variant(name, _in_round(one, number), inputs(one), settings, each, role)
+            self._variant(name, number, _in_round(one, number), inputs(one), settings, each, role)
             for one, each, role in variants(name, section, seed)
         ]
         self._last[name] = made[-1]
@@ -53,9 +54,13 @@ class Training:
             role=role,
         )
 
-    def checkpoints(self) -> dict[str, Any]:
-        """How often a training saves what it can go on from."""
-        return {"checkpoint_minutes": self.recipe.compute.checkpoint_minutes}
+    def how(self, role: str, number: int) -> dict[str, Any]:
+        """How often a training saves what it can go on from, and where its metrics go, under which name."""
+        told: dict[str, Any] = {"checkpoint_minutes": self.recipe.compute.checkpoint_minutes}
+        if self.recipe.report_to:
+            to, project = self.recipe.report_to, self.recipe.name
+            told["report"] = {"to": to, "project": project, "name": link_name(number, role)}
+        return told
 
     def start(self, start: Artifact) -> dict[str, Any]:
         """What an adapter that is kept is told it belongs on."""
@@ -66,7 +71,14 @@ class Training:
         return {"start": on_hub or {"base_model_name_or_path": start.key}}
 
     def _variant(
-        self, name: str, section: Trained, inputs: Inputs, settings: Mapping[str, Any], seed: int, role: str
+        self,
+        name: str,
+        number: int,
+        section: Trained,
+        inputs: Inputs,
+        settings: Mapping[str, Any],
+        seed: int,
+        role: str,
     ) -> Artifact:
         model = self.recipe.model
         return self.runner.stage(
@@ -74,7 +86,7 @@ class Training:
             config={name: section.model_dump(mode="json"), "model": model.training()},
             decides={name: section.key(), "model": model.key()},
             inputs=inputs,
-            settings={**settings, **self.start(inputs["model"]), **self.checkpoints()},
+            settings={**settings, **self.start(inputs["model"]), **self.how(role, number)},
             seed=seed,
             role=role,
         )

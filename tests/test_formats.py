@@ -106,10 +106,10 @@ def test_dialogues_that_part_earlier_end_unanswered_or_say_two_things_in_a_row()
 def test_implicit_prompts_are_those_that_trl_extracts() -> None:
     from trl.data_utils import extract_prompt
 
-    talks = {"chosen": [*TALK, assistant("Here.")], "rejected": [*TALK, assistant("Gone.")]}
-    texts = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
+    talks: dict[str, Any] = {"chosen": [*TALK, assistant("Here.")], "rejected": [*TALK, assistant("Gone.")]}
+    texts: dict[str, Any] = {"chosen": "The sky is blue.", "rejected": "The sky is green."}
     for row in (talks, texts):
-        theirs = extract_prompt(row)
+        theirs: dict[str, Any] = extract_prompt(row)
         prompt, answers = ranking_of(row)
         assert prompt == (theirs["prompt"] if row is talks else [user(theirs["prompt"])])
         for side in ("chosen", "rejected"):

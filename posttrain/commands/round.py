@@ -34,14 +34,17 @@ def round_(
     from posttrain.runner import Runner
     from posttrain.status import HEADER, status, table
     from posttrain.store import Store
+    from posttrain.tracking import Tracked, check
 
     resolved = load(recipe, set_ or [])
+    check(resolved.report_to)
     store = Store(run or Path("runs") / resolved.name)
     workers = resolved.compute.workers or os.cpu_count() or 1
     with store.session():
         terminal = Terminal(lambda number: _last_line(store, number, HEADER), lambda number: push(number))
         push, finish_push = _pushing(store, resolved, terminal)
-        runner = Runner(store, Forked(), terminal, workers, resolved)
+        watcher = Tracked(terminal, store, resolved.name, resolved.report_to)
+        runner = Runner(store, Forked(), watcher, workers, resolved)
         try:
             play(resolved, runner, n)
             finish_push()

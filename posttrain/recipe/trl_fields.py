@@ -30,7 +30,7 @@ _DATA = "the loop builds the stage's rows and their columns"
 _TOKENIZER = "tokenizer and chat template come from the model folder and stay the same in every stage"
 _LOGGING = "the loop owns logging; logging_steps says how often"
 _LAUNCH = "the launcher decides where and on how many processes a stage runs"
-_TRACKING = "not yet: each stage's figures are in its artifact"
+_TRACKING = "the recipe's own `report_to` says where figures go, for all stages; names are those of the stages"
 
 # Whole names, or a beginning followed by *.
 REFUSED: dict[str, str] = {

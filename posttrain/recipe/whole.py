@@ -44,6 +44,9 @@ class Recipe(Section):
     prompts: Prompts = Field(description="The prompts to train, choose and report on.")
     reward: list[RewardEntry] = Field(min_length=1, description="What scores answers, each with a weight.")
     engine: Engine = Field(default_factory=Engine, description="What samples completions, and in which type.")
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+        default=[], description="Trackers that each training and each round reports to; files go to RUN/logs."
+    )
     compute: Compute = Field(default_factory=Compute, description="Where the work is done; decides no result.")
     preferences: Preferences | None = Field(default=None, description="Preference pairs for the reward model.")
     reward_model: RewardModel | None = Field(default=None, description="The reward model.")
@@ -98,6 +101,11 @@ class Recipe(Section):
             if isinstance(given.get(section), dict):
                 given[section] = {"max_new_tokens": samples["max_new_tokens"], **given[section]}
         return given
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_more(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
 
     @field_validator("filters", mode="before")
     @classmethod

@@ -29,6 +29,7 @@ from posttrain.store import write_durably
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, merged
 from posttrain.training.seals import latest_whole
+from posttrain.training.trackers import trackers
 
 # Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
 SMALL = 5_000_000
@@ -37,7 +38,7 @@ A = TypeVar("A", bound=TrainingArguments)
 
 # What differs from TRL's own defaults, and why.
 OURS: dict[str, Any] = {
-    "report_to": "none",
+    "report_to": "none",  # trackers are added by posttrain.training.trackers
     "disable_tqdm": True,  # the loop shows the progress
     "logging_steps": 10,
     "logging_nan_inf_filter": False,  # on, a loss that is no number is logged as the one before
@@ -149,6 +150,8 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     if trainer.model is not None and sum(p.numel() for p in trainer.model.parameters()) > SMALL:
         torch.set_num_threads(job.workers)
     trainer.add_callback(Watch(stage, job))
+    for tracker in trackers(job, trainer.args):
+        trainer.add_callback(tracker)
     checkpoint = latest_whole(job.scratch / "checkpoints")
     trainer.add_callback(Checkpoints(checkpoint, job.settings.get("checkpoint_minutes")))
     done = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None

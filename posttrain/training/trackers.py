@@ -1,0 +1,35 @@
+"""What a trainer logs goes to the recipe's `report_to`, through transformers' own callbacks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+
+from posttrain import tracking
+from posttrain.stages import Job
+
+
+def trackers(job: Job, args: TrainingArguments) -> list[TrainerCallback]:
+    """One callback a tracker. The job's setting `report`: to (their names), project, name. They write below RUN/logs.
+
+    A training that goes on from a checkpoint, or begins anew, adds to what it has sent before.
+    """
+    report = job.settings.get("report")
+    if report is None:
+        return []
+    args.run_name, args.project = report["name"], report["project"]
+    folder = job.scratch.parents[2] / tracking.FOLDER  # scratch is RUN/work/KEY/scratch
+    tracking.at_home(folder)
+    os.environ.setdefault("WANDB_PROJECT", report["project"])
+    return [_callback(backend, folder / report["name"]) for backend in report["to"]]
+
+
+def _callback(backend: str, folder: Path) -> TrainerCallback:
+    if backend == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        return TensorBoardCallback(SummaryWriter(log_dir=str(folder)))
+    return TrackioCallback() if backend == "trackio" else WandbCallback()
