@@ -22,7 +22,7 @@ types: $(VENV)/installed-dev
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
 unit: $(VENV)/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 # The page of the recipe's keys and the schema, after a change of a key or its description.
 docs: $(VENV)/installed
