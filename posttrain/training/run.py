@@ -154,12 +154,7 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
         trainer.add_callback(tracker)
     checkpoint = latest_whole(job.scratch / "checkpoints")
     trainer.add_callback(Checkpoints(checkpoint, job.settings.get("checkpoint_minutes")))
-    done = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
-    if done and done.global_step >= done.max_steps:
-        trainer.state = done
-        trainer._load_from_checkpoint(str(checkpoint))
-    else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     loss = mean_loss(trainer.state.log_history)
     if loss is None or not math.isfinite(loss):
         raise StageError(f"{stage}: the training loss is {loss}; nothing was published")
