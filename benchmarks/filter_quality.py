@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from pydantic.fields import FieldInfo
 from tables import fill
 
 from posttrain import filters
 from posttrain.filters import FILTERS, FilterContext
+from posttrain.filters.base import Scope
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "filters.md"
@@ -45,6 +47,12 @@ RULES: list[dict[str, Any]] = [
     {"use": "refusals"},
     {"use": "pii", "mode": "drop"},
 ]
+LOOKS_AT: dict[Scope, str] = {
+    "row": "a row",
+    "prompt": "all rows of a prompt",
+    "corpus": "a row, and on all rows before it",
+    "whole": "all rows that reach this filter",
+}
 
 Row = dict[str, Any]
 
@@ -61,21 +69,21 @@ def reference() -> str:
     sections = []
     for name, kind in FILTERS.items():
         keys = [
-            (f"`{key}`", f"`{_shown(info.get_default(call_default_factory=True))}`", info.description or "")
+            (f"`{key}`", _default(info), info.description or "")
             for key, info in kind.model_fields.items()
             if key != "use"
         ]
         table_of_keys = table(("key", "default", "what it is"), keys) if keys else "It has no keys."
-        looks_at = {"row": "a row", "prompt": "all rows of a prompt", "corpus": "all rows before it"}[kind.scope]
-        sections.append(
-            f"### {name}\n\n{cleandoc(kind.__doc__ or '')}\n\nA verdict depends on {looks_at}.\n\n{table_of_keys}"
-        )
+        text = cleandoc(kind.__doc__ or "")
+        sections.append(f"### {name}\n\n{text}\n\nA verdict depends on {LOOKS_AT[kind.scope]}.\n\n{table_of_keys}")
     return "\n" + "\n\n".join(sections) + "\n"
 
 
-def _shown(default: Any) -> str:
-    text = json.dumps(default, ensure_ascii=False)
-    return text if len(text) < 100 else f"{text[:60]} …"
+def _default(key: FieldInfo) -> str:
+    if key.is_required():
+        return "must be given"
+    text = json.dumps(key.get_default(call_default_factory=True), ensure_ascii=False)
+    return f"`{text if len(text) < 100 else text[:60] + ' …'}`"
 
 
 def planted() -> str:
