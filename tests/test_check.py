@@ -107,6 +107,8 @@ def test_every_shipped_recipe_passes_offline_with_a_model_and_prompts_that_stand
             path = tmp_path / f"{part}.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
             changes.append(f"prompts.{part}.path={path}")
+            if part == "train" and name == "ultrafeedback":
+                changes.append(f"preferences.given.path={path}")
     found = planning.check(name, changes, 2, False, InProcess())
     assert [said for _, right, said in found.found if not right] == []
     assert found.plan and found.plan["completions"] > 0
