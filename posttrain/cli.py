@@ -29,7 +29,7 @@ Begin with `posttrain init mine`. `posttrain COMMAND --help` has examples; `--in
 
 Exit codes: 0 done; 1 an error that has no code of its own; 2 what was given is wrong, nothing was changed; \
 3 a stage, an engine or a probe failed, what is whole stays; 4 another process works on this run; \
-5 a file of the run is damaged; 130 stopped by Ctrl-C.
+5 a file of the run is damaged; 6 the Hub refused or could not be reached; 130 stopped by Ctrl-C.
 """
 
 app = typer.Typer(
