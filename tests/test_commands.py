@@ -41,6 +41,7 @@ def test_the_examples_run_in_their_order_in_an_empty_folder(tmp_path: Path) -> N
         done = shell(line, tmp_path)
         assert done.returncode == 0, line + done.stdout[-2000:] + done.stderr[-2000:]
         assert done.stdout or ">" in line, line
+        assert "it/s]" not in done.stderr, line  # no progress bars where nobody sees them move
         if "posttrain init" in line:  # the same recipe, so that a round takes seconds
             recipe = tmp_path / "mine" / "quickstart.yaml"
             text = recipe.read_text("utf-8")

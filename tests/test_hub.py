@@ -565,7 +565,8 @@ def test_the_command_pushes_says_what_and_writes_it_down(
     monkeypatch.setenv("HF_TOKEN", MINE)
     before = files_of(run.root)
     assert command("push", run.root, "--to", REPO, "--private") == 0
-    assert f"{REPO}: round-2, 7 files sent" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{REPO}: round-2, 7 files sent" in said and said.endswith(f"  {hub.url}/{REPO}\n")
     assert hub.model(REPO).private
     assert command("push", run.root, "--to", REPO, "--private") == 0
     assert f"{REPO}: round-2 is there already, all 7 files" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_stages_page as stages_page
 
 from posttrain import store
 
@@ -26,6 +27,8 @@ REDUCED = [
     "reward_model.max_steps=8",
     "promote=always",
 ]
+
+ANNOTATIONS = ("topic", "tags", "intentions", "difficulty")  # columns that the quickstart does not ask for
 
 
 def command(run: Path, n: int, *overrides: str) -> list[str]:
@@ -101,6 +104,21 @@ def test_every_table_is_read_by_datasets_as_trl_wants_it(run: Path) -> None:
         table = Dataset.from_parquet(str(run / "round-2" / name))
         assert columns <= set(table.column_names)
         assert is_conversational(table[0])
+
+
+def test_the_page_of_stages_says_what_a_run_writes_and_reports(run: Path) -> None:
+    import pyarrow.parquet as pq
+
+    general = stages_page.PAGE.partition("\n## ")[0]
+    for artifact in (run / "artifacts").iterdir():
+        made = store.read_json(artifact / "artifact.json")
+        name = made["stage"]
+        for table in artifact.glob("*.parquet"):
+            columns = pq.read_schema(table).names
+            said = stages_page.told()[f"{name}/{table.name}"]
+            assert [each for each in said if each not in ("pass_rate", *ANNOTATIONS) or each in columns] == columns
+        for figure in made["metrics"]:
+            assert f"`{figure}`" in stages_page.SECTIONS[name] or f"`{figure}`" in general, f"{name}: {figure}"
 
 
 def test_dev_and_heldout_prompts_never_reach_training(run: Path) -> None:

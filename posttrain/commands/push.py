@@ -49,7 +49,7 @@ def push_(
 def _push(store: Any, plans: list[RepoPlan], quiet: bool) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from huggingface_hub import get_token
+    from huggingface_hub import constants, get_token
     from huggingface_hub.utils import disable_progress_bars
 
     from posttrain.hub import record
@@ -71,6 +71,8 @@ def _push(store: Any, plans: list[RepoPlan], quiet: bool) -> list[dict[str, Any]
         sign_in(talk)
         for plan in plans:
             push(plan, talk, done)
+            if not quiet:
+                print(f"  {constants.ENDPOINT}/{'datasets/' if plan.kind == 'dataset' else ''}{plan.repo}", flush=True)
     return found
 
 

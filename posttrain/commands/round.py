@@ -57,6 +57,7 @@ def round_(
     print(f"\nThe promoted policy: {policy}")
     print(f'  AutoModelForCausalLM.from_pretrained("{policy}")')
     print(f"The same table later: posttrain status {store.root}")
+    print(f"Curves, data and answers in one file: posttrain report {store.root}")
 
 
 def _pushing(store: Any, recipe: Any, terminal: Any) -> tuple[Callable[[int], None], Callable[[], None]]:

@@ -1,4 +1,4 @@
-"""The reward model: loss −log σ(r_chosen − r_rejected) on all preferences so far, from the base (Llama 3, 4.1.1)."""
+"""The reward model: loss −log σ(r_chosen − r_rejected) on all preferences so far, from the base (Llama 3, 4.1.2)."""
 
 from __future__ import annotations
 

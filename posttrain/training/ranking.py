@@ -1,4 +1,4 @@
-"""The reward model's training rows, loss and trainer (Llama 3, section 4.1.1).
+"""The reward model's training rows, loss and trainer (Llama 3, section 4.1.2).
 
 A row is a prompt with its responses, best first: chosen > rejected, or edited > chosen > rejected. The prompt is
 computed once: its responses follow it in one row, each with the positions it would have alone, and see the prompt and
