@@ -3,6 +3,7 @@
     python benchmarks/ablation.py                     # all arms, three seeds; goes on where it was stopped
     python benchmarks/ablation.py --seeds 0 --short 1 # a quick look
     python benchmarks/ablation.py --study mechanisms --n 3   # the choices of Llama 3 that the recipe makes by a key
+    python benchmarks/ablation.py --study filters --n 3   # with and without filters, on good samples and poisoned ones
     python benchmarks/ablation.py --table             # only the table of what is there
 
 The loop runs for `--n` rounds, the arms for `--short`, and are compared with the loop at that round. The arms of one
@@ -18,11 +19,23 @@ import math
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import poisoning
+
 LOOP = "the loop"
+# Of `filters` these stay where the quality filters are left out: the first keeps evaluation prompts out of training,
+# the second is the selection itself.
+_STAYS = "{use: overlap, max_share: 0.99}, {use: best-of-k, threshold: 0.5}"
+NO_FILTERS = [f"filters=[{_STAYS}]"]
+ALL_RULES = [
+    "filters=[{use: format}, {use: residue}, {use: loop}, {use: repetition}, {use: truncated}, {use: emphasis}, "
+    "{use: language}, {use: exact-duplicates}, {use: near-duplicates, of: answer}, " + _STAYS + "]"
+]
+POISONED = "poisoned, "  # such arms have a run folder of their own, where poisoning.py plays the rounds
 STUDIES = {
     "parts": {
         LOOP: [],
@@ -49,6 +62,14 @@ STUDIES = {
         "reference: the average of all promoted": ["dpo.reference=averaged"],
         "averaged with the policy promoted before": ["average_rounds=2"],
     },
+    "filters": {  # the loop has the recipe's own: format, length, repetition, exact duplicates
+        LOOP: [],
+        "no quality filters": NO_FILTERS,
+        "all rules and near-duplicates": ALL_RULES,
+        "poisoned, no quality filters": NO_FILTERS,
+        "poisoned, the recipe's filters": [],
+        "poisoned, all rules and near-duplicates": ALL_RULES,
+    },
 }
 COLUMNS = {
     "pass@1": lambda heldout: heldout["pass@1"],
@@ -72,9 +93,11 @@ def run_arm(folder: Path, arm: str, seed: int, args: argparse.Namespace) -> None
     target = figures_file(folder, arm, seed, args)
     if target.exists():
         return
-    run = folder / f"seed-{seed}"
+    words, run = ["-m", "posttrain", "round", "quickstart"], folder / f"seed-{seed}"
+    if arm.startswith(POISONED):
+        words, run = [str(Path(__file__).with_name("poisoning.py"))], folder / f"seed-{seed}.poisoned"
     settings = [f"seed={seed}", "compute.workers=1", *args.extra, *STUDIES[args.study][arm]]
-    command = [sys.executable, "-m", "posttrain", "round", "quickstart", "--n", str(n), "--run", str(run)]
+    command = [sys.executable, *words, "--n", str(n), "--run", str(run)]
     for setting in settings:
         command += ["--set", setting]
     with (folder / f"seed-{seed}.log").open("a", encoding="utf-8") as log:
@@ -83,7 +106,10 @@ def run_arm(folder: Path, arm: str, seed: int, args: argparse.Namespace) -> None
     status = subprocess.run(
         [sys.executable, "-m", "posttrain", "status", str(run), "--json"], check=True, capture_output=True, text=True
     )
-    target.write_text(status.stdout, encoding="utf-8")
+    told = json.loads(status.stdout)
+    if arm.startswith(POISONED):
+        told["junk"] = poisoning.found(run)
+    target.write_text(json.dumps(told, indent=1), encoding="utf-8")
     print(f"{arm}, seed {seed}: done", flush=True)
 
 
@@ -141,7 +167,61 @@ def table(folder: Path, args: argparse.Namespace) -> str:
     for label, found in rows.items():
         cells = [pooled([column(heldout) for heldout in found]) for column in COLUMNS.values()]
         lines.append(f"| {label} | {' | '.join(cells)} | {', '.join(promoted[label])} |")
-    return "\n".join([*lines, "", *picks(folder, args)])
+    return "\n".join([*lines, "", *(junk(folder, args) if args.study == "filters" else picks(folder, args))])
+
+
+def read_figures(folder: Path, arm: str, args: argparse.Namespace) -> dict[int, dict[str, Any]]:
+    """By seed, what is there of an arm."""
+    paths = {seed: figures_file(folder, arm, seed, args) for seed in args.seeds}
+    return {seed: json.loads(path.read_text(encoding="utf-8")) for seed, path in paths.items() if path.exists()}
+
+
+def junk(folder: Path, args: argparse.Namespace) -> list[str]:
+    """Of the poisoned arms: how much of what SFT read was junk, and which share of the loss there was, by seed.
+
+    The loss is what the loop has and the poisoned loop without filters has not.
+    """
+    lines = [
+        f"| arm | rows that SFT read | junk among them | {' | '.join(f'{name}: loss recovered' for name in COLUMNS)} |",
+        "| --- " * (len(COLUMNS) + 3) + "|",
+    ]
+    loop, harmed = read_figures(folder, LOOP, args), read_figures(folder, f"{POISONED}no quality filters", args)
+    for arm in (name for name in STUDIES[args.study] if name.startswith(POISONED)):
+        figures = read_figures(folder, arm, args)
+        read = {seed: {kind: by.get("kept", 0) for kind, by in one["junk"].items()} for seed, one in figures.items()}
+        rows, good = (sum(sum(of.values()) for of in read.values()), sum(of["none"] for of in read.values()))
+        cells = []
+        for column in COLUMNS.values():
+            shares = []
+            for seed in sorted(loop.keys() & harmed.keys() & figures.keys()):
+                best, worst, here = (
+                    column(at_round(one[seed], args.short))["value"] for one in (loop, harmed, figures)
+                )
+                shares.append(f"{(here - worst) / (best - worst):.2f}" if best > worst else "no loss")
+            cells.append(", ".join(shares))
+        if rows:
+            lines.append(f"| {arm} | {rows:,} | {1 - good / rows:.1%} | {' | '.join(cells)} |")
+    return [*lines, "", *_by_kind(folder, args)]
+
+
+def _by_kind(folder: Path, args: argparse.Namespace) -> list[str]:
+    """Of each kind of junk, which share the filters found, best-of-k and what SFT read not counted."""
+    arms = [name for name in STUDIES[args.study] if name.startswith(POISONED)]
+    found: dict[str, dict[str, Counter[str]]] = {arm: {} for arm in arms}
+    for arm in arms:
+        for figures in read_figures(folder, arm, args).values():
+            for kind, by in figures["junk"].items():
+                found[arm].setdefault(kind, Counter()).update(by)
+    kinds = sorted({kind for by in found.values() for kind in by})
+    lines = [f"| dropped by the filters | {' | '.join(arms)} |", "| --- " * (len(arms) + 1) + "|"]
+    for kind in kinds:
+        cells = []
+        for arm in arms:
+            by = found[arm].get(kind, Counter())
+            dropped = sum(number for name, number in by.items() if name not in ("kept", "best-of-k"))
+            cells.append(f"{dropped:,} of {by.total():,}")
+        lines.append(f"| {'good samples' if kind == 'none' else kind} | {' | '.join(cells)} |")
+    return lines
 
 
 def picks(folder: Path, args: argparse.Namespace) -> list[str]:

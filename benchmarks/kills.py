@@ -122,6 +122,38 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def table(told: dict[str, Any]) -> str:
+    """What the kills and the damages showed, for docs/nothing-is-lost.md."""
+    kills, lines = told["kills"], ["| kills | |", "| --- | --- |"]
+    where = ", ".join(f"{place} {times}" for place, times in kills["killed_at"].items())
+    stages, whole = ", ".join(kills["stages_hit"]), f"{kills['runs_with_the_same_bits']} of {kills['runs']}"
+    steps = f"{kills['most_steps_repeated']}, with {kills['steps_between_checkpoints']} between checkpoints"
+    shards = f"{kills['most_shards_lost_by_a_kill']}, with {kills['processes_that_work_on_shards']} processes on shards"
+    rows: dict[str, Any] = {
+        "SIGKILLs": kills["kills"],
+        "killed at": where,
+        "stages hit": stages,
+        "kills a run, on average": kills["kills_per_run"],
+        "partial artifacts": kills["partial_artifacts"],
+        "runs that did not go on": kills["wedged_runs"],
+        "runs that ended with the same bits": whole,
+        "trainings that went on at a checkpoint": kills["trainings_resumed"],
+        "most training steps done again after a kill": steps,
+        "finished shards done again": kills["finished_shards_done_again"],
+        "most begun shards lost by a kill": shards,
+    }
+    if damage := told.get("damage"):
+        tried = ", ".join(f"{kind} {times}" for kind, times in damage["tried"].items())
+        rows |= {
+            "damages tried": f"{damage['tried_in_all']:,}: {tried}",
+            "found by `verify`": f"{damage['found_by_verify']:,} of {damage['tried_in_all']:,}",
+        }
+        for each in damage["repaired_for_real"]:
+            same = "the same bits" if each["same_bits"] else "**other bits**"
+            rows[f"{each['stage']} damaged, repaired: ran again"] = f"{', '.join(each['ran'])}; {same}"
+    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
 def _where(at: list[str] | None) -> str:
     if at is None:
         return "before it did anything"

@@ -1,4 +1,4 @@
-"""Puts the figures under benchmarks/results/ into docs/speed.md, each table between its markers.
+"""Puts the figures under benchmarks/results/ into the pages of docs/, each table between its markers.
 
     python benchmarks/tables.py
 
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "speed.md"
+DOCS = HERE.parent / "docs"
+PAGES = {"kills": "nothing-is-lost.md"}  # all others stand in speed.md
 
 
 def filters(rows: list[Any], device: str) -> str:
@@ -41,6 +42,12 @@ def glued_trl(rows: list[Any], device: str) -> str:
             for row in rows
         ]
     )
+
+
+def kills(rows: dict[str, Any], device: str) -> str:
+    import kills
+
+    return kills.table(rows)
 
 
 def loop(rows: list[Any], device: str) -> str:
@@ -68,8 +75,8 @@ def training(rows: list[Any], device: str) -> str:
 
 
 # The scripts are imported only where there are figures: they import torch.
-TABLES: dict[str, Callable[[list[Any], str], str]] = {
-    one.__name__: one for one in (filters, glued_trl, growth, loop, sampling, scoring, training)
+TABLES: dict[str, Callable[[Any, str], str]] = {
+    one.__name__: one for one in (filters, glued_trl, growth, kills, loop, sampling, scoring, training)
 }
 
 
@@ -87,13 +94,11 @@ def fill(page: str, name: str, table: str) -> str:
 
 
 def main() -> None:
-    page = PAGE.read_text(encoding="utf-8")
     for path in sorted((HERE / "results").glob("*.json")):
         script, _, device = path.stem.partition(".")
-        if script == "kills":
-            continue  # no timing: docs/nothing-is-lost.md
-        page = fill(page, path.stem, TABLES[script](json.loads(path.read_text(encoding="utf-8")), device or "cpu"))
-    PAGE.write_text(page, encoding="utf-8")
+        page = DOCS / PAGES.get(script, "speed.md")
+        table = TABLES[script](json.loads(path.read_text(encoding="utf-8")), device or "cpu")
+        page.write_text(fill(page.read_text(encoding="utf-8"), path.stem, table), encoding="utf-8")
 
 
 if __name__ == "__main__":
