@@ -8,7 +8,6 @@ Not covered here: stages that span several processes (torchrun); those run `post
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import pickle
@@ -25,8 +24,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from posttrain import lock, store
-from posttrain.errors import PosttrainError, StageError
+from posttrain import lock, recovery, store
+from posttrain.errors import DiedError, PosttrainError, StageError
 from posttrain.stages import Job, no_progress, run_stage
 
 
@@ -94,6 +93,7 @@ def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], Non
         "config": stage["decides"],
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 3),
+        "attempts": recovery.failed_before(folder),
         "metrics": metrics,
     }
     store.publish(folder, root / "artifacts", manifest)
@@ -170,7 +170,7 @@ class Forked:
         receiver.close()
         del self._running[receiver]
         if error is None and child.exitcode != 0:
-            error = StageError(_died(folder, child.exitcode or 0))
+            error = DiedError(_died(folder, child.exitcode or 0))
         return Ended(folder, error)
 
     def stop(self) -> None:
@@ -226,15 +226,12 @@ def _child(folder: Path, workers: int, aside: bool, sender: Connection, run: Run
     error: Exception | None = None
     try:
         run(folder, workers, progress)
-    except PosttrainError as known:
-        error = known if _picklable(known) else StageError(str(known))
-    except Exception as unknown:
-        traceback.print_exc()
-        stage = json.loads((folder / "stage.json").read_text(encoding="utf-8"))["stage"]
-        error = StageError(
-            f"{stage} failed: {type(unknown).__name__}: {unknown}; log: {folder / 'scratch' / 'log.txt'}. "
-            "The same command goes on from the last finished stage."
-        )
+    except Exception as raised:
+        if not isinstance(raised, PosttrainError):
+            with contextlib.suppress(OSError):  # the disk that the log is on may be full
+                traceback.print_exc()
+        told = recovery.explained(raised, folder)
+        error = told if _picklable(told) else StageError(str(told))
     with contextlib.suppress(BrokenPipeError):
         sender.send(Ended(folder, error))
     sender.close()

@@ -39,6 +39,10 @@ class Terminal:
         else:
             self._print(f"{label:<24}begins")
 
+    def tries_again(self, number: int, stage: str, reason: str) -> None:
+        self._running.pop(_label(number, stage), None)
+        self._print(f"{_label(number, stage):<24}{reason}")
+
     def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None:
         label, now = _label(number, stage), self._clock()
         since, already = self._begun.setdefault(label, (now, done))

@@ -270,6 +270,12 @@ class Compute(Section):
         gt=0,
         description="A training saves where it is this often, beside every `save_steps` steps; null: by steps alone.",
     )
+    attempts: Count = Field(
+        default=3,
+        description="How often a stage is tried whose process dies, or whose memory, device or loss fails: a second "
+        "time as it was, then with micro-batches (and processes) half as large; it goes on where it was. 1: no retry. "
+        "See docs/failures.md.",
+    )
 
 
 class Levels(Section):
