@@ -118,6 +118,9 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
         return f"rows {metrics['rows']}  held-out AUC {'-' if area is None else f'{area:.3f}'}  {state}"
     if stage == "watch":
         return "; ".join(metrics["warnings"]) or "no warning"
+    told = [f"warning: every answer got {value:g} of {name}" for name, value in metrics.get("constant", {}).items()]
+    if metrics.get("collapsed"):
+        told.append(f"warning: the policy has collapsed, and is left out: {metrics['collapsed']}")
     names = (
         "prompts",
         "pairs",
@@ -133,4 +136,4 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
     parts = [f"{name} {metrics[name]:.4g}" for name in names if isinstance(metrics.get(name), int | float)]
     if stage in ("reward_model", "watch_model"):
         parts.append(f"held-out pair accuracy {metrics['pair_accuracy']['value'] or 0:.3f}")
-    return "  ".join(parts)
+    return "  ".join([*parts, *told])
