@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
@@ -49,6 +49,7 @@ class Ended:
 
 # What the server imports once. Read by its children through fork; the command itself never imports these.
 PRELOAD = ["posttrain.training.preload"]
+_PATIENCE = 1.5  # seconds that stages have to end when the command is stopped: enough to publish what is small
 
 
 class Launcher(Protocol):
@@ -96,8 +97,22 @@ def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], Non
         "attempts": recovery.failed_before(folder),
         "metrics": metrics,
     }
-    store.publish(folder, root / "artifacts", manifest)
+    with _finishing():
+        store.publish(folder, root / "artifacts", manifest)
     return metrics
+
+
+@contextlib.contextmanager
+def _finishing() -> Iterator[None]:
+    """Not ended by SIGTERM: what is whole is published when the command is stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def versions(further: Iterable[str] = ()) -> dict[str, str]:
@@ -176,8 +191,9 @@ class Forked:
     def stop(self) -> None:
         for _, child in self._running.values():
             child.terminate()
+        deadline = time.monotonic() + _PATIENCE
         for receiver, (_, child) in self._running.items():
-            child.join(5)
+            child.join(max(0.0, deadline - time.monotonic()))
             if child.is_alive():
                 child.kill()
                 child.join()
