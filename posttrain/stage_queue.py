@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from posttrain import recovery
+from posttrain import recovery, room
 from posttrain.errors import InputError, PosttrainError
 from posttrain.launch import Launcher, Progress
 from posttrain.models import check_snapshot
@@ -123,6 +123,7 @@ class StageQueue:
             if any(read in self for read in planned.reads):
                 continue
             self._check(planned)
+            room.check(room.of_stage(planned.stage, self.store.root), self.store.root, planned.name)
             del self._waiting[key]
             self._start(planned)
 

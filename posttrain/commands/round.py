@@ -55,6 +55,7 @@ def _round(recipe: str, n: int, run: Path | None, overrides: list[str]) -> None:
 
 
 def _play(store: Any, recipe: Any, n: int) -> None:
+    from posttrain import room
     from posttrain.commands.terminal import Terminal
     from posttrain.launch import Forked
     from posttrain.rounds import play
@@ -63,6 +64,7 @@ def _play(store: Any, recipe: Any, n: int) -> None:
 
     workers = recipe.compute.workers or os.cpu_count() or 1
     with store.session():
+        room.check_run(recipe, n, store)
         terminal = Terminal(lambda number: _last_line(store, number, HEADER), lambda number: push(number))
         push, finish_push = _pushing(store, recipe, terminal)
         play(recipe, Runner(store, Forked(), terminal, workers, recipe), n)
