@@ -26,6 +26,7 @@ from typing import Any, Protocol, cast
 
 from posttrain import lock, recovery, store
 from posttrain.errors import DiedError, PosttrainError, StageError
+from posttrain.hidden import shown
 from posttrain.stages import Job, no_progress, run_stage
 
 
@@ -245,7 +246,7 @@ def _child(folder: Path, workers: int, aside: bool, sender: Connection, run: Run
     except Exception as raised:
         if not isinstance(raised, PosttrainError):
             with contextlib.suppress(OSError):  # the disk that the log is on may be full
-                traceback.print_exc()
+                sys.stderr.write(shown(traceback.format_exc()))  # which is the log
         told = recovery.explained(raised, folder)
         error = told if _picklable(told) else StageError(str(told))
     with contextlib.suppress(BrokenPipeError):

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from posttrain import store
 from posttrain.errors import DiedError, LossError, PosttrainError, RoomError, StageError
+from posttrain.hidden import shown
 
 How = Literal["same", "halved"]
 TOLD: Mapping[How, str] = {
@@ -89,12 +90,10 @@ def explained(error: Exception, folder: Path) -> PosttrainError:
     if isinstance(error, PosttrainError):
         return error
     log = f"log: {folder / 'scratch' / 'log.txt'}"
+    what = shown(f"{type(error).__name__}: {error}")
     if any(map(_passing, chain)):
-        return DiedError(f"{stage} died: {type(error).__name__}: {error}; {log}. The same command goes on from there.")
-    return StageError(
-        f"{stage} failed: {type(error).__name__}: {error}; {log}. "
-        "The same command goes on from the last finished stage."
-    )
+        return DiedError(f"{stage} died: {what}; {log}. The same command goes on from there.")
+    return StageError(f"{stage} failed: {what}; {log}. The same command goes on from the last finished stage.")
 
 
 def full_disk(error: BaseException, root: Path, stage: str = "") -> RoomError:
