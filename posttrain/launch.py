@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from posttrain import lock, recovery, store
+from posttrain import drift, lock, recovery, store
 from posttrain.errors import DiedError, PosttrainError, StageError
 from posttrain.hidden import shown
 from posttrain.stages import Job, no_progress, run_stage
@@ -89,13 +89,18 @@ def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], Non
         workers=workers,
         progress=progress,
     )
+    read = drift.of_inputs(job.inputs)
     metrics = run_stage(stage["stage"], job)
+    made = drift.fingerprint(job.out)
+    if read and made:
+        drift.check(read, "what it read", made, f"what {stage['stage']} made")
     manifest = {
         **{name: stage[name] for name in ("stage", "key", "input_keys", "outside")},
         "config": stage["decides"],
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 3),
         "attempts": recovery.failed_before(folder),
+        **({"tokens": made or read} if made or read else {}),
         "metrics": metrics,
     }
     with _finishing():
