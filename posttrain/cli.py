@@ -22,6 +22,7 @@ from posttrain.commands.stage import stage
 from posttrain.commands.status import status_
 from posttrain.commands.verify import verify_
 from posttrain.errors import PosttrainError
+from posttrain.hidden import shown
 
 # The same table is in docs/commands.md. What is between two empty lines is a paragraph.
 EPILOG = """
@@ -29,7 +30,7 @@ Begin with `posttrain init mine`. `posttrain COMMAND --help` has examples; `--in
 
 Exit codes: 0 done; 1 an error that has no code of its own; 2 what was given is wrong, nothing was changed; \
 3 a stage, an engine or a probe failed, what is whole stays; 4 another process works on this run; \
-5 a file of the run is damaged; 6 the Hub refused or could not be reached; 130 stopped by Ctrl-C.
+5 a file of the run is damaged; 6 the Hub refused or could not be reached; 130 stopped by Ctrl-C, 143 by SIGTERM.
 """
 
 app = typer.Typer(
@@ -61,5 +62,5 @@ def main() -> None:
     try:
         app()
     except PosttrainError as error:
-        print(f"posttrain: {error}", file=sys.stderr)
+        print(f"posttrain: {shown(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -54,6 +54,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU that may be used, asked without torch."""
+    return Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
 def _device(index: int) -> dict[str, Any]:
     import torch
 

@@ -8,7 +8,10 @@ PosttrainError                 1   anything of ours
 │   └── RewardError            2   a reward file, or what one of its functions returned
 ├── StageError                 3   a stage failed or died
 │   ├── EmptyStageError        3   a stage had nothing left to work on (no pair, no kept sample)
-│   └── EngineError            3   what samples is not there, serves other weights, or stays away
+│   ├── EngineError            3   what samples is not there, serves other weights, or stays away
+│   ├── DiedError              3   a process was killed, or memory or a device failed: it is tried again
+│   ├── LossError              3   a loss, gradient or weight is no finite number
+│   └── RoomError              3   disk or memory is too small for what is to come
 ├── LockedError                4   another process works on this run
 ├── DamagedError               5   a file of the run is not what its manifest says
 └── HubError                   6   the Hub refused or could not be reached; the run is whole
@@ -88,6 +91,22 @@ class EmptyStageError(StageError):
 
 class EngineError(StageError):
     """What samples is not installed, down, serves other weights, or cannot answer; nothing was counted of it."""
+
+
+class DiedError(StageError):
+    """The process of a stage was killed, or memory or a device failed: nothing says that it would again."""
+
+
+class LossError(StageError):
+    """A loss, gradient or weight is no finite number. `step`: of the training, None where it is not known."""
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class RoomError(StageError):
+    """Disk or memory is too small for what is to come, or the disk is full. What is whole stays."""
 
 
 class LockedError(PosttrainError):

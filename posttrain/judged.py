@@ -69,7 +69,11 @@ class Judging:
             "config": given,
             "decides": deciding(given),
             "outside": self.named(uses),
-            "settings": {"reward_files": {name_of(use): use for use in uses}, **self.server()},
+            "settings": {
+                "reward_files": {name_of(use): use for use in uses},
+                "reward_minutes": self.recipe.compute.reward_minutes,
+                **self.server(),
+            },
         }
 
     def named(self, uses: Sequence[str]) -> dict[str, str]:

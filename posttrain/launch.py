@@ -8,7 +8,6 @@ Not covered here: stages that span several processes (torchrun); those run `post
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 import pickle
@@ -17,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
@@ -25,8 +24,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from posttrain import lock, store
-from posttrain.errors import PosttrainError, StageError
+from posttrain import drift, lock, recovery, store
+from posttrain.errors import DiedError, PosttrainError, StageError
+from posttrain.hidden import shown
 from posttrain.stages import Job, no_progress, run_stage
 
 
@@ -50,6 +50,7 @@ class Ended:
 
 # What the server imports once. Read by its children through fork; the command itself never imports these.
 PRELOAD = ["posttrain.training.preload"]
+_PATIENCE = 1.5  # seconds that stages have to end when the command is stopped: enough to publish what is small
 
 
 class Launcher(Protocol):
@@ -88,16 +89,36 @@ def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], Non
         workers=workers,
         progress=progress,
     )
+    read = drift.of_inputs(job.inputs)
     metrics = run_stage(stage["stage"], job)
+    made = drift.fingerprint(job.out)
+    if read and made:
+        drift.check(read, "what it read", made, f"what {stage['stage']} made")
     manifest = {
         **{name: stage[name] for name in ("stage", "key", "input_keys", "outside")},
         "config": stage["decides"],
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 3),
+        "attempts": recovery.failed_before(folder),
+        **({"tokens": made or read} if made or read else {}),
         "metrics": metrics,
     }
-    store.publish(folder, root / "artifacts", manifest)
+    with _finishing():
+        store.publish(folder, root / "artifacts", manifest)
     return metrics
+
+
+@contextlib.contextmanager
+def _finishing() -> Iterator[None]:
+    """Not ended by SIGTERM: what is whole is published when the command is stopped."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def versions(further: Iterable[str] = ()) -> dict[str, str]:
@@ -170,14 +191,15 @@ class Forked:
         receiver.close()
         del self._running[receiver]
         if error is None and child.exitcode != 0:
-            error = StageError(_died(folder, child.exitcode or 0))
+            error = DiedError(_died(folder, child.exitcode or 0))
         return Ended(folder, error)
 
     def stop(self) -> None:
         for _, child in self._running.values():
             child.terminate()
+        deadline = time.monotonic() + _PATIENCE
         for receiver, (_, child) in self._running.items():
-            child.join(5)
+            child.join(max(0.0, deadline - time.monotonic()))
             if child.is_alive():
                 child.kill()
                 child.join()
@@ -226,15 +248,12 @@ def _child(folder: Path, workers: int, aside: bool, sender: Connection, run: Run
     error: Exception | None = None
     try:
         run(folder, workers, progress)
-    except PosttrainError as known:
-        error = known if _picklable(known) else StageError(str(known))
-    except Exception as unknown:
-        traceback.print_exc()
-        stage = json.loads((folder / "stage.json").read_text(encoding="utf-8"))["stage"]
-        error = StageError(
-            f"{stage} failed: {type(unknown).__name__}: {unknown}; log: {folder / 'scratch' / 'log.txt'}. "
-            "The same command goes on from the last finished stage."
-        )
+    except Exception as raised:
+        if not isinstance(raised, PosttrainError):
+            with contextlib.suppress(OSError):  # the disk that the log is on may be full
+                sys.stderr.write(shown(traceback.format_exc()))  # which is the log
+        told = recovery.explained(raised, folder)
+        error = told if _picklable(told) else StageError(str(told))
     with contextlib.suppress(BrokenPipeError):
         sender.send(Ended(folder, error))
     sender.close()

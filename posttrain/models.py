@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from posttrain import content, store
 from posttrain.errors import DamagedError, InputError, ModelError
@@ -38,10 +39,12 @@ def resolve(model: Model) -> Resolved:
     """The folder of `model.path`: shipped for a bare name, else a folder, else a Hub id at its revision.
 
     Raises:
-        ModelError: it is not there, or is no model folder.
+        ModelError: it is not there, is no model folder, holds no safetensors, or would have to run its own code.
     """
     path = _folder(model.path)
-    return Resolved(path.resolve(), store.tree_hash(path)) if path else _snapshot(model.path, model.revision)
+    found = Resolved(path.resolve(), store.tree_hash(path)) if path else _snapshot(model.path, model.revision)
+    check_no_code(found.path)
+    return found
 
 
 def find(name: str) -> Path:
@@ -90,13 +93,53 @@ def _folder(name: str) -> Path | None:
         return None
     if not (path / "config.json").is_file():
         raise ModelError("the folder holds no config.json, so it is no Hugging Face model", file=str(path))
+    _check_safetensors(path, str(path))
+    return path
+
+
+def _check_safetensors(path: Path, name: str) -> None:
     if not any(path.glob("*.safetensors")):
         raise ModelError(
             "the folder holds no .safetensors file; other formats are not read, since they can run code",
-            file=str(path),
+            file=name,
             hint="convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)",
         )
-    return path
+
+
+def check_no_code(folder: Path) -> None:
+    """Raises ModelError: the model or its tokenizer would run code that came with it.
+
+    transformers asks the person at the terminal whether to. A model that names such code, and whose architecture
+    transformers has itself, runs without it, and is taken.
+    """
+    config, tokenizer = (_settings(folder / name) for name in ("config.json", "tokenizer_config.json"))
+    if "auto_map" in config:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+            raise _brings_code(folder / "config.json", f"the architecture {config.get('model_type')!r}")
+    if "auto_map" in tokenizer:
+        import transformers
+
+        if not hasattr(transformers, str(tokenizer.get("tokenizer_class"))):
+            raise _brings_code(folder / "tokenizer_config.json", f"the tokenizer {tokenizer.get('tokenizer_class')!r}")
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """What a file of a model folder says; nothing where it is not there or no JSON, which its reader will tell."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _brings_code(file: Path, what: str) -> ModelError:
+    return ModelError(
+        f"{what} is code that comes with the model (auto_map), and such code is never run",
+        file=str(file),
+        hint="take a model whose architecture transformers has itself",
+    )
 
 
 def _look_on_hub(name: str, revision: str | None) -> Look:
@@ -159,6 +202,7 @@ def _snapshot(name: str, revision: str | None) -> Resolved:
         path = Path(snapshot_download(name, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise _unreachable(name, error) from error
+    _check_safetensors(path, name)
     return Resolved(path, path.name, name)  # a snapshot's folder is named by its commit
 
 

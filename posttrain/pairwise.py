@@ -75,12 +75,12 @@ class Pairwise:
             self([prompt.messages for prompt in few], answers[:1] * len(few), answers[1:] * len(few), columns)
 
 
-def load(entry: RewardEntry) -> Reward | Pairwise:
+def load(entry: RewardEntry, minutes: float | None = None) -> Reward | Pairwise:
     """The judge of an entry: pairwise where its function takes `first` and `second` and no `completions`.
 
     Raises RewardError when there is no such file or function, or it cannot be parsed.
     """
     named = rewards.arguments(entry)
     if {"first", "second"} <= named and "completions" not in named:
-        return Pairwise(rewards.load(entry, PAIRWISE))
-    return rewards.load(entry)
+        return Pairwise(rewards.patient(rewards.load(entry, PAIRWISE), minutes))
+    return rewards.patient(rewards.load(entry), minutes)

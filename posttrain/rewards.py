@@ -10,6 +10,7 @@ be installed, since only the file's own content decides whether a finished stage
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -17,14 +18,15 @@ import math
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from posttrain import content
 from posttrain.content import did_you_mean
-from posttrain.errors import RewardError
+from posttrain.errors import RewardError, StageError
+from posttrain.patience import Overdue, waits
 from posttrain.recipe import RewardEntry
 from posttrain.records import Message, Prompt
 
@@ -49,6 +51,7 @@ class Reward:
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] | None = None
     sha256: str = ""
+    seconds: float | None = None  # that one call may take
 
     def __call__(
         self,
@@ -64,13 +67,16 @@ class Reward:
     ) -> list[float | None]:
         """The function's answer: one number, or None, for each row of `given` (lists of messages, by argument).
 
-        Raises RewardError for an exception, a wrong length, type or NaN.
+        Raises RewardError for an exception, a wrong length, type or NaN; StageError where it does not return.
         """
         taken = {name: list(values) for name, values in columns.items() if self.takes is None or name in self.takes}
         messages = {name: [list(row) for row in rows] for name, rows in given.items()}
         function = _function(self.file, self.function, self.sha256)
         try:
-            scores = function(**messages, **taken)
+            with waits(self.seconds):
+                scores = function(**messages, **taken)
+        except Overdue as late:
+            raise self._overdue(late, function, messages, taken) from None
         except Exception as error:
             raise self._raised(error, list(given)) from error
         return self._checked(scores, len(given["prompts"]))
@@ -118,6 +124,30 @@ class Reward:
             hint=f"it is called as {self.function}({'=…, '.join(given)}=…, and one list for each column)",
         )
 
+    def _overdue(
+        self, late: Overdue, function: Function, messages: Mapping[str, list[Any]], taken: Mapping[str, list[Any]]
+    ) -> StageError:
+        """Where it was, and which row it hangs on: the first that it does not answer alone in the same time."""
+        rows, row = len(messages["prompts"]), None
+        try:
+            with waits(self.seconds):
+                for row in range(rows):
+                    alone = {name: values[row : row + 1] for name, values in {**messages, **taken}.items()}
+                    with contextlib.suppress(Exception):
+                        function(**alone)
+                row = None
+        except Overdue as again:
+            late = again
+        mine = [frame for frame in traceback.extract_tb(late.__traceback__) if frame.filename == self.file]
+        what = f"{self.file}:{mine[-1].lineno}: " if mine else f"{self.file}: "
+        what += f"{self.function}() did not return within {self.seconds:g} s for {rows} rows"
+        if row is None:
+            return StageError(f"{what}, though it does for each alone; raise compute.reward_minutes, or make it faster")
+        text = " ".join(str(messages["prompts"][row][-1]["content"]).split())
+        return StageError(
+            f"{what}, and hangs on row {row}, the prompt {text[:80]!r}; mend it, or raise compute.reward_minutes"
+        )
+
     def _checked(self, scores: Any, rows: int) -> list[float | None]:
         if isinstance(scores, (str, bytes, Mapping)) or not hasattr(scores, "__len__"):
             raise self._wrong(f"returned {type(scores).__name__}, not a list")
@@ -150,6 +180,11 @@ def load(entry: RewardEntry, given: Sequence[str] = POINTWISE) -> Reward:
     path, text, name, function = _found(entry)
     needs, takes = _parameters(path, function, given)
     return Reward(entry.name, str(path), name, needs, takes, hashlib.sha256(text.encode()).hexdigest())
+
+
+def patient(reward: Reward, minutes: float | None) -> Reward:
+    """The reward, one call of which may take so long; None: however long."""
+    return replace(reward, seconds=None if minutes is None else 60 * minutes)
 
 
 def arguments(entry: RewardEntry) -> set[str]:

@@ -90,7 +90,11 @@ def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[Reward | Judg
     """The reward functions and judges of these entries, their files where the job's settings say."""
     files = job.settings["reward_files"]
     named = [entry.model_copy(update={"use": files[entry.use]}) for entry in entries]
-    return [judging.load_reward(entry, job.scratch) if entry.judge else rewards.load(entry) for entry in named]
+    minutes = job.settings.get("reward_minutes")
+    return [
+        judging.load_reward(entry, job.scratch) if entry.judge else rewards.patient(rewards.load(entry), minutes)
+        for entry in named
+    ]
 
 
 @dataclass(frozen=True)

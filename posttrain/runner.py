@@ -58,7 +58,8 @@ class Runner:
 
     def __init__(self, run: store.Store, launcher: Launcher, watcher: Watcher, workers: int, recipe: Recipe) -> None:
         self.store, self.watcher, self.recipe = run, watcher, recipe
-        self.queue = StageQueue(run, launcher, watcher, workers, recipe.compute.stages_at_once)
+        compute = recipe.compute
+        self.queue = StageQueue(run, launcher, watcher, workers, compute.stages_at_once, compute.attempts)
         self.old: list[dict[str, Any]] = run.read_run().get("rounds", [])
         files = {name: run.root / name for name in ("run.json", "recipe.yaml")}
         self._before = {name: path.read_text("utf-8") if path.exists() else None for name, path in files.items()}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from posttrain import recovery, room
 from posttrain.errors import InputError, PosttrainError
 from posttrain.launch import Launcher, Progress
 from posttrain.models import check_snapshot
@@ -41,6 +42,7 @@ class Watcher(Protocol):
 
     def runs_again(self, reason: str) -> None: ...
     def started(self, number: int, stage: str) -> None: ...
+    def tries_again(self, number: int, stage: str, reason: str) -> None: ...
     def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None: ...
     def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None: ...
     def round_done(self, number: int, ran: bool) -> None: ...
@@ -51,6 +53,7 @@ class Silent:
 
     def runs_again(self, reason: str) -> None: ...
     def started(self, number: int, stage: str) -> None: ...
+    def tries_again(self, number: int, stage: str, reason: str) -> None: ...
     def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None: ...
     def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None: ...
     def round_done(self, number: int, ran: bool) -> None: ...
@@ -59,11 +62,14 @@ class Silent:
 class StageQueue:
     """Stages that are planned and running. Those that are ready start in the order in which they were planned."""
 
-    def __init__(self, store: Store, launcher: Launcher, watcher: Watcher, workers: int, at_once: int) -> None:
+    def __init__(
+        self, store: Store, launcher: Launcher, watcher: Watcher, workers: int, at_once: int, attempts: int = 1
+    ) -> None:
         self.store, self.launcher, self.watcher = store, launcher, watcher
-        self.workers, self.at_once = workers, at_once
+        self.workers, self.at_once, self.attempts = workers, at_once, attempts
         self._waiting: dict[str, Planned] = {}
         self._running: dict[Path, tuple[Planned, float]] = {}
+        self._failures: dict[str, list[Exception]] = {}  # by key, in this command
         self._outside: set[str] = set()  # keys of models from outside the run that were looked at
 
     def __contains__(self, key: str) -> bool:
@@ -93,6 +99,8 @@ class StageQueue:
             return None
         del self._running[news.folder]
         if news.error is not None:
+            if self._tries_again(planned, news.folder, news.error, time.monotonic() - started):
+                return None
             if isinstance(news.error, InputError):
                 shutil.rmtree(news.folder, ignore_errors=True)  # refused: there is nothing to go on from
             raise news.error
@@ -115,11 +123,31 @@ class StageQueue:
             if any(read in self for read in planned.reads):
                 continue
             self._check(planned)
+            room.check(room.of_stage(planned.stage, self.store.root), self.store.root, planned.name)
             del self._waiting[key]
-            folder = self.store.begin(key, planned.stage)
-            self.watcher.started(planned.number, planned.name)
-            self._running[folder] = (planned, time.monotonic())
-            self.launcher.start(folder, self.workers, planned.aside)
+            self._start(planned)
+
+    def _start(self, planned: Planned, workers: int | None = None) -> None:
+        folder = self.store.begin(planned.key, planned.stage)
+        self.watcher.started(planned.number, planned.name)
+        self._running[folder] = (planned, time.monotonic())
+        self.launcher.start(folder, workers or self.workers, planned.aside)
+
+    def _tries_again(self, planned: Planned, folder: Path, error: Exception, seconds: float) -> bool:
+        """Note the failure, and start the stage once more where `recovery` says that it may help."""
+        failures = self._failures.setdefault(planned.key, [])
+        failures.append(error)
+        how = recovery.next_try(failures, self.attempts)
+        if how is None and len(failures) == 1:
+            return False
+        recovery.note(folder, error, seconds, how)
+        if how is None:
+            return False
+        if how == "halved":
+            recovery.halve(folder, planned.stage)
+        self.watcher.tries_again(planned.number, planned.name, f"{recovery.TOLD[how]}: {error}")
+        self._start(planned, recovery.processes(self.workers, len(failures)))
+        return True
 
     def _check(self, planned: Planned) -> None:
         """Hash what the stage is about to read and no more, each once for this command. Raises DamagedError."""

@@ -67,6 +67,7 @@ class Steps:
                     for entry in [*recipe.reward, *recipe.evaluate.measure]
                     if not entry.is_reward_model
                 ],
+                "reward_minutes": recipe.compute.reward_minutes,
                 "judges": [judge.model_dump(mode="json") for judge in self.recipe.judges() if not judge.is_model],
             },
             seed=0,
@@ -297,7 +298,10 @@ class Steps:
             decides=deciding(config),
             inputs={**answers, "watch_model": second, **({"reward_model": reward_model} if reward_model else {})},
             outside=self.judging.named(uses),
-            settings={"reward_files": {name_of(use): use for use in uses}},
+            settings={
+                "reward_files": {name_of(use): use for use in uses},
+                "reward_minutes": self.recipe.compute.reward_minutes,
+            },
             seed=self._seed("watch"),
             aside=True,
         )

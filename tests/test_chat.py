@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import TEMPLATE, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -116,3 +118,22 @@ def test_what_check_template_refuses(byte_level) -> None:
 def test_importing_neither_brings_torch() -> None:
     code = "import sys, posttrain.chat, posttrain.sampling; assert not {'torch', 'transformers'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+_CONTROL = ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>")
+_PIECE = st.one_of(st.sampled_from((*_CONTROL, "<", "|", "user|>", "\\")), st.text(max_size=5))
+
+
+@given(talk=st.lists(st.lists(_PIECE), min_size=1, max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_no_text_of_anybody_becomes_a_control_token(talk: list[list[str]]) -> None:
+    """The control tokens of a rendered talk are those that the template writes: one or two a turn, and the header."""
+    made = tokenizer()
+    turns = [{"role": ("user", "assistant")[at % 2], "content": "".join(pieces)} for at, pieces in enumerate(talk)]
+    ids = render_prompt(made, turns)
+    control = [made.convert_ids_to_tokens(one) for one in ids if one in made.get_added_vocab().values()]
+    written = {"user": ["<|user|>"], "assistant": ["<|assistant|>", "</s>"]}
+    assert control == [*(name for turn in turns for name in written[turn["role"]]), "<|assistant|>"]
+    ends = {"user": "", "assistant": "</s>"}
+    said = "".join(f"<|{turn['role']}|>{turn['content']}{ends[turn['role']]}" for turn in turns)
+    assert made.decode(ids) == f"{said}<|assistant|>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,30 +26,28 @@ def round_(
 
     posttrain round ./mine.yaml --n 2 --set dpo.learning_rate=2e-4
     """
-    from posttrain.commands.terminal import Terminal
-    from posttrain.launch import Forked
-    from posttrain.recipe import load
-    from posttrain.rounds import play
-    from posttrain.runner import Runner
-    from posttrain.status import HEADER, status, table
-    from posttrain.store import Store
-    from posttrain.tracking import Tracked, check
+    from posttrain.commands.stopping import stoppable
 
-    resolved = load(recipe, set_ or [])
+    with stoppable():
+        _round(recipe, n, run, set_ or [])
+
+
+def _round(recipe: str, n: int, run: Path | None, overrides: list[str]) -> None:
+    from posttrain import recovery
+    from posttrain.recipe import load
+    from posttrain.status import status, table
+    from posttrain.store import Store
+    from posttrain.tracking import check
+
+    resolved = load(recipe, overrides)
     check(resolved.report_to)
     store = Store(run or Path("runs") / resolved.name)
-    workers = resolved.compute.workers or os.cpu_count() or 1
-    with store.session():
-        terminal = Terminal(lambda number: _last_line(store, number, HEADER), lambda number: push(number))
-        push, finish_push = _pushing(store, resolved, terminal)
-        watcher = Tracked(terminal, store, resolved.name, resolved.report_to)
-        runner = Runner(store, Forked(), watcher, workers, resolved)
-        try:
-            play(resolved, runner, n)
-            finish_push()
-        except KeyboardInterrupt:
-            print("\nstopped; the same command goes on from there", file=sys.stderr)
-            raise typer.Exit(130) from None
+    try:
+        _play(store, resolved, n)
+    except OSError as error:
+        if recovery.is_full(error):
+            raise recovery.full_disk(error, store.root) from error
+        raise
     figures = status(store)
     policy = store.root / figures["policy"]
     print(table(figures))
@@ -58,6 +55,25 @@ def round_(
     print(f'  AutoModelForCausalLM.from_pretrained("{policy}")')
     print(f"The same table later: posttrain status {store.root}")
     print(f"Curves, data and answers in one file: posttrain report {store.root}")
+
+
+def _play(store: Any, recipe: Any, n: int) -> None:
+    from posttrain import room
+    from posttrain.commands.terminal import Terminal
+    from posttrain.launch import Forked
+    from posttrain.rounds import play
+    from posttrain.runner import Runner
+    from posttrain.status import HEADER
+    from posttrain.tracking import Tracked
+
+    workers = recipe.compute.workers or os.cpu_count() or 1
+    with store.session():
+        room.check_run(recipe, n, store)
+        terminal = Terminal(lambda number: _last_line(store, number, HEADER), lambda number: push(number))
+        push, finish_push = _pushing(store, recipe, terminal)
+        watcher = Tracked(terminal, store, recipe.name, recipe.report_to)
+        play(recipe, Runner(store, Forked(), watcher, workers, recipe), n)
+        finish_push()
 
 
 def _pushing(store: Any, recipe: Any, terminal: Any) -> tuple[Callable[[int], None], Callable[[], None]]:

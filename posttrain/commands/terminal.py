@@ -39,6 +39,10 @@ class Terminal:
         else:
             self._print(f"{label:<24}begins")
 
+    def tries_again(self, number: int, stage: str, reason: str) -> None:
+        self._running.pop(_label(number, stage), None)
+        self._print(f"{_label(number, stage):<24}{reason}")
+
     def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None:
         label, now = _label(number, stage), self._clock()
         since, already = self._begun.setdefault(label, (now, done))
@@ -115,6 +119,9 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
         return f"rows {metrics['rows']}  held-out AUC {'-' if area is None else f'{area:.3f}'}  {state}"
     if stage in ("watch", "diversity"):
         return "; ".join(metrics["warnings"]) or "no warning"
+    told = [f"warning: every answer got {value:g} of {name}" for name, value in metrics.get("constant", {}).items()]
+    if metrics.get("collapsed"):
+        told.append(f"warning: the policy has collapsed, and is left out: {metrics['collapsed']}")
     names = (
         "prompts",
         "pairs",
@@ -130,4 +137,4 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
     parts = [f"{name} {metrics[name]:.4g}" for name in names if isinstance(metrics.get(name), int | float)]
     if stage in ("reward_model", "watch_model"):
         parts.append(f"held-out pair accuracy {metrics['pair_accuracy']['value'] or 0:.3f}")
-    return "  ".join(parts)
+    return "  ".join([*parts, *told])

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from posttrain import store
 from posttrain.errors import DamagedError, InputError
+from posttrain.hidden import secrets_here
 from posttrain.hub import names
 from posttrain.hub.card import model_card
 from posttrain.hub.data_card import TABLES, data_card
-from posttrain.hub.story import Story, secrets_here, tell
+from posttrain.hub.story import Story, tell
 from posttrain.store import Store
 
 Kind = Literal["model", "dataset"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,15 +13,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from posttrain.errors import DamagedError
+from posttrain.hidden import LEFT_OUT, without_secrets
 from posttrain.status import status
 from posttrain.store import Store
 
-LEFT_OUT = "(left out)"
-# Tokens by their look, whatever they are doing in a recipe: of the Hub, of OpenAI and its like, and in an address.
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bsk-[\w-]{16,}|(?<=://)[^/@\s]+@")
 _SECRET_KEY = re.compile(r"api_?key|secret|password|passwd|credential|hub_token|access_token|auth", re.IGNORECASE)
-_SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
-_SHORTEST_SECRET = 8
 
 
 @dataclass(frozen=True)
@@ -82,21 +77,6 @@ def tell(run: Store, number: int, secrets: frozenset[str]) -> Story:
         versions=last.get("versions", {}),
         secrets=secrets,
     )
-
-
-def secrets_here() -> frozenset[str]:
-    """Values that must never leave this machine: the Hub's token, and what variables of the environment call secret."""
-    from huggingface_hub import get_token
-
-    named = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
-    return frozenset(value for value in {*named, get_token() or ""} if len(value) >= _SHORTEST_SECRET)
-
-
-def without_secrets(text: str, secrets: frozenset[str]) -> str:
-    """The text with each of `secrets`, and what looks like one, replaced."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, LEFT_OUT)
-    return _SECRET.sub(LEFT_OUT, text)
 
 
 def _recipe(run: Store) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import models, pairwise, rewards
-from posttrain.environment import cores
+from posttrain.environment import cores, gpu
 from posttrain.errors import EmptyStageError, EngineError, PosttrainError, RewardError, StageError
 from posttrain.launch import Forked, Launcher
 from posttrain.models import Look
-from posttrain.planning import probe
+from posttrain.planning import probe, sizes
 from posttrain.planning.amounts import Sets, Shares
 from posttrain.planning.costs import Cost, cost
 from posttrain.planning.plan import Machine, plan
@@ -29,7 +28,6 @@ from posttrain.steps import Steps
 from posttrain.store import Store
 
 SMALL = 5_000_000  # as posttrain.training.run.SMALL, which cannot be imported without torch
-_TRAINING = 4  # weights, gradients and two moments, in float32
 
 
 @dataclass
@@ -95,7 +93,7 @@ def _check(
     if impossible:
         checked.notes.append(f"no probe: {impossible}")
     elif with_probe:
-        many = probe.completions(_parameters(look), recipe.samples.max_new_tokens, "cuda" if _gpu() else "cpu")
+        many = probe.completions(_parameters(look), recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
         small = load(name, [*overrides, *probe.miniature(recipe, many)])
         few = probe.write_few(artifact.path, run.root, max(4, many // (1 + recipe.evaluate.k)))
         costs, shares, memory = _probe(checked, small, few, launcher, run)
@@ -108,15 +106,14 @@ def _no_probe(look: Look) -> str | None:
         return "the weights are not here yet; the first round fetches them"
     import psutil
 
-    needs = 4 * _parameters(look) * _TRAINING
-    if not _gpu() and needs > psutil.virtual_memory().available:
+    needs = sizes.training_memory(_parameters(look), {})
+    if not gpu() and needs > psutil.virtual_memory().available:
         return f"training takes about {needs / 1e9:.0f} GB of memory, and so much is not free here"
     return None
 
 
 def _parameters(look: Look) -> float:
-    """About how many: from the size of the weights, most of which are in 16 bits but for the smallest models'."""
-    return look.size / (4 if look.size < 2e9 else 2)
+    return sizes.parameters(look.size)
 
 
 def golden_cases(recipe: Recipe) -> str:
@@ -216,12 +213,7 @@ def _probe(
 
 def at_once(recipe: Recipe) -> int:
     """Stages of a miniature side by side: as many as there are cores, and on a GPU one."""
-    return 1 if _gpu() else min(cores(), 2)
-
-
-def _gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU that may be used, asked without torch."""
-    return Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    return 1 if gpu() else min(cores(), 2)
 
 
 def _plan(
@@ -236,12 +228,12 @@ def _plan(
 ) -> dict[str, Any]:
     many = cores()
     machine = Machine(
-        cores=1 if _gpu() else many,
-        workers=1 if _gpu() or recipe.engine.server else recipe.compute.workers or many,
+        cores=1 if gpu() else many,
+        workers=1 if gpu() or recipe.engine.server else recipe.compute.workers or many,
         at_once=recipe.compute.stages_at_once,
-        threads=1 if _gpu() or _parameters(look) <= SMALL else many,
+        threads=1 if gpu() or _parameters(look) <= SMALL else many,
         memory=memory,
     )
     steps = rehearse(recipe if look.here else _stood_in(recipe), n)
     made = plan(steps, sets, shares, costs, machine, look.size, prompts_seconds)
-    return {**made, "machine": {"cores": many, "gpu": _gpu(), "workers": machine.workers, "at_once": machine.at_once}}
+    return {**made, "machine": {"cores": many, "gpu": gpu(), "workers": machine.workers, "at_once": machine.at_once}}

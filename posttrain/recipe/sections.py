@@ -275,6 +275,18 @@ class Compute(Section):
         gt=0,
         description="A training saves where it is this often, beside every `save_steps` steps; null: by steps alone.",
     )
+    reward_minutes: float | None = Field(
+        default=60,
+        gt=0,
+        description="How long one call of a reward function may take (it gets the answers to a shard of prompts, or "
+        "some 4,096 samples); then the stage stops and names file, line and prompt. null: however long.",
+    )
+    attempts: Count = Field(
+        default=3,
+        description="How often a stage is tried whose process dies, or whose memory, device or loss fails: a second "
+        "time as it was, then with micro-batches (and processes) half as large; it goes on where it was. 1: no retry. "
+        "See docs/failures.md.",
+    )
 
 
 class Levels(Section):

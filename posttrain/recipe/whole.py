@@ -38,7 +38,7 @@ _ADD_OR_TAKE = "name a reward file that is not `for: preferences`, or add `rewar
 class Recipe(Section):
     """A whole recipe."""
 
-    name: str = Field(pattern=r"^[^/\\\s][^/\\]*$", description="Default: the file's name. Runs go to runs/NAME.")
+    name: str = Field(pattern=r"^[^/\\\s.][^/\\]*$", description="Default: the file's name. Runs go to runs/NAME.")
     model: Model = Field(description="The base model.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Decides, with stage and round, all that is random.")
     prompts: Prompts = Field(description="The prompts to train, choose and report on.")

@@ -128,6 +128,19 @@ def find_command(word: str) -> str | None:
     return shutil.which(word, path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
 
 
+# Servers that listen on every address of the machine unless they are told otherwise: program, and the option.
+_OPEN = {"vllm": "--host", "text-generation-launcher": "--hostname"}
+
+
+def loopback(start: Sequence[str]) -> list[str]:
+    """The words that keep a server of this command to this machine; none where it says itself, or does so anyway."""
+    for word in start[:3]:  # `vllm serve`, `uv run vllm serve`, `python -m vllm.entrypoints…`
+        option = _OPEN.get(os.path.basename(word).partition(".")[0])
+        if option and not any(each.startswith(option) for each in start):
+            return [option, "127.0.0.1"]
+    return []
+
+
 def command(start: Sequence[str], model: str, port: int) -> list[str]:
     """The words with `{model}` and `{port}` filled in. Other braces stay: a word may be JSON."""
     return [word.replace("{model}", model).replace("{port}", str(port)) for word in start]

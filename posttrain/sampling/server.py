@@ -24,7 +24,7 @@ from posttrain.errors import EngineError, ModelError
 from posttrain.records import Completion
 from posttrain.sampling import keeper
 from posttrain.sampling.answers import completions
-from posttrain.sampling.dialects import DIALECTS, Ends, ServerSettings, command, find_command
+from posttrain.sampling.dialects import DIALECTS, Ends, ServerSettings, command, find_command, loopback
 from posttrain.sampling.loading import check_lengths, end_tokens
 from posttrain.sampling.protocol import Request, SamplingParams
 
@@ -287,7 +287,7 @@ class OwnServer:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
         self.url, self.log, self.restarts = f"http://127.0.0.1:{port}", log, 0
-        self._words = [program, *command(start[1:], model, port)]
+        self._words = [program, *command([*start[1:], *loopback(start)], model, port)]
         self._start()
 
     def _start(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain.collapse import check_not_empty
 from posttrain.errors import EmptyStageError
 from posttrain.judging import told
 from posttrain.pairing import best_worst_pairs
@@ -23,6 +24,7 @@ def run(job: Job) -> dict[str, Any]:
     """Inputs: prompts, policy, reward_model (optional). Config: pairs, rewards, engine, take. Writes pairs.parquet.
 
     Raises:
+        StageError: nearly all answers are empty.
         EmptyStageError: no two answers to any prompt differ by the margin.
     """
     section = Pairs.model_validate(job.config["pairs"])
@@ -39,6 +41,7 @@ def run(job: Job) -> dict[str, Any]:
     rows_path = job.scratch / "samples.parquet"
     shards = plan(prompts, sampling, scoring, job.config["engine"]["shard_prompts"])
     run_rollouts(shards, job.scratch / "shards", rows_path, job.workers, job.progress)
+    check_not_empty(rows_path, job.inputs["policy"])
     columns = ["prompt_id", "prompt", "completion", "columns", "rewards"]
     logits = [
         row["rewards"][REWARD_MODEL]

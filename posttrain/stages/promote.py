@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from posttrain import statistics
+from posttrain.collapse import collapsed, shares
 from posttrain.errors import StageError
 from posttrain.rollouts import judges, model_rewards
 from posttrain.shards import Pieces
@@ -31,7 +32,8 @@ def run(job: Job) -> dict[str, Any]:
     rewards. Writes decision.json.
 
     Raises:
-        StageError: no reward has an opinion on any dev prompt, so nothing can be compared.
+        StageError: no reward has an opinion on any dev prompt, so nothing can be compared; or the policy has
+            collapsed, and is to be promoted nevertheless. By any other rule such a policy is not promoted.
     """
     scoring, weights = judges(job)
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
@@ -43,7 +45,14 @@ def run(job: Job) -> dict[str, Any]:
     if not shared:
         raise StageError("promote: no reward has an opinion on any dev prompt; give dev prompts what the rewards read")
     difference = statistics.paired_difference([new[p] for p in shared], [old[p] for p in shared], job.seed)
-    decision = {"rule": job.config["promote"], "promoted": decide(job.config["promote"], difference), **difference}
+    fallen = collapsed(*(shares(job.inputs[role] / "dev.parquet") for role in ("candidate", "incumbent")))
+    if fallen and job.config["promote"] == "always":
+        raise StageError(
+            f"promote: the policy has collapsed: {fallen}. Of the round before it is whole: the run's folder `policy`. "
+            "Lower the learning rate or the steps of what trained it, or let the gate leave it out (promote: better)"
+        )
+    decision = {"rule": job.config["promote"], "promoted": not fallen and decide(job.config["promote"], difference)}
+    decision |= {**difference, **({"collapsed": fallen} if fallen else {})}
     (job.out / "decision.json").write_text(json.dumps(decision, indent=1) + "\n", encoding="utf-8")
     return decision
 

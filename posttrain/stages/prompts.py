@@ -136,11 +136,16 @@ def _read(
     prompts = loaders.read_prompts(asked, job.settings["prompts"].get("system"), where=f"prompts.{name}", counts=counts)
     place = asked.path or asked.dataset_name
     entries = [RewardEntry.model_validate(entry) for entry in job.settings["rewards"]]
-    judges: list[Reward | Pairwise | JudgeReward] = [rewards.load(entry) for entry in entries if not entry.judge]
+    minutes = job.settings.get("reward_minutes")
+    judges: list[Reward | Pairwise | JudgeReward] = [
+        rewards.patient(rewards.load(entry), minutes) for entry in entries if not entry.judge
+    ]
     if name == "train":  # judges read no columns: asked once
         judges += [judging.load_reward(entry) for entry in entries if entry.judge]
     if name == "heldout":
-        judges += [pairwise.load(Judge.model_validate(entry).entry) for entry in job.settings.get("judges", [])]
+        judges += [
+            pairwise.load(Judge.model_validate(entry).entry, minutes) for entry in job.settings.get("judges", [])
+        ]
     _check_rewards(judges, prompts, place)
     messages = [None, *(job.config.get("systems", []) if name == "train" else [])]
     left_out: Counter[str] = Counter({"too_long": 0, "in_an_evaluation_set": 0})

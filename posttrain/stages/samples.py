@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from posttrain.collapse import check_not_empty
 from posttrain.recipe import Samples
 from posttrain.rollouts import Judges, Sampling, engine, plan, run_rollouts, sampled_by
 from posttrain.sampling.protocol import SamplingParams
@@ -17,6 +18,9 @@ from posttrain.stages import Job
 def run(job: Job) -> dict[str, Any]:
     """Inputs: prompts, policy, difficulty (none: the prompts come as `take` says). Config: samples, engine, take,
     system (None: no message). Writes samples.parquet.
+
+    Raises:
+        StageError: nearly all answers are empty.
     """
     section = Samples.model_validate(job.config["samples"])
     prompts: Sequence[Mapping[str, Any]] = pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist()
@@ -36,6 +40,7 @@ def run(job: Job) -> dict[str, Any]:
     shards = plan(prompts, sampling, Judges(), job.config["engine"]["shard_prompts"])
     target = job.out / "samples.parquet"
     count = run_rollouts(shards, job.scratch / "shards", target, job.workers, job.progress)
+    check_not_empty(target, job.inputs["policy"])
     table = pq.read_table(target, columns=["n_tokens", "finish"])
     lengths = table["n_tokens"].to_pylist()
     return {

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain import annotations
+from posttrain.collapse import check_scores, constant
 from posttrain.errors import EmptyStageError
 from posttrain.judging import told
 from posttrain.rollouts import Judges, judge, judges, processes
@@ -26,7 +27,7 @@ def run(job: Job) -> dict[str, Any]:
     beside, see `annotations`). Writes scored.parquet: the samples with their `score`.
 
     Raises:
-        EmptyStageError: no reward has an opinion on any sample.
+        EmptyStageError: no reward has an opinion on any sample, or all say the same, and that none is right.
     """
     scoring, weights = judges(job)
     shards = [
@@ -45,11 +46,13 @@ def run(job: Job) -> dict[str, Any]:
     mean, deviation = spread([row[REWARD_MODEL] for row in values if REWARD_MODEL in row])
     scores = [combine(row, weights, mean, deviation) for row in values]
     opinions = [score for score in scores if score is not None]
+    same = constant(values, list(weights))
     if not opinions:
         raise EmptyStageError(
             "scores: no reward has an opinion on any sample; name a reward that judges these prompts, "
             "or give the recipe a reward_model section"
         )
+    check_scores(opinions, same)
     names, start = job.config.get("columns", []), 0
     known = _annotations(job)
     schema = annotations.schema(pq.read_schema(paths[0]).append(pa.field("score", pa.float64())), names)
@@ -64,6 +67,7 @@ def run(job: Job) -> dict[str, Any]:
         "unscored": len(scores) - len(opinions),
         "mean": sum(opinions) / len(opinions),
         "rewards": {name: _mean([row.get(name) for row in values]) for name in weights},
+        **({"constant": same} if same else {}),
         "logits": {"mean": mean, "deviation": deviation},
         **told(job.scratch),
     }

@@ -101,7 +101,7 @@ def _panel(job: Job) -> Panel:
     entries = [Judge.model_validate(entry) for entry in job.config["judges"]]
     files = job.settings["reward_files"]
     named = [each.entry.model_copy(update={"use": files[each.use]}) for each in entries if not each.is_model]
-    loaded = [pairwise.load(entry) for entry in named]
+    loaded = [pairwise.load(entry, job.settings.get("reward_minutes")) for entry in named]
     weights = {entry.name: entry.weight for entry in map(RewardEntry.model_validate, job.config["rewards"])}
     models = {SECOND: str(job.inputs["watch_model"])}
     if "reward_model" in job.inputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import datasets
@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from posttrain.errors import StageError
+from posttrain.errors import LossError, StageError
 from posttrain.memory import keep_memory, ran_out
 from posttrain.recipe import Trained
 from posttrain.stages import Job
@@ -95,10 +95,34 @@ class Watch(TrainerCallback):
         last = state.log_history[-1]
         for name in ("loss", "grad_norm"):
             if not math.isfinite(float(last.get(name, 0.0))):
-                raise StageError(
+                raise LossError(
                     f"{self.stage}: {name} became {last[name]} by step {state.global_step}; nothing was published. "
-                    "Lower the learning rate, or look at the data of this stage."
+                    f"{began(self.job)} Lower the learning rate, or look at the data of this stage.",
+                    state.global_step,
                 )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
+        """Before the checkpoint is sealed: nothing goes on from weights that are no numbers."""
+        model = kwargs.get("model")
+        if isinstance(model, torch.nn.Module):
+            trained = ((name, each) for name, each in model.named_parameters() if each.requires_grad)
+            check_finite(self.stage, self.job, trained, state.global_step)
+
+
+def check_finite(stage: str, job: Job, weights: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
+    """Raises LossError: a weight is not finite."""
+    for name, weight in weights:
+        if not torch.isfinite(weight).all():
+            raise LossError(
+                f"{stage}: {name} holds a value that is not finite by step {step}; nothing was published. {began(job)}",
+                step,
+            )
+
+
+def began(job: Job) -> str:
+    """What a training that failed came from: the last that is good."""
+    model = job.inputs.get("model")
+    return f"It began from {model.name}, which is whole." if model else ""
 
 
 def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trainer]) -> dict[str, Any]:
@@ -110,7 +134,8 @@ def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trai
     stage before.
 
     Raises:
-        StageError: the loss is not a finite number, or not even a single row fits.
+        LossError: the loss, or a weight, is not a finite number.
+        StageError: not even a single row fits.
     """
     torch.set_num_threads(1)
     keep_memory()
@@ -157,8 +182,8 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     loss = mean_loss(trainer.state.log_history)
     if loss is None or not math.isfinite(loss):
-        raise StageError(f"{stage}: the training loss is {loss}; nothing was published")
-    save(trainer, job)
+        raise LossError(f"{stage}: the training loss is {loss}; nothing was published. {began(job)}")
+    save(stage, trainer, job)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "steps": trainer.state.global_step,
@@ -169,15 +194,13 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     }
 
 
-def save(trainer: Trainer, job: Job) -> None:
+def save(stage: str, trainer: Trainer, job: Job) -> None:
     """The trained model, adapters merged in, as a plain folder: safetensors, tokenizer, generation config."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
         model = merged(model, job)
     assert isinstance(model, PreTrainedModel)
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise StageError(f"{name} holds a value that is not finite; nothing was published")
+    check_finite(stage, job, model.named_parameters(), trainer.state.global_step)
     model.config.use_cache = True  # the trainer turned it off; whoever samples wants it
     model.config._attn_implementation_internal = None  # what trained it is not what must run it
     model.to(getattr(torch, job.config["model"]["dtype"])).save_pretrained(job.out)

@@ -1,0 +1,84 @@
+"""Answers and scores from which nothing can be learned: those of a collapsed policy, of a constant reward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from posttrain.errors import EmptyStageError, StageError
+from posttrain.weighing import RIGHT
+
+MOST = 0.95  # from this share on, what holds for answers holds for the policy
+BEFORE = 0.5  # below this share it did not hold for the policy before
+ENOUGH = 100  # scores: fewer may all be the same by chance
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of a policy's answers: those without a word, and those that did not end."""
+
+    empty: float
+    endless: float
+
+
+def shares(table: Path) -> Shares:
+    """Of a table of samples."""
+    empty = ended = rows = 0
+    for batch in pq.ParquetFile(table).iter_batches(columns=["completion", "finish"]):
+        texts = batch["completion"].flatten().field("content")  # a message each
+        empty += _count(pc.equal(pc.utf8_trim_whitespace(texts), ""))
+        ended += _count(pc.equal(batch["finish"], "stop"))
+        rows += batch.num_rows
+    return Shares(empty / rows, 1 - ended / rows) if rows else Shares(0.0, 0.0)
+
+
+def _count(true: Any) -> int:
+    return pc.sum(pa.array(true).cast(pa.int64())).as_py() or 0
+
+
+def check_not_empty(table: Path, *policies: Path) -> None:
+    """Raises StageError: nearly all answers are empty. That a policy does not end its answers is no sign of itself:
+    base models do so; see `collapsed`."""
+    found = shares(table)
+    if found.empty >= MOST:
+        raise StageError(
+            f"the policy has collapsed: {found.empty:.0%} of its answers are empty. It is "
+            f"{' or '.join(policy.name for policy in policies)}; the last promoted one is whole, the run's folder "
+            "`policy`. Lower the learning rate or the steps of the stage that trained it, or look at its data"
+        )
+
+
+def collapsed(candidate: Shares, incumbent: Shares) -> str | None:
+    """What became of the answers since the policy before; None where nothing so bad did."""
+    if candidate.empty >= MOST and incumbent.empty < BEFORE:
+        return f"{candidate.empty:.0%} of its answers are empty (before: {incumbent.empty:.0%})"
+    if candidate.endless >= MOST and incumbent.endless < BEFORE:
+        return f"{candidate.endless:.0%} of its answers do not end (before: {incumbent.endless:.0%})"
+    return None
+
+
+def constant(values: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> dict[str, float]:
+    """The rewards that gave every answer that they judged, of several, the same value; and that value."""
+    found = {}
+    for name in names:
+        given = [value for row in values if (value := row.get(name)) is not None]
+        if len(given) > 1 and len(set(given)) == 1:
+            found[name] = given[0]
+    return found
+
+
+def check_scores(scores: Sequence[float], same: Mapping[str, float]) -> None:
+    """Raises EmptyStageError: all scores are the same, and none is right. All right is no mistake: see `constant`."""
+    if len(scores) >= ENOUGH and len(set(scores)) == 1 and scores[0] < RIGHT:
+        named = ", ".join(f"{name}: {value:g}" for name, value in same.items())
+        raise EmptyStageError(
+            f"all {len(scores)} answers have the score {scores[0]:g} ({named}), so nothing can be learned from them. "
+            "Is the reward right (`posttrain check` asks its golden cases)? Otherwise take easier prompts, a larger k, "
+            "or a better model"
+        )

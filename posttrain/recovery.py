@@ -1,0 +1,136 @@
+"""A stage that failed: what ended it, whether it is tried again, and how.
+
+Only what may not come again is tried again: a process that was killed, memory or a device that failed, a loss that is
+no number. What a person gave wrong, a stage with nothing left to work on, a full disk and a mistake in our code come
+out the same the next time.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from posttrain import store
+from posttrain.errors import DiedError, LossError, PosttrainError, RoomError, StageError
+from posttrain.hidden import shown
+
+How = Literal["same", "halved"]
+TOLD: Mapping[How, str] = {
+    "same": "is tried again as it was",
+    "halved": "is tried again with micro-batches and processes half as large",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PASSING = (errno.EIO, errno.ENOMEM, errno.ESTALE)  # of a disk on the network, or of memory
+_RAN_OUT = ("OutOfMemoryError", "AcceleratorError", "MemoryError")  # torch's by name: it is not imported for this
+
+
+def next_try(failures: Sequence[Exception], attempts: int) -> How | None:
+    """How a stage that failed so often in this command is tried again; None: it is not.
+
+    A loss that is no number again by the same step would be so a third time.
+    """
+    last = failures[-1]
+    if len(failures) >= attempts or not isinstance(last, DiedError | LossError):
+        return None
+    steps = [error.step for error in failures if isinstance(error, LossError)]
+    if isinstance(last, LossError) and last.step in steps[:-1]:
+        return None
+    return "same" if len(failures) == 1 else "halved"
+
+
+def processes(workers: int, failures: int) -> int:
+    """How many processes a stage gets after so many failures: half as many with each after the first."""
+    return max(1, workers >> max(0, failures - 1))
+
+
+def halve(folder: Path, stage: Mapping[str, Any]) -> None:
+    """Have a training go on with micro-batches half as large; a step learns from the same rows."""
+    section = stage["config"].get(stage["stage"], {})
+    asked = section.get("per_device_train_batch_size") if isinstance(section, Mapping) else None
+    if asked is None:
+        return
+    fitted = folder / "scratch" / "micro_batch.json"  # see posttrain.training.run.train
+    now = json.loads(fitted.read_text("utf-8")) if fitted.exists() else stage["settings"].get("micro_batch", asked)
+    store.write_durably(fitted, json.dumps(max(1, now // 2)))
+
+
+def note(folder: Path, error: Exception, seconds: float, how: How | None) -> None:
+    """Write down a try that failed, and what comes next, for the artifact's manifest and in the stage's log."""
+    then = TOLD[how] if how else "is not tried again"
+    made = {"error": type(error).__name__, "message": str(error), "seconds": round(seconds, 3), "then": then}
+    store.write_durably(_record(folder), json.dumps([*failed_before(folder), made], ensure_ascii=False))
+    with (folder / "scratch" / "log.txt").open("a", encoding="utf-8") as log:
+        log.write(f"{error}\n{folder.name} {then}\n")
+
+
+def failed_before(folder: Path) -> list[dict[str, Any]]:
+    """The tries of a stage that failed and after which it went on by itself, in this command and before it."""
+    try:
+        return json.loads(_record(folder).read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+
+
+def _record(folder: Path) -> Path:
+    return folder / "scratch" / "attempts.json"
+
+
+def explained(error: Exception, folder: Path) -> PosttrainError:
+    """What a stage in `folder` raised, as an error of ours."""
+    stage = folder.name.rpartition("-")[0]
+    chain = list(_chain(error))
+    full = next((one for one in chain if is_full(one)), None)
+    if full is not None:
+        return full_disk(full, folder.parent.parent, stage)
+    if isinstance(error, PosttrainError):
+        return error
+    log = f"log: {folder / 'scratch' / 'log.txt'}"
+    what = shown(f"{type(error).__name__}: {error}")
+    if any(map(_passing, chain)):
+        return DiedError(f"{stage} died: {what}; {log}. The same command goes on from there.")
+    return StageError(f"{stage} failed: {what}; {log}. The same command goes on from the last finished stage.")
+
+
+def full_disk(error: BaseException, root: Path, stage: str = "") -> RoomError:
+    """A full disk as an error that says what was written, how much is free and what takes how much."""
+    path = getattr(error, "filename", None) or root
+    free, work = _free(root), _size(root / "work")
+    return RoomError(
+        f"{f'{stage}: ' if stage else ''}the disk is full: {path} could not be written. {free:,} bytes are free at "
+        f"{root}, where artifacts take {_size(root / 'artifacts'):,} and work under way {work:,}. Nothing partial was "
+        "published. Make room there (older runs, the cache of the Hub), and the same command goes on"
+    )
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether this is how a library says that the disk is full: errno, or its name in a text (safetensors, Arrow)."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return any(said in str(error) for said in ("No space left on device", "Disk quota exceeded"))
+
+
+def _passing(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in _PASSING:
+        return True
+    known = isinstance(error, BrokenExecutor) or type(error).__name__ in _RAN_OUT
+    return known or any(said in str(error) for said in ("CUDA error", "can't allocate memory"))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _free(root: Path) -> int:
+    return shutil.disk_usage(root).free
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
