@@ -81,13 +81,13 @@ def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | Non
     from posttrain.filters import FilterContext, message_text
     from posttrain.loaders import read_prompts
 
+    prompts = [prompt for path in against or [] for prompt in evaluation_prompts(path)]
     compared = any("evaluation_prompts" in one.reads for one in chosen)
     if against and not compared:
         raise InputError(
             "--against names evaluation sets, and no filter of the recipe compares with them",
             hint="add {use: overlap} to `filters:`, or leave --against out",
         )
-    prompts = [prompt for path in against or [] for prompt in evaluation_prompts(path)]
     if compared and not against:
         sets = {name: getattr(recipe.prompts, name) for name in ("dev", "heldout")}
         sets |= {f"against.{index}": one for index, one in enumerate(recipe.prompts.against)}
