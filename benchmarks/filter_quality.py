@@ -3,7 +3,7 @@
     python benchmarks/filter_quality.py --gsm8k FOLDER
 
 - Each filter with its keys, as its class says.
-- Recall and precision on the planted corpora of tests/planted.py: a new line is a new `Corpus` there.
+- Recall and precision on the planted corpora of tests/planted.py and planted_copies.py: a line a `Corpus`.
 - The rules on GSM8K's training questions and solutions, all of them clean: what is dropped, and why.
 - The rules on its 5,276 solutions written by models: is what they drop more often wrong?
 
@@ -51,7 +51,7 @@ LOOKS_AT: dict[Scope, str] = {
     "row": "a row",
     "prompt": "all rows of a prompt",
     "corpus": "a row, and on all rows before it",
-    "whole": "all rows that reach this filter",
+    "whole": "a row, and on the whole corpus",
 }
 
 Row = dict[str, Any]
@@ -88,9 +88,10 @@ def _default(key: FieldInfo) -> str:
 
 def planted() -> str:
     from planted import CORPORA, measure
+    from planted_copies import COPIES, ON_JUDGES, fooled
 
     lines = []
-    for figure in map(measure, CORPORA):
+    for figure in [*map(measure, [*CORPORA, *COPIES]), *(fooled(*one) for one in ON_JUDGES)]:
         recall, precision = f"{figure.recall:.3f}", f"{figure.precision:.3f}"
         lines.append((figure.name, figure.planted, figure.found, recall, figure.clean, figure.wrong, precision))
     return table(("filter", "planted", "found", "recall", "clean", "wrongly taken", "precision"), lines)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from posttrain.errors import EmptyStageError, StageError
@@ -32,14 +29,10 @@ def shares(table: Path) -> Shares:
     empty = ended = rows = 0
     for batch in pq.ParquetFile(table).iter_batches(columns=["completion", "finish"]):
         texts = batch["completion"].flatten().field("content")  # a message each
-        empty += _count(pc.equal(pc.utf8_trim_whitespace(texts), ""))
-        ended += _count(pc.equal(batch["finish"], "stop"))
+        empty += sum(not text.strip() for text in texts.to_pylist())
+        ended += sum(finish == "stop" for finish in batch["finish"].to_pylist())
         rows += batch.num_rows
     return Shares(empty / rows, 1 - ended / rows) if rows else Shares(0.0, 0.0)
-
-
-def _count(true: Any) -> int:
-    return pc.sum(pa.array(true).cast(pa.int64())).as_py() or 0
 
 
 def check_not_empty(table: Path, *policies: Path) -> None:

@@ -8,6 +8,8 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +22,7 @@ from posttrain import filters, store
 from posttrain.errors import DataError, InputError
 from posttrain.filters.driver import Count
 from posttrain.filters.rows import ANSWERS, Rows
+from posttrain.judging import told
 from posttrain.row_files import Part, RowFile, open_rows
 
 # Where the text of an evaluation set stands: the first of these columns that there is.
@@ -33,7 +36,8 @@ def filter_file(
     """Writes `out`/kept.parquet and `out`/dropped.parquet and gives what was counted, as `filters.Run.figures`.
 
     What could not be read as a row is counted under the filter `read` and stands among the dropped rows with no more
-    than its place (line or row, from 1) as the figure.
+    than its place (line or row, from 1) as the figure. What judges said stays in a hidden folder beside `out` until all
+    is done: the same call goes on from there. What they did is under `judges`, as `judging.told` has it.
 
     Raises:
         InputError: `out` is taken, or the file lacks what a filter needs. Nothing is written then.
@@ -49,7 +53,9 @@ def filter_file(
     reading = Count(READ)
     unread: list[pa.RecordBatch] = []
     schema = filters.dropped_schema(file.schema)
-    passage = filters.run(_Passes(_read(parts, reading, unread, schema), file), chosen, context)
+    scratch = out.parent / f".{out.name}.judged"
+    context = replace(context, scratch=scratch, corpus=partial(_again, file))
+    passage = filters.run(_read(parts, reading, unread, schema), chosen, context)
     with (
         _whole(out) as work,
         pq.ParquetWriter(work / "kept.parquet", file.schema, compression="zstd") as kept,
@@ -62,7 +68,9 @@ def filter_file(
         _flush(unread, dropped)
         kept.close()  # before the folder is made durable
         dropped.close()
-    return _figures(passage, reading)
+    judges = told(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return {**_figures(passage, reading), **judges}
 
 
 def evaluation_prompts(path: Path) -> list[str]:
@@ -111,16 +119,10 @@ def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
     return chain(begun, parts)
 
 
-class _Passes:
-    """The rows of a file: counted as they are gone through first, then as often as a filter must see them all."""
-
-    def __init__(self, counted: Iterator[pa.RecordBatch], file: RowFile) -> None:
-        self._counted: Iterator[pa.RecordBatch] | None = counted
-        self._file = file
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        first, self._counted = self._counted, None
-        return first or (part.rows for part in self._file.parts())
+def _again(file: RowFile, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    """The rows of a file once more, for filters that must see them all."""
+    known = file.schema.names if columns is None else [name for name in columns if name in file.schema.names]
+    return (part.rows.select(known) for part in file.parts())
 
 
 def _read(

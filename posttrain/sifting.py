@@ -79,7 +79,7 @@ class Sifting:
     ) -> Artifact:
         """`kept`: what the filters kept in earlier rounds, for those that look at it. `classifier`: the learned one,
         and `policy` the model whose states it reads."""
-        chain = [one.resolved() for one in cast("list[Filter]", self.recipe.filters)]
+        chain = cast("list[Filter]", self.recipe.filters)
         section = self.recipe.quality_classifier
         reads_tokens = any("special_tokens" in one.reads for one in chain)
         tokens = {"special_tokens": models.special_tokens(self.base.path)} if reads_tokens else {}

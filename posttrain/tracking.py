@@ -94,6 +94,9 @@ class Tracked:
     def started(self, number: int, stage: str) -> None:
         self.watcher.started(number, stage)
 
+    def tries_again(self, number: int, stage: str, reason: str) -> None:
+        self.watcher.tries_again(number, stage, reason)
+
     def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None:
         self.watcher.progress(number, stage, done, total, unit)
 

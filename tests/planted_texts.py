@@ -33,6 +33,19 @@ ANSWERS = [
     "There are three reasons for it: the roof leaks, the heating is old, and nobody has lived in the house for years.",
     "Congratulations on the new job! I hope you like the team, and that the way to work is not too long for you.",
 ]  # fmt: skip
+# Some of ANSWERS said in other words.
+PARAPHRASES = [
+    "Natalia sold half as many clips in May, which is 24. Together with April's 48 that makes 72.\n#### 72",
+    "It leaves at 9 and does 60 mph, so it is 180 miles away after 3 hours; the lake lies 20 miles beyond. Arrival: 12:20.",
+    "Plants make oxygen and sugar out of carbon dioxide, water and light. This takes place in leaves by chlorophyll.",
+    "Not Sydney but Canberra is Australia's capital, even if more people live in and know of Sydney.",
+    "Take an umbrella along: it should rain from midday, windy from the west, and stay so nearly till night.",
+    "A third of 45, half of 90, is 15; that leaves 30 marbles, a third of all.",
+    "Two brothers are left a lighthouse. The one would sell, the other stay, and in a winter they learn why father stayed.",
+    "On a mountain air pressure is lower, so water boils sooner and at less heat, and eggs need more time.",
+    "Why? The roof lets water in, the furnace is ancient, and it has stood empty for years.",
+    "Well done on getting the job! May your colleagues be nice and the commute short.",
+]  # fmt: skip
 LONG = [text for text in ANSWERS if len(text.split()) > 22 and "\n" not in text]
 # Each looks like a fault of some filter.
 NEAR_MISSES = [

@@ -143,7 +143,7 @@ def asked(tmp_path: Path, tail: str, texts: list[str], seconds: float) -> list[f
     path.write_text(HANGS.replace("{tail}", tail))
     reward = rewards.patient(rewards.load(RewardEntry(use=str(path))), seconds / 60)
     prompts: list[list[Any]] = [says("user", text) for text in texts]
-    return reward(prompts, [says("assistant", "x") for _ in texts], {})  # pyright: ignore[reportArgumentType] # plain dicts
+    return reward(prompts, [says("assistant", "x") for _ in texts], {})
 
 
 def test_a_reward_that_hangs_is_named_with_its_line_and_the_prompt(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_judges import FakeJudge, gives, judged, serving
 from typer.testing import CliRunner
 
 from posttrain import row_files
 from posttrain.cli import app
-from posttrain.errors import DataError, InputError
+from posttrain.errors import DataError, EngineError, InputError
 from posttrain.row_files import open_rows
 
 RECIPE = """\
@@ -249,6 +250,8 @@ def test_a_filter_that_lacks_something_says_so_and_how_to_do_without(folder: Pat
     without = caught.value.hint.split("--set ")[1].strip("'")
     assert command(source, "--set", without)["kept"] == 1
     (folder / "out").rename(folder / "before")
+    with pytest.raises(DataError, match="'quality' needs a column 'score'"):
+        command(write("in.parquet", ROWS), "--set", "filters=[{use: quality}]")
     source = jsonl(folder / "in.jsonl", [{"prompt": p, "completion": "a", "score": 1.0} for p in "abc"])
     with pytest.raises(DataError, match="'best-of-k' needs several answers to a prompt"):
         command(source)
@@ -258,6 +261,43 @@ def test_a_filter_that_lacks_something_says_so_and_how_to_do_without(folder: Pat
 
 
 OVERLAP = "filters=[{use: overlap}]"
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        {"prompt": "How many?", "chosen": "12", "rejected": "13"},
+        {"chosen": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "12"}], "rejected": []},
+        {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "12"}]},
+    ],
+)
+def test_a_judge_reads_pairs_and_chats_too(folder: Path, pair: dict[str, Any]):
+    fake = FakeJudge(lambda question: gives(4 if judged(question, "PROMPT") == "How many?" else 1)(question))
+    with serving(fake) as url:
+        judge = {"url": url, "model": "big", "attempts": 1}
+        figures = command(*by_judge(jsonl(folder / "in.jsonl", [pair]), judge))
+    assert figures["dropped"] == {"judge: judged too low": 1} and dropped()[0]["figure"] == 4
+    assert judged(fake.bodies[-1]["messages"][0]["content"]) == "12"
+
+
+def test_what_a_judge_said_before_it_went_away_is_not_asked_again(folder: Path):
+    source = jsonl(folder / "in.jsonl", [{"prompt": "p", "completion": f"answer {at}"} for at in range(9)])
+    fake = FakeJudge(gives(5))
+    with serving(fake) as url:
+        judge = {"url": url, "model": "big", "patience": 0.3, "at_once": 1}
+        fake.fails_after = 5
+        with pytest.raises(EngineError, match="the same command goes on from there"):
+            command(*by_judge(source, judge))
+        asked, fake.fails_after = 4, None  # beside the plain question that it is tried with
+        before = len(fake.bodies)
+        figures = command(*by_judge(source, judge))
+    assert len(fake.bodies) - before == 1 + 9 - asked
+    assert figures["kept"] == 9 and figures["judges"]["quality"]["texts"] == 9
+    assert sorted(path.name for path in folder.iterdir()) == ["in.jsonl", "mine.yaml", "out"]
+
+
+def by_judge(source: Path, judge: dict[str, Any]) -> list[str | Path]:
+    return [source, "--set", "filters=" + json.dumps([{"use": "judge", "rubric": "quality.md", "judge": judge}])]
 
 
 def test_evaluation_sets(folder: Path):
@@ -289,6 +329,11 @@ def test_an_evaluation_set_that_is_missing_or_empty(folder: Path, content: bytes
         (folder / "eval.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=message):
         command(jsonl(folder / "in.jsonl", ROWS), "--against", "eval.jsonl")
+
+
+def test_evaluation_sets_that_nothing_would_be_compared_with(folder: Path):
+    with pytest.raises(InputError, match=r"no filter of the recipe compares with them"):
+        command(write("in.jsonl", ROWS), "--against", write("test.jsonl", ROWS))
 
 
 def test_what_is_printed(folder: Path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from planted import CORPORA, Corpus, caught, measure
+from planted_copies import COPIES, ON_JUDGES, fooled
 
 # Where a filter says what it does not see, some of that is planted: so it may miss that much.
 LEAST_RECALL = {
@@ -17,15 +20,25 @@ LEAST_RECALL = {
     "language": 0.9,
     "pii: personal data": 0.8,
     "pii: keys and passwords": 0.85,
+    "semantic-duplicates: order, other words": 0.85,  # words alone do not tell that other words mean the same
 }
+# Rows that share most of their words and are no copies: 128 dimensions hardly tell them apart.
+LEAST_PRECISION = {"semantic-duplicates: order": 0.5}
 
 
-@pytest.mark.parametrize("corpus", CORPORA, ids=lambda corpus: corpus.name)
+@pytest.mark.parametrize("corpus", [*CORPORA, *COPIES], ids=lambda corpus: corpus.name)
 def test_planted_faults_are_found_and_clean_rows_left_alone(corpus: Corpus):
     figure = measure(corpus)
     assert figure.planted >= 10 and figure.clean >= 30
     assert figure.recall >= LEAST_RECALL.get(corpus.name, 0.99), _lost(corpus, missed=True)
-    assert figure.precision >= 0.98, _lost(corpus, missed=False)
+    assert figure.precision >= LEAST_PRECISION.get(corpus.name, 0.98), _lost(corpus, missed=False)
+
+
+@pytest.mark.parametrize("planted", ON_JUDGES, ids=lambda planted: planted[0])
+def test_no_answer_that_acts_on_a_judge_is_kept(planted: Any):
+    figure = fooled(*planted)
+    assert figure.planted >= 14 and figure.clean >= 10
+    assert (figure.recall, figure.precision) == (1, 1)
 
 
 def _lost(corpus: Corpus, missed: bool) -> list[str]:

@@ -14,7 +14,7 @@ from test_filters import batches, row
 from test_judges import FakeJudge, gives, judged, serving
 
 from posttrain import filters
-from posttrain.errors import DataError, EngineError, RecipeError
+from posttrain.errors import DataError, EngineError, InputError, RecipeError
 from posttrain.filters import FilterContext
 from posttrain.recipe import load
 
@@ -113,7 +113,7 @@ class TestTheTopShare:
             filters.run(rows, filters.parse([{"use": "quality"}]), FilterContext())
 
     def test_rows_that_can_be_read_once(self) -> None:
-        with pytest.raises(RecipeError, match=r"FilterContext\(corpus="):
+        with pytest.raises(InputError, match=r"FilterContext\(corpus="):
             filters.run(iter(batches(self.ROWS)), filters.parse([{"use": "quality"}]), FilterContext())
 
 

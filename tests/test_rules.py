@@ -165,8 +165,12 @@ def test_unsafe_words_of_the_users_own(tmp_path: Path, monkeypatch: pytest.Monke
     assert verdict("fine", **mine, prompt="old goat") == ("unsafe words", 1)
     assert verdict("fine", **mine, look_at="answer", prompt="old goat") is None
     (one,) = filters.parse([mine])
-    resolved = one.resolved().model_dump()
-    assert resolved["words"] == ("grandmother*", "old  goat") and resolved["file"] is None
+    first = one.key(), one.outside()
+    (tmp_path / "words.txt").rename(tmp_path / "other.txt")
+    (moved,) = filters.parse([mine | {"file": str(tmp_path / "other.txt")}])
+    assert (moved.key(), moved.outside()) == first  # where it is decides nothing, what stands in it does
+    (tmp_path / "words.txt").write_text("old sheep\n")
+    assert one.outside() != first[1]
     with pytest.raises(DataError, match="cannot be read"):
         verdict("a", use="unsafe-words", file=str(tmp_path / "none.txt"))
     (tmp_path / "mine.yaml").write_text("extends: quickstart\nfilters: [{use: unsafe-words, file: ./words.txt}]\n")
@@ -195,6 +199,14 @@ def test_masking_changes_the_text_and_nothing_else():
     counted = run.counts[0].figures()
     assert (counted["in"], counted["out"], counted["masked"]) == (3, 3, 2)
     assert counted["found"] == {"e-mail": 2, "phone": 2} and counted["reasons"] == {}
+
+
+def test_what_was_masked_is_no_place_that_nobody_filled_in():
+    secret = "AKIA" + "IOSFODNN7EXAMPLE"
+    found = f"{FOUND} {secret} https://mia:kite@db.local 4111 1111 1111 1111 DE89 3704 0044 0532 0130 00 8.8.8.8"
+    kept, dropped, run = sift([{"prompt": "p", "completion": found}], {"use": "pii"}, {"use": "residue"})
+    assert len(kept) == 1 and not dropped and len(run.counts[0].masked) == 7
+    assert verdict("Write to [email].", use="residue") == ("placeholder", 1)
 
 
 def test_both_answers_of_a_pair_are_masked():
@@ -229,11 +241,11 @@ def test_forms_of_personal_data(text: str, masked: str | None):
     assert masked is not None or kept[0]["completion"] == text
 
 
-NEED_MORE = ("overlap", "best-of-k", "quality", "judge", "classifier")  # than a prompt and an answer
+NEED_MORE = ("overlap", "best-of-k", "quality", "judge", "classifier")  # evaluation prompts, scores, a model
 
 
-@pytest.mark.parametrize("entry", [{"use": name} for name in filters.FILTERS if name not in NEED_MORE])
-def test_a_row_of_a_megabyte_takes_no_more_than_seconds(entry: dict[str, Any]):
+@pytest.mark.parametrize("name", [name for name in filters.FILTERS if name not in NEED_MORE])
+def test_a_row_of_a_megabyte_takes_no_more_than_seconds(name: str):
     """Patterns that go back and forth over a text would take hours."""
     for part in ("a", "a b ", "ab.", "1 ", "<", "{{", "((", "+1", "!", "é", "```\n", "@a."):
-        sift([{"prompt": "p", "completion": part * (200_000 // len(part))}], entry)
+        sift([{"prompt": "p", "completion": part * (200_000 // len(part))}], {"use": name})

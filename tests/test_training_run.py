@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.errors import StageError
 from posttrain.recipe import Sft
-from posttrain.stages import Job
+from posttrain.stages import Job, sft
+from posttrain.stages.prompts import REAL
 from posttrain.training import run
 from posttrain.training.rows import sft_rows
 
@@ -93,3 +96,43 @@ def test_on_a_gpu_the_recipes_fields_go_to_trl_as_they_are(tmp_path: Path) -> No
     assert not {"use_cpu", "bf16", "activation_checkpointing"} & set(there)
     assert there["model_init_kwargs"]["attn_implementation"] == "sdpa"
     assert here["use_cpu"] and here["seed"] == there["seed"] == 3
+
+
+def said(number: int, question: str, answer: str) -> dict[str, Any]:
+    messages = {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+    return {"id": str(number), "prompt_id": str(number), "sample_index": 0, "score": 1.0, **messages}
+
+
+def test_sft_learns_from_what_no_model_wrote_for_its_share_of_an_epoch(tmp_path: Path) -> None:
+    """The stage itself. There are 3 real rows for 16 places: each comes 5 or 6 times."""
+    sampled = [said(at, f"{at} + 4?", f"Answer: {at + 4}") for at in range(16)]
+    real = [said(at, question, "Good morning, neighbour!") for at, question in enumerate(("Hello?", "Hi?", "Hey?"))]
+    for name, table in (("kept", pa.Table.from_pylist(sampled)), ("real", pa.Table.from_pylist(real, REAL))):
+        (tmp_path / name).mkdir()
+        pq.write_table(table, tmp_path / name / f"{name}.parquet")
+
+    def run_stage(share: float) -> tuple[dict[str, Any], float]:
+        """The metrics, and the mean loss on the real rows afterwards."""
+        folder = tmp_path / str(share)
+        fields = {"num_train_epochs": 2.0, "learning_rate": 1e-3, "mix": {"real": {"share": share}}}
+        config = {"sft": Sft.model_validate(fields).model_dump(mode="json"), "model": {"dtype": "float32"}}
+        inputs = {"model": BASE, "kept": tmp_path / "kept", "real": tmp_path / "real"}
+        job = Job(config, inputs, folder / "out", folder / "scratch", seed=0)
+        for path in (job.out, job.scratch):
+            path.mkdir(parents=True)
+        metrics = sft.run(job)
+        model: Any = AutoModelForCausalLM.from_pretrained(job.out)
+        tokenizer = AutoTokenizer.from_pretrained(job.out)
+        with torch.inference_mode():
+            texts = [tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False) for row in real]
+            rows = [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
+            return metrics, sum(float(model(input_ids=ids, labels=ids).loss) for ids in rows) / len(rows)
+
+    without, with_real = run_stage(0.0), run_stage(0.5)
+    assert without[0]["sources"] == {"fresh": 16, "earlier": 0} and without[0]["rows"] == 16
+    assert with_real[0]["sources"] == {"fresh": 16, "earlier": 0, "real": 3, "real_in_mix": 16}
+    assert with_real[0]["rows"] == with_real[0]["mix"] == 32
+    assert with_real[1] < without[1] - 0.5

@@ -52,7 +52,11 @@ def table(figures: Mapping[str, Any]) -> str:
     head = ("filter", "rows in", "rows out", "rows/s", "why")
     lines = [head, *map(_line, figures["filters"])]
     width = max(len(line[0]) for line in lines)
-    return "\n".join(f"{name:<{width}}{n:>12}{m:>12}{rate:>12}  {why}".rstrip() for name, n, m, rate, why in lines)
+    shown = [f"{name:<{width}}{n:>12}{m:>12}{rate:>12}  {why}".rstrip() for name, n, m, rate, why in lines]
+    for name, did in figures.get("judges", {}).items():
+        counts = ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in did.items())
+        shown.append(f"judged by {name}: {counts}")
+    return "\n".join(shown)
 
 
 def _line(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -72,12 +76,19 @@ def _line(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | None) -> FilterContext:
     """What the filters read beside the rows, and no more: an evaluation set on the Hub needs network."""
+    from posttrain.errors import InputError
     from posttrain.filter_file import evaluation_prompts
     from posttrain.filters import FilterContext, message_text
     from posttrain.loaders import read_prompts
 
     prompts = [prompt for path in against or [] for prompt in evaluation_prompts(path)]
-    if not against and any("evaluation_prompts" in one.reads for one in chosen):
+    compared = any("evaluation_prompts" in one.reads for one in chosen)
+    if against and not compared:
+        raise InputError(
+            "--against names evaluation sets, and no filter of the recipe compares with them",
+            hint="add {use: overlap} to `filters:`, or leave --against out",
+        )
+    if compared and not against:
         sets = {name: getattr(recipe.prompts, name) for name in ("dev", "heldout")}
         sets |= {f"against.{index}": one for index, one in enumerate(recipe.prompts.against)}
         for name, one in sets.items():

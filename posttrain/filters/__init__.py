@@ -92,8 +92,8 @@ def run(
     where they are.
 
     Raises:
-        InputError: here, when the context lacks what a filter needs, or a filter of scope `whole` is given an iterator,
-            which can be gone through but once; while iterating, when the rows lack it.
+        InputError: here, when the context lacks what a filter needs, or `batches` is an iterator, which can be gone
+            through but once, and a filter must see all rows first; while iterating, when the rows lack it.
     """
     return Run(batches, filters, context, memory)
 

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from posttrain.errors import InputError
 from posttrain.filters.rows import Rows
 
 Scope = Literal["row", "prompt", "corpus", "whole"]
@@ -32,7 +33,16 @@ class Mask(NamedTuple):
 
 # From rows to what becomes of those that do not simply stay, by their index among the rows given.
 Judge = Callable[[Rows], Mapping[int, Verdict | Mask]]
-Corpus = Callable[[Sequence[str]], Iterable[pa.RecordBatch]]
+# All rows before any filter, anew at each call: of the given columns those that there are; None: all columns.
+Corpus = Callable[[Sequence[str] | None], Iterable[pa.RecordBatch]]
+
+
+def read_once(columns: Sequence[str] | None) -> Iterable[pa.RecordBatch]:
+    """The corpus of rows that cannot be gone through again."""
+    raise InputError(
+        "a filter goes over the rows twice, and these can be read once",
+        hint="give filters.run a list of batches, or FilterContext(corpus=…)",
+    )
 
 
 def each_answer(verdict: Callable[[str], Verdict | None]) -> Judge:
@@ -51,9 +61,9 @@ class FilterContext:
     `evaluation_prompts`: the texts of all prompts that are evaluated on, as `rows.message_text` gives them.
     `earlier`: the rows that earlier rounds kept, `prompt` and `completion`, in batches; anew at each call.
     `scratch`: a folder that survives a kill, for what was dear to find out; None: nothing is kept.
-    `corpus`: all rows before any filter, those of the given columns that there are; for a filter that must know the
-    whole corpus before its first verdict. Each call is one more pass. `filters.run` fills it in where it can.
-    `reaching`: for a filter of scope `whole`, all rows that reach it, anew at each call; `filters.run` fills it in.
+    `corpus`: for a filter that must know the whole corpus before its first verdict. `filters.run` fills it in where it
+    can go through the rows again; otherwise a call raises InputError.
+    `reaching`: the same, but only the rows that the filters before it keep, in whole; `filters.run` fills it in.
     `classifier`: the folder of the learned quality classifier; `policy`: the model whose states it reads, if it does.
     `special_tokens`: those of the policy's tokenizer, as text; none where it is not known.
     """
@@ -62,7 +72,7 @@ class FilterContext:
     seed: int = 0
     earlier: Callable[[], Iterable[pa.RecordBatch]] = tuple
     scratch: Path | None = None
-    corpus: Corpus | None = None
+    corpus: Corpus = read_once
     reaching: Callable[[], Iterable[Rows]] = tuple
     classifier: Path | None = None
     policy: Path | None = None
@@ -74,8 +84,8 @@ class Filter(BaseModel, ABC):
 
     `scope` says what a verdict depends on: the `row` alone, all rows of its `prompt` (the driver then never cuts a
     prompt in two), all rows of the `corpus` before it, or the `whole` corpus, after it too. Rows may be filtered in
-    parallel up to `prompt`. For a `whole` filter the rows are gone through once more: first those that reach it, by
-    `context.reaching`, with the filters before it run for that alone; then all again, and it gives its verdicts.
+    parallel up to `prompt`. A `whole` filter goes over the rows once more when it starts, by `context.corpus` or
+    `context.reaching` (for which the filters before it are run once more, too).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -85,10 +95,6 @@ class Filter(BaseModel, ABC):
     reads: ClassVar[frozenset[str]] = frozenset()  # of the context: names of FilterContext's fields
     use: Any = None  # in each filter a Literal: its name
 
-    def resolved(self) -> Self:
-        """The same filter with what its keys name by files written into the keys: what a stage's key is made of."""
-        return self
-
     def key(self) -> dict[str, Any]:
         """What of it decides verdicts: not where a file or server is (see `outside`). A later key is left out where it
         changes nothing: no older run starts anew."""
@@ -96,7 +102,7 @@ class Filter(BaseModel, ABC):
         return self.model_dump(mode="json", exclude=off)
 
     def outside(self) -> dict[str, str]:
-        """Hashes, by name, of what decides verdicts beside the keys and the rows: models, rubrics."""
+        """Hashes, by name, of what decides verdicts beside the keys and the rows: models, rubrics, word lists."""
         return {}
 
     @abstractmethod

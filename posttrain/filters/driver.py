@@ -6,14 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from posttrain.errors import DataError, InputError
-from posttrain.filters.base import Filter, FilterContext, Mask, Verdict
+from posttrain.errors import DataError
+from posttrain.filters.base import Filter, FilterContext, Judge, Mask, Verdict, read_once
 from posttrain.filters.rows import Rows
 
 _VERDICTS = pa.schema(
@@ -54,7 +55,8 @@ class Sifted(NamedTuple):
 class Count:
     """What one filter did. `reasons` adds up to `rows_in - rows_out`; `seconds` are wall-clock seconds.
 
-    `rows_masked` of `rows_out` have other text than before; `masked` counts, by kind, the rows that held it.
+    What a filter does before its first verdict (load a model, go over the corpus) is in them. `rows_masked` of
+    `rows_out` have other text than before; `masked` counts, by kind, the rows that held it.
     """
 
     filter: str
@@ -103,21 +105,13 @@ class Run:
     ) -> None:
         self.counts = [Count(each.use) for each in filters]
         self.rows_in = self.rows_kept = 0
-        if context.corpus is None and not isinstance(batches, Iterator):  # it can be read again
-
-            def corpus(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-                for batch in batches:
-                    yield batch.select([name for name in columns if name in batch.schema.names])
-
-            context = replace(context, corpus=corpus)
-        if isinstance(batches, Iterator):
-            for each in filters:
-                if each.scope == "whole":
-                    raise InputError(f"{each.use} goes over the rows twice, and these can be read once")
-        self._judges = [
-            each.start(_reaching(batches, filters[:place], context) if each.scope == "whole" else context)
-            for place, each in enumerate(filters)
-        ]
+        if context.corpus is read_once and not isinstance(batches, Iterator):
+            context = replace(context, corpus=partial(_again, batches))
+        self._judges: list[Judge] = []
+        for place, (each, count) in enumerate(zip(filters, self.counts, strict=True)):
+            start = perf_counter()
+            self._judges.append(each.start(replace(context, reaching=partial(_reaching, filters[:place], context))))
+            count.seconds += perf_counter() - start
         self._corpus = [each.scope in ("corpus", "whole") for each in filters]
         self._memory = memory
         self._batches = whole_prompts(batches) if any(each.scope == "prompt" for each in filters) else batches
@@ -210,13 +204,14 @@ def _by_filter(known: pa.Table, filters: int) -> list[Verdicts]:
     return list(found)
 
 
-def _reaching(batches: Iterable[pa.RecordBatch], before: Sequence[Filter], context: FilterContext) -> FilterContext:
-    """The context of a filter of scope `whole`: with the rows that the filters before it keep."""
+def _again(batches: Iterable[pa.RecordBatch], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch if columns is None else batch.select([name for name in columns if name in batch.schema.names])
 
-    def reaching() -> Iterator[Rows]:
-        return (Rows(part.kept) for part in Run(batches, before, context))
 
-    return replace(context, reaching=reaching)
+def _reaching(before: Sequence[Filter], context: FilterContext) -> Iterator[Rows]:
+    """The rows of the corpus that these filters keep."""
+    return (Rows(part.kept) for part in Run(context.corpus(None), before, context))
 
 
 def whole_prompts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

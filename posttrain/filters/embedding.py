@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ Points = npt.NDArray[np.float32]  # [texts, width], each of length 1; zero where
 WIDTH = 128  # of the points by words
 _FEATURES = 2**18
 _TOKENS = 512  # of a text that a model reads
-_BATCH = 32
 
 
 def by_words(parts: Iterable[Sequence[str]], seed: int) -> Points:
@@ -31,7 +31,10 @@ def by_words(parts: Iterable[Sequence[str]], seed: int) -> Points:
         raise missing() from None
     vectorizer: Any = HashingVectorizer  # its types are told by its defaults, so that `norm=None` seems wrong
     hashing = vectorizer(n_features=_FEATURES, ngram_range=(1, 2), alternate_sign=False, norm=None)
-    counts: Any = vstack([hashing.transform(texts) for texts in parts], format="csr")
+    counted = [hashing.transform(texts) for texts in parts]
+    if not counted:
+        return np.zeros((0, WIDTH), np.float32)
+    counts: Any = vstack(counted, format="csr")
     weighed = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
     used = weighed[:, np.unique(weighed.indices)]
     if min(used.shape) <= WIDTH:
@@ -45,31 +48,14 @@ def by_model(parts: Iterable[Sequence[str]], name: str) -> Points:
     Raises:
         ModelError: the model is not there, and cannot be had.
     """
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+    from posttrain.rollouts import device
+    from posttrain.sampling.embedding import Embedder
 
-    folder = resolved(name)
     try:
-        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"it cannot be loaded to embed texts with: {error}", file=name, hint=_OFFLINE) from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device).eval()
-    found = []
-    for texts in parts:
-        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
-        points = np.zeros((len(texts), model.config.hidden_size), np.float32)
-        for start in range(0, len(order), _BATCH):
-            rows = order[start : start + _BATCH]
-            ids = [tokenizer(texts[row])["input_ids"][:_TOKENS] or [0] for row in rows]
-            width = max(map(len, ids))
-            tokens = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=device)
-            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids], device=device)
-            with torch.inference_mode():
-                states = model(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
-            mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-            points[rows] = mean.cpu().numpy()
-        found.append(points)
+        embed = Embedder(Path(resolved(name)), device(), _TOKENS, special_tokens=True)
+    except ModelError as error:
+        raise ModelError(error.message, file=error.file, hint=_OFFLINE) from error
+    found = [embed(texts) for texts in parts]
     return unit(np.concatenate(found)) if found else np.zeros((0, 1), np.float32)
 
 

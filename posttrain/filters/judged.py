@@ -62,7 +62,7 @@ class Quality(Filter):
     rewarded nor judged high` the normalised reward, `judged too low` the judge's score, `no score` none.
     """
 
-    scope: ClassVar[Scope] = "corpus"
+    scope: ClassVar[Scope] = "whole"
     use: Literal["quality"] = "quality"
     share: float | None = Field(
         default=0.25, gt=0, lt=1, description="The share of the rows with the best rewards; null: by the judge alone."
@@ -88,8 +88,14 @@ class Quality(Filter):
     def outside(self) -> dict[str, str]:
         return _identity(self.rubric, self.judge) if self.judge else {}
 
+    def lacks(self, rows: Rows) -> str | None:
+        return None if self.share is None or rows.has("score") else "a column 'score', or `share: null` and a `judge`"
+
     def start(self, context: FilterContext) -> Judge:
-        top = _survey(self.share, context) if self.share is not None else None
+        top = None
+        if self.share is not None:
+            top = TopShare(self.share)
+            top.survey(context.corpus)
         score, minimum = _scorer(self.rubric, self.judge, self.minimum, context) if self.judge else (_nobody, 0)
         either = self.take == "either"
 
@@ -124,17 +130,6 @@ def _too_low(reason: str, figure: float | None) -> Verdict:
     return Verdict("no score" if figure is None else reason, figure)
 
 
-def _survey(share: float, context: FilterContext) -> TopShare:
-    if context.corpus is None:
-        raise RecipeError(
-            "the filter 'quality' must see the scores of all rows before it drops one, and these can be read once only",
-            hint="give filters.run a list of batches, or FilterContext(corpus=…); or leave `share` null",
-        )
-    top = TopShare(share)
-    top.survey(context.corpus)
-    return top
-
-
 # The scores of those rows whose positions are given, on the rubric's scale; None: no score.
 Score = Callable[[Rows, Sequence[int], On], list[int | None]]
 
@@ -164,7 +159,7 @@ def _scorer(rubric: str, model: JudgeModel, minimum: int | None, context: Filter
     judge.probe()
 
     def score(rows: Rows, positions: Sequence[int], on: On) -> list[int | None]:
-        prompts, answers = rows.column("prompt"), rows.column("completion")
+        prompts, answers = rows.said
         return judge.scores(
             [
                 (None if on == "answer" else spoken(prompts[i]), None if on == "prompt" else spoken(answers[i]))

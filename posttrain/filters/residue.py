@@ -16,7 +16,8 @@ _TEMPLATE = re.compile(
     r"|<%=?[ \t]|\$\{[A-Za-z_]\w+\}"
 )
 _PLACE = re.compile(
-    r"\[(?:(?:your|insert|enter|add|recipient|sender|company|customer|user)\b[^\]\n]{0,60}"
+    r"\[(?!(?-i:EMAIL)\])"  # that is what `pii` writes over an address
+    r"(?:(?:your|insert|enter|add|recipient|sender|company|customer|user)\b[^\]\n]{0,60}"
     r"|(?:first |last |full )?name|date|address|phone number|e-?mail(?: address)?|link|url)\](?!\()"
     r"|<(?:your|insert|enter)[ _-][^>\n]{1,60}>"
     r"|\b(?:INSERT|YOUR)_[A-Z_]{2,}\b"

@@ -92,6 +92,15 @@ class Rows:
         return self._picked("answer", self.answer_column, _answers if self.has("prompt") else _last_turns)
 
     @property
+    def said(self) -> tuple[list[Any], list[Any]]:
+        """Each prompt and each answer as it stands: text, or messages. Without a column `prompt` as in `prompts`."""
+        answers = self.column(self.answer_column)
+        if self.has("prompt"):
+            return self.column("prompt"), answers
+        _ = self.prompts  # raises DataError where they are no messages
+        return [(chat or [])[:-1] for chat in answers], [(chat or [])[-1:] for chat in answers]
+
+    @property
     def lengths(self) -> list[int]:
         """The length of each completion in tokens of the policy; in words where there is no `n_tokens`."""
         tokens: list[Any] = self.numbers("n_tokens") if self.has("n_tokens") else [None] * len(self)

@@ -48,13 +48,10 @@ class SemanticDuplicates(Filter):
         return {} if self.embed == "tfidf" else {"embed": embedding.identity(self.embed)}
 
     def start(self, context: FilterContext) -> Judge:
-        verdicts: dict[int, Verdict] | None = None
-        seen = 0
+        verdicts, seen = self._verdicts(context), 0
 
         def judge(rows: Rows) -> dict[int, Verdict]:
-            nonlocal verdicts, seen
-            if verdicts is None:
-                verdicts = self._verdicts(context)
+            nonlocal seen
             first, seen = seen, seen + len(rows)
             return {at: verdicts[first + at] for at in range(len(rows)) if first + at in verdicts}
 
@@ -66,7 +63,7 @@ class SemanticDuplicates(Filter):
         scores: list[float] = []
 
         def texts() -> Iterator[list[str]]:
-            for rows in context.reaching():
+            for rows in filter(len, context.reaching()):
                 keys.extend(map(hash, rows.prompt_keys))
                 given = rows.numbers("score") if rows.has("score") else [0.0] * len(rows)
                 scores.extend(float("nan") if score is None else score for score in given)

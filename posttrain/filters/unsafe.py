@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from hashlib import sha256
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -39,8 +41,11 @@ class UnsafeWords(Filter):
     )
     file: str | None = Field(default=None, description="a text file of further words, one a line; # opens a comment")
 
-    def resolved(self) -> Self:
-        return self.model_copy(update={"words": self._further(), "file": None})
+    def key(self) -> dict[str, Any]:
+        return {**super().key(), "file": "words" if self.file else None}
+
+    def outside(self) -> dict[str, str]:
+        return {"words": sha256(json.dumps(self._further()).encode()).hexdigest()} if self.file else {}
 
     def _further(self) -> tuple[str, ...]:
         if self.file is None:

@@ -14,12 +14,16 @@ from posttrain.memory import keep_memory
 
 _TOKENS = 8192  # in one forward, padding included
 _LONGEST = 1024  # tokens of a text that are read
+_WORD = 64  # characters: more of a text than so many a token is not even tokenized
 
 
 class Embedder:
-    """A model folder. Raises ModelError where it cannot be loaded."""
+    """A model folder, read to `longest` tokens of a text. Raises ModelError where it cannot be loaded.
 
-    def __init__(self, path: Path, device: str) -> None:
+    `special_tokens`: those that its tokenizer puts around a text, as models made to embed were trained with.
+    """
+
+    def __init__(self, path: Path, device: str, longest: int = _LONGEST, special_tokens: bool = False) -> None:
         from transformers import AutoModel, AutoTokenizer
 
         try:
@@ -28,15 +32,18 @@ class Embedder:
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"cannot load a model to embed texts with: {error}", file=str(path)) from error
         self.model = model.to(device).eval()
-        self.longest = min(getattr(model.config.get_text_config(), "max_position_embeddings", _LONGEST), _LONGEST)
+        self.longest = min(getattr(model.config.get_text_config(), "max_position_embeddings", longest), longest)
+        self.special_tokens = special_tokens
+        self.tokenizer.truncation_side = "right"
         if device == "cpu":
             keep_memory()
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """(texts, width) float32; an empty text is zero."""
-        ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        ids = [row[: self.longest] for row in ids]
+        some = [text[: _WORD * self.longest] for text in texts]
+        asked = {"add_special_tokens": self.special_tokens, "truncation": True, "max_length": self.longest}
+        ids = self.tokenizer(some, **asked)["input_ids"] if some else []
         found = np.zeros((len(texts), self.model.config.get_text_config().hidden_size), dtype=np.float32)
         order = sorted((at for at, row in enumerate(ids) if row), key=lambda at: len(ids[at]))
         while order:

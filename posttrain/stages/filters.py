@@ -29,6 +29,7 @@ def run(job: Job) -> dict[str, Any]:
         EmptyStageError: no row is left; the message names the filter that took most.
     """
     source = pq.ParquetFile(job.inputs["scored"] / "scored.parquet")
+    schema = source.schema_arrow
     prompts = [
         filters.message_text(row)
         for name in ("dev", "heldout", "against")
@@ -36,9 +37,9 @@ def run(job: Job) -> dict[str, Any]:
         for row in pq.read_table(job.inputs["prompts"] / f"{name}.parquet")["prompt"].to_pylist()
     ]
 
-    def corpus(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        known = [name for name in columns if name in source.schema_arrow.names]
-        return source.iter_batches(65536, columns=known)
+    def corpus(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        known = None if columns is None else [name for name in columns if name in schema.names]
+        return source.iter_batches(ROWS, columns=known)
 
     context = filters.FilterContext(
         evaluation_prompts=prompts,
@@ -51,9 +52,8 @@ def run(job: Job) -> dict[str, Any]:
         policy=job.inputs.get("policy"),
     )
     chain, memory = filters.parse(job.config["filters"]), Pieces(job.scratch / "shards")
-    passage = filters.run(_Batches(source), chain, context, memory)
+    passage = filters.run(source.iter_batches(ROWS), chain, context, memory)
     total = source.metadata.num_rows
-    schema = source.schema_arrow
     with (
         pq.ParquetWriter(job.out / "kept.parquet", schema, compression="zstd") as kept,
         pq.ParquetWriter(job.out / "dropped.parquet", filters.dropped_schema(schema), compression="zstd") as dropped,
@@ -70,16 +70,6 @@ def run(job: Job) -> dict[str, Any]:
             "samples.prompts, or look at what was sampled: the samples artifact of this round is whole"
         )
     return {**figures, **told(job.scratch)}
-
-
-class _Batches:
-    """The rows of a table in batches, as often as they are asked for."""
-
-    def __init__(self, table: pq.ParquetFile) -> None:
-        self._table = table
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        return self._table.iter_batches(ROWS)
 
 
 def _earlier(job: Job) -> Iterator[pa.RecordBatch]:
