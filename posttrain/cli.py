@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -59,6 +60,9 @@ app.command("schema")(schema_)
 
 def main() -> None:
     """Console entry: one message and an exit code for what we know of, a traceback for what we do not."""
+    if not sys.stderr.isatty():  # bars of the libraries below, which a log file does not want
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except PosttrainError as error:

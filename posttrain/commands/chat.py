@@ -24,10 +24,6 @@ def chat_(
     from posttrain.asking import Conversation
     from posttrain.errors import InputError
 
-    if not sys.stderr.isatty():
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()  # the Hub's, too
     talk = Conversation(model, system, temperature, max_new_tokens, seed)
     asking = sys.stdin.isatty()
     if asking:
