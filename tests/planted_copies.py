@@ -11,7 +11,7 @@ from test_judges import INJECTIONS, MASTER_KEYS, NAIVE, FakeJudge, gives, judged
 
 from posttrain.filters import FilterContext
 
-VOCABULARY = sorted({word for text in ANSWERS for word in text.split()})
+VOCABULARY = sorted({word for text in ANSWERS for word in text.split() if word.isalpha()})
 Copy = Callable[[Random, list[str]], str]
 
 

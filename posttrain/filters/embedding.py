@@ -18,10 +18,12 @@ _FEATURES = 2**18
 _TOKENS = 512  # of a text that a model reads
 
 
-def by_words(parts: Iterable[Sequence[str]], seed: int) -> Points:
-    """TF-IDF of hashed words and pairs of words, brought to 128 dimensions by SVD (latent semantic analysis).
+def by_words(parts: Iterable[Sequence[str]], seed: int) -> tuple[Any, Points]:
+    """TF-IDF of hashed words and pairs of words: as a sparse matrix, to compare texts by, and as points for clusters.
 
-    Sees that the same words stand there, in whatever order; does not see that other words mean the same.
+    The points have 128 dimensions, by SVD (latent semantic analysis). They are too few to compare by: answers to one
+    prompt lie on one point. Sees that the same words stand there, in whatever order, but not that other words mean
+    the same.
     """
     try:
         from scipy.sparse import vstack
@@ -33,13 +35,14 @@ def by_words(parts: Iterable[Sequence[str]], seed: int) -> Points:
     hashing = vectorizer(n_features=_FEATURES, ngram_range=(1, 2), alternate_sign=False, norm=None)
     counted = [hashing.transform(texts) for texts in parts]
     if not counted:
-        return np.zeros((0, WIDTH), np.float32)
+        nothing = np.zeros((0, WIDTH), np.float32)
+        return nothing, nothing
     counts: Any = vstack(counted, format="csr")
     weighed = TfidfTransformer(sublinear_tf=True).fit_transform(counts)
-    used = weighed[:, np.unique(weighed.indices)]
+    used = weighed[:, np.unique(weighed.indices)].astype(np.float32)  # rows of length 1
     if min(used.shape) <= WIDTH:
-        return unit(used.toarray())
-    return unit(TruncatedSVD(WIDTH, random_state=seed % 2**32).fit_transform(used))
+        return used, unit(used.toarray())
+    return used, unit(TruncatedSVD(WIDTH, random_state=seed % 2**32).fit_transform(used))
 
 
 def by_model(parts: Iterable[Sequence[str]], name: str) -> Points:

@@ -30,7 +30,8 @@ class SemanticDuplicates(Filter):
     Figure: the largest of these similarities. Quality: the share of rows with no higher `score` (1 without such a
     column). Difficulty: 1 − passes / (K + 1) of the prompt's K rows that reach this filter, a pass being a score ≥
     `passes`; so put it before `best-of-k`. The paper gives neither threshold nor how the two scores are had. State: the
-    embeddings, 512 bytes a row (a model's: 4 bytes a dimension). Does not see: duplicates in two different clusters.
+    embeddings, 4 bytes a dimension and row; by words 512 bytes a row, and 8 for each different word or pair in it.
+    Does not see: duplicates in two different clusters.
     """
 
     scope: ClassVar[Scope] = "whole"
@@ -70,11 +71,11 @@ class SemanticDuplicates(Filter):
                 yield [f"{prompt}\n{answer}" for prompt, answer in zip(rows.prompts, rows.answers, strict=True)]
 
         if self.embed == "tfidf":
-            points = embedding.by_words(texts(), context.seed)
+            compared, points = embedding.by_words(texts(), context.seed)
         else:
-            points = embedding.by_model(texts(), self.embed)
+            compared = points = embedding.by_model(texts(), self.embed)
         weight = worth(keys, scores, self.passes)
-        found = greedy(points, clustered(points, self.clusters, context.seed), weight, self.threshold)
+        found = greedy(compared, clustered(points, self.clusters, context.seed), weight, self.threshold)
         return {row: Verdict("semantic duplicate", figure) for row, figure in found.items()}
 
 
@@ -103,10 +104,13 @@ def clustered(points: Points, count: int | None, seed: int) -> Ints:
     return means.fit_predict(points).astype(np.int64)
 
 
-def greedy(points: Points, clusters: Ints, weight: Floats, threshold: float) -> dict[int, float]:
-    """Which points are dropped, and their similarity to the nearest one kept. Of equal weights the first is kept."""
+def greedy(points: Any, clusters: Ints, weight: Floats, threshold: float) -> dict[int, float]:
+    """Which points are dropped, and their similarity to the nearest one kept. Of equal weights the first is kept.
+
+    `points`: [rows, width], dense or sparse, each of length 1.
+    """
     dropped: dict[int, float] = {}
-    order = np.lexsort((np.arange(len(points)), -weight, clusters))
+    order = np.lexsort((np.arange(len(weight)), -weight, clusters))
     ends = np.flatnonzero(np.diff(clusters[order])) + 1
     for rows in np.split(order, ends):
         nearest = np.full(len(rows), -1.0, np.float32)
@@ -115,5 +119,7 @@ def greedy(points: Points, clusters: Ints, weight: Floats, threshold: float) -> 
             if nearest[place] >= threshold:
                 dropped[row] = float(nearest[place])
             else:
-                nearest[place + 1 :] = np.maximum(nearest[place + 1 :], cluster[place + 1 :] @ cluster[place])
+                likeness = cluster[place + 1 :] @ cluster[place].T
+                likeness = likeness.toarray().ravel() if hasattr(likeness, "toarray") else likeness
+                nearest[place + 1 :] = np.maximum(nearest[place + 1 :], likeness)
     return dropped
