@@ -179,13 +179,14 @@ def _stage(at: list[str]) -> str:
 
 def damage(whole: faults.Faulty, folder: Path) -> dict[str, Any]:
     """Every file, in every way; each is put back before the next."""
-    under_way, copy = stopped(whole, folder), folder / "damaged"
+    copy = folder / "damaged"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(whole.root, copy, symlinks=True)
     tried: Counter[str] = Counter()
     missed: list[str] = []
-    for root in (copy, under_way):
-        for path in kept(root):
+    under_way = [stopped(whole, folder, stage) for stage in ("sft", "pairs")]
+    for root, paths in [(copy, kept(copy)), *((root, begun(root)) for root in under_way)]:
+        for path in paths:
             content = path.read_bytes()
             for harm in faults.DAMAGES:
                 harm(path)
@@ -206,11 +207,17 @@ def damage(whole: faults.Faulty, folder: Path) -> dict[str, Any]:
 
 
 def kept(root: Path) -> list[Path]:
-    """What a run keeps and reads again. Not stage.json and tables of a stage's scratch folder: these are made anew."""
+    """What a finished run keeps."""
     files = [path for path in sorted((root / "artifacts").rglob("*")) if path.is_file()]
-    files += sorted((root / "work").glob("*/scratch/checkpoints/*/*"))
-    files += [path for path in sorted((root / "work").glob("*/scratch/**/*.parquet")) if len(path.name.split(".")) == 3]
-    return [*files, *([root / "run.json"] if (root / "run.json").exists() else [])]
+    return [*files, root / "run.json"]
+
+
+def begun(root: Path) -> list[Path]:
+    """What a stage that was stopped goes on from: whole checkpoints and shards. Not stage.json and tables of its
+    scratch folder, which are made anew."""
+    whole = [path.parent for path in sorted((root / "work").glob("*/scratch/checkpoints/*/posttrain.json"))]
+    shards = [path for path in (root / "work").glob("*/scratch/**/*.parquet") if len(path.name.split(".")) == 3]
+    return [*(path for folder in whole for path in sorted(folder.iterdir())), *sorted(shards)]
 
 
 def kind(path: Path) -> str:
@@ -230,24 +237,18 @@ def found(root: Path, path: Path) -> bool:
     return any(name.startswith(each["path"]) for each in findings)
 
 
-def stopped(whole: faults.Faulty, folder: Path) -> Path:
-    """A copy of the run in which SFT, the scores and DPO's pairs are under way."""
-    root = folder / "under-way"
-    if root.exists():
-        return root
-    shutil.copytree(whole.root, root, symlinks=True)
-    run = faults.Faulty(root)
-    keys = Store(root).read_run()["rounds"][1]["stages"]
-    for stage in ("sft", "pairs"):
-        shutil.rmtree(root / "artifacts" / keys[stage])
-        for at in range(20, 2000, 10):
-            run.attempt(kill_at=at)
-            scratch = root / "work" / keys[stage] / "scratch"
-            if any(len(path.name.split(".")) == 3 for path in scratch.rglob("*.parquet")) or any(
-                scratch.glob("checkpoints/*/posttrain.json")
-            ):
-                break
-    return root
+def stopped(whole: faults.Faulty, folder: Path, stage: str) -> Path:
+    """A copy of the run in which a stage of round 1 is done again and was killed with something to go on from."""
+    root = folder / f"stopped-{stage}"
+    if not root.exists():
+        shutil.copytree(whole.root, root, symlinks=True)
+    run, key = faults.Faulty(root), Store(whole.root).read_run()["rounds"][1]["stages"][stage]
+    for at in range(14, 100, 4):
+        if begun(root):
+            return root
+        shutil.rmtree(root / "artifacts" / key, ignore_errors=True)
+        run.attempt(kill_at=at)
+    raise AssertionError(f"{stage} was never caught with a whole checkpoint or shard")
 
 
 def repair(whole: faults.Faulty, folder: Path, stage: str) -> dict[str, Any]:
