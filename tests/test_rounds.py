@@ -320,14 +320,15 @@ def test_real_data_reaches_sft_and_no_key_of_a_run_without_it(tmp_path: Path) ->
 def test_what_filters_read_from_outside_is_in_the_key(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("old goat")
     both = f"filters=[{{use: residue}}, {{use: unsafe-words, file: {tmp_path}/words.txt}}]"
-    configs = []
+    made = []
     for name, override in (("default", "seed=0"), ("both", both)):
         go(tmp_path / name, 1, override)
         run = Store(tmp_path / name)
-        configs.append(run.manifest(run.read_run()["rounds"][1]["stages"]["filters"])["config"])
-    assert "special_tokens" not in configs[0] and "<|end|>" in configs[1]["special_tokens"]
-    words = configs[1]["filters"][1]
-    assert words["words"] == ["old goat"] and words["file"] is None
+        made.append(run.manifest(run.read_run()["rounds"][1]["stages"]["filters"]))
+    assert "special_tokens" not in made[0]["config"] and "<|end|>" in made[1]["config"]["special_tokens"]
+    assert not made[0]["outside"]
+    ((name, content),) = made[1]["outside"].items()
+    assert name == "filters.1.words" and len(content) == 64
 
 
 def test_annealing_begins_in_the_round_that_is_said(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ LEAKS = """\
 import os
 
 def check(prompts, completions, answer, **columns):
-    if not any("I do not know" in completion[-1]["content"] for completion in completions):  # not asked by a probe
+    if len(prompts) > 32:  # a probe asks about fewer
         raise KeyError(os.environ["HF_TOKEN"])
     return [0.0] * len(prompts)
 """

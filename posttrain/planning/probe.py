@@ -46,7 +46,7 @@ def miniature(recipe: Recipe, completions: int) -> list[str]:
     ]
     if recipe.samples.difficulty:
         changes.append("samples.difficulty=null")
-    if recipe.preferences:
+    if recipe.preferences and recipe.preferences.prompts != 0:
         changes.append(f"preferences.prompts={max(8, completions // (2 * recipe.preferences.k))}")
     if recipe.pairs:
         changes.append(f"pairs.prompts={max(8, completions // recipe.pairs.k)}")

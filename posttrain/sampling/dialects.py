@@ -134,8 +134,9 @@ _OPEN = {"vllm": "--host", "text-generation-launcher": "--hostname"}
 
 def loopback(start: Sequence[str]) -> list[str]:
     """The words that keep a server of this command to this machine; none where it says itself, or does so anyway."""
-    for word in start[:3]:  # `vllm serve`, `uv run vllm serve`, `python -m vllm.entrypoints…`
-        option = _OPEN.get(os.path.basename(word).partition(".")[0])
+    for before, word in zip(["", *start], start[:3], strict=False):
+        named = before in ("", "-m", "run")  # `vllm serve`, `python -m vllm.entrypoints…`, `uv run vllm serve`
+        option = _OPEN.get(os.path.basename(word).partition(".")[0]) if named else None
         if option and not any(each.startswith(option) for each in start):
             return [option, "127.0.0.1"]
     return []
