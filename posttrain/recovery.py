@@ -61,11 +61,11 @@ def halve(folder: Path, stage: Mapping[str, Any]) -> None:
 
 def note(folder: Path, error: Exception, seconds: float, how: How | None) -> None:
     """Write down a try that failed, and what comes next, for the artifact's manifest and in the stage's log."""
-    then = TOLD[how] if how else "is not tried again"
-    made = {"error": type(error).__name__, "message": str(error), "seconds": round(seconds, 3), "then": then}
+    then, said = TOLD[how] if how else "is not tried again", shown(str(error))
+    made = {"error": type(error).__name__, "message": said, "seconds": round(seconds, 3), "then": then}
     store.write_durably(_record(folder), json.dumps([*failed_before(folder), made], ensure_ascii=False))
     with (folder / "scratch" / "log.txt").open("a", encoding="utf-8") as log:
-        log.write(f"{error}\n{folder.name} {then}\n")
+        log.write(f"{said}\n{folder.name} {then}\n")
 
 
 def failed_before(folder: Path) -> list[dict[str, Any]]:

@@ -199,3 +199,14 @@ def test_what_comes_again_and_again_stops_the_stage(
     scratch = tmp_path / "run" / "work" / "sft-0123" / "scratch"
     assert len(list(scratch.glob("broken-*"))) == tries
     assert not list((tmp_path / "run" / "artifacts").iterdir())
+
+
+def test_a_failed_try_is_noted_without_the_secrets_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "plain-looking-12")
+    (tmp_path / "scratch").mkdir()
+    recovery.note(tmp_path, StageError("401 with the key plain-looking-12"), 1.0, None)
+    (tried,) = recovery.failed_before(tmp_path)
+    assert tried["message"] == "401 with the key (left out)"
+    assert "plain-looking" not in (tmp_path / "scratch" / "log.txt").read_text()

@@ -6,15 +6,14 @@ trained section may hold.
 """
 
 from posttrain.recipe.annotate import Annotate, Rated
+from posttrain.recipe.engine import Compute, Engine, Server
 from posttrain.recipe.files import load
 from posttrain.recipe.judge_model import JudgeModel
 from posttrain.recipe.learned import QualityClassifier
 from posttrain.recipe.push import Push
 from posttrain.recipe.sections import (
-    Compute,
     Decontaminate,
     Difficulty,
-    Engine,
     Evaluate,
     Levels,
     Lora,
@@ -25,7 +24,6 @@ from posttrain.recipe.sections import (
     PromptSet,
     RewardEntry,
     Samples,
-    Server,
     by_round,
 )
 from posttrain.recipe.trained import Anneal, Balance, Dpo, Mix, RewardModel, Sft, Source, Trained

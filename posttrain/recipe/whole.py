@@ -14,12 +14,11 @@ from ruamel.yaml.representer import SafeRepresenter
 from posttrain.content import did_you_mean
 from posttrain.recipe.annotate import ANNOTATED, Annotate
 from posttrain.recipe.collapse import Collapse
+from posttrain.recipe.engine import Compute, Engine
 from posttrain.recipe.learned import QualityClassifier
 from posttrain.recipe.push import Push
 from posttrain.recipe.section import Count, Section, complain
 from posttrain.recipe.sections import (
-    Compute,
-    Engine,
     Evaluate,
     Model,
     Pairs,

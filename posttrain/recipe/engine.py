@@ -1,0 +1,98 @@
+"""The sections of how work is done: the engine that samples, a server behind it, and what of the machine is used."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.recipe.section import Count, Section, complain
+from posttrain.sampling.dialects import DIALECTS
+
+
+class Server(Section):
+    """An OpenAI-compatible server. The policy changes each round, so `start` is the usual way: each stage that samples
+    starts one with its policy's weights and ends it. At a `url`, somebody must see to the weights."""
+
+    kind: Literal["vllm", "sglang", "tgi", "transformers"] = Field(
+        description="What it is: decides how it is asked and what it can do."
+    )
+    start: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="The command that serves the folder `{model}` on `{port}` of this machine, word by word.",
+    )
+    url: str | None = Field(default=None, pattern=r"^https?://", description="Where one runs that is not started here.")
+
+    @model_validator(mode="after")
+    def _start_or_url(self) -> Server:
+        if (self.start is None) == (self.url is None):
+            complain((), "a server has either `start` or `url`")
+        for word in ("{model}", "{port}"):
+            if self.start is not None and not any(word in part for part in self.start[1:]):
+                complain(("start",), f"the command has no {word}: that is filled in for each stage")
+        for option, reason in DIALECTS[self.kind].refused.items():
+            if self.start is not None and option in self.start:
+                complain(("start",), f"not with {option}: {reason}")
+        return self
+
+
+class Engine(Section):
+    """How completions are sampled."""
+
+    use: Literal["shared-prefix", "plain", "server"] = Field(
+        default="shared-prefix",
+        description="`shared-prefix`: a prompt's K completions share its cache; `plain`: transformers' own forward; "
+        "`server`: see `server`.",
+    )
+    server: Server | None = Field(default=None, description="The server of `use: server`.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Type in which the sampling model computes; auto: bfloat16 where the machine is fast in it.",
+    )
+    shard_prompts: Count = Field(default=256, description="Prompts in one shard. The same plan gives the same bits.")
+
+    @model_validator(mode="after")
+    def _server_fits(self) -> Engine:
+        if self.use == "server" and self.server is None:
+            complain(("use",), "which server is not said", "add `server: {kind: ..., start: [...]}` beside it")
+        if self.use != "server" and self.server is not None:
+            complain(("server",), f"no server is asked with `use: {self.use}`", "set `use: server`, or `server: null`")
+        if self.server is not None and self.dtype != "auto":
+            complain(("dtype",), "a server computes in the type that its own options say", "say it in `server.start`")
+        return self
+
+    def lacks(self) -> dict[str, str]:
+        """What it cannot do of what a stage or filter may need, and in whose name."""
+        if self.server is None:
+            return {}
+        can = asdict(DIALECTS[self.server.kind].capabilities)
+        return {name: f"a server of kind {self.server.kind}" for name, has in can.items() if not has}
+
+
+class Compute(Section):
+    """Where the work is done. Decides no result."""
+
+    workers: Count | None = Field(default=None, description="Processes for sampling and scoring; null: one a core.")
+    stages_at_once: Count = Field(
+        default=1,
+        description="Stages that do not depend on each other run side by side, up to so many; each needs its memory.",
+    )
+    checkpoint_minutes: float | None = Field(
+        default=15,
+        gt=0,
+        description="A training saves where it is this often, beside every `save_steps` steps; null: by steps alone.",
+    )
+    reward_minutes: float | None = Field(
+        default=60,
+        gt=0,
+        description="How long one call of a reward function may take (it gets the answers to a shard of prompts, or "
+        "some 4,096 samples); then the stage stops and names file, line and prompt. null: however long.",
+    )
+    attempts: Count = Field(
+        default=3,
+        description="How often a stage is tried whose process dies, or whose memory, device or loss fails: a second "
+        "time as it was, then with micro-batches (and processes) half as large; it goes on where it was. 1: no retry. "
+        "See docs/failures.md.",
+    )
