@@ -32,8 +32,8 @@ LOOP = "the loop"
 _STAYS = "{use: overlap, max_share: 0.99}, {use: best-of-k, threshold: 0.5}"
 NO_FILTERS = [f"filters=[{_STAYS}]"]
 ALL_RULES = [
-    "filters=[{use: format}, {use: residue}, {use: loop}, {use: repetition}, {use: truncated}, {use: emphasis}, "
-    "{use: language}, {use: exact-duplicates}, {use: near-duplicates, of: answer}, " + _STAYS + "]"
+    "filters=[{use: format}, {use: residue}, {use: loop}, {use: repetition}, {use: truncated, prose: true}, "
+    "{use: emphasis}, {use: language}, {use: exact-duplicates}, {use: near-duplicates, of: answer}, " + _STAYS + "]"
 ]
 POISONED = "poisoned, "  # such arms have a run folder of their own, where poisoning.py plays the rounds
 STUDIES = {
@@ -41,7 +41,7 @@ STUDIES = {
         LOOP: [],
         "without DPO": ["dpo=null"],
         "without the reward model": ["reward_model=null"],
-        "a random candidate instead of the best": ["filters.5.choose=random", "filters.5.threshold=null"],
+        "a random candidate instead of the best": ["filters.9.choose=random", "filters.9.threshold=null"],
     },
     "mechanisms": {
         LOOP: [],
@@ -62,7 +62,7 @@ STUDIES = {
         "reference: the average of all promoted": ["dpo.reference=averaged"],
         "averaged with the policy promoted before": ["average_rounds=2"],
     },
-    "filters": {  # the loop has the recipe's own: format, length, repetition, exact duplicates
+    "filters": {  # the loop has the recipe's own: the rules but language, and exact duplicates
         LOOP: [],
         "no quality filters": NO_FILTERS,
         "all rules and near-duplicates": ALL_RULES,

@@ -203,6 +203,7 @@ CORPORA = [
     corpus("repetition", {"use": "repetition"}, [looped, lines_again]),
     corpus("loop", {"use": "loop"}, [looped, lines_again]),
     corpus("truncated", {"use": "truncated"}, [cut], texts=LONG),
+    corpus("truncated: prose", {"use": "truncated", "prose": True}, [cut], texts=LONG),
     corpus("residue: places, template code", {"use": "residue"}, spread(PLACES)),
     corpus(
         "residue: the tokenizer's own tokens",

@@ -95,7 +95,7 @@ def fooled(name: str, answers: list[str], judges: list[Callable[[str], str]]) ->
     for easy in judges:
         fake = FakeJudge(lambda question, easy=easy: (easy if asked(question) == "planted" else gives(5))(question))
         with serving(fake) as url:
-            judge = {"url": url, "model": "easy", "attempts": 1, "patience": 1}
+            judge = {"url": url, "model": "easy", "attempts": 1, "patience": 20}
             rows = [(True, row(answer, "planted")) for answer in answers] + [(False, row(text)) for text in ANSWERS]
             figures.append(measure(Corpus(name, [{"use": "judge", "rubric": "quality.md", "judge": judge}], rows)))
     counts = [(one.planted, one.found, one.clean, one.wrong) for one in figures]

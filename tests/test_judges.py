@@ -87,6 +87,7 @@ def serving(fake: FakeJudge) -> Iterator[str]:
 
     class Listener(ThreadingHTTPServer):
         daemon_threads = True
+        request_queue_size = 64  # five at once is what it has by itself: others are reset when the machine is busy
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             pass

@@ -12,6 +12,7 @@ from planted_copies import COPIES, ON_JUDGES, fooled
 LEAST_RECALL = {
     "repetition": 0.8,  # a loop after a long answer is a small share of it: that is what `loop` is for
     "truncated": 0.4,  # most cuts leave no sign
+    "truncated: prose": 0.9,  # some cuts are after a whole sentence
     "format: role confusion": 0.75,
     "residue: places, template code": 0.9,
     "unsafe-words": 0.65,
@@ -22,6 +23,7 @@ LEAST_RECALL = {
     "pii: keys and passwords": 0.85,
     "semantic-duplicates: order, other words": 0.85,  # words alone do not tell that other words mean the same
 }
+LEAST_PRECISION = {"truncated: prose": 0.8}  # two of the clean ones have no full stop
 
 
 @pytest.mark.parametrize("corpus", [*CORPORA, *COPIES], ids=lambda corpus: corpus.name)
@@ -29,7 +31,7 @@ def test_planted_faults_are_found_and_clean_rows_left_alone(corpus: Corpus):
     figure = measure(corpus)
     assert figure.planted >= 10 and figure.clean >= 30
     assert figure.recall >= LEAST_RECALL.get(corpus.name, 0.99), _lost(corpus, missed=True)
-    assert figure.precision >= 0.98, _lost(corpus, missed=False)
+    assert figure.precision >= LEAST_PRECISION.get(corpus.name, 0.98), _lost(corpus, missed=False)
 
 
 @pytest.mark.parametrize("planted", ON_JUDGES, ids=lambda planted: planted[0])

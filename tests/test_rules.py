@@ -77,6 +77,21 @@ def test_what_is_cut_off(text: str, reason: str | None):
     assert (found[0] if found else None) == reason
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("He came, he saw and then went", True),
+        ("He came, he saw and then went home.", False),
+        ("It makes four times three, so 12", False),
+        ("You need these:\n- a cup of flour and eggs", False),
+        ("Answer: it rains", False),
+    ],
+)
+def test_prose_does_not_end_on_a_letter(text: str, found: bool):
+    assert verdict(text, use="truncated") is None
+    assert (verdict(text, use="truncated", prose=True) is not None) == found
+
+
 def test_residue_knows_the_tokens_of_the_shipped_model():
     tokens = models.special_tokens(content.data_path("tiny-base"))
     assert "<|end|>" in tokens

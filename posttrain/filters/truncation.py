@@ -15,6 +15,7 @@ _OPEN_WORDS = (
     "from", "with", "without", "into", "onto", "between", "is", "are", "was", "than", "as", "my", "your", "his", "its",
     "our", "their",
 )  # fmt: skip
+_NO_PROSE = re.compile(r"\s*([-*+•#>|]|\d+[.)])")
 _FEW = 4  # words: "vitamin a" and "a" may be whole answers
 
 
@@ -22,12 +23,18 @@ class Truncated(Filter):
     """Drops answers that end in an open code block or bracket, or on a comma, a colon or a word nothing ends on.
 
     Figure: the answer's length in words. Does not see: an end after a whole sentence, in the middle of a word or on any
-    other word (a list's last item ends so too), and takes a question that shall be gone on with for one that stops.
+    other word (a list's last item ends so too; `prose` finds these in other lines), and takes a question that shall be
+    gone on with for one that stops.
     """
 
     use: Literal["truncated"] = "truncated"
     words: tuple[str, ...] = Field(
         default=_OPEN_WORDS, strict=False, description="what no sentence ends on, as it is written"
+    )
+    prose: bool = Field(
+        default=False,
+        description="also drop answers whose last line ends on a letter, as prose ends on a mark (C4's rule, arXiv "
+        "1910.10683, section 2.2); lists, tables, headings and lines of up to 4 words are let pass",
     )
 
     def start(self, context: FilterContext) -> Judge:
@@ -46,6 +53,8 @@ class Truncated(Filter):
                 return "stops in mid-sentence"
             line = end.rpartition("\n")[2]
             opened = line.rfind("(")
+            if self.prose and end[-1].isalpha() and len(line.split()) > _FEW and not _NO_PROSE.match(line):
+                return "stops in mid-sentence"
             if opened > line.rfind(")") and line[opened - 1 : opened] != ":" and line[-1] not in ".!?":  # no :(
                 return "open bracket"
             return None
