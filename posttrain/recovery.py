@@ -25,6 +25,8 @@ TOLD: Mapping[How, str] = {
     "halved": "is tried again with micro-batches and processes half as large",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# How libraries say so in a text: safetensors and Arrow by errno's name, torch by what its writer of archives finds.
+_FULL_SAID = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", ". unexpected pos ")
 _PASSING = (errno.EIO, errno.ENOMEM, errno.ESTALE)  # of a disk on the network, or of memory
 _RAN_OUT = ("OutOfMemoryError", "AcceleratorError", "MemoryError")  # torch's by name: it is not imported for this
 
@@ -84,7 +86,7 @@ def explained(error: Exception, folder: Path) -> PosttrainError:
     """What a stage in `folder` raised, as an error of ours."""
     stage = folder.name.rpartition("-")[0]
     chain = list(_chain(error))
-    full = next((one for one in chain if is_full(one)), None)
+    full = max(filter(is_full, chain), key=lambda one: getattr(one, "filename", None) is not None, default=None)
     if full is not None:
         return full_disk(full, folder.parent.parent, stage)
     if isinstance(error, PosttrainError):
@@ -108,10 +110,10 @@ def full_disk(error: BaseException, root: Path, stage: str = "") -> RoomError:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether this is how a library says that the disk is full: errno, or its name in a text (safetensors, Arrow)."""
+    """Whether this is how a library says that the disk is full."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
-    return any(said in str(error) for said in ("No space left on device", "Disk quota exceeded"))
+    return any(said in str(error) for said in _FULL_SAID)
 
 
 def _passing(error: BaseException) -> bool:

@@ -60,6 +60,8 @@ def test_what_ended_a_stage_is_told_apart(tmp_path: Path) -> None:
     assert isinstance(told, RoomError)
     assert "sft: the disk is full: /there/model.safetensors" in str(told)
     assert "work under way 4." in str(told)
+    short_write = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")  # and no more
+    assert isinstance(recovery.explained(short_write, folder), RoomError)
     for passing in (
         BrokenProcessPool("a child"),
         MemoryError(),
