@@ -26,7 +26,12 @@ TOLD: Mapping[How, str] = {
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # How libraries say so in a text: safetensors and Arrow by errno's name, torch by what its writer of archives finds.
-_FULL_SAID = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", ". unexpected pos ")
+_FULL_SAID = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed writing",
+    ". unexpected pos ",
+)
 _PASSING = (errno.EIO, errno.ENOMEM, errno.ESTALE)  # of a disk on the network, or of memory
 _RAN_OUT = ("OutOfMemoryError", "AcceleratorError", "MemoryError")  # torch's by name: it is not imported for this
 
