@@ -65,10 +65,10 @@ STUDIES = {
     "filters": {  # the loop has the recipe's own: the rules but language, and exact duplicates
         LOOP: [],
         "no quality filters": NO_FILTERS,
-        "all rules and near-duplicates": ALL_RULES,
         "poisoned, no quality filters": NO_FILTERS,
         "poisoned, the recipe's filters": [],
         "poisoned, all rules and near-duplicates": ALL_RULES,
+        "all rules and near-duplicates": ALL_RULES,
     },
 }
 COLUMNS = {

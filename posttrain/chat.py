@@ -16,6 +16,8 @@ from posttrain.records import Message
 # What a token of an answer is: see `render_turns`.
 OTHER, TEXT, ENDING = 0, 1, 2
 
+Tails = dict[tuple[str, ...], list[int]]  # what a template writes after an answer, by the roles before it
+
 # A template that pastes the role into its control tokens would let any other role forge one.
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -63,28 +65,32 @@ def _completion(tokenizer: Any, messages: Sequence[Message], prompt_ids: Sequenc
 
 
 def render_answers(
-    tokenizer: Any, messages: Sequence[Message], answers: Sequence[str]
+    tokenizer: Any,
+    messages: Sequence[Message],
+    answers: Sequence[str],
+    tails: Tails | None = None,
 ) -> tuple[list[int], list[list[int]]]:
     """`render_prompt(messages)`, and `render_completion` of each answer to it, with most of the work done once.
 
     The first answer is rendered through the template. Where that is the text's own tokens and then a tail, so are the
     other answers, but for those that a template might treat in another way (control tokens, outer blanks, thinking).
+    `tails`: what earlier prompts showed of that, to which this one adds.
     """
+    tails, roles = {} if tails is None else tails, tuple(message["role"] for message in messages)
     prompt_ids = render_prompt(tokenizer, messages)
     regular = [answer for answer in dict.fromkeys(answers) if _regular(tokenizer, answer)]
     bodies: dict[str, list[int]] = {}
     if regular:
         bodies = dict(zip(regular, tokenizer(regular, add_special_tokens=False)["input_ids"], strict=True))
     rendered: dict[str, list[int]] = {}
-    tail: list[int] | None = None
     for answer in dict.fromkeys(answers):
         body = bodies.get(answer)
-        if body is not None and tail is not None:
-            rendered[answer] = [*body, *tail]
+        if body is not None and roles in tails:
+            rendered[answer] = [*body, *tails[roles]]
             continue
         rendered[answer] = _completion(tokenizer, messages, prompt_ids, answer)
         if body is not None and rendered[answer][: len(body)] == body:
-            tail = rendered[answer][len(body) :]
+            tails[roles] = rendered[answer][len(body) :]
     return prompt_ids, [rendered[answer] for answer in answers]
 
 

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.process import BaseProcess
@@ -168,6 +169,10 @@ class Forked:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._running: dict[Connection, tuple[Path, BaseProcess]] = {}
+
+    def warm(self) -> None:
+        """Begin the imports now, for a stage that will come."""
+        forkserver.ensure_running()
 
     def start(self, folder: Path, workers: int, aside: bool = False) -> None:
         receiver, sender = self._context.Pipe(duplex=False)

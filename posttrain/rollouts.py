@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from posttrain import judging, rewards
+from posttrain.chat import Tails, render_answers, render_prompt, render_turns
 from posttrain.errors import StageError
 from posttrain.judging import JudgeReward
 from posttrain.recipe import RewardEntry
@@ -120,8 +121,6 @@ def rollout(shard: Shard) -> pa.Table:
     sampling = shard.sampling
     engine = _engine(sampling.policy, sampling.use, sampling.dtype, sampling.server)
     tokenizer = _tokenizer(sampling.policy)
-    from posttrain.chat import render_prompt
-
     requests = [
         Request(
             tuple(render_prompt(tokenizer, under(sampling.system, prompt["prompt"]))),
@@ -191,7 +190,10 @@ def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[
     """
     tokenizer = _tokenizer(reward_model)
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_id"])]
-    rendered = [_rendered(tokenizer, group[0]["prompt"], [row["completion"] for row in group]) for group in groups]
+    tails: Tails = {}
+    rendered = [
+        _rendered(tokenizer, group[0]["prompt"], [row["completion"] for row in group], tails) for group in groups
+    ]
     prompts, answers = [prompt for prompt, _ in rendered], [answers for _, answers in rendered]
     scores = _scorer(reward_model).score(prompts, answers)
     values = [value for group in scores for value in group]
@@ -205,13 +207,11 @@ def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[
 
 
 def _rendered(
-    tokenizer: Any, prompt: Sequence[Message], answers: Sequence[Sequence[Message]]
+    tokenizer: Any, prompt: Sequence[Message], answers: Sequence[Sequence[Message]], tails: Tails
 ) -> tuple[list[int], list[list[int]]]:
     """The tokens of a prompt, and those that each answer adds to it."""
-    from posttrain.chat import render_answers, render_turns
-
     if all(len(answer) == 1 for answer in answers):
-        return render_answers(tokenizer, prompt, [answer[0]["content"] for answer in answers])
+        return render_answers(tokenizer, prompt, [answer[0]["content"] for answer in answers], tails)
     turns = [render_turns(tokenizer, prompt, answer) for answer in answers]  # those that people gave may have several
     return turns[0][0], [ids for _, ids, _ in turns]
 

@@ -61,13 +61,19 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
     recipe = load(name, overrides)
     checked = Checked(recipe)
     with tempfile.TemporaryDirectory(prefix="posttrain-check-", ignore_cleanup_errors=True) as folder:
-        run, launcher = Store(Path(folder) / "run"), launcher or Forked(probe.measure)
+        run, launcher = Store(Path(folder) / "run"), launcher or _warmed()
         with run.session():
             try:
                 _check(checked, name, overrides, n, with_probe, launcher, run)
             finally:
                 launcher.stop()
     return checked
+
+
+def _warmed() -> Launcher:
+    launcher = Forked(probe.measure)
+    launcher.warm()
+    return launcher
 
 
 def _check(
@@ -200,7 +206,9 @@ def _probe(
     """What a round in miniature took, by stage; and the bytes that a process has before it does anything."""
     small = small.model_copy(update={"compute": small.compute.model_copy(update={"stages_at_once": at_once(small)})})
     try:
-        play(small, Runner(run, launcher, Silent(), 1, small), 1)
+        play(small, _Miniature(run, launcher, Silent(), 1, small), 1)
+    except _AllMeasured:
+        pass
     except EmptyStageError as error:
         checked.notes.append(f"the probe ended early, on few prompts and with the starting model: {error}")
     except StageError as error:
@@ -209,6 +217,20 @@ def _probe(
     measured = probe.read_measured(run.root)
     costs = {name: cost(found) for name, found in measured.items() if name not in ("prompts", "heldout")}
     return costs, probe.shares(measured, few), probe.resident(run.root)
+
+
+class _AllMeasured(Exception):
+    """Nothing follows that was not measured before."""
+
+
+class _Miniature(Runner):
+    """Ends where the new policy would be evaluated, as the starting model was."""
+
+    def stage(self, name: str, **asked: Any) -> Artifact:
+        if name == "evaluate" and self.rounds[-1]["round"]:
+            self.end()
+            raise _AllMeasured
+        return super().stage(name, **asked)
 
 
 def at_once(recipe: Recipe) -> int:

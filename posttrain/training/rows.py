@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.chat import OTHER, ending, parts_of, render_answers, render_turns
+from posttrain.chat import OTHER, Tails, ending, parts_of, render_answers, render_turns
 from posttrain.records import Message
 
 IGNORED = -100  # the label of a token that is not trained on
@@ -69,6 +69,7 @@ class Rendering:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._ending: list[int] | None = None
+        self._tails: Tails = {}
 
     def __call__(
         self, prompt: Sequence[Message], answers: Sequence[Sequence[Message]]
@@ -79,5 +80,6 @@ class Rendering:
             return turns[0][0], [(ids, parts) for _, ids, parts in turns]
         if self._ending is None:
             self._ending = ending(self._tokenizer, prompt)
-        prompt_ids, rendered = render_answers(self._tokenizer, prompt, [answer[0]["content"] for answer in answers])
+        texts = [answer[0]["content"] for answer in answers]
+        prompt_ids, rendered = render_answers(self._tokenizer, prompt, texts, self._tails)
         return prompt_ids, [(ids, parts_of(ids, self._ending)) for ids in rendered]
