@@ -156,6 +156,7 @@ class TestMessages:
             ("samples:\n  k: 4\n", "", "wrong.yaml:1:1: 'samples' is missing"),
             ("{path: ./dev.jsonl}", "{}", "wrong.yaml:4:3: a prompt set needs either `path` or `dataset_name`"),
             ("./dev.jsonl", "./den.jsonl", "wrong.yaml:4:15: no such file: "),
+            ("./dev.jsonl", "~nobody-here/dev.jsonl", "wrong.yaml:4:15: no such file: "),
             ("{path: ./train.jsonl}", "[{path: ./dev.jsonl}, {path: ./none.jsonl}]", "wrong.yaml:3:39: no such file: "),
             ("{path: ./train.jsonl}", "[{}]", "wrong.yaml:3:11: a prompt set needs either"),
             ("{path: ./train.jsonl}", "[]", "wrong.yaml:3:10: 'prompts.train'"),

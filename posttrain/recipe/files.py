@@ -89,7 +89,7 @@ def _with_parents(path: Path, shown_as: str, children: list[Path]) -> Node:
 def _recipe_file(name: str, place: Place) -> Path:
     """A bare name is a shipped recipe; with a slash or an ending it is a path."""
     if "/" in name or name.endswith((".yaml", ".yml")):
-        path = place.folder / Path(name).expanduser()
+        path = place.folder / os.path.expanduser(name)
         if path.is_file():
             return path
         if "/" not in name and Path(name).stem in content.names("recipes"):
@@ -126,14 +126,14 @@ def _resolve(node: Node, path: Path_, files: bool) -> None:
 def _program(word: str, place: Place, files: bool) -> str:
     """A program with a slash as an absolute path, from the recipe's folder; a bare name stays one."""
     if "/" in word:
-        word = os.path.abspath(place.folder / Path(word).expanduser())
+        word = os.path.abspath(place.folder / os.path.expanduser(word))
     if files and find_command(word) is None:
         raise place.error(f"no such program: {word}", "install it, or write the path of the one in its own environment")
     return word
 
 
 def _resolved(value: str, place: Place, kind: content.Kind, *, is_model: bool, files: bool) -> str:
-    path = Path(os.path.abspath(place.folder / Path(value).expanduser()))
+    path = Path(os.path.abspath(place.folder / os.path.expanduser(value)))
     if "/" not in value:
         try:
             if files:
