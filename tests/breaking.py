@@ -21,6 +21,20 @@ def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def out_of_memory() -> None:
+    """The process may have little more than it has, and asks for all of that: torch's allocator fails for real."""
+    import resource
+
+    import torch
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (256 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    held = []
+    while True:
+        held.append(torch.ones(16 << 20))
+
+
 def device_failed() -> None:
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -39,7 +53,9 @@ def own_mistake() -> None:
     raise KeyError("a mistake of ours")
 
 
-HOW: Mapping[str, Callable[[], None]] = {each.__name__: each for each in (killed, device_failed, poisoned, own_mistake)}
+HOW: Mapping[str, Callable[[], None]] = {
+    each.__name__: each for each in (killed, out_of_memory, device_failed, poisoned, own_mistake)
+}
 
 
 def stage(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -185,6 +186,14 @@ def test_a_training_that_dies_goes_on_by_itself_and_ends_with_the_same_bits(
     (tried,) = manifest["attempts"]
     assert tried["error"] == ("DiedError" if how == "killed" else "LossError")
     assert ("SIGKILL" if how == "killed" else "It began from tiny-base") in tried["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is set by what Linux tells")
+def test_a_training_that_runs_out_of_memory_goes_on_with_half_the_micro_batch(tmp_path: Path) -> None:
+    run, told = broken(tmp_path / "run", Training("sft", tmp_path), "out_of_memory", step=3)
+    metrics = run.manifest("sft-0123")["metrics"]
+    assert (told, metrics["steps"], metrics["micro_batch"]) == ([], STEPS, 2)  # the section asks for 4
 
 
 @pytest.mark.slow
