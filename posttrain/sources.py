@@ -107,6 +107,9 @@ class Source:
                     ) from None
                 if not isinstance(row, dict):
                     raise self.error(line, f"not a JSON object but {kind(row)}", "one JSON object a line")
+                if "\\ud" in text.lower() and not _is_text(row):
+                    hint = "write the character itself, as UTF-8, or take the row out"
+                    raise self.error(line, "half of a character, written as \\ud800 to \\udfff, is no text", hint)
                 yield line, row
 
     def _csv(self) -> Iterator[Row]:
@@ -166,6 +169,15 @@ def cut(rows: list[Row], part: str | None) -> list[Row]:
 
 def _has(row: Mapping[str, Any]) -> str:
     return f"the columns are {', '.join(map(repr, row))}"
+
+
+def _is_text(row: Mapping[str, Any]) -> bool:
+    """Whether UTF-8 has all that stands in the row."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _several(theirs: str | list[str] | None) -> list[str]:

@@ -105,6 +105,7 @@ class TestMessages:
         [
             ('{"prompt": "a"}\n\n{"prompt": "b"}\n', ":2: ", "the line is empty"),
             ('{"prompt": "a"}\n{"prompt": "b"\n', ":2:15: ", "invalid JSON: Expecting ',' delimiter"),
+            ('{"prompt": "a \\uD800"}\n', ":1: ", "half of a character"),
             ('{"prompt": "a", "n": NaN}\n', ":1: ", "invalid JSON: NaN is not JSON"),
             ('{"prompt": "a", "prompt": "b"}\n', ":1: ", "invalid JSON: the key 'prompt' stands there twice"),
             ('["a"]\n', ":1: ", "not a JSON object but a list"),

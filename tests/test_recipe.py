@@ -153,6 +153,7 @@ class TestMessages:
             ("k: 4", "k:", "wrong.yaml:9:3: 'samples.k' must not be null"),
             ("k: 4", "temperature: .nan", "wrong.yaml:9:16: 'samples.temperature' must be a finite number, not NaN"),
             ("  k: 4\n", "  k: 4\n  k: 5\n", "wrong.yaml:10:3: 'k' stands here twice, first in line 9"),
+            ("./dev.jsonl", "./" + "9" * 400, "wrong.yaml:4:15: no such file: "),
             ("samples:\n  k: 4\n", "", "wrong.yaml:1:1: 'samples' is missing"),
             ("{path: ./dev.jsonl}", "{}", "wrong.yaml:4:3: a prompt set needs either `path` or `dataset_name`"),
             ("./dev.jsonl", "./den.jsonl", "wrong.yaml:4:15: no such file: "),
@@ -233,6 +234,10 @@ class TestMessages:
         assert "no such recipe file" in str(fails("./quickstart"))
         assert fails("quickstart.yaml").hint == "the shipped recipe is called 'quickstart'"
         assert fails("small").hint == "for the file here write ./small.yaml"
+
+    def test_an_unknown_version_of_yaml(self, folder: Path) -> None:
+        (folder / "odd.yaml").write_text("%YAML 9.9\n---\nname: a\n")
+        assert "there is no version (9, 9) of it" in str(fails("odd.yaml"))
 
     def test_files_are_not_looked_for_when_they_may_have_moved(self, folder: Path) -> None:
         (folder / "train.jsonl").unlink()

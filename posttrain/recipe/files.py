@@ -90,7 +90,7 @@ def _recipe_file(name: str, place: Place) -> Path:
     """A bare name is a shipped recipe; with a slash or an ending it is a path."""
     if "/" in name or name.endswith((".yaml", ".yml")):
         path = place.folder / os.path.expanduser(name)
-        if path.is_file():
+        if os.path.isfile(path):
             return path
         if "/" not in name and Path(name).stem in content.names("recipes"):
             raise place.error(f"no such file: {path}", f"the shipped recipe is called {Path(name).stem!r}")
@@ -140,9 +140,9 @@ def _resolved(value: str, place: Place, kind: content.Kind, *, is_model: bool, f
                 content.locate(kind, value)
             return value
         except InputError as error:
-            hint = f"for the one beside the recipe write ./{value}" if path.exists() else error.hint
+            hint = f"for the one beside the recipe write ./{value}" if os.path.exists(path) else error.hint
             raise place.error(error.message, hint) from None
-    is_there = path.is_dir() if is_model else path.is_file()
+    is_there = os.path.isdir(path) if is_model else os.path.isfile(path)  # no, too, where a name is too long
     if not is_there and is_model and _HUB_ID.fullmatch(value) and not value.startswith("."):
         return value
     if files and not is_there:

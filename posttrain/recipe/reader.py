@@ -109,6 +109,8 @@ def parse(text: str, place: Place) -> Node | None:
         raise place.at(mark).error(f"not valid YAML: {problem}") from None
     except (YAMLError, RecursionError) as error:
         raise place.error(f"not valid YAML: {str(error).splitlines()[0]}") from None
+    except KeyError as error:  # of %YAML: the reader looks it up
+        raise place.error(f"not valid YAML: there is no version {error} of it") from None
 
 
 class _Builder:
