@@ -236,7 +236,7 @@ class TestMessages:
         assert fails("small").hint == "for the file here write ./small.yaml"
 
     def test_an_unknown_version_of_yaml(self, folder: Path) -> None:
-        (folder / "odd.yaml").write_text("%YAML 9.9\n---\nname: a\n")
+        (folder / "odd.yaml").write_text("sft:\n%YAML 9.9\n  max_steps: 1\n")
         assert "there is no version (9, 9) of it" in str(fails("odd.yaml"))
 
     def test_files_are_not_looked_for_when_they_may_have_moved(self, folder: Path) -> None:
