@@ -82,7 +82,11 @@ def steps(whole: bool) -> list[Step]:
             "What would go to the Hub? Needs no token.",
         ),
         Step("push", "posttrain push runs/quickstart --to me/mine", "Send it, with a card and a tag for the round."),
-        Step("chat", f'echo "{QUESTION}" | posttrain chat me/mine', "And load it back from there."),
+        Step(
+            "chat",
+            f'echo "{QUESTION}" | posttrain chat me/mine',
+            "And load it back from there. The model is tiny and two small rounds old: its sums are often wrong.",
+        ),
     ]
 
 

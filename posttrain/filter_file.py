@@ -40,7 +40,7 @@ def filter_file(
     is done: the same call goes on from there. What they did is under `judges`, as `judging.told` has it.
 
     Raises:
-        InputError: `out` is taken, or the file lacks what a filter needs. Nothing is written then.
+        InputError: `out` is taken or cannot be made, or the file lacks what a filter needs. Nothing is written then.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} is there already", hint="name another folder by --out, or remove it")
@@ -89,7 +89,8 @@ def evaluation_prompts(path: Path) -> list[str]:
     for part in file.parts():
         for number, reason in part.unread:
             raise DataError(reason, file=str(path), line=number, hint="what is evaluated on must be known whole")
-        prompts += Rows(pa.RecordBatch.from_arrays([part.rows.column(column)], [name])).prompts
+        with _told_of(path):
+            prompts += Rows(pa.RecordBatch.from_arrays([part.rows.column(column)], [name])).prompts
     prompts = [prompt for prompt in prompts if prompt.strip()]
     if not prompts:
         raise DataError(f"the column {column!r} of this evaluation set holds no text", file=str(path))
@@ -115,8 +116,18 @@ def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
         ]
         hint = f"without {' and '.join(lacking)}: --set 'filters={json.dumps(rest)}'"
         raise DataError(f"the filter {name!r} needs {lack}", file=str(file.path), hint=hint)
-    _ = rows.prompts, rows.answers  # of a kind that can be read?
+    with _told_of(file.path):
+        _ = rows.prompts, rows.answers  # of a kind that can be read?
     return chain(begun, parts)
+
+
+@contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Rows do not know which file they are of: what they raise is told with its name."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(error.message, file=str(path), hint=error.hint) from None
 
 
 def _again(file: RowFile, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -162,10 +173,15 @@ def _figures(passage: filters.Run, reading: Count) -> dict[str, Any]:
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A folder to write into that takes the name `out` at the end; after an error it is gone."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     work = out.parent / f".{out.name}.{os.getpid()}.partial"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"cannot be made: {error.strerror}", file=str(out), hint="name another folder by --out"
+        ) from None
     try:
         yield work
         for path in work.iterdir():

@@ -14,6 +14,7 @@ from posttrain.recipe import Model
 from posttrain.status import status
 
 _SHA256 = 64  # its length in hex digits
+_MODELS = "name a folder that is here, a shipped model, or a Hub id such as owner/name"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _folder(name: str) -> Path | None:
     elif Path(name).is_dir():
         path = Path(name)
     elif name.startswith((".", "/")) or name.count("/") != 1:
-        raise ModelError("there is no such model folder", file=name, hint="check model.path")
+        raise ModelError("there is no such model folder", file=name, hint=_MODELS)
     else:
         return None
     if not (path / "config.json").is_file():
@@ -208,7 +209,7 @@ def _snapshot(name: str, revision: str | None) -> Resolved:
 
 def _unreachable(name: str, error: Exception) -> ModelError:
     cause = (str(error).splitlines() or [type(error).__name__])[0]
-    hint = "check the name and the network, or use a local folder: --set model.path=./folder"
+    hint = "check the name and the network, or name a folder that is here, as in ./folder"
     return ModelError(f"cannot get {name} from the Hub: {cause}", hint=hint)
 
 

@@ -36,6 +36,7 @@ class Source:
         self.name = str(self.path) if prompts.path is not None else f"{prompts.dataset_name}[{prompts.split}]"
         self.has_lines = self.path.suffix in (".jsonl", ".ndjson", ".csv")
         self.unit = "line" if self.has_lines else "row"
+        self._alone = where.startswith("--")  # an option named the file: no recipe has a key for it
 
     def error(self, line: int | None, message: str, hint: str | None = None) -> DataError:
         if line is not None and not self.has_lines:
@@ -49,7 +50,7 @@ class Source:
         if self.path.suffix not in readers:
             raise self.error(None, f"cannot read {self.path.suffix or 'this'} files", "write JSONL, Parquet or CSV")
         if not self.path.is_file():
-            raise self.error(None, "no such file", f"see {self.where}.path in the recipe")
+            raise self.error(None, "no such file", None if self._alone else f"see {self.where}.path in the recipe")
         return readers[self.path.suffix]()
 
     def rename(self, line: int, row: Mapping[str, Any], *, for_rewards: bool = False) -> dict[str, Any]:
@@ -61,7 +62,8 @@ class Source:
         made |= {name: value for name, value in row.items() if name not in taken}
         if not has_prompt(made):
             likely = next((each for each in _LIKELY if each[1] in row), ("prompt", "THEIRS"))
-            hint = f"{_has(row)}; in the recipe write {self.where}.columns: {{{likely[0]}: {likely[1]}}}"
+            by_key = f"in the recipe write {self.where}.columns: {{{likely[0]}: {likely[1]}}}"
+            hint = f"{_has(row)}; {'call one of them prompt' if self._alone else by_key}"
             raise self.error(line, "no column 'prompt'", hint)
         for name in RESERVED if for_rewards else ():
             if name in made:

@@ -74,7 +74,8 @@ class TestSample:
         [
             (["--out", "a.jsonl"], "whose prompts"),
             (["--out", "a.txt", "--prompts", "asked.jsonl"], "name a .parquet or a .jsonl file"),
-            (["--out", "a.jsonl", "--prompts", "none.jsonl"], "no such file"),
+            (["--out", "a.jsonl", "--prompts", "none.jsonl"], "no such file$"),  # no recipe has a key for it
+            (["--out", "a.jsonl", "--prompts", "other.jsonl"], "'question'; call one of them prompt$"),
             (["--out", "none/a.jsonl", "--prompts", "asked.jsonl"], "no such folder"),
             (["--out", "a.jsonl", "--prompts", "asked.jsonl", "--max-new-tokens", "64"], "lower --max-new-tokens"),
         ],
@@ -84,6 +85,7 @@ class TestSample:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "asked.jsonl").write_text('{"prompt": "J"}\n')
+        (tmp_path / "other.jsonl").write_text('{"question": "J"}\n')
         with pytest.raises(InputError, match=says):
             posttrain("sample", str(model), *arguments)
 

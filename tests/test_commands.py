@@ -78,6 +78,14 @@ def test_a_wrong_option_and_a_wrong_recipe_both_end_with_2(tmp_path: Path) -> No
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 
+def test_a_folder_that_is_no_stage_s_ends_with_2_and_stays_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in ("none", "empty"):
+        done = shell(f"posttrain stage {folder}", tmp_path)
+        assert (done.returncode, done.stderr.splitlines()[0]) == (2, f"posttrain: {folder}: no stage.json is here")
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
 @pytest.mark.parametrize(
     ("words", "expected"), [("posttrain ch", ["check", "chat"]), ("posttrain round qui", ["quickstart"])]
 )

@@ -199,9 +199,9 @@ def test_batches_are_bounded_and_columns_are_those_of_all_of_them(folder: Path, 
         (b"", "the file holds no rows"),
         (b"\n\n", "line 1: empty line"),
         (b'{"prompt": "p", "answer": "a"}\n', "no column 'completion', 'chosen', 'messages'"),
-        (b'{"chosen": "a"}\n', "nothing says where the prompt ends"),
+        (b'{"chosen": "a"}\n', "in.jsonl: there is no column 'prompt', and in plain text nothing says"),
         (b'{"completion": "a"}\n{"completion": 3}\n', "in.jsonl:2: does not fit the rows before"),
-        (b'{"prompt": "p", "completion": 3}\n', "must be text or chat messages, not int64"),
+        (b'{"prompt": "p", "completion": 3}\n', "in.jsonl: prompts and completions must be text or chat messages"),
         (b'{"completion": "a", "n": 1%s}\n' % (b"0" * 30), "in.jsonl:1: does not fit"),
         (b'{"completion": "a", "meta": {}}\n', "'meta' holds empty objects only"),
         (b'{"prompt": "p", "completion": "a", "reason": "b"}\n', "have a column 'reason' already"),
@@ -239,6 +239,13 @@ def test_a_folder_that_is_there_is_not_written_into(folder: Path):
     with pytest.raises(InputError, match="out is there already\n  name another folder by --out, or remove it"):
         command(source)
     assert (folder / "out" / "kept.parquet").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_told(folder: Path):
+    source = jsonl(folder / "in.jsonl", ROWS)
+    result = CliRunner().invoke(app, ["filter", str(source), "--recipe", "mine.yaml", "--out", "in.jsonl/out"])
+    assert isinstance(result.exception, InputError)
+    assert str(result.exception).startswith("in.jsonl/out: cannot be made: ")
 
 
 def test_a_filter_that_lacks_something_says_so_and_how_to_do_without(folder: Path):
@@ -320,6 +327,7 @@ def test_evaluation_sets(folder: Path):
         (None, "no such file"),
         (b"", "holds no rows"),
         (b'{"prompt": " "}\n', "holds no text"),
+        (b'{"prompt": 3}\n', "eval.jsonl: prompts and completions must be text"),
         (b'{"text": "a"}\n', "needs one of the columns prompt, question"),
         (b'{"prompt": "a"}\n{"pro', "eval.jsonl:2: invalid JSON"),
     ],

@@ -14,6 +14,9 @@ def stage(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes or threads.")] = 1,
 ) -> None:
     """Run one stage from its work folder, in this process: to look at what fails, or on a cluster."""
+    from posttrain.errors import InputError
     from posttrain.launch import execute
 
+    if not (folder / "stage.json").is_file():
+        raise InputError("no stage.json is here", file=str(folder), hint="name a folder under RUN/work")
     print(json.dumps(execute(folder.resolve(), workers), indent=1))
