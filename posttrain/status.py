@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.errors import InputError
+from posttrain.hub import record
 from posttrain.store import Store
 
 
@@ -25,6 +26,7 @@ def status(run: Store) -> dict[str, Any]:
         "recipe": state["recipe"],
         "policy": policies[-1] if policies else None,
         "rounds": rounds,
+        "pushed": record.read(run),
     }
 
 
@@ -110,11 +112,12 @@ def collapse_lines(shown: Mapping[str, Any]) -> list[str]:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """All rounds, a line each; below, those that were watched."""
+    """All rounds, a line each; below, those that were watched, and what was pushed."""
     watched = [line for shown in figures["rounds"] for line in watch_lines(shown)]
     rounds = [line(shown) for shown in figures["rounds"]]
     fallen = [line for shown in figures["rounds"] for line in collapse_lines(shown)]
-    return "\n".join([HEADER, *rounds, *fallen, *(["", WATCH_HEADER, *watched] if watched else [])])
+    pushed = [f"pushed: round {one['round']}, {one['kind']} {one['repo']} at {one['tag']}" for one in figures["pushed"]]
+    return "\n".join([HEADER, *rounds, *fallen, *(["", WATCH_HEADER, *watched] if watched else []), *pushed])
 
 
 def _value(figure: Mapping[str, Any] | None, digits: int = 3) -> str:

@@ -578,6 +578,8 @@ def test_the_command_pushes_says_what_and_writes_it_down(
     after = files_of(run.root)
     assert {name for name in after if after[name] != before.get(name)} == {"pushed.json", "push.lock"}
     assert MINE.encode() not in b"".join(after.values())
+    assert command("status", run.root) == 0
+    assert capsys.readouterr().out.endswith(f"pushed: round 2, model {REPO} at round-2\n")
 
 
 @pytest.mark.parametrize(

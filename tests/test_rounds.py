@@ -321,7 +321,7 @@ def test_what_filters_read_from_outside_is_in_the_key(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("old goat")
     both = f"filters=[{{use: residue}}, {{use: unsafe-words, file: {tmp_path}/words.txt}}]"
     made = []
-    for name, override in (("default", "seed=0"), ("both", both)):
+    for name, override in (("neither", "filters=[{use: format}]"), ("both", both)):
         go(tmp_path / name, 1, override)
         run = Store(tmp_path / name)
         made.append(run.manifest(run.read_run()["rounds"][1]["stages"]["filters"]))

@@ -40,10 +40,10 @@ def eval_(
     changes = [*(set_ or []), *([f"evaluate.k={k}"] if k else [])]
     watcher = Silent() if as_json else Terminal(lambda number: "")
     found = figures(model, recipe, changes, on.value, watcher, os.cpu_count() or 1)
-    print(json.dumps({on.value: found}, indent=1) if as_json else "\n".join(_lines(on.value, found)))
+    print(json.dumps({on.value: found}, indent=1) if as_json else "\n".join(_lines(f"{on.value} of {recipe}", found)))
 
 
-def _lines(on: str, found: dict[str, Any]) -> list[str]:
+def _lines(title: str, found: dict[str, Any]) -> list[str]:
     """A line a figure, with its interval and the number of prompts."""
     told = {name: figure for name, figure in found.items() if isinstance(figure, dict) and "value" in figure}
     told |= {
@@ -54,4 +54,4 @@ def _lines(on: str, found: dict[str, Any]) -> list[str]:
         for name, figure in told.items()
         if figure["value"] is not None
     ]
-    return [on, *lines, *(f"{name:<28}{found[name]:8.3f}" for name in ("mean_length", "unfinished"))]
+    return [title, *lines, *(f"{name:<28}{found[name]:8.3f}" for name in ("mean_length", "unfinished"))]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from posttrain.hub.upload import Pushed
 from posttrain.store import Store, read_json, write_durably
+
+if TYPE_CHECKING:
+    from posttrain.hub.upload import Pushed
 
 NAME = "pushed.json"
 
