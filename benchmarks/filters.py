@@ -1,4 +1,4 @@
-"""How fast the filters of form, duplicates and contamination are together, how that grows, and their memory.
+"""How fast rules, duplicates and contamination are together, how that grows, and their memory.
 
     taskset -c 0 python benchmarks/filters.py                       # 20,000 to a million rows; --rows for others
     python benchmarks/filters.py --overlap TRAIN.jsonl TEST.jsonl   # what of one set stands in another, no timing
@@ -30,12 +30,16 @@ import pyarrow.parquet as pq
 from posttrain import filters
 from posttrain.filters import FilterContext
 
-CHAIN = ["format", "length", "repetition", "exact-duplicates", "near-duplicates", "overlap"]
+CHAIN = [
+    "format", "length", "residue", "repetition", "loop", "truncated", "emphasis", "language", "unsafe-words",
+    "refusals", "exact-duplicates", "near-duplicates", "overlap",
+]  # fmt: skip
 SIZES = [20_000, 200_000, 1_000_000]
 EVALUATED = 1_319  # prompts, as many as GSM8K's test set has
 AT_ONCE = 8192  # rows in a batch, as in the loop
 _PART = 50_000  # rows that are made at once
 _ZIPF = np.cumsum(1 / np.arange(1, 30_001))
+_SYLLABLES = [first + second for first in "bdfgklmnprstvz" for second in "aeiou"]
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,17 @@ class Figure:
         return self.rows / self.seconds
 
 
+def word(rank: int) -> str:
+    """The more frequent the shorter, as in a language."""
+    rank, last = divmod(rank, len(_SYLLABLES))
+    return (word(rank - 1) if rank else "") + _SYLLABLES[last]
+
+
 def texts(generator: np.random.Generator, count: int, low: int, high: int) -> list[str]:
     """Texts of `low` to `high` made-up words."""
     lengths = generator.integers(low, high + 1, count)
     ranks = np.searchsorted(_ZIPF, generator.random(lengths.sum()) * _ZIPF[-1])
-    words = [f"w{rank}" for rank in ranks]
+    words = [word(rank) for rank in ranks]
     ends = np.cumsum(lengths)
     return [" ".join(words[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
 
