@@ -10,11 +10,16 @@ Figure = dict[str, Any]  # {"value": float | None, "ci95": [low, high] | None, "
 
 
 def proportion(hits: Sequence[float]) -> Figure:
-    """Mean of 0/1 outcomes with the interval of the Llama 3 paper (section 5): 1.96 √(S(1−S)/N)."""
+    """Mean of 0/1 outcomes with the interval of the Llama 3 paper (section 5): 1.96 √(S(1−S)/N).
+
+    Where all outcomes are alike that has no width; there it is the exact interval (Clopper and Pearson).
+    """
     if not hits:
         return {"value": None, "ci95": None, "n": 0}
     value = sum(hits) / len(hits)
     half = 1.96 * math.sqrt(value * (1 - value) / len(hits))
+    if value in (0.0, 1.0):
+        half = 1 - 0.025 ** (1 / len(hits))
     return {"value": value, "ci95": [max(0.0, value - half), min(1.0, value + half)], "n": len(hits)}
 
 

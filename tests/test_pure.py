@@ -6,6 +6,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from posttrain import statistics, weighing
 from posttrain.errors import DataError
@@ -67,6 +68,13 @@ def test_the_interval_of_a_proportion_is_the_papers() -> None:
     half = 1.96 * math.sqrt(0.6 * 0.4 / 100)
     assert figure == {"value": 0.6, "ci95": [pytest.approx(0.6 - half), pytest.approx(0.6 + half)], "n": 100}
     assert statistics.proportion([])["value"] is None
+
+
+@pytest.mark.parametrize("outcome", [0.0, 1.0])
+def test_outcomes_that_are_all_alike_are_not_certain(outcome: float) -> None:
+    figure = statistics.proportion([outcome] * 100)
+    exact = binomtest(int(100 * outcome), 100).proportion_ci(0.95, method="exact")
+    assert figure["ci95"] == pytest.approx([exact.low, exact.high])
 
 
 def test_the_interval_of_a_mean_uses_the_deviation_over_prompts() -> None:
