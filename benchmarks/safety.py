@@ -65,6 +65,14 @@ def run_stage(folder: Path, workers: int, progress: Callable[[int, int, str], No
     execute(folder, workers, progress)
 
 
+def table(told: dict[str, Any]) -> str:
+    """What `--json` wrote, as Markdown."""
+    lines = ["| | calls | seconds, added up | share of the run |", "| --- | --- | --- | --- |"]
+    for kind, seconds in told["spent"].items():
+        lines.append(f"| {kind} | {told['calls'][kind]:,} | {seconds:.2f} | {seconds / told['seconds']:.2%} |")
+    return "\n".join([*lines, f"| all, of {told['seconds']:.0f} s | | | {told['share']:.2%} |"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=6)
