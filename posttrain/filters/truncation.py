@@ -16,11 +16,13 @@ _OPEN_WORDS = (
     "our", "their",
 )  # fmt: skip
 _NO_PROSE = re.compile(r"\s*([-*+•#>|]|\d+[.)])")
+_OPERATOR = re.compile(r"\s[=+*/×÷<>≤≥]$")  # by itself: C++, base64 and *emphasis* end in them
 _FEW = 4  # words: "vitamin a" and "a" may be whole answers
 
 
 class Truncated(Filter):
-    """Drops answers that end in an open code block or bracket, or on a comma, a colon or a word nothing ends on.
+    """Drops answers that end in an open code block or bracket, or on a comma, a colon, an operator or a word nothing
+    ends on.
 
     Figure: the answer's length in words. Does not see: an end after a whole sentence, in the middle of a word or on any
     other word (a list's last item ends so too; `prose` finds these in other lines), and takes a question that shall be
@@ -47,7 +49,7 @@ class Truncated(Filter):
             end = text.rstrip()
             if not end or end.endswith(":("):
                 return None
-            if end[-1] in ",;:(（[、，：-–—":
+            if end[-1] in ",;:(（[、，：-–—" or _OPERATOR.search(end):
                 return "stops in mid-sentence"
             if (words := end.rsplit(maxsplit=_FEW))[-1] in last_words and len(words) > _FEW:
                 return "stops in mid-sentence"
