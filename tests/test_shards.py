@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from posttrain.shards import Pieces, run_shards
+from posttrain.stages.scores import slices
 
 
 class Doubling:
@@ -76,3 +77,14 @@ def test_a_piece_that_was_being_written_is_none(tmp_path: Path) -> None:
     kept = pieces.keep("first", pa.table({"x": [1]}))
     assert pieces.find("first") == kept
     assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+
+
+@pytest.mark.parametrize("count", [1, 2048, 2049, 7200, 9000])
+def test_slices_are_even_and_no_prompt_is_in_two(tmp_path: Path, count: int) -> None:
+    ids = [str(row // 8) for row in range(count)]
+    pq.write_table(pa.table({"prompt_id": ids}), tmp_path / "samples.parquet")
+    found = slices(tmp_path / "samples.parquet")
+    assert [row for start, stop in found for row in range(start, stop)] == list(range(count))
+    assert all(ids[stop - 1] != ids[stop] for _, stop in found[:-1])
+    sizes = [stop - start for start, stop in found]
+    assert max(sizes) < 2048 + 8 and max(sizes) - min(sizes) <= 8 * len(sizes)

@@ -88,7 +88,7 @@ class Compute(Section):
         default=60,
         gt=0,
         description="How long one call of a reward function may take (it gets the answers to a shard of prompts, or "
-        "some 4,096 samples); then the stage stops and names file, line and prompt. null: however long.",
+        "some 2,048 samples); then the stage stops and names file, line and prompt. null: however long.",
     )
     attempts: Count = Field(
         default=3,

@@ -21,7 +21,7 @@ STAGES = {
     "difficulty": 1,
     "samples": 1,
     "annotate": 1,
-    "scores": 1,
+    "scores": 2,
     "quality_classifier": 1,
     "filters": 1,
     "diversity": 1,
@@ -33,7 +33,7 @@ STAGES = {
     "evaluate": 3,
     "heldout": 2,
     "promote": 1,
-    "watch": 2,
+    "watch": 3,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from posttrain.shards import run_shards
 from posttrain.stages import Job
 from posttrain.weighing import REWARD_MODEL, combine, spread
 
-_ROWS = 4096
+_ROWS = 2048
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -102,11 +103,12 @@ def _judge_slice(shard: _Slice) -> pa.Table:
 
 
 def slices(path: Path) -> list[tuple[int, int]]:
-    """Ranges of about 4,096 rows that end where a prompt ends."""
+    """Ranges that end where a prompt ends, of even size, so that processes end together: at most about 2,048 rows."""
     ids = pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist()
+    size = math.ceil(len(ids) / max(1, math.ceil(len(ids) / _ROWS)))
     slices, start = [], 0
     while start < len(ids):
-        stop = min(start + _ROWS, len(ids))
+        stop = min(start + size, len(ids))
         while stop < len(ids) and ids[stop] == ids[stop - 1]:
             stop += 1
         slices.append((start, stop))
