@@ -42,6 +42,7 @@ STUDIES = {
         "without DPO": ["dpo=null"],
         "without the reward model": ["reward_model=null"],
         "a random candidate instead of the best": ["filters.9.choose=random", "filters.9.threshold=null"],
+        "without the quality filters": NO_FILTERS,
     },
     "mechanisms": {
         LOOP: [],
