@@ -207,6 +207,6 @@ def test_a_miniature_of_every_recipe_is_a_recipe(name: str) -> None:
 
 
 def test_a_large_model_is_probed_with_fewer_completions() -> None:
-    assert probe.completions(0.9e6, 48, "cpu") == 512
+    assert probe.completions(0.9e6, 48, "cpu") == 1024
     assert probe.completions(8e9, 320, "cuda") == 195  # 1e15 / (2 * 8e9 * 320)
     assert probe.completions(8e9, 320, "cpu") == 32

@@ -21,9 +21,10 @@ from posttrain.planning.costs import SAMPLING, TRAINED, Measured, steps_and_pass
 from posttrain.recipe import Recipe
 
 STEPS = 4  # of each training
-# Completions of each sampling: with fewer a batch is slower, so the plan would say too much. A large model gets as few
-# as it makes with so many operations (two a parameter and token): some seconds of a GPU, or of two cores.
-MOST, FEWEST = 512, 32
+# Completions of each sampling: as many as the engine has under way at once on a CPU. With fewer a batch is slower and
+# smaller, so the plan would say too much time and too little memory. A large model gets as few as it makes with so many
+# operations (two a parameter and token): some seconds of a GPU, or of two cores.
+MOST, FEWEST = 1024, 32
 OPERATIONS = {"cpu": 1e12, "cuda": 1e15}
 HELDOUT = 4  # prompts; dev ones are answered by the same code, and measured
 _WARM = 8  # completions and tokens that are sampled before a stage is timed
