@@ -44,9 +44,10 @@ benchmarks: $(VENV)/installed-dev
 	for name in sampling scoring training growth filters; do \
 		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; \
 	done
-	rm -rf runs/glued-trl runs/loop runs/safety
+	rm -rf runs/glued-trl runs/loop runs/safety runs/plan
 	$(BIN)/python benchmarks/loop.py --json benchmarks/results/loop.json
 	$(BIN)/python benchmarks/safety.py --json benchmarks/results/safety.json
+	$(BIN)/python benchmarks/plan.py --json benchmarks/results/plan.json
 	$(BIN)/python benchmarks/glued_trl.py --n 6 --at-once 6 --json benchmarks/results/glued_trl.json
 	$(BIN)/python benchmarks/tables.py
 

@@ -17,7 +17,11 @@ from typing import Any
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-PAGES = {"kills": "nothing-is-lost.md", "safety": "nothing-is-lost.md"}  # all others stand in speed.md
+PAGES = {
+    "kills": "nothing-is-lost.md",
+    "safety": "nothing-is-lost.md",
+    "plan": "commands.md",
+}  # all others stand in speed.md
 
 
 def filters(rows: list[Any], device: str) -> str:
@@ -56,6 +60,12 @@ def loop(rows: list[Any], device: str) -> str:
     return loop.table([loop.Figure(**row) for row in rows])
 
 
+def plan(rows: dict[str, Any], device: str) -> str:
+    import plan
+
+    return plan.table(rows)
+
+
 def safety(rows: dict[str, Any], device: str) -> str:
     import safety
 
@@ -82,7 +92,7 @@ def training(rows: list[Any], device: str) -> str:
 
 # The scripts are imported only where there are figures: they import torch.
 TABLES: dict[str, Callable[[Any, str], str]] = {
-    one.__name__: one for one in (filters, glued_trl, growth, kills, loop, safety, sampling, scoring, training)
+    one.__name__: one for one in (filters, glued_trl, growth, kills, loop, plan, safety, sampling, scoring, training)
 }
 
 
