@@ -26,7 +26,7 @@ from posttrain.records import Message, under
 from posttrain.rewards import Reward
 from posttrain.sampling.dialects import DIALECTS, ServerSettings
 from posttrain.sampling.protocol import Engine, Request, SamplingParams, completion_seed
-from posttrain.shards import concatenate, run_shards
+from posttrain.shards import concatenate, cut, even, run_shards
 from posttrain.stages import Job
 from posttrain.tables import SAMPLES
 from posttrain.weighing import REWARD_MODEL
@@ -108,12 +108,10 @@ class Shard:
 
 
 def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, judges: Judges, shard_prompts: int) -> list[Shard]:
-    """Cut prompts into shards of `shard_prompts`, those of like length together, so that little is padded."""
+    """Even shards of at most `shard_prompts`, prompts of like length together, so that little is padded."""
     ordered = sorted(prompts, key=lambda row: (sum(len(m["content"]) for m in row["prompt"]), row["id"]))
-    return [
-        Shard(tuple(ordered[start : start + shard_prompts]), sampling, judges)
-        for start in range(0, len(ordered), shard_prompts)
-    ]
+    size = even(len(ordered), shard_prompts)
+    return [Shard(tuple(part), sampling, judges) for part in cut(ordered, size)]
 
 
 def rollout(shard: Shard) -> pa.Table:

@@ -7,6 +7,7 @@ is seen when a stage resumes, and done again like those that are missing.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -27,6 +28,11 @@ _DIGITS = 32  # of a SHA-256, in a name: 128 bits
 def cut(rows: Sequence[T], size: int) -> list[Sequence[T]]:
     """Consecutive slices of `size` rows."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def even(count: int, most: int) -> int:
+    """The size of even pieces, of at most `most`: processes that take them in turn end together."""
+    return math.ceil(count / math.ceil(count / most)) if count else most
 
 
 class Pieces:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from posttrain.shards import Pieces, run_shards
+from posttrain.shards import Pieces, even, run_shards
 from posttrain.stages.scores import slices
 
 
@@ -77,6 +77,11 @@ def test_a_piece_that_was_being_written_is_none(tmp_path: Path) -> None:
     kept = pieces.keep("first", pa.table({"x": [1]}))
     assert pieces.find("first") == kept
     assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+
+
+@pytest.mark.parametrize(("count", "most", "size"), [(0, 256, 256), (1, 256, 1), (256, 256, 256), (257, 256, 129)])
+def test_pieces_are_even(count: int, most: int, size: int) -> None:
+    assert even(count, most) == size
 
 
 @pytest.mark.parametrize("count", [1, 2048, 2049, 7200, 9000])

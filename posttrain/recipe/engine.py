@@ -51,7 +51,9 @@ class Engine(Section):
         default="auto",
         description="Type in which the sampling model computes; auto: bfloat16 where the machine is fast in it.",
     )
-    shard_prompts: Count = Field(default=256, description="Prompts in one shard. The same plan gives the same bits.")
+    shard_prompts: Count = Field(
+        default=256, description="Most prompts in one shard. The same plan gives the same bits."
+    )
 
     @model_validator(mode="after")
     def _server_fits(self) -> Engine:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from posttrain.collapse import check_scores, constant
 from posttrain.errors import EmptyStageError
 from posttrain.judging import told
 from posttrain.rollouts import Judges, judge, judges, processes
-from posttrain.shards import run_shards
+from posttrain.shards import even, run_shards
 from posttrain.stages import Job
 from posttrain.weighing import REWARD_MODEL, combine, spread
 
@@ -103,9 +102,9 @@ def _judge_slice(shard: _Slice) -> pa.Table:
 
 
 def slices(path: Path) -> list[tuple[int, int]]:
-    """Ranges that end where a prompt ends, of even size, so that processes end together: at most about 2,048 rows."""
+    """Even ranges of at most about 2,048 rows that end where a prompt ends."""
     ids = pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist()
-    size = math.ceil(len(ids) / max(1, math.ceil(len(ids) / _ROWS)))
+    size = even(len(ids), _ROWS)
     slices, start = [], 0
     while start < len(ids):
         stop = min(start + size, len(ids))
