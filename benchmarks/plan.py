@@ -21,7 +21,7 @@ from typing import Any
 
 from measuring import proportional_mib, tree
 
-TRAINED = ("reward_model", "sft", "dpo")
+from posttrain.planning.costs import TRAINED
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,13 @@ def measured(command: list[str], run: Path) -> dict[str, float]:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: failed, see {run.parent / 'log.txt'}")
     disk = sum(path.stat().st_size for path in (run / "artifacts").rglob("*") if path.is_file())
-    return {"seconds": seconds, "memory": most * 2**20, "disk": disk, "steps": sum(map(steps, trainings(run)))}
+    return {"seconds": seconds, "memory": most * 2**20, "disk": disk, "steps": steps(run)}
 
 
-def trainings(run: Path) -> list[Mapping[str, Any]]:
-    """The manifests of what was trained."""
-    paths = (run / "artifacts").glob("*/artifact.json")
-    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return [manifest for manifest in manifests if manifest["stage"] in TRAINED]
-
-
-def steps(manifest: Mapping[str, Any]) -> int:
-    return manifest["metrics"]["steps"]
+def steps(run: Path) -> int:
+    """Of all trainings of the run."""
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in (run / "artifacts").glob("*/artifact.json")]
+    return sum(manifest["metrics"]["steps"] for manifest in manifests if manifest["stage"] in TRAINED)
 
 
 def table(told: Mapping[str, Any]) -> str:

@@ -74,7 +74,8 @@ def render_answers(
 
     The first answer is rendered through the template. Where that is the text's own tokens and then a tail, so are the
     other answers, but for those that a template might treat in another way (control tokens, outer blanks, thinking).
-    `tails`: what earlier prompts showed of that, to which this one adds.
+    `tails`: what earlier prompts showed of that, to which this one adds. Not seen then: a template whose tail depends
+    on what a later prompt says.
     """
     tails, roles = {} if tails is None else tails, tuple(message["role"] for message in messages)
     prompt_ids = render_prompt(tokenizer, messages)
