@@ -5,6 +5,8 @@
 Plays rounds of the quickstart as the command does, with a clock around each of these calls in each process. Their
 seconds are added up as if none ran beside other work, and held against the time of the run. A comparison of two runs,
 with and without, would say less: runs on a shared machine differ by more than what is looked for.
+
+What this does not cover: the lock's heartbeat, the look at answers for a collapsed policy, the retries' own notes.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from posttrain.status import HEADER, line, status
 from posttrain.store import Store
 from posttrain.training import run as training
 
-# None of them calls another of them.
+# None calls another, but that `of_inputs` takes the fingerprint of a model from outside: that counts twice.
 CLOCKED: dict[str, tuple[tuple[Any, str], ...]] = {
     "files brought to the disk": ((os, "fsync"),),
     "hashes": ((hashlib, "file_digest"),),
