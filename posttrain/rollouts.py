@@ -28,7 +28,7 @@ from posttrain.sampling.dialects import DIALECTS, ServerSettings
 from posttrain.sampling.protocol import Engine, Request, SamplingParams, completion_seed
 from posttrain.shards import concatenate, cut, even, run_shards
 from posttrain.stages import Job
-from posttrain.tables import SAMPLES
+from posttrain.tables import GREEDY, SAMPLES
 from posttrain.weighing import REWARD_MODEL
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Sampling:
     """Where samples come from. `use`, `dtype` and `server` as in `load_engine`: see `engine`. `system`: the message
-    under which prompts without one of their own are answered; the rows hold the prompts as they were."""
+    under which prompts without one of their own are answered; the rows hold the prompts as they were. `greedy`: before
+    the K, the greedy completion too, under the tag GREEDY: with them it costs little."""
 
     policy: str
     params: SamplingParams
@@ -50,6 +51,7 @@ class Sampling:
     dtype: str = "auto"
     server: ServerSettings | None = None
     system: str | None = None
+    greedy: bool = False
 
 
 def engine(job: Job) -> dict[str, Any]:
@@ -115,22 +117,26 @@ def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, judges: Judge
 
 
 def rollout(shard: Shard) -> pa.Table:
-    """Sample the shard's prompts, K completions each, and score them. Rows: prompt by prompt, by sample index."""
+    """Sample the shard's prompts, K completions each, and score them. Rows: prompt by prompt, each in order."""
     sampling = shard.sampling
     engine = _engine(sampling.policy, sampling.use, sampling.dtype, sampling.server)
     tokenizer = _tokenizer(sampling.policy)
     requests = [
         Request(
             tuple(render_prompt(tokenizer, under(sampling.system, prompt["prompt"]))),
-            tuple(completion_seed(sampling.seed, prompt["id"], index) for index in range(sampling.k)),
+            (
+                *([None] if sampling.greedy else []),
+                *(completion_seed(sampling.seed, prompt["id"], index) for index in range(sampling.k)),
+            ),
         )
         for prompt in shard.prompts
     ]
+    named = [*([(GREEDY, 0)] if sampling.greedy else []), *((sampling.tag, index) for index in range(sampling.k))]
     rows = [
         {
             "prompt_id": prompt["id"],
             "sample_index": index,
-            "tag": sampling.tag,
+            "tag": tag,
             "prompt": prompt["prompt"],
             "completion": [{"role": "assistant", "content": completion.text}],
             "tokens": completion.tokens,
@@ -141,7 +147,7 @@ def rollout(shard: Shard) -> pa.Table:
             "rewards": None,
         }
         for prompt, completions in zip(shard.prompts, engine.generate(requests, sampling.params), strict=True)
-        for index, completion in enumerate(completions)
+        for (tag, index), completion in zip(named, completions, strict=True)
     ]
     return judge(pa.Table.from_pylist(rows, schema=SAMPLES), shard.judges)
 
@@ -218,7 +224,7 @@ def run_rollouts(
     shards: Sequence[Shard], scratch: Path, target: Path, workers: int, progress: Callable[[int, int, str], None]
 ) -> int:
     """Work off the shards (resuming in `scratch`) and join them into `target`. Returns the number of rows."""
-    total, done = sum(len(shard.prompts) * shard.sampling.k for shard in shards), 0
+    total, done = sum(len(shard.prompts) * (shard.sampling.k + shard.sampling.greedy) for shard in shards), 0
 
     def count(rows: int) -> None:
         nonlocal done

@@ -93,6 +93,17 @@ def test_temperature_0_is_greedy_and_reads_no_seed(engine: Engine) -> None:
     assert made[0] == made[1] == made[2]
 
 
+def test_a_completion_without_a_seed_is_greedy(engine: Engine) -> None:
+    greedy = engine.generate([asked(f"a {ROLLS}", 1)], GREEDY)[0][0]
+    drawn = engine.generate([asked(f"a {ROLLS}", 1, 2)], WARM)[0]
+    mixed = Request(asked(f"a {ROLLS}").prompt_ids, (1, None, 2))
+    assert [answer.tokens for answer in engine.generate([mixed], WARM)[0]] == [
+        drawn[0].tokens,
+        greedy.tokens,
+        drawn[1].tokens,
+    ]
+
+
 def test_every_choice_is_drawn(engine: Engine) -> None:
     """Sampling is on, and not cut to a few likely tokens."""
     made = engine.generate([asked(f"a {ROLLS}", *range(12))], WARM)[0]

@@ -72,16 +72,16 @@ def test_logits_are_those_of_the_plain_model(kind: str) -> None:
     engine = SharedPrefixEngine(model)
     assert isinstance(engine.decoder, LeanDecoder if kind in LEAN else HookedDecoder)
     prefix, first = engine.decoder.prefill([texts[0][:9], texts[3][:4]])
-    suffixes = Suffixes(prefix, [3, 1], engine.decoder.kv_heads, 30, Pool(prefix.lengths.device))
+    suffixes = Suffixes(prefix, torch.tensor([0, 0, 0, 1]), 4, engine.decoder.kv_heads, 30, Pool(prefix.lengths.device))
     rows, worst = [0, 1, 2, 3], 0.0
     got = first[[0, 0, 0, 1]]
     for step in range(31):
         worst = max(worst, *((got[at] - wanted[row][step]).abs().max().item() for at, row in enumerate(rows)))
         if step == 12:
-            suffixes.keep(torch.tensor([0, 2, 3]))
+            suffixes.keep(torch.tensor([0, 2, 3]), 3)
             rows = [0, 2, 3]
         if step == 20:
-            suffixes.keep(torch.tensor([2]))  # and with it a whole prompt
+            suffixes.keep(torch.tensor([2]), 1)  # and with it a whole prompt
             rows = [3]
         if step < 30:
             token = torch.tensor([texts[row][len(texts[row]) - 30 + step] for row in rows])
@@ -98,6 +98,47 @@ def test_the_same_seeds_give_the_tokens_of_the_plain_engine(kind: str) -> None:
     for ours, theirs in zip(made, wanted, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", FITTING)
+def test_samples_are_computed_as_one_until_their_tokens_differ(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cold enough for some to stay together, with end tokens enough for rows to be left and taken again."""
+    cold, ends = SamplingParams(0.02, 24), frozenset(range(0, 300, 25))
+    model, other = loaded(kind), loaded(kind)
+    model.eos_ids = other.eos_ids = ends
+    asked = [request(length, 9) for length in (9, 3, 14)]
+    engine, fed = SharedPrefixEngine(model), 0
+    real = engine.decoder.step
+
+    def counted(token: torch.Tensor, *given: Any) -> torch.Tensor:
+        nonlocal fed
+        fed += len(token)
+        return real(token, *given)
+
+    monkeypatch.setattr(engine.decoder, "step", counted)
+    made = engine.generate(asked, cold)
+    assert tokens(made) == tokens(PlainEngine(other).generate(asked, cold))
+    sampled = sum(len(one.tokens) for answers in made for one in answers)
+    beginnings = {
+        (at, one.tokens[:end])
+        for at, answers in enumerate(made)
+        for one in answers
+        for end in range(1, len(one.tokens) + 1)
+    }
+    assert len({one.tokens for answers in made for one in answers}) > 3
+    assert len(beginnings) < 0.8 * sampled
+    assert fed < 1.25 * len(beginnings)  # a row is dropped only together with others
+
+
+def test_a_completion_without_a_seed_is_greedy(shared, plain) -> None:
+    asked = [replace(each, seeds=(*each.seeds[:2], None, *each.seeds[2:])) for each in MIXED]
+    made, greedy = shared.generate(asked, WARM), shared.generate(MIXED, replace(WARM, temperature=0.0))
+    assert tokens(made) == tokens(plain.generate(asked, WARM))
+    for answers, drawn, likeliest in zip(made, shared.generate(MIXED, WARM), greedy, strict=True):
+        at = min(2, len(drawn))
+        assert tokens([[*answers[:at], *answers[at + 1 :]]]) == tokens([drawn])
+        assert not likeliest or answers[at].tokens == likeliest[0].tokens
+        assert not likeliest or answers[at].logprobs == pytest.approx(likeliest[0].logprobs, abs=1e-5)
 
 
 def test_alone_in_another_batch_or_at_another_k_the_tokens_are_the_same(shared, llama) -> None:
@@ -213,7 +254,7 @@ def test_draws_follow_the_probabilities(vocab: int) -> None:
     teeth = 20_000
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(1)) * 2
     uniform = (torch.arange(teeth) + 0.5) / teeth
-    token, logprob = draw(logits.expand(teeth, -1).clone(), uniform, 0.7, 1.0)
+    token, logprob = draw(logits.expand(teeth, -1).clone(), torch.arange(teeth), uniform, 0.7, 1.0)
     share = torch.bincount(token, minlength=vocab) / teeth
     assert (share - (logits / 0.7).softmax(-1)).abs().max() < 2 / teeth
     assert torch.allclose(logprob, logits.log_softmax(-1)[token], atol=1e-5)
@@ -223,9 +264,9 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
     logits = torch.tensor([0.5, 0.1, 0.25, 0.15]).log()
     uniform = (torch.arange(1000) + 0.5) / 1000
     for top_p, kept in ((0.4, {0}), (0.6, {0, 2}), (0.8, {0, 2, 3}), (1.0, {0, 1, 2, 3})):
-        token, _ = draw(logits.expand(1000, -1).clone(), uniform, 1.0, top_p)
+        token, _ = draw(logits.expand(1000, -1).clone(), torch.arange(1000), uniform, 1.0, top_p)
         assert set(token.tolist()) == kept
-    token, _ = draw(logits.expand(1000, -1).clone(), uniform, 1.0, 0.6)
+    token, _ = draw(logits.expand(1000, -1).clone(), torch.arange(1000), uniform, 1.0, 0.6)
     assert (token == 0).float().mean().item() == pytest.approx(2 / 3, abs=0.002)
 
 
@@ -233,7 +274,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
 def test_the_ends_of_the_interval_draw_tokens_of_some_weight(extreme: float) -> None:
     logits = torch.full((1, 130), -math.inf)
     logits[0, [3, 70]] = 0.0
-    token, logprob = draw(logits, torch.tensor([extreme]), 1.0, 1.0)
+    token, logprob = draw(logits, torch.tensor([0]), torch.tensor([extreme]), 1.0, 1.0)
     assert token.item() == (3 if extreme == 0 else 70)
     assert logprob.item() == pytest.approx(math.log(0.5))
 

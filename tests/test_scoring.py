@@ -24,6 +24,8 @@ COMPLETIONS[0][3] = list(COMPLETIONS[0][1])  # the same answer twice
 COMPLETIONS[1][0] = []  # an empty one
 COMPLETIONS[2][0] = [7, 8, PAD, PAD]  # padding at the end is not read
 COMPLETIONS[4][2] = [PAD]
+_first = COMPLETIONS[6][0]  # others begin as it does, go on after it or end before it
+COMPLETIONS[6][1:4] = [_first[:1] + _ids(9), _first + _ids(30), _first[: len(_first) // 2]]
 
 
 @torch.inference_mode()

@@ -113,10 +113,11 @@ class Pool:
     def __init__(self, device: torch.device) -> None:
         self._free: list[torch.Tensor] | None = [] if device.type == "cpu" else None
 
-    def take(self, like: torch.Tensor, shape: tuple[int, int, int], capacity: int) -> torch.Tensor:
-        """An uninitialised tensor of `shape`, of a block that could hold `capacity` elements."""
+    def take(self, like: torch.Tensor, shape: tuple[int, int, int], rows: int, length: int) -> torch.Tensor:
+        """An uninitialised tensor of `shape`, of a block that could hold `rows` of these, on a CPU `length` long."""
         if self._free is None:
-            return like.new_empty(shape)
+            return like.new_empty((max(rows, shape[0]), *shape[1:]))[: shape[0]]
+        capacity = max(rows, shape[0]) * max(shape[1], length) * shape[2]
         fitting = [block for block in self._free if len(block) >= capacity and block.dtype == like.dtype]
         block = min(fitting, key=len, default=None)
         if block is None:
@@ -134,57 +135,91 @@ class Pool:
 
 
 class Suffixes:
-    """The keys and values of what N rows have sampled so far, and how rows and prompts belong together.
+    """The keys and values of what N rows have sampled so far, and which prompt each row belongs to.
 
-    Rows of a prompt stand together. A layer's tensors are (N * kv_heads, room, head_dim), zero from `filled` on,
-    ordered by prompt, then head, then row, so that the scores of a prompt's rows against its prefix lie as one block
-    (the "grid", as wide as the most rows of any prompt; the empty places of others are computed and thrown away).
+    A layer's tensors are (N * kv_heads, room, head_dim), zero from `filled` on, ordered by prompt, then head, then row,
+    so that the scores of a prompt's rows against its prefix lie as one block (the "grid", as wide as the most rows of
+    any prompt; the empty places of others are computed and thrown away). Rows that `fork` adds stand at the end, out of
+    that order, until `keep`.
+
+    `prompt`: (N,) the prompt of each row; `samples`: how many rows there may ever be; `most`: the most new tokens.
     """
 
-    def __init__(self, prefix: Prefix, counts: Sequence[int], kv_heads: int, most: int, pool: Pool) -> None:
-        self.prefix, self.kv_heads, self.filled = prefix, kv_heads, 0
+    def __init__(
+        self, prefix: Prefix, prompt: torch.Tensor, samples: int, kv_heads: int, most: int, pool: Pool
+    ) -> None:
+        self.prefix, self.samples, self.kv_heads, self.filled = prefix, samples, kv_heads, 0
         self.pool, self.most = pool, most
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
-        self._pick: torch.Tensor | None = None
         self._bias: dict[int | None, torch.Tensor | None] = {}
-        self._arrange(torch.tensor(list(counts)))
+        self._arrange(prompt.cpu())
 
-    def _arrange(self, counts: torch.Tensor) -> None:
-        """Index maps for `counts` rows of each prompt of the prefix."""
-        device, heads = self.prefix.lengths.device, self.kv_heads
-        self.counts, rows, width = counts, int(counts.sum()), int(counts.max())
-        self.rows, self.width = rows, width
-        start = counts.cumsum(0) - counts
-        prompt = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        place = torch.arange(rows) - start[prompt]
-        head = torch.arange(heads)
-        # Where (row, head) stands in the order by prompt, head, row; and on the grid.
-        ordered = (start[prompt] * heads)[:, None] + head * counts[prompt][:, None] + place[:, None]
-        from_rows = torch.empty(rows * heads, dtype=torch.long)
-        from_rows[ordered.flatten()] = torch.arange(rows * heads)
-        self.to_rows, self.from_rows = ordered.flatten().to(device), from_rows.to(device)
+    @property
+    def rows(self) -> int:
+        """N, those that `keep` has not dropped yet included."""
+        return len(self.prompt)
+
+    def _arrange(self, prompt: torch.Tensor) -> None:
+        """Puts the rows, whose prompts these are, in order."""
+        head = prompt[:, None] * self.kv_heads + torch.arange(self.kv_heads)
+        from_rows = head.flatten().argsort(stable=True)
+        self._index(prompt, from_rows)
+
+    def _index(self, prompt: torch.Tensor, from_rows: torch.Tensor) -> None:
+        """Index maps. prompt: (N,), from_rows: (N * kv_heads,) which (row, head) stands where; both on the CPU."""
+        device, heads, places = self.prefix.lengths.device, self.kv_heads, torch.arange(len(from_rows))
+        self.prompt, self.prompts, self._order = prompt, len(self.prefix.lengths), from_rows
+        to_rows = torch.empty_like(from_rows).index_copy_(0, from_rows, places)
+        self.from_rows, self.to_rows = from_rows.to(device), to_rows.to(device)
+        self.start = self.prefix.lengths[prompt.to(device)]  # the position of each row's first token
         self._pick: torch.Tensor | None = None
         self.grid_of: torch.Tensor | None = None
         self.on_grid: torch.Tensor | None = None
-        if rows != len(counts) * width:
-            grid = ((prompt[:, None] * heads + head) * width + place[:, None]).flatten()
-            grid_of = grid[from_rows]
-            on_grid = torch.zeros(len(counts) * heads * width, dtype=torch.long)
-            on_grid[grid_of] = torch.arange(rows * heads)
+        counts = torch.bincount(prompt, minlength=self.prompts)
+        order = prompt.argsort(stable=True)
+        slot = torch.empty_like(prompt).index_copy_(
+            0, order, torch.arange(len(prompt)) - (counts.cumsum(0) - counts)[prompt[order]]
+        )
+        width = int(counts.max())
+        grid = (prompt[:, None] * heads + torch.arange(heads)) * width + slot[:, None]
+        grid_of = grid.flatten()[from_rows]
+        if len(grid_of) != self.prompts * heads * width or not torch.equal(grid_of, places):
+            on_grid = torch.zeros(self.prompts * heads * width, dtype=torch.long).index_copy_(0, grid_of, places)
             self.grid_of, self.on_grid = grid_of.to(device), on_grid.to(device)
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drops every row but those of the ascending indices `rows`, and prompts without rows once they are many."""
-        prompt = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
+    def fork(self, parents: torch.Tensor, into: torch.Tensor) -> None:
+        """Copies the rows `parents`, (M,): over the rows `into`, at most M, which are lost, and then as new rows."""
+        old, parents, into = self.rows, parents.cpu(), into.cpu()
+        new = torch.arange(old, old + len(parents) - len(into))
+        rows = torch.cat([into, new])
+        prompt = torch.cat([self.prompt, self.prompt[parents[len(into) :]]])
+        prompt[into] = self.prompt[parents[: len(into)]]
+        if not self.keys:  # nothing is stored yet
+            self._arrange(prompt)
+            return
+        more = torch.arange(old * self.kv_heads, len(prompt) * self.kv_heads)
+        self._index(prompt, torch.cat([self._order, more]))
+        place = self.to_rows.view(-1, self.kv_heads)
+        read = place[parents.to(place.device)].flatten()
+        written = place[rows.to(place.device)].flatten()
+        for store in (self.keys, self.values):
+            for layer, block in store.items():
+                store[layer] = self._longer(block, len(place) * self.kv_heads)
+                store[layer].index_copy_(0, written, block.index_select(0, read))
+
+    def keep(self, rows: torch.Tensor, samples: int) -> None:
+        """Drops every row but those of the ascending indices `rows`, of which there may come to be `samples`. Puts
+        them in order, and drops prompts without rows once they are many."""
+        self.samples = samples
         kept = rows.cpu()
+        prompt = self.prompt[kept]
         old_place = self.to_rows.view(-1, self.kv_heads)[rows]
-        counts = torch.bincount(prompt[kept], minlength=len(self.counts))
-        left = counts.nonzero()[:, 0]
-        if len(left) <= _KEEP_PROMPTS_WHILE * len(counts):
+        left = prompt.unique()
+        if len(left) <= _KEEP_PROMPTS_WHILE * self.prompts:
             self.prefix = _chosen_prompts(self.prefix, left, self.kv_heads)
-            counts = counts[left]
-        self._arrange(counts)
+            prompt = torch.searchsorted(left, prompt)
+        self._arrange(prompt)
         moved = old_place.flatten()[self.from_rows]
         for store in (self.keys, self.values):
             for layer, old in store.items():
@@ -216,7 +251,11 @@ class Suffixes:
 
     def _block(self, like: torch.Tensor, blocks: int, room: int) -> torch.Tensor:
         dim = like.shape[-1]
-        return self.pool.take(like, (blocks, room, dim), blocks * max(room, self.most) * dim)
+        return self.pool.take(like, (blocks, room, dim), self.samples * self.kv_heads, self.most)
+
+    def _longer(self, block: torch.Tensor, blocks: int) -> torch.Tensor:
+        """The same block with more rows at its end, uninitialised."""
+        return block.as_strided((blocks, *block.shape[1:]), block.stride())
 
     def release(self) -> None:
         """Gives its memory back; nothing may be decoded afterwards."""
@@ -245,7 +284,7 @@ class Suffixes:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
         """The same in this class's order. query: (N * kv_heads, groups * D), key and value: (N * kv_heads, D)."""
-        dim, value_dim, blocks = key.shape[-1], value.shape[-1], len(self.counts) * self.kv_heads
+        dim, value_dim, blocks = key.shape[-1], value.shape[-1], self.prompts * self.kv_heads
         keys, values = self._store(layer, key, value)
         prefix_keys, prefix_values = self.prefix.keys[layer], self.prefix.values[layer]
         longest = prefix_keys.shape[1]
@@ -256,7 +295,7 @@ class Suffixes:
             shared = scaled(on_grid.view(blocks, -1, dim), prefix_keys, options)
         bias = self._seen(options.window)
         if bias is not None:
-            shared.view(len(self.counts), -1, longest).add_(bias[:, None, :].to(shared.dtype))
+            shared.view(self.prompts, -1, longest).add_(bias[:, None, :].to(shared.dtype))
         shared = shared.view(-1, groups * longest)
         if self.grid_of is not None:
             shared = shared.index_select(0, self.grid_of)

@@ -77,11 +77,11 @@ class LeanDecoder:
         def attend(layer: int, joint: torch.Tensor, options: Options) -> torch.Tensor:
             heads = joint.view(*ids.shape, -1, model.dim).transpose(1, 2)
             query, key, value = heads.split([model.heads, model.kv_heads, model.kv_heads], dim=1)
-            return prefix.prefill(layer, query, key, value, options).transpose(1, 2).reshape(len(joint), -1)
+            return prefix.prefill(layer, query, key, value, options).transpose(1, 2).flatten(0, 1).flatten(1)
 
-        stream = model(ids.flatten(), position.flatten(), prefix.longest, attend).view(*ids.shape, -1)
-        row = torch.arange(len(prompts), device=self.device)
-        return prefix, model.logits(stream[row, prefix.lengths - 1])
+        stream = model(ids.flatten(), position.flatten(), prefix.longest, attend)
+        start = torch.arange(0, ids.numel(), prefix.longest, device=self.device)
+        return prefix, model.logits(stream[start + prefix.lengths - 1])
 
     def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
         """See `Decoder`."""
@@ -175,7 +175,7 @@ class _Probe:
     def compare(self, decoder: Decoder) -> None:
         """Raises Unsupported where the decoder's logits are not the plain model's."""
         prefix, first = decoder.prefill([self.texts[0][:10], self.texts[2][:5]])
-        suffixes = Suffixes(prefix, [2, 1], decoder.kv_heads, 4, Pool(decoder.device))
+        suffixes = Suffixes(prefix, torch.tensor([0, 0, 1]), 3, decoder.kv_heads, 4, Pool(decoder.device))
         position = torch.tensor([10, 10, 5], device=decoder.device)
         got = [first[[0, 0, 1]]]
         for step in range(4):

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.functional import rms_norm
+from torch.nn.functional import pad, rms_norm
 
 from posttrain.sampling.attention import Options, Unsupported
-from posttrain.sampling.products import GatedProduct, Product
+from posttrain.sampling.products import GatedProduct, Product, spare
 
 _FITTING = tuple(
     f"{family}For{task}"
@@ -70,17 +70,20 @@ class LeanLlama:
 
         `attend(layer, projections, options)` gets (N, heads + 2 * kv_heads, dim) and gives (N, heads * dim).
         """
+        rows, more = len(ids), spare(len(ids), ids.device)
+        ids, position = pad(ids, (0, more)), pad(position, (0, more))
         if longest > len(self.turns):
             self.turns = self._turns(2 * longest, position.device)
         turn = self.turns.index_select(0, position)[:, None]
         stream = self.embedding.index_select(0, ids).to(self.kept)
         for at, layer in enumerate(self.layers):
-            layer(at, stream, turn, attend)
-        return stream
+            layer(at, stream, turn, attend, rows)
+        return stream[:rows]
 
     def logits(self, stream: torch.Tensor) -> torch.Tensor:
         """(N, vocab), or (N, 1) of a reward model, from (N, hidden)."""
-        return self.head(rms_norm(stream, (self.hidden,), eps=self.eps))
+        rows, more = len(stream), spare(len(stream), stream.device)
+        return self.head(rms_norm(pad(stream, (0, 0, 0, more)), (self.hidden,), eps=self.eps))[:rows]
 
 
 class _Layer:
@@ -115,7 +118,8 @@ class _Layer:
         half = self.whole.dim // 2
         return part.unflatten(0, (-1, 2, half)).transpose(1, 2).flatten(0, 2)
 
-    def __call__(self, at: int, stream: torch.Tensor, turn: torch.Tensor, attend: Attend) -> None:
+    def __call__(self, at: int, stream: torch.Tensor, turn: torch.Tensor, attend: Attend, rows: int) -> None:
+        """Adds to `stream`, of which the first `rows` are attended to and the rest is filling."""
         whole = self.whole
         rotated = whole.heads + whole.kv_heads
         joint = self.qkv(rms_norm(stream, (whole.hidden,), eps=whole.eps))
@@ -124,5 +128,6 @@ class _Layer:
             joint[:, :rotated] = rms_norm(joint[:, :rotated], (whole.dim,), eps=whole.eps) * self.qk_weight
         pairs = torch.view_as_complex(joint.unflatten(-1, (-1, 2)))[:, :rotated]
         pairs *= turn
-        stream += self.out(attend(at, joint.to(whole.kept), self.options))
+        attended = attend(at, joint[:rows].to(whole.kept), self.options)
+        stream += self.out(pad(attended, (0, 0, 0, len(stream) - rows)))
         stream += self.down(self.gated(rms_norm(stream, (whole.hidden,), eps=whole.eps)))

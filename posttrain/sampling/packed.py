@@ -1,7 +1,11 @@
-"""Prompts and their completions in one row of tokens without padding; each completion sees its prompt and itself."""
+"""Prompts and their completions in one row of tokens without padding; each completion sees its prompt and itself.
+
+What completions of a prompt begin with alike is there once.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -10,31 +14,34 @@ from posttrain.sampling.attention import HIDDEN, Options, Unsupported, causal, h
 
 # Completions are padded to one of these lengths, beyond the last to a multiple of it.
 _LENGTHS = (8, 16, 24, 32, 48, 64)
+_LOG2_E = math.log2(math.e)
 
 
 class Packed:
     """The layout of P prompts with any number of completions each, and attention over it.
 
-    `ids` and `position` are (tokens,): first every prompt, then every completion, prompt by prompt. `last` says where
-    each completion's last token is. Padding exists only inside attention, on three kinds of grid: prompts (P, L); the
-    tokens of a prompt's completions in a row (P, Q), for what they see of the prompt; completions of like length
-    (n, T), for what they see of themselves. Each grid holds at every place the index of its token.
+    `ids` and `position` are (tokens,): first every prompt, then the nodes of every prompt's completions, where those
+    that begin with the same tokens share nodes. `last` says where each completion's last token is. Padding exists only
+    inside attention, on three kinds of grid: prompts (P, L); the nodes of a prompt in a row (P, Q), for what they see
+    of the prompt; completions of like length (n, T), for what their nodes see of themselves. Each grid holds at every
+    place the index of its token.
     """
 
     def __init__(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], device: torch.device
     ) -> None:
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        flat = [answer for some in answers for answer in some]
-        sizes = torch.tensor([len(answer) for answer in flat])
-        of_prompt = torch.tensor([sum(len(answer) for answer in some) for some in answers])
-        ids = [an_id for text in [*prompts, *flat] for an_id in text]
-        starts = torch.repeat_interleave(lengths, torch.tensor([len(some) for some in answers]))
-        position = torch.cat([_ranges(lengths), _ranges(sizes) + torch.repeat_interleave(starts, sizes)])
-        self.ids, self.position = torch.tensor(ids, device=device), position.to(device)
         self.prompt_tokens, self.prompts, self.device = int(lengths.sum()), len(prompts), device
-        self.last = (self.prompt_tokens + sizes.cumsum(0) - 1).to(device)
-        self.length, self.longest = int(lengths.max()), int((starts + sizes).max())
+        tree = _Tree(answers)
+        of_prompt = torch.tensor(tree.counts)
+        sizes = torch.tensor([len(answer) for some in answers for answer in some])
+        path = torch.tensor(tree.path) + self.prompt_tokens
+        ids = [an_id for text in [*prompts, tree.ids] for an_id in text]
+        depth = torch.tensor(tree.depth) + torch.repeat_interleave(lengths, of_prompt)
+        position = torch.cat([_ranges(lengths), depth])
+        self.ids, self.position = torch.tensor(ids, device=device), position.to(device)
+        self.last = path[sizes.cumsum(0) - 1].to(device)
+        self.length, self.longest = int(lengths.max()), int(position.max()) + 1
 
         first = lengths.cumsum(0) - lengths
         self.prompt_grid, self.from_prompts = _grid(first, lengths, self.length, device)
@@ -42,26 +49,23 @@ class Packed:
         self.query_grid, self.from_queries = _grid(begin, of_prompt, int(of_prompt.max()), device)
         beyond = torch.arange(self.length) >= lengths[:, None]
         self.prompt_bias = torch.where(beyond, HIDDEN, 0.0).to(device) if beyond.any() else None
-        self._buckets(self.prompt_tokens + sizes.cumsum(0) - sizes, sizes)
+        self._buckets(path, sizes, torch.tensor(tree.made))
 
-    def _buckets(self, begin: torch.Tensor, sizes: torch.Tensor) -> None:
-        """The grids of completions, and where on them, one after the other, each token stands."""
+    def _buckets(self, path: torch.Tensor, sizes: torch.Tensor, made: torch.Tensor) -> None:
+        """The grids of completions, and where on them, one after the other, each node stands: shared ones where they
+        were made."""
         self.own_grids: list[torch.Tensor] = []
+        begin = sizes.cumsum(0) - sizes
         rounded = torch.tensor([_rounded(size) for size in sizes.tolist()])
-        order: list[torch.Tensor] = []
-        places: list[torch.Tensor] = []
+        place_of = torch.empty(len(path), dtype=torch.long)
         before = 0
         for width in rounded.unique().tolist():
             chosen = (rounded == width).nonzero()[:, 0]
-            grid, place = _grid(begin[chosen], sizes[chosen], width, self.device)
-            self.own_grids.append(grid.view(len(chosen), width))
-            tokens = torch.repeat_interleave(begin[chosen], sizes[chosen]) + _ranges(sizes[chosen])
-            order.append(tokens - self.prompt_tokens)
-            places.append(place.cpu() + before)
+            grid, place = _grid(begin[chosen], sizes[chosen], width, path.device)
+            self.own_grids.append(path[grid].view(len(chosen), width).to(self.device))
+            place_of[torch.repeat_interleave(begin[chosen], sizes[chosen]) + _ranges(sizes[chosen])] = place + before
             before += grid.numel()
-        self.from_own = torch.empty(int(sizes.sum()), dtype=torch.long)
-        self.from_own[torch.cat(order)] = torch.cat(places)
-        self.from_own = self.from_own.to(self.device)
+        self.from_own = place_of[made].to(self.device)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options) -> torch.Tensor:
         """query: (tokens, heads, D), key and value: (tokens, kv_heads, D); returns (tokens, heads * value_dim)."""
@@ -90,10 +94,42 @@ class Packed:
         out_a, total_a, highest_a = (part.index_select(0, self.from_queries) for part in seen)
         out_b, total_b, highest_b = (part.index_select(0, self.from_own) for part in of_own)
         highest = torch.maximum(highest_a, highest_b)
-        share_a, share_b = (highest_a - highest).exp_(), (highest_b - highest).exp_()
+        share_a, share_b = (highest_a - highest).exp2_(), (highest_b - highest).exp2_()
         total = (total_a * share_a).addcmul_(total_b, share_b)
         second = (out_a * (share_a / total)[..., None]).addcmul_(out_b, (share_b / total)[..., None])
         return torch.cat([first.index_select(0, self.from_prompts), second.flatten(1).to(query.dtype)])
+
+
+class _Tree:
+    """The completions of every prompt as trees: nodes numbered prompt by prompt, each a token after what precedes it.
+
+    `ids`, `depth` and `made` (the place in `path` that made it) of each node; `path`: the node of every token of every
+    completion, one after the other; `counts`: how many nodes each prompt has.
+    """
+
+    def __init__(self, answers: Sequence[Sequence[Sequence[int]]]) -> None:
+        self.ids: list[int] = []
+        self.depth: list[int] = []
+        self.made: list[int] = []
+        self.path: list[int] = []
+        self.counts: list[int] = []
+        for some in answers:
+            before, known = len(self.ids), {}
+            for answer in some:
+                self._add(answer, known)
+            self.counts.append(len(self.ids) - before)
+
+    def _add(self, answer: Sequence[int], known: dict[tuple[int, int], int]) -> None:
+        node = -1
+        for depth, an_id in enumerate(answer):
+            step = (node, an_id)
+            node = known.get(step, len(self.ids))
+            if node == len(self.ids):
+                known[step] = node
+                self.ids.append(an_id)
+                self.depth.append(depth)
+                self.made.append(len(self.path))
+            self.path.append(node)
 
 
 def _part(
@@ -104,7 +140,8 @@ def _part(
     bias: torch.Tensor | None,
     options: Options,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Softmax that is not yet divided, for parts of what a token sees: weighted values, sum of weights, highest score.
+    """Softmax that is not yet divided, for parts of what a token sees: weighted values, sum of weights, highest score
+    in powers of 2 (torch's exp takes several times as long as exp2 on some processors).
 
     query: (n, T, heads, D), key and value: (n, kv_heads, L, D), bias: one that fits (n, kv_heads, T, L).
     Returns (n * T, heads, D) and twice (n * T, heads).
@@ -113,11 +150,11 @@ def _part(
     kv_heads, length = key.shape[1], key.shape[2]
     query = query.view(n, steps, kv_heads, groups, dim).transpose(1, 2).reshape(n * kv_heads, steps * groups, dim)
     with half_products(options.half):
-        scores = scaled(query, key.reshape(n * kv_heads, length, -1), options).float()
+        scores = scaled(query, key.reshape(n * kv_heads, length, -1), options).float().mul_(_LOG2_E)
     if bias is not None:
         scores.view(n, kv_heads, steps, groups, length).add_(bias[:, :, :, None])
     highest = scores.amax(-1, keepdim=True)
-    weights = scores.sub_(highest).exp_()
+    weights = scores.sub_(highest).exp2_()
     with half_products(options.half):
         out = torch.bmm(weights.to(value.dtype), value.reshape(n * kv_heads, length, -1)).float()
 

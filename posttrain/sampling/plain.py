@@ -12,7 +12,7 @@ import torch
 
 from posttrain.records import Completion
 from posttrain.sampling.answers import StopStrings, completions
-from posttrain.sampling.draws import draw, uniforms
+from posttrain.sampling.draws import draw, uniforms, unseeded
 from posttrain.sampling.loading import Loaded, check_lengths
 from posttrain.sampling.products import quicken
 from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
@@ -45,13 +45,16 @@ class PlainEngine:
             made[request].append(done[at])
         return made
 
-    def _batch(self, prompts: list[tuple[int, ...]], seeds: list[int], params: SamplingParams) -> list[Completion]:
+    def _batch(
+        self, prompts: list[tuple[int, ...]], seeds: list[int | None], params: SamplingParams
+    ) -> list[Completion]:
         loaded, device = self.loaded, self.loaded.model.device
         longest = max(len(prompt) for prompt in prompts)
         ids = torch.tensor([[loaded.pad_id] * (longest - len(p)) + list(p) for p in prompts], device=device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         position = (mask.cumsum(-1) - 1).clamp(min=0)
         uniform = torch.from_numpy(uniforms(seeds, params.max_new_tokens)).to(device)
+        each, greedy = torch.arange(len(prompts), device=device), unseeded(seeds, device)
         tokens: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
         ended, live = [False] * len(prompts), set(range(len(prompts)))
@@ -67,7 +70,7 @@ class PlainEngine:
                 logits_to_keep=1,
             )
             cache = getattr(out, "past_key_values", None)
-            token, logprob = draw(out.logits[:, -1], uniform[:, step], params.temperature, params.top_p)
+            token, logprob = draw(out.logits[:, -1], each, uniform[:, step], params.temperature, params.top_p, greedy)
             for row, (an_id, a_logprob) in enumerate(zip(token.tolist(), logprob.tolist(), strict=True)):
                 if row not in live:
                     continue

@@ -6,10 +6,20 @@ float32 products through oneDNN's packed weights where torch has them: on some p
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import nn
+
+
+def spare(rows: int, device: torch.device) -> int:
+    """How many rows to add to so many: oneDNN writes a program for each number of rows that it meets, which can take
+    longer than the product, so there should be few. At most an eighth, or to the next multiple of 32."""
+    if device.type != "cpu" or not _can_pack():
+        return 0
+    step = max(32, 1 << max(0, rows.bit_length() - 4))
+    return -rows % step
 
 
 class Product:
@@ -86,6 +96,7 @@ def _weight_of(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     return None
 
 
+@functools.cache
 def _can_pack() -> bool:
     """Whether torch has oneDNN's packed products (private operators: absent ones are no error)."""
     ops = torch.ops.mkldnn

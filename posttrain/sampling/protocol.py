@@ -36,10 +36,11 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and one seed for each completion wanted of it: K = len(seeds)."""
+    """A prompt and one seed for each completion wanted of it: K = len(seeds). Without a seed, None, a completion is
+    greedy, whatever the temperature of the others."""
 
     prompt_ids: tuple[int, ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,16 @@ class ServerEngine:
         if not prompts:
             return []
         self._connect(prompts[0])
-        shared = {**self.dialect.body(params, self._ends), "model": self._model, "max_tokens": params.max_new_tokens}
+        drawn, greedy = (self._body(each) for each in (params, replace(params, temperature=0.0)))
         made: list[dict[int, Completion]] = [{} for _ in requests]
         pool, over = ThreadPoolExecutor(self.dialect.at_once), threading.Event()
         waiting = {
             pool.submit(
-                self._sample, {**shared, "prompt": prompts[number], "seed": seed}, len(request.prompt_ids), params, over
+                self._sample,
+                {**(greedy if seed is None else drawn), "prompt": prompts[number], "seed": seed or 0},
+                len(request.prompt_ids),
+                params,
+                over,
             ): (number, index)
             for number, request in enumerate(requests)
             for index, seed in enumerate(request.seeds)
@@ -121,6 +125,9 @@ class ServerEngine:
         if self._own is not None:
             self._own.stop()
         self._client = self._own = None
+
+    def _body(self, params: SamplingParams) -> dict[str, Any]:
+        return {**self.dialect.body(params, self._ends), "model": self._model, "max_tokens": params.max_new_tokens}
 
     def _prompt(self, request: Request) -> list[int] | str:
         ids = list(request.prompt_ids)

@@ -1,14 +1,15 @@
-"""The default engine: a prompt is computed once for its K samples, and what is finished leaves the batch.
+"""The default engine: a prompt is computed once for its K samples, these are computed as one until their tokens differ,
+and what is finished leaves the batch.
 
-Prompts are taken by length, so that those computed together need little padding. A group of prompts admitted together
-is a cohort: its rows are always at the same step, so their keys need no mask. Cohorts share each forward; one is
-admitted when the rows still running leave room.
+Prompts are taken by length, so that those computed together need little padding. The samples admitted together are a
+cohort: its rows are always at the same step, so their keys need no mask. Cohorts share each forward; one is admitted
+when the samples still running leave room.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -16,33 +17,18 @@ from posttrain.memory import ran_out
 from posttrain.records import Completion
 from posttrain.sampling import attention
 from posttrain.sampling.answers import StopStrings, completions
+from posttrain.sampling.cohort import Cohort
 from posttrain.sampling.decoder import fitting_decoder
-from posttrain.sampling.draws import draw, uniforms
+from posttrain.sampling.draws import uniforms, unseeded
 from posttrain.sampling.loading import Loaded, check_lengths
 from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
 
-# A batch shrinks when this share of it or less still runs: moving the keys of the rest costs about one step.
-_KEEP_WHILE = 0.8
 # Beyond this many rows a step's fixed cost no longer shows.
-_MOST_ROWS = {"cpu": 1024, "cuda": 4096}
+_MOST_ROWS = {"cpu": 2048, "cuda": 4096}
 # What keys, values and logits may take on a CPU, bytes. Fixed, so that the same requests make the same batches.
 _CPU_MEMORY = 1 << 30
 # Tokens of prompts, padding included, that are computed at once.
 _PREFILL_TOKENS = 16384
-
-
-@dataclass
-class _Cohort:
-    """Rows admitted together. `row_of[i]` is (request, seed index) of row i; tensors have one row each."""
-
-    suffixes: attention.Suffixes
-    row_of: list[tuple[int, int]]
-    position: torch.Tensor
-    uniform: torch.Tensor
-    last: torch.Tensor
-    tokens: list[torch.Tensor] = field(default_factory=list)
-    logprobs: list[torch.Tensor] = field(default_factory=list)
-    finished: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -103,7 +89,7 @@ class _Run:
         self.eos = torch.tensor(sorted(self.loaded.eos_ids), device=self.device)
         self.waiting = self._ordered([_Part(at, 0, len(request.seeds)) for at, request in enumerate(requests)])
         self.made: list[dict[int, Completion]] = [{} for _ in requests]
-        self.cohorts: list[_Cohort] = []
+        self.cohorts: list[Cohort] = []
         self.admitting: list[tuple[int, int]] = []
 
     def _ordered(self, parts: Iterable[_Part]) -> list[_Part]:
@@ -126,7 +112,7 @@ class _Run:
                 self._shrink()
 
     def _advance(self) -> None:
-        running = sum(cohort.suffixes.rows for cohort in self.cohorts)
+        running = sum(len(cohort.live) for cohort in self.cohorts)
         if running <= self.rows // 2:
             while self.waiting and running + self.waiting[-1].count <= self.rows:
                 running += self._admit(self.rows - running)
@@ -135,7 +121,7 @@ class _Run:
 
     def _shrink(self) -> None:
         """Half the rows; what was running starts again, with the same seeds."""
-        under_way = [one for cohort in self.cohorts for one in cohort.row_of] + self.admitting
+        under_way = [one for cohort in self.cohorts for one in cohort.running()] + self.admitting
         self.rows, self.shrunk = max(1, min(self.rows, len(under_way)) // 2), True
         for cohort in self.cohorts:
             cohort.suffixes.release()
@@ -153,98 +139,63 @@ class _Run:
                 break
             taken.append(self.waiting.pop())
             room -= taken[-1].count
-        row_of = [(part.request, at) for part in taken for at in range(part.first, part.first + part.count)]
-        self.admitting = row_of
+        samples = [(part.request, at) for part in taken for at in range(part.first, part.first + part.count)]
+        self.admitting = samples
         prefix, logits = self.decoder.prefill([self.requests[part.request].prompt_ids for part in taken])
-        counts = [part.count for part in taken]
-        most = self.params.max_new_tokens
-        repeats = torch.tensor(counts, device=self.device)
-        cohort = _Cohort(
-            attention.Suffixes(prefix, counts, self.decoder.kv_heads, most, self.pool),
-            row_of,
-            torch.repeat_interleave(prefix.lengths, repeats),
-            torch.from_numpy(uniforms([self.requests[at].seeds[k] for at, k in row_of], most)).to(self.device),
-            repeats.new_empty(0),
-        )
-        self._take(cohort, torch.repeat_interleave(logits, repeats, dim=0))
+        prompts, most = torch.arange(len(taken)), self.params.max_new_tokens
+        seeds = [self.requests[at].seeds[k] for at, k in samples]
+        uniform = torch.from_numpy(uniforms(seeds, most)).to(self.device)
+        suffixes = attention.Suffixes(prefix, prompts, len(samples), self.decoder.kv_heads, most, self.pool)
+        prompt = torch.repeat_interleave(prompts, torch.tensor([part.count for part in taken]))
+        cohort = Cohort(suffixes, samples, prompt.to(self.device), uniform, unseeded(seeds, self.device))
+        self._take(cohort, logits)
         self.admitting = []
-        if cohort.row_of:
+        if len(cohort.live):
             self.cohorts.append(cohort)
-        return len(cohort.row_of)
+        return len(cohort.live)
 
     def _step(self) -> None:
         """One token for every row."""
         cohorts = self.cohorts
         last = torch.cat([cohort.last for cohort in cohorts])
         position = torch.cat([cohort.position for cohort in cohorts])
+        counts = [cohort.suffixes.rows for cohort in cohorts]
         logits = self.decoder.step(last, position, [cohort.suffixes for cohort in cohorts])
-        start = 0
-        for cohort in cohorts:
-            rows = cohort.suffixes.rows
-            cohort.position += 1
-            self._take(cohort, logits[start : start + rows])
-            start += rows
-        self.cohorts = [cohort for cohort in cohorts if cohort.row_of]
+        for cohort, part in zip(cohorts, logits.split(counts), strict=True):
+            self._take(cohort, part)
+        self.cohorts = [cohort for cohort in cohorts if len(cohort.live)]
 
-    def _take(self, cohort: _Cohort, logits: torch.Tensor) -> None:
-        """Draws a token for each row of a cohort, closes the rows that it ends and drops them where that pays."""
-        params, step = self.params, len(cohort.tokens)
-        token, logprob = draw(logits, cohort.uniform[:, step], params.temperature, params.top_p)
-        cohort.last = token
-        cohort.tokens.append(token)
-        cohort.logprobs.append(logprob)
+    def _take(self, cohort: Cohort, logits: torch.Tensor) -> None:
+        """Draws a token for each sample of a cohort, closes the samples that it ends; the others go on."""
+        token = cohort.draw(logits, self.params)
         ended = (token[:, None] == self.eos).any(-1)
-        if step + 1 == params.max_new_tokens:
+        over = ended
+        if cohort.step == self.params.max_new_tokens:
             over = torch.ones_like(ended)
-        else:
-            over = ended
-            if self.stop is not None:
-                over = ended | self._stopped(cohort, token)
-        closing = [row for row in over.nonzero()[:, 0].tolist() if row not in cohort.finished]
-        if not closing:
-            return
-        self._close(cohort, closing, ended)
-        cohort.finished.update(closing)
-        rows = len(cohort.row_of)
-        if len(cohort.finished) == rows:
-            cohort.row_of = []
-            cohort.suffixes.release()
-        elif rows - len(cohort.finished) <= _KEEP_WHILE * rows:
-            self._drop(cohort)
+        elif self.stop is not None:
+            over = ended | self._stopped(cohort, token)
+        closing = over.nonzero()[:, 0]
+        if len(closing):
+            self._close(cohort, closing, ended[closing].tolist())
+        cohort.go_on(token, ~over, logits.shape[-1])
 
-    def _stopped(self, cohort: _Cohort, token: torch.Tensor) -> torch.Tensor:
+    def _stopped(self, cohort: Cohort, token: torch.Tensor) -> torch.Tensor:
         assert self.stop is not None
-        over = torch.zeros(len(token), dtype=torch.bool)
-        for row, an_id in enumerate(token.tolist()):
-            if an_id in self.stop.may_end and row not in cohort.finished:
-                over[row] = self.stop.ends([int(part[row]) for part in cohort.tokens[-self.stop.window :]])
-        return over.to(token.device)
+        may = torch.tensor([an_id in self.stop.may_end for an_id in token.tolist()], dtype=torch.bool)
+        over = may.to(token.device)
+        tokens, _ = cohort.drawn(over.nonzero()[:, 0], self.stop.window)
+        over[over.clone()] = torch.tensor([self.stop.ends(row) for row in tokens], device=over.device, dtype=torch.bool)
+        return over
 
-    def _close(self, cohort: _Cohort, rows: list[int], ended: torch.Tensor) -> None:
-        index = torch.tensor(rows, device=self.device)
-        tokens = torch.stack([part[index] for part in cohort.tokens], dim=1).tolist()
-        logprobs = torch.stack([part[index] for part in cohort.logprobs], dim=1).tolist()
-        by_end = ended[index].tolist()
+    def _close(self, cohort: Cohort, closing: torch.Tensor, by_end: list[bool]) -> None:
+        """Notes the answers of the live samples at these places. by_end: whether an end token ended them."""
+        tokens, logprobs = cohort.drawn(closing)
         tokens = [row[:-1] if end else row for row, end in zip(tokens, by_end, strict=True)]
         logprobs = [row[:-1] if end else row for row, end in zip(logprobs, by_end, strict=True)]
-        texts = completions(self.loaded.tokenizer, tokens, logprobs, by_end, self.params.stop)
-        for row, completion in zip(rows, texts, strict=True):
-            request, at = cohort.row_of[row]
+        answers = completions(self.loaded.tokenizer, tokens, logprobs, by_end, self.params.stop)
+        for sample, completion in zip(cohort.live[closing].tolist(), answers, strict=True):
+            request, at = cohort.samples[sample]
             self.made[request][at] = completion
-
-    def _drop(self, cohort: _Cohort) -> None:
-        left = [row for row in range(len(cohort.row_of)) if row not in cohort.finished]
-        index = torch.tensor(left, device=self.device)
-        cohort.suffixes.keep(index)
-        cohort.row_of = [cohort.row_of[row] for row in left]
-        cohort.position, cohort.uniform, cohort.last = (
-            cohort.position[index],
-            cohort.uniform[index],
-            cohort.last[index],
-        )
-        cohort.tokens = [part[index] for part in cohort.tokens]
-        cohort.logprobs = [part[index] for part in cohort.logprobs]
-        cohort.finished = set()
 
 
 def _parts(samples: Iterable[tuple[int, int]]) -> list[_Part]:

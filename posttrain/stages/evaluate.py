@@ -44,13 +44,14 @@ def answer_and_judge(job: Job, name: str) -> dict[str, Any]:
     probe(job, everything)
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
 
-    def sampling(tag: str, temperature: float, k: int) -> Sampling:
+    def sampling(tag: str, temperature: float, k: int, greedy: bool = False) -> Sampling:
         return Sampling(
             policy=str(job.inputs["policy"]),
             params=SamplingParams(temperature, section.max_new_tokens),
             k=k,
             seed=derive_seed(job.seed, tag),
             tag=tag,
+            greedy=greedy,
             **engine(job),
         )
 
@@ -62,7 +63,7 @@ def answer_and_judge(job: Job, name: str) -> dict[str, Any]:
         return target
 
     prompts = pq.read_table(job.inputs["prompts"] / f"{name}.parquet").to_pylist()
-    parts = [answered("first", [sampling(GREEDY, 0.0, 1), sampling(SAMPLED, section.temperature, section.k)], prompts)]
+    parts = [answered("first", [sampling(SAMPLED, section.temperature, section.k, greedy=True)], prompts)]
     # Of further temperatures only pass@1 is of interest: half as many samples do, of what the functions judge.
     further = [sampling(f"T={each}", each, max(1, section.k // 2)) for each in job.config.get("temperatures", [])]
     judged = _judged(parts[0], functions) if further else set()
