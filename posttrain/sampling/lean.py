@@ -83,7 +83,12 @@ class LeanLlama:
     def logits(self, stream: torch.Tensor) -> torch.Tensor:
         """(N, vocab), or (N, 1) of a reward model, from (N, hidden)."""
         rows, more = len(stream), spare(len(stream), stream.device)
-        return self.head(rms_norm(pad(stream, (0, 0, 0, more)), (self.hidden,), eps=self.eps))[:rows]
+        return self.head(rms_norm(_filled(stream, more), (self.hidden,), eps=self.eps))[:rows]
+
+
+def _filled(x: torch.Tensor, more: int) -> torch.Tensor:
+    """(N, D) with so many rows of zeros; `pad` would copy it even for none."""
+    return pad(x, (0, 0, 0, more)) if more else x
 
 
 class _Layer:
@@ -129,5 +134,5 @@ class _Layer:
         pairs = torch.view_as_complex(joint.unflatten(-1, (-1, 2)))[:, :rotated]
         pairs *= turn
         attended = attend(at, joint[:rows].to(whole.kept), self.options)
-        stream += self.out(pad(attended, (0, 0, 0, len(stream) - rows)))
+        stream += self.out(_filled(attended, len(stream) - rows))
         stream += self.down(self.gated(rms_norm(stream, (whole.hidden,), eps=whole.eps)))
