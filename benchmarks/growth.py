@@ -130,9 +130,10 @@ def play(case: Case, folder: Path, workers: int, sender: Connection) -> None:
     with store.session():
         runner = Runner(store, InProcess(), Silent(), workers, recipe)
         steps = Steps(recipe, runner)
-        runner.begin_round(0)
+        steps.begin(0)
         made: dict[str, Artifact] = {"prompts": steps.prompts()}
         runner.metrics(made["prompts"])
+        steps.begin(1)
         reward_model = Artifact("reward-model", _reward_model(steps.base.path, folder / "reward-model"))
         sender.send("imported")
         calls = {

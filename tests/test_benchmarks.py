@@ -92,3 +92,14 @@ def test_the_share_of_the_loss_that_filters_recover(tmp_path: Path):
     assert "| poisoned, the recipe's filters | 40 | 12.5% | 0.75 | 0.75 | 0.75 |" in lines
     assert "| loop | 0 of 30 | 25 of 30 | 0 of 0 |" in lines
     assert "| good samples | 0 of 100 | 1 of 36 | 0 of 0 |" in lines
+
+
+def test_growth_goes_through_the_stages_that_it_measures(tmp_path: Path):
+    growth = runpy.run_path(str(ROOT / "benchmarks" / "growth.py"))
+    told: list[object] = []
+    sender = type("Sender", (), {"send": staticmethod(told.append)})()
+    growth["play"](growth["Case"]("small", prompts=12, k=4, length=1), tmp_path, 1, sender)
+    assert [one[0] if isinstance(one, tuple) else one for one in told[:-1]] == ["imported", *growth["STAGES"]]
+    amounts = told[-1]
+    assert isinstance(amounts, dict)
+    assert amounts["tokens"] > 12 * 4 and all(amounts["flop"][stage] > 0 for stage in ("samples", "scores"))
