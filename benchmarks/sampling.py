@@ -5,9 +5,11 @@
 Random Llama weights of three sizes. Both sides draw at temperature 1 without top-k or top-p, in one process, on one
 thread, in turn; `generate` gets the batch size that was fastest for it in a search before. Lengths: `fixed` (every
 completion runs to the maximum) and `geometric` (a share of the vocabulary counts as end tokens, so that the mean is
-30 % of the maximum). Tokens are those sampled, end tokens included. Each figure is the median over the repeats.
+30 % of the maximum). Tokens are those sampled, end tokens included. Each figure is the median over the repeats. On a
+GPU (the size 1B is for one) the table says which, and the most memory that its allocator held.
 
-What this does not cover: a trained model's peaked distributions (the cost does not depend on them), stop strings.
+What this does not cover: a trained model's peaked distributions, with which samples that begin alike are computed as
+one (random weights give none), stop strings.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ SIZES = {
     "1M": Size(128, 352, 4, 4, 512, True, prompts=128, prompt=40, k=8, new=48),
     "3M": Size(192, 512, 6, 6, 2048, True, prompts=48, prompt=100, k=16, new=64),
     "150M": Size(768, 2048, 14, 12, 32000, False, prompts=8, prompt=128, k=16, new=48),
+    "1B": Size(2048, 8192, 16, 32, 32000, True, prompts=64, prompt=512, k=16, new=256),
 }
 GENERATE_ROWS = (64, 256, 1024)
 
@@ -65,6 +68,7 @@ class Figure:
     tokens: int
     cpu_s: float
     wall_s: float
+    memory_mib: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -183,9 +187,14 @@ def measure(name: str, lengths: str, device: str, repeats: int) -> list[Figure]:
         sides[f"generate {label}"] = best[1], theirs(build(size), dtype, device, size, lengths, prompts, best[1])
         sides[f"ours {label}"] = 0, ours(build(size), label, device, size, lengths, prompts)
     taken: dict[str, list[tuple[int, float, float]]] = {side: [] for side in sides}
+    memory = dict.fromkeys(sides, 0.0)
     for _ in range(repeats):
         for side, (_, run) in sides.items():
+            if device != "cpu":
+                torch.cuda.reset_peak_memory_stats()
             taken[side].append(timed(run, device))
+            if device != "cpu":
+                memory[side] = max(memory[side], torch.cuda.max_memory_allocated() / 2**20)
     return [
         Figure(
             name,
@@ -195,6 +204,7 @@ def measure(name: str, lengths: str, device: str, repeats: int) -> list[Figure]:
             round(statistics.median(one[0] for one in taken[side])),
             statistics.median(one[1] for one in taken[side]),
             statistics.median(one[2] for one in taken[side]),
+            memory[side],
         )
         for side, (rows, _) in sides.items()
     ]
@@ -219,13 +229,17 @@ def table(figures: Sequence[Figure], device: str) -> str:
         lines.append(
             f"| {one.size} | {one.lengths} | {one.side} | {one.rows or 'auto'} | {one.tokens} | {one.cpu_s:.2f} | "
             f"{one.wall_s:.2f} | {rate(one):,.0f} | {rate(one) / base:.2f} | {rate(one) / same:.2f} |"
+            + (f" {one.memory_mib:,.0f} |" if device != "cpu" else "")
         )
+    if device != "cpu":
+        lines[0] += " peak memory, MiB |"
+        lines[1] += " --- |"
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["1M", "3M", "150M"])
     parser.add_argument("--lengths", nargs="+", choices=("fixed", "geometric"), default=["fixed", "geometric"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
@@ -239,6 +253,8 @@ def main() -> None:
         for figure in measure(size, lengths, given.device, given.repeats)
     ]
     print(table(figures, given.device))
+    if given.device != "cpu":
+        print(torch.cuda.get_device_name())
     if given.json:
         with open(given.json, "w", encoding="utf-8") as file:
             json.dump([asdict(figure) for figure in figures], file, indent=1)

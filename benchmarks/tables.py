@@ -60,6 +60,12 @@ def loop(rows: list[Any], device: str) -> str:
     return loop.table([loop.Figure(**row) for row in rows])
 
 
+def mfu(rows: list[Any], device: str) -> str:
+    import mfu
+
+    return mfu.table([mfu.Figure(**row) for row in rows])
+
+
 def plan(rows: dict[str, Any], device: str) -> str:
     import plan
 
@@ -92,7 +98,8 @@ def training(rows: list[Any], device: str) -> str:
 
 # The scripts are imported only where there are figures: they import torch.
 TABLES: dict[str, Callable[[Any, str], str]] = {
-    one.__name__: one for one in (filters, glued_trl, growth, kills, loop, plan, safety, sampling, scoring, training)
+    one.__name__: one
+    for one in (filters, glued_trl, growth, kills, loop, mfu, plan, safety, sampling, scoring, training)
 }
 
 

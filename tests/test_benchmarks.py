@@ -103,3 +103,18 @@ def test_growth_goes_through_the_stages_that_it_measures(tmp_path: Path):
     amounts = told[-1]
     assert isinstance(amounts, dict)
     assert amounts["tokens"] > 12 * 4 and all(amounts["flop"][stage] > 0 for stage in ("samples", "scores"))
+
+
+def test_the_share_of_the_peak_counts_tokens_and_operations_as_the_paper_does():
+    mfu = runpy.run_path(str(ROOT / "benchmarks" / "mfu.py"))
+    size = mfu["Size"](hidden=64, mlp=128, layers=2, heads=4, kv_heads=2, vocab=100)
+    # PaLM, appendix B: 6 N + 12 L H Q T, where H Q is the hidden size; half of T, as a token sees what is before it.
+    assert mfu["flops_per_token"](size, 1000, 50.0) == 6 * 1000 + 12 * 2 * 64 * 25
+    one = mfu["Figure"]("CPU", "bf16", "1M", 256, 2, 50.0, 1000, 200.0, 1e6, 1e9, 1.0)
+    assert one.mfu == 0.2
+    assert "| 20.0% |" in mfu["table"]([one])
+
+
+def test_packed_rows_are_trained_and_timed(tmp_path: Path):
+    mfu = runpy.run_path(str(ROOT / "benchmarks" / "mfu.py"))
+    assert mfu["measure"]("1M", length=128, batch=2, steps=6, repeats=1).tokens_per_s > 0

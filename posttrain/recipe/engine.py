@@ -43,8 +43,8 @@ class Engine(Section):
 
     use: Literal["shared-prefix", "plain", "server"] = Field(
         default="shared-prefix",
-        description="`shared-prefix`: a prompt's K completions share its cache; `plain`: transformers' own forward; "
-        "`server`: see `server`.",
+        description="`shared-prefix`: a prompt's K completions share its cache and are computed as one until their "
+        "tokens differ; `plain`: transformers' own forward; `server`: see `server`.",
     )
     server: Server | None = Field(default=None, description="The server of `use: server`.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(

@@ -42,7 +42,9 @@ def run(job: Job) -> dict[str, Any]:
         job.progress(done, total, "scores")
 
     paths = run_shards(_judge_slice, shards, job.scratch / "shards", processes(job.workers), count)
-    values = [json.loads(text) for path in paths for text in pq.read_table(path)["rewards"].to_pylist()]
+    values = [
+        json.loads(text) for path in paths for text in pq.read_table(path, columns=["rewards"])["rewards"].to_pylist()
+    ]
     mean, deviation = spread([row[REWARD_MODEL] for row in values if REWARD_MODEL in row])
     scores = [combine(row, weights, mean, deviation) for row in values]
     opinions = [score for score in scores if score is not None]
