@@ -41,7 +41,7 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt
 
 # Hours, on a machine that does nothing else. One script at a time: see its first lines.
 benchmarks: $(VENV)/installed-dev
-	for name in sampling scoring training growth filters; do \
+	for name in sampling scoring training growth mfu filters; do \
 		$(BIN)/python benchmarks/$$name.py --json benchmarks/results/$$name.json || exit 1; \
 	done
 	rm -rf runs/glued-trl runs/loop runs/safety runs/plan

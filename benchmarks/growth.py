@@ -12,9 +12,10 @@ a peak of less than a second can be missed, and what a stage leaves behind (a lo
 a run is a process of its own. `imported` is what the libraries alone take.
 
 The floor of a stage is the longer of two times, at the rates that a probe finds on this machine just before, on as many
-cores: its floating-point operations (matrix products and attention, each prompt once for all its K) at the rate of a
-bf16 product of 1024 × 1024, an fp32 one for scoring; and its bytes (the keys and values that each new token attends to,
-a prompt's once for its K; tables in and out) at the rate of a copy. Between it and the time lies all else: a model of
+cores: its floating-point operations (matrix products and attention; a prompt once for all its K, and what its
+completions begin with alike once too: `distinct` tokens) at the rate of a bf16 product of 1024 × 1024, an fp32 one for
+scoring; and its bytes (the keys and values that each such token attends to, a prompt's once for its K; tables in and
+out) at the rate of a copy. Between it and the time lies all else: a model of
 this size is so small that calls, not products, take the time. What this does not cover: larger models, GPUs.
 """
 
@@ -61,7 +62,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table: a stage in a case. `tokens` are the sampled ones."""
+    """One line of the table: a stage in a case. `tokens` are the sampled ones, `distinct` those after other tokens."""
 
     case: str
     stage: str
@@ -69,6 +70,7 @@ class Figure:
     k: int
     prompt_tokens: int
     tokens: int
+    distinct: int
     wall_s: float
     cpu_s: float
     peak_mib: float
@@ -175,21 +177,25 @@ def _amounts(prompts: Path, samples: Path, scores: Path, base: Path) -> dict[str
     lengths = {row["id"]: len(render_prompt(tokenizer, row["prompt"])) for row in rows}
     hidden, layers = config.hidden_size, config.num_hidden_layers
     body = layers * (4 * hidden * hidden + 3 * hidden * config.intermediate_size)
-    read = pq.read_table(samples / "samples.parquet", columns=["prompt_id", "n_tokens"])
-    new = read["n_tokens"].to_pylist()
-    before = [lengths[one] for one in read["prompt_id"].to_pylist()]
-    prompt_tokens, tokens = sum(lengths.values()), sum(new)
-    seen = sum(n * p + n * n / 2 for n, p in zip(new, before, strict=True)) + sum(p * p / 2 for p in lengths.values())
-    flop = 2 * body * (prompt_tokens + tokens) + 4 * layers * hidden * seen
-    longest: dict[str, int] = {}
-    for one, n in zip(read["prompt_id"].to_pylist(), new, strict=True):
-        longest[one] = max(longest.get(one, 0), n)
-    kept = sum(n * n / 2 for n in new) + sum(lengths[one] * n for one, n in longest.items())
+    read = pq.read_table(samples / "samples.parquet", columns=["prompt_id", "tokens"])
+    answers: dict[str, set[tuple[int, ...]]] = {}
+    tokens = 0
+    for one, ids in zip(read["prompt_id"].to_pylist(), read["tokens"].to_pylist(), strict=True):
+        tokens += len(ids)
+        answers.setdefault(one, set()).update(tuple(ids[:end]) for end in range(1, len(ids) + 1))
+    prompt_tokens, distinct = sum(lengths.values()), sum(map(len, answers.values()))
+    own = sum(len(beginning) for some in answers.values() for beginning in some)  # what each attends to of its answer
+    seen = own + sum(lengths[one] * len(some) for one, some in answers.items())
+    seen += sum(p * p / 2 for p in lengths.values())
+    flop = 2 * body * (prompt_tokens + distinct) + 4 * layers * hidden * seen
+    longest = {one: max(map(len, some), default=0) for one, some in answers.items()}
+    kept = own + sum(lengths[one] * n for one, n in longest.items())
     table = [pq.read_table(path).nbytes for path in (samples / "samples.parquet", scores / "scored.parquet")]
     return {
         "prompt_tokens": prompt_tokens,
         "tokens": tokens,
-        "flop": {"samples": flop + 2 * config.vocab_size * hidden * tokens, "scores": flop, "filters": 0.0},
+        "distinct": distinct,
+        "flop": {"samples": flop + 2 * config.vocab_size * hidden * distinct, "scores": flop, "filters": 0.0},
         "bytes": {"samples": kept * layers * hidden * 2 * 2 + table[0], "scores": sum(table), "filters": 2 * table[1]},
     }
 
@@ -219,7 +225,7 @@ def run_case(case: Case, workers: int, rates: Rates) -> list[Figure]:
         flop, bytes_ = told["flop"][stage], told["bytes"][stage]
         product = rates.bf16 if stage == "samples" else rates.fp32
         floor = max(flop / product, bytes_ / rates.copy) / workers
-        size = (case.prompts, case.k, told["prompt_tokens"], told["tokens"])
+        size = (case.prompts, case.k, told["prompt_tokens"], told["tokens"], told["distinct"])
         amounts = (flop / 1e9, bytes_ / 1e9, floor)
         figures.append(Figure(case.name, stage, *size, wall, cpu, most, imported, *amounts))
     return figures
@@ -238,15 +244,15 @@ def table(figures: list[Figure]) -> str:
     """Markdown. Ratios are to the same stage of the first case."""
     first = {one.stage: one for one in reversed(figures) if one.case == figures[0].case}
     lines = [
-        "| case | stage | prompts × K | prompt tokens | sampled tokens | wall s | CPU s | × wall | peak MiB "
-        "| imported MiB | GFLOP | GB | floor s | × floor |",
-        "| --- " * 14 + "|",
+        "| case | stage | prompts × K | prompt tokens | sampled tokens | distinct | wall s | CPU s | × wall "
+        "| peak MiB | imported MiB | GFLOP | GB | floor s | × floor |",
+        "| --- " * 15 + "|",
     ]
     for one in figures:
         lines.append(
             f"| {one.case} | {one.stage} | {one.prompts} × {one.k} | {one.prompt_tokens} | {one.tokens} | "
-            f"{one.wall_s:.2f} | {one.cpu_s:.2f} | {one.wall_s / first[one.stage].wall_s:.1f} | {one.peak_mib:.0f} | "
-            f"{one.imported_mib:.0f} | {one.gflop:.1f} | {one.gbyte:.2f} | {one.floor_s:.3f} | "
+            f"{one.distinct} | {one.wall_s:.2f} | {one.cpu_s:.2f} | {one.wall_s / first[one.stage].wall_s:.1f} | "
+            f"{one.peak_mib:.0f} | {one.imported_mib:.0f} | {one.gflop:.1f} | {one.gbyte:.2f} | {one.floor_s:.3f} | "
             f"{one.wall_s / one.floor_s:,.0f} |"
         )
     return "\n".join(lines)

@@ -11,7 +11,7 @@ token: 6 for each parameter that multiplies, and 12 * layers * hidden * (half th
 its own row alone (PaLM, appendix B; causal, so half). What is computed twice to save memory counts once. Memory: the
 most that the GPU's allocator held; on a CPU, the most that the process ever held.
 
-What this does not cover: several GPUs, LoRA, DPO and reward models.
+What this does not cover: several GPUs, LoRA, DPO and reward models; attention other than torch's own (sdpa).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from transformers.utils import logging
 
 from posttrain import content
 from posttrain.recipe import load
+from posttrain.sampling.loading import pick_dtype
 from posttrain.stages import Job, run_stage
 
 WARM_UP = 3
@@ -90,7 +91,7 @@ def peak(device: torch.device) -> float:
     best = 0.0
     for _ in range(10):
         started = time.perf_counter()
-        left @ left
+        _ = left @ left
         _wait(device)
         best = max(best, 2 * n**3 / (time.perf_counter() - started))
     return best
@@ -147,7 +148,7 @@ def write_rows(folder: Path, length: int, tokens: int) -> float:
 def train(model: Path, kept: Path, length: int, batch: int, steps: int) -> float:
     """Tokens a second of the sft stage's steps after the first few."""
     settings = {"packing": "true", "max_length": length, "per_device_train_batch_size": batch, "max_steps": steps}
-    settings["logging_steps"] = steps  # once, at the end: with the tokens of all steps
+    settings |= {"logging_steps": steps, "save_steps": steps}  # once, at the end: with the tokens of all steps
     recipe = load("quickstart", [f"sft.{name}={value}" for name, value in settings.items()])
     assert recipe.sft
     config = {"sft": recipe.sft.model_dump(mode="json"), "model": {"dtype": "bfloat16", "lora": None}}
@@ -158,8 +159,10 @@ def train(model: Path, kept: Path, length: int, batch: int, steps: int) -> float
         scratch.mkdir()
         inputs = {"model": model, "kept": kept}
         job = Job(config, inputs, out, scratch, 0, progress=lambda *_: ended.append(time.perf_counter()))
-        tokens = run_stage("sft", job)["last"]["num_tokens"]
-    return (steps - WARM_UP) * tokens / steps / (ended[steps - 1] - ended[WARM_UP - 1])
+        made = run_stage("sft", job)
+    if made["micro_batch"] != batch:
+        raise SystemExit(f"--batch {batch} does not fit into memory; {made['micro_batch']} does")
+    return (steps - WARM_UP) * made["last"]["num_tokens"] / steps / (ended[steps - 1] - ended[WARM_UP - 1])
 
 
 def measure(name: str, length: int, batch: int, steps: int, repeats: int) -> Figure:
@@ -177,7 +180,8 @@ def measure(name: str, length: int, batch: int, steps: int, repeats: int) -> Fig
         named, memory = "CPU", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     operations = flops_per_token(size, parameters, mean_row)
     rate = statistics.median(rates)
-    return Figure(named, "bf16 autocast", name, length, batch, mean_row, parameters, rate, operations, top, memory)
+    dtype = "bf16 autocast" if pick_dtype("auto", device.type) == torch.bfloat16 else "float32"
+    return Figure(named, dtype, name, length, batch, mean_row, parameters, rate, operations, top, memory)
 
 
 def table(figures: Sequence[Figure]) -> str:

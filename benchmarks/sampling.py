@@ -6,7 +6,8 @@ Random Llama weights of three sizes. Both sides draw at temperature 1 without to
 thread, in turn; `generate` gets the batch size that was fastest for it in a search before. Lengths: `fixed` (every
 completion runs to the maximum) and `geometric` (a share of the vocabulary counts as end tokens, so that the mean is
 30 % of the maximum). Tokens are those sampled, end tokens included. Each figure is the median over the repeats. On a
-GPU (the size 1B is for one) the table says which, and the most memory that its allocator held.
+GPU (the size 1B is for one) the table says the most memory that the allocator held beside the sides' models; row
+counts at which `generate` does not fit are left out.
 
 What this does not cover: a trained model's peaked distributions, with which samples that begin alike are computed as
 one (random weights give none), stop strings.
@@ -34,7 +35,8 @@ from posttrain.sampling.shared_prefix import SharedPrefixEngine
 
 @dataclass(frozen=True)
 class Size:
-    """A Llama and the work given to it: `prompts` prompts of `prompt` tokens, K completions of up to `new` tokens."""
+    """A Llama and the work given to it: `prompts` prompts of `prompt` tokens, K completions of up to `new` tokens.
+    `kv_heads` None: as many as heads."""
 
     hidden: int
     mlp: int
@@ -46,13 +48,14 @@ class Size:
     prompt: int
     k: int
     new: int
+    kv_heads: int | None = None
 
 
 SIZES = {
     "1M": Size(128, 352, 4, 4, 512, True, prompts=128, prompt=40, k=8, new=48),
     "3M": Size(192, 512, 6, 6, 2048, True, prompts=48, prompt=100, k=16, new=64),
     "150M": Size(768, 2048, 14, 12, 32000, False, prompts=8, prompt=128, k=16, new=48),
-    "1B": Size(2048, 8192, 16, 32, 32000, True, prompts=64, prompt=512, k=16, new=256),
+    "1B": Size(2048, 8192, 16, 32, 32000, True, prompts=64, prompt=512, k=16, new=256, kv_heads=8),
 }
 GENERATE_ROWS = (64, 256, 1024)
 
@@ -92,7 +95,7 @@ def build(size: Size) -> Any:
         intermediate_size=size.mlp,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
+        num_key_value_heads=size.kv_heads or size.heads,
         tie_word_embeddings=size.tied,
         max_position_embeddings=1024,
         bos_token_id=1,
@@ -182,7 +185,11 @@ def measure(name: str, lengths: str, device: str, repeats: int) -> list[Figure]:
         best = (0.0, 0)
         for rows in GENERATE_ROWS:
             if rows <= size.prompts * size.k or rows == GENERATE_ROWS[0]:
-                tokens, cpu, wall = timed(theirs(build(size), dtype, device, size, lengths, prompts, rows), device)
+                try:
+                    tokens, cpu, wall = timed(theirs(build(size), dtype, device, size, lengths, prompts, rows), device)
+                except torch.OutOfMemoryError:
+                    torch.cuda.empty_cache()
+                    continue
                 best = max(best, (tokens / (cpu if device == "cpu" else wall), rows))
         sides[f"generate {label}"] = best[1], theirs(build(size), dtype, device, size, lengths, prompts, best[1])
         sides[f"ours {label}"] = 0, ours(build(size), label, device, size, lengths, prompts)
@@ -190,11 +197,14 @@ def measure(name: str, lengths: str, device: str, repeats: int) -> list[Figure]:
     memory = dict.fromkeys(sides, 0.0)
     for _ in range(repeats):
         for side, (_, run) in sides.items():
+            before = 0
             if device != "cpu":
+                torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
             taken[side].append(timed(run, device))
             if device != "cpu":
-                memory[side] = max(memory[side], torch.cuda.max_memory_allocated() / 2**20)
+                memory[side] = max(memory[side], (torch.cuda.max_memory_allocated() - before) / 2**20)
     return [
         Figure(
             name,

@@ -125,13 +125,13 @@ def rollout(shard: Shard) -> pa.Table:
         Request(
             tuple(render_prompt(tokenizer, under(sampling.system, prompt["prompt"]))),
             (
-                *([None] if sampling.greedy else []),
-                *(completion_seed(sampling.seed, prompt["id"], index) for index in range(sampling.k)),
+                *[None] * sampling.greedy,
+                *(completion_seed(sampling.seed, prompt["id"], at) for at in range(sampling.k)),
             ),
         )
         for prompt in shard.prompts
     ]
-    named = [*([(GREEDY, 0)] if sampling.greedy else []), *((sampling.tag, index) for index in range(sampling.k))]
+    named = [*[(GREEDY, 0)] * sampling.greedy, *((sampling.tag, at) for at in range(sampling.k))]
     rows = [
         {
             "prompt_id": prompt["id"],

@@ -10,8 +10,8 @@ from posttrain import content
 from posttrain.planning import probe
 from posttrain.planning.amounts import Amounts, Sets, Shares, amounts, training_steps
 from posttrain.planning.costs import Cost, Measured, cost, cost_of, work
-from posttrain.planning.plan import Machine, plan
-from posttrain.planning.rehearsal import rehearse
+from posttrain.planning.plan import Machine, plan, processes
+from posttrain.planning.rehearsal import Step, rehearse
 from posttrain.planning.timeline import Task, simulate
 from posttrain.recipe import load
 
@@ -190,6 +190,15 @@ def test_a_whole_plan() -> None:
     again = plan(steps, SETS, Shares(), {}, machine, 900)
     assert again["seconds"] is again["memory"] is again["not_measured"] is None
     assert again["completions"] > 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "prompts", "wanted"), [("evaluate", 200, 1), ("samples", 300, 2), ("heldout", 900, 3)]
+)
+def test_a_stage_spreads_over_as_many_processes_as_it_has_shards(stage: str, prompts: int, wanted: int) -> None:
+    step = Step("key", 1, stage, stage, {"engine": {"shard_prompts": 256}}, {}, frozenset())
+    machine = Machine(cores=4, workers=3, at_once=1, threads=1, memory=30)
+    assert processes(step, Amounts(prompts=prompts, completions=9 * prompts), machine) == wanted
 
 
 def test_a_miniature_is_the_same_recipe_and_small(tmp_path: Path) -> None:

@@ -34,8 +34,8 @@ def evaluated(folder: Path, scores: Mapping[str, Sequence[float | None]], text: 
             "columns": "{}",
             "rewards": json.dumps({"check": score if tag == SAMPLED else 0.0}),
         }
-        for tag in (GREEDY, SAMPLED)
         for prompt, of_prompt in scores.items()
+        for tag in (GREEDY, SAMPLED)
         for index, score in enumerate(of_prompt)
     ]
     folder.mkdir()

@@ -21,6 +21,7 @@ from posttrain.sampling.decoder import HookedDecoder, LeanDecoder
 from posttrain.sampling.draws import draw, uniforms
 from posttrain.sampling.loading import Loaded, kept_dtype, pick_dtype, prepare
 from posttrain.sampling.plain import PlainEngine
+from posttrain.sampling.products import spare
 from posttrain.sampling.shared_prefix import SharedPrefixEngine
 
 LEAN = ("llama", "qwen2", "qwen3", "mistral")
@@ -52,7 +53,7 @@ def llama() -> Loaded:
 
 @pytest.fixture(scope="module")
 def shared(llama: Loaded) -> SharedPrefixEngine:
-    return SharedPrefixEngine(llama, rows=10)
+    return SharedPrefixEngine(llama, at_once=10)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_logits_are_those_of_the_plain_model(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", FITTING)
 def test_the_same_seeds_give_the_tokens_of_the_plain_engine(kind: str) -> None:
-    made = SharedPrefixEngine(loaded(kind), rows=10).generate(MIXED, WARM)
+    made = SharedPrefixEngine(loaded(kind), at_once=10).generate(MIXED, WARM)
     wanted = PlainEngine(loaded(kind), rows=7).generate(MIXED, WARM)
     assert tokens(made) == tokens(wanted)
     for ours, theirs in zip(made, wanted, strict=True):
@@ -100,14 +101,18 @@ def test_the_same_seeds_give_the_tokens_of_the_plain_engine(kind: str) -> None:
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
+# Cold enough for some samples to stay together, with end tokens enough for rows to be left and taken again.
+COLD, COLD_ENDS = SamplingParams(0.02, 24), frozenset(range(0, 300, 25))
+ALIKE = [request(length, 9) for length in (9, 3, 14)]
+
+
+def cold(kind: str = "llama") -> Loaded:
+    return replace(loaded(kind), eos_ids=COLD_ENDS)
+
+
 @pytest.mark.parametrize("kind", FITTING)
 def test_samples_are_computed_as_one_until_their_tokens_differ(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cold enough for some to stay together, with end tokens enough for rows to be left and taken again."""
-    cold, ends = SamplingParams(0.02, 24), frozenset(range(0, 300, 25))
-    model, other = loaded(kind), loaded(kind)
-    model.eos_ids = other.eos_ids = ends
-    asked = [request(length, 9) for length in (9, 3, 14)]
-    engine, fed = SharedPrefixEngine(model), 0
+    engine, fed = SharedPrefixEngine(cold(kind)), 0
     real = engine.decoder.step
 
     def counted(token: torch.Tensor, *given: Any) -> torch.Tensor:
@@ -116,8 +121,8 @@ def test_samples_are_computed_as_one_until_their_tokens_differ(kind: str, monkey
         return real(token, *given)
 
     monkeypatch.setattr(engine.decoder, "step", counted)
-    made = engine.generate(asked, cold)
-    assert tokens(made) == tokens(PlainEngine(other).generate(asked, cold))
+    made = engine.generate(ALIKE, COLD)
+    assert tokens(made) == tokens(PlainEngine(cold(kind)).generate(ALIKE, COLD))
     sampled = sum(len(one.tokens) for answers in made for one in answers)
     beginnings = {
         (at, one.tokens[:end])
@@ -128,6 +133,53 @@ def test_samples_are_computed_as_one_until_their_tokens_differ(kind: str, monkey
     assert len({one.tokens for answers in made for one in answers}) > 3
     assert len(beginnings) < 0.8 * sampled
     assert fed < 1.25 * len(beginnings)  # a row is dropped only together with others
+    assert engine.generate(ALIKE, COLD) == made  # to the bit, in memory used before
+
+
+@pytest.mark.parametrize(
+    "params", [COLD, replace(COLD, temperature=0.03, top_p=0.9), replace(COLD, stop=("a", "e", " t"))]
+)
+@pytest.mark.parametrize("at_once", [4, 10, 1000])
+def test_several_batches_of_samples_that_part_are_those_of_the_plain_engine(
+    params: SamplingParams, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy ones among them, and no more room kept than for as many as run at once."""
+    asked = [replace(each, seeds=(*each.seeds[:3], None, *each.seeds[3:])) for each in [*ALIKE, *MIXED]]
+    engine, kept = SharedPrefixEngine(cold(), at_once=at_once), 0
+    real = engine.decoder.step
+
+    def watched(token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
+        nonlocal kept
+        kept = max(kept, sum(one.most_rows for one in cohorts))
+        assert all(one.rows <= one.most_rows for one in cohorts)
+        return real(token, position, cohorts)
+
+    monkeypatch.setattr(engine.decoder, "step", watched)
+    assert tokens(engine.generate(asked, params)) == tokens(PlainEngine(cold()).generate(asked, params))
+    assert kept <= at_once
+
+
+def test_out_of_memory_among_samples_that_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = tokens(PlainEngine(cold()).generate(ALIKE, COLD))
+    engine, steps = SharedPrefixEngine(cold()), 0
+    real = engine.decoder.step
+
+    def fails_at_times(*given: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps in (5, 14):
+            raise torch.OutOfMemoryError("no room")
+        return real(*given)
+
+    monkeypatch.setattr(engine.decoder, "step", fails_at_times)
+    assert tokens(engine.generate(ALIKE, COLD)) == wanted
+
+
+def test_counts_of_rows_are_few_and_little_is_filled_up() -> None:
+    filled = {rows: rows + spare(rows, torch.device("cpu")) for rows in range(1, 4097)}
+    assert all(rows <= count <= max(rows * 1.125, rows + 31) for rows, count in filled.items())
+    assert all(count < 2 * rows for rows, count in filled.items())
+    assert len(set(filled.values())) < 50
 
 
 def test_a_completion_without_a_seed_is_greedy(shared, plain) -> None:
@@ -143,7 +195,7 @@ def test_a_completion_without_a_seed_is_greedy(shared, plain) -> None:
 
 def test_alone_in_another_batch_or_at_another_k_the_tokens_are_the_same(shared, llama) -> None:
     wanted = tokens(shared.generate(MIXED, WARM))
-    assert tokens(SharedPrefixEngine(llama, rows=1000).generate(MIXED[::-1], WARM))[::-1] == wanted
+    assert tokens(SharedPrefixEngine(llama, at_once=1000).generate(MIXED[::-1], WARM))[::-1] == wanted
     for asked, answers in zip(MIXED, wanted, strict=True):
         assert tokens(shared.generate([asked], WARM)) == [answers]
         assert tokens(shared.generate([replace(asked, seeds=asked.seeds[1:])], WARM)) == [answers[1:]]
@@ -281,7 +333,7 @@ def test_the_ends_of_the_interval_draw_tokens_of_some_weight(extreme: float) -> 
 
 def test_out_of_memory_halves_the_batch_and_is_remembered(shared, llama, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = tokens(shared.generate(MIXED, WARM))
-    engine = SharedPrefixEngine(llama, rows=16)
+    engine = SharedPrefixEngine(llama, at_once=16)
     real = engine.decoder.step
 
     def small(token: torch.Tensor, *given: Any) -> torch.Tensor:
@@ -291,7 +343,7 @@ def test_out_of_memory_halves_the_batch_and_is_remembered(shared, llama, monkeyp
 
     monkeypatch.setattr(engine.decoder, "step", small)
     assert tokens(engine.generate(MIXED, WARM)) == wanted
-    assert engine.rows is not None and engine.rows <= 5
+    assert engine.at_once is not None and engine.at_once <= 5
     monkeypatch.setattr(engine.decoder, "step", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("never")))
     with pytest.raises(torch.OutOfMemoryError):
         engine.generate(MIXED, WARM)

@@ -54,8 +54,8 @@ def answered(folder: Path, answers: Mapping[str, Sequence[str]], further: bool =
             "columns": json.dumps({"answer": prompt}),
             "rewards": json.dumps({"check": float(text[:1] == prompt), "reward-model": 99.0}),
         }
-        for tag, part in settings
         for prompt, texts in answers.items()
+        for tag, part in settings
         for index, text in enumerate(texts[part])
     ]
     folder.mkdir()

@@ -74,8 +74,6 @@ def processes(step: Step, todo: Amounts, machine: Machine) -> int:
     if step.stage not in SAMPLING or not todo.prompts:
         return machine.workers if step.stage == "scores" else 1
     shards = math.ceil(todo.prompts / step.config["engine"]["shard_prompts"])
-    if step.stage in ("evaluate", "heldout"):
-        shards *= 2  # greedy and sampled
     return max(1, min(machine.workers, shards))
 
 

@@ -139,16 +139,16 @@ class Suffixes:
 
     A layer's tensors are (N * kv_heads, room, head_dim), zero from `filled` on, ordered by prompt, then head, then row,
     so that the scores of a prompt's rows against its prefix lie as one block (the "grid", as wide as the most rows of
-    any prompt; the empty places of others are computed and thrown away). Rows that `fork` adds stand at the end, out of
-    that order, until `keep`.
+    any prompt; the empty places of others are computed and thrown away). `fork` breaks that order, `keep` restores it.
 
-    `prompt`: (N,) the prompt of each row; `samples`: how many rows there may ever be; `most`: the most new tokens.
+    `prompt`: (N,) which prompt of the prefix each row belongs to; `start`: (N,) the position of its first token;
+    `most_rows`: how many rows there may come to be, for which room is kept; `most`: the most new tokens.
     """
 
     def __init__(
-        self, prefix: Prefix, prompt: torch.Tensor, samples: int, kv_heads: int, most: int, pool: Pool
+        self, prefix: Prefix, prompt: torch.Tensor, most_rows: int, kv_heads: int, most: int, pool: Pool
     ) -> None:
-        self.prefix, self.samples, self.kv_heads, self.filled = prefix, samples, kv_heads, 0
+        self.prefix, self.most_rows, self.kv_heads, self.filled = prefix, most_rows, kv_heads, 0
         self.pool, self.most = pool, most
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
@@ -169,14 +169,14 @@ class Suffixes:
     def _index(self, prompt: torch.Tensor, from_rows: torch.Tensor) -> None:
         """Index maps. prompt: (N,), from_rows: (N * kv_heads,) which (row, head) stands where; both on the CPU."""
         device, heads, places = self.prefix.lengths.device, self.kv_heads, torch.arange(len(from_rows))
-        self.prompt, self.prompts, self._order = prompt, len(self.prefix.lengths), from_rows
+        self.prompt, self.prompt_count, self._order = prompt, len(self.prefix.lengths), from_rows
         to_rows = torch.empty_like(from_rows).index_copy_(0, from_rows, places)
         self.from_rows, self.to_rows = from_rows.to(device), to_rows.to(device)
-        self.start = self.prefix.lengths[prompt.to(device)]  # the position of each row's first token
+        self.start = self.prefix.lengths[prompt.to(device)]
         self._pick: torch.Tensor | None = None
         self.grid_of: torch.Tensor | None = None
         self.on_grid: torch.Tensor | None = None
-        counts = torch.bincount(prompt, minlength=self.prompts)
+        counts = torch.bincount(prompt, minlength=self.prompt_count)
         order = prompt.argsort(stable=True)
         slot = torch.empty_like(prompt).index_copy_(
             0, order, torch.arange(len(prompt)) - (counts.cumsum(0) - counts)[prompt[order]]
@@ -184,20 +184,20 @@ class Suffixes:
         width = int(counts.max())
         grid = (prompt[:, None] * heads + torch.arange(heads)) * width + slot[:, None]
         grid_of = grid.flatten()[from_rows]
-        if len(grid_of) != self.prompts * heads * width or not torch.equal(grid_of, places):
-            on_grid = torch.zeros(self.prompts * heads * width, dtype=torch.long).index_copy_(0, grid_of, places)
+        if len(grid_of) != self.prompt_count * heads * width or not torch.equal(grid_of, places):
+            on_grid = torch.zeros(self.prompt_count * heads * width, dtype=torch.long).index_copy_(0, grid_of, places)
             self.grid_of, self.on_grid = grid_of.to(device), on_grid.to(device)
 
-    def fork(self, parents: torch.Tensor, into: torch.Tensor) -> None:
-        """Copies the rows `parents`, (M,): over the rows `into`, at most M, which are lost, and then as new rows."""
-        old, parents, into = self.rows, parents.cpu(), into.cpu()
-        new = torch.arange(old, old + len(parents) - len(into))
-        rows = torch.cat([into, new])
+    def fork(self, parents: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
+        """Copies each of the rows `parents`, (M,): the first ones over the rows `into`, which are lost, the others as
+        new rows at the end. Returns the copies' rows, (M,)."""
+        device, old, parents, into = into.device, self.rows, parents.cpu(), into.cpu()
+        rows = torch.cat([into, torch.arange(old, old + len(parents) - len(into))])
         prompt = torch.cat([self.prompt, self.prompt[parents[len(into) :]]])
         prompt[into] = self.prompt[parents[: len(into)]]
         if not self.keys:  # nothing is stored yet
             self._arrange(prompt)
-            return
+            return rows.to(device)
         more = torch.arange(old * self.kv_heads, len(prompt) * self.kv_heads)
         self._index(prompt, torch.cat([self._order, more]))
         place = self.to_rows.view(-1, self.kv_heads)
@@ -207,16 +207,17 @@ class Suffixes:
             for layer, block in store.items():
                 store[layer] = self._longer(block, len(place) * self.kv_heads)
                 store[layer].index_copy_(0, written, block.index_select(0, read))
+        return rows.to(device)
 
-    def keep(self, rows: torch.Tensor, samples: int) -> None:
-        """Drops every row but those of the ascending indices `rows`, of which there may come to be `samples`. Puts
+    def keep(self, rows: torch.Tensor, most_rows: int) -> None:
+        """Drops every row but those of the ascending indices `rows`, of which there may come to be `most_rows`. Puts
         them in order, and drops prompts without rows once they are many."""
-        self.samples = samples
+        self.most_rows = most_rows
         kept = rows.cpu()
         prompt = self.prompt[kept]
         old_place = self.to_rows.view(-1, self.kv_heads)[rows]
         left = prompt.unique()
-        if len(left) <= _KEEP_PROMPTS_WHILE * self.prompts:
+        if len(left) <= _KEEP_PROMPTS_WHILE * self.prompt_count:
             self.prefix = _chosen_prompts(self.prefix, left, self.kv_heads)
             prompt = torch.searchsorted(left, prompt)
         self._arrange(prompt)
@@ -251,10 +252,10 @@ class Suffixes:
 
     def _block(self, like: torch.Tensor, blocks: int, room: int) -> torch.Tensor:
         dim = like.shape[-1]
-        return self.pool.take(like, (blocks, room, dim), self.samples * self.kv_heads, self.most)
+        return self.pool.take(like, (blocks, room, dim), self.most_rows * self.kv_heads, self.most)
 
     def _longer(self, block: torch.Tensor, blocks: int) -> torch.Tensor:
-        """The same block with more rows at its end, uninitialised."""
+        """The same block with more rows at its end, uninitialised: `Pool.take` left room for `most_rows`."""
         return block.as_strided((blocks, *block.shape[1:]), block.stride())
 
     def release(self) -> None:
@@ -284,7 +285,7 @@ class Suffixes:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options
     ) -> torch.Tensor:
         """The same in this class's order. query: (N * kv_heads, groups * D), key and value: (N * kv_heads, D)."""
-        dim, value_dim, blocks = key.shape[-1], value.shape[-1], self.prompts * self.kv_heads
+        dim, value_dim, blocks = key.shape[-1], value.shape[-1], self.prompt_count * self.kv_heads
         keys, values = self._store(layer, key, value)
         prefix_keys, prefix_values = self.prefix.keys[layer], self.prefix.values[layer]
         longest = prefix_keys.shape[1]
@@ -295,7 +296,7 @@ class Suffixes:
             shared = scaled(on_grid.view(blocks, -1, dim), prefix_keys, options)
         bias = self._seen(options.window)
         if bias is not None:
-            shared.view(self.prompts, -1, longest).add_(bias[:, None, :].to(shared.dtype))
+            shared.view(self.prompt_count, -1, longest).add_(bias[:, None, :].to(shared.dtype))
         shared = shared.view(-1, groups * longest)
         if self.grid_of is not None:
             shared = shared.index_select(0, self.grid_of)

@@ -20,8 +20,8 @@ _KEEP_WHILE = 0.8
 
 class Cohort:
     """`samples[i]`: (request, seed index) of each that was admitted; `tokens`, `logprobs`: (samples, most) of what they
-    have drawn in `step` steps. `live`: (n,) those that run still, `row`: (n,) the row of each; `last`: (rows,) the
-    token that each row feeds next.
+    have drawn in `step` steps. `live`: (n,) those that run still, `row`: (n,) the row of each; `parted`: whether each
+    has a row of its own, which stays so; `last`: (rows,) the token that each row feeds next.
 
     suffixes: one row a prompt; prompt: (samples,) that of each; uniform: (samples, most) what they draw with; greedy:
     (samples,) which do not draw, None where all do.
@@ -61,10 +61,14 @@ class Cohort:
         self.step += 1
         return token
 
-    def drawn(self, live: torch.Tensor, last: int | None = None) -> tuple[list[list[int]], list[list[float]]]:
-        """The tokens (all, or the last few) and log-probs of the live samples at these places."""
-        sample, first = self.live[live], 0 if last is None else max(0, self.step - last)
-        return self.tokens[sample, first : self.step].tolist(), self.logprobs[sample, first : self.step].tolist()
+    def drawn(self, places: torch.Tensor, last: int | None = None) -> list[list[int]]:
+        """The tokens, all or the last few, of the live samples at these places."""
+        first = 0 if last is None else max(0, self.step - last)
+        return self.tokens[self.live[places], first : self.step].tolist()
+
+    def drawn_logprobs(self, places: torch.Tensor) -> list[list[float]]:
+        """The log-probs of all tokens of the live samples at these places."""
+        return self.logprobs[self.live[places], : self.step].tolist()
 
     def go_on(self, token: torch.Tensor, still: torch.Tensor, vocab: int) -> None:
         """Lets the live samples of the mask `still` feed their tokens, which part those that drew different ones."""
@@ -90,11 +94,7 @@ class Cohort:
         parents = place[further]
         if len(parents):
             free = torch.ones_like(self.last, dtype=torch.bool).index_fill_(0, place, False)
-            into = free.nonzero()[: len(parents), 0]
-            end = self.suffixes.rows
-            new = torch.arange(end, end + len(parents) - len(into), device=into.device)
-            self.suffixes.fork(parents, into)
-            place[further] = torch.cat([into, new])
+            place[further] = self.suffixes.fork(parents, free.nonzero()[: len(parents), 0])
         self.row = place[of_sample]
         self.last = place.new_zeros(self.suffixes.rows).index_copy_(0, place, branch % vocab)
         return len(branch)

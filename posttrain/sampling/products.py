@@ -15,11 +15,13 @@ from torch import nn
 
 def spare(rows: int, device: torch.device) -> int:
     """How many rows to add to so many: oneDNN writes a program for each number of rows that it meets, which can take
-    longer than the product, so there should be few. At most an eighth, or to the next multiple of 32."""
+    longer than the product, so there should be few. At most an eighth, or to the next multiple of 32; below that to the
+    next power of 2."""
     if device.type != "cpu" or not _can_pack():
         return 0
-    step = max(32, 1 << max(0, rows.bit_length() - 4))
-    return -rows % step
+    if rows <= 32:
+        return (1 << (rows - 1).bit_length()) - rows
+    return -rows % max(32, 1 << (rows.bit_length() - 4))
 
 
 class Product:

@@ -23,8 +23,8 @@ from posttrain.sampling.draws import uniforms, unseeded
 from posttrain.sampling.loading import Loaded, check_lengths
 from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
 
-# Beyond this many rows a step's fixed cost no longer shows.
-_MOST_ROWS = {"cpu": 2048, "cuda": 4096}
+# Beyond this many samples at once a step's fixed cost no longer shows.
+_AT_ONCE = {"cpu": 2048, "cuda": 4096}
 # What keys, values and logits may take on a CPU, bytes. Fixed, so that the same requests make the same batches.
 _CPU_MEMORY = 1 << 30
 # Tokens of prompts, padding included, that are computed at once.
@@ -41,7 +41,7 @@ class _Part:
 
 
 class SharedPrefixEngine:
-    """See the module. `rows`: how many samples run at once; None: as many as pay and fit into memory.
+    """See the module. `at_once`: how many samples run together; None: as many as pay and fit into memory.
 
     Raises:
         attention.Unsupported: the model cannot be run this way; the plain engine still can.
@@ -51,8 +51,8 @@ class SharedPrefixEngine:
     capabilities = Capabilities(token_ids=True, seeds=True, logprobs=True, stop_strings=True)
     fallback: str | None = None
 
-    def __init__(self, loaded: Loaded, rows: int | None = None) -> None:
-        self.loaded, self.rows = loaded, rows
+    def __init__(self, loaded: Loaded, at_once: int | None = None) -> None:
+        self.loaded, self.at_once = loaded, at_once
         self.decoder = fitting_decoder(loaded)
         self.pool = attention.Pool(self.decoder.device)
 
@@ -60,29 +60,35 @@ class SharedPrefixEngine:
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """See `Engine.generate`. Where memory runs out the batch is halved, for this call and those after it."""
         check_lengths(self.loaded.context, requests, params)
-        run = _Run(self, requests, params, self.rows or self._fitting_rows(requests, params))
+        run = _Run(self, requests, params, self.at_once or self._fitting(requests, params))
         run.all()
         if run.shrunk:
-            self.rows = run.rows
+            self.at_once = run.at_once
         return [[answers[at] for at in range(len(answers))] for answers in run.made]
 
-    def _fitting_rows(self, requests: Sequence[Request], params: SamplingParams) -> int:
+    def _fitting(self, requests: Sequence[Request], params: SamplingParams) -> int:
         device = self.decoder.device
         samples = max(1, sum(len(request.seeds) for request in requests))
         shared = sum(len(request.prompt_ids) for request in requests) / samples
         logits = 12 * self.loaded.model.get_output_embeddings().weight.shape[0]
-        row = self.decoder.token_bytes * (params.max_new_tokens + shared) + logits
-        memory = _CPU_MEMORY if device.type == "cpu" else torch.cuda.mem_get_info(device)[0] // 2
-        return max(1, min(_MOST_ROWS.get(device.type, 1024), int(memory / row)))
+        each = self.decoder.token_bytes * (params.max_new_tokens + shared) + logits
+        memory = _CPU_MEMORY if device.type == "cpu" else _free(device) // 2
+        return max(1, min(_AT_ONCE.get(device.type, 1024), int(memory / each)))
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of a GPU that are free, those included that torch keeps from work that is done."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
 
 
 class _Run:
     """One call of `generate`."""
 
     def __init__(
-        self, engine: SharedPrefixEngine, requests: Sequence[Request], params: SamplingParams, rows: int
+        self, engine: SharedPrefixEngine, requests: Sequence[Request], params: SamplingParams, at_once: int
     ) -> None:
-        self.loaded, self.decoder, self.rows, self.shrunk = engine.loaded, engine.decoder, rows, False
+        self.loaded, self.decoder, self.at_once, self.shrunk = engine.loaded, engine.decoder, at_once, False
         self.requests, self.params = requests, params
         self.device, self.pool = self.decoder.device, engine.pool
         self.stop = StopStrings(self.loaded.tokenizer, params.stop) if params.stop else None
@@ -95,9 +101,9 @@ class _Run:
     def _ordered(self, parts: Iterable[_Part]) -> list[_Part]:
         """The next to be taken last: shortest prompts first. No part has more samples than run at once."""
         cut = [
-            _Part(part.request, first, min(self.rows, part.first + part.count - first))
+            _Part(part.request, first, min(self.at_once, part.first + part.count - first))
             for part in parts
-            for first in range(part.first, part.first + part.count, self.rows)
+            for first in range(part.first, part.first + part.count, self.at_once)
         ]
         return sorted(cut, key=lambda part: (-len(self.requests[part.request].prompt_ids), -part.request, -part.first))
 
@@ -107,22 +113,22 @@ class _Run:
             try:
                 self._advance()
             except RuntimeError as error:
-                if not ran_out(error) or self.rows == 1:
+                if not ran_out(error) or self.at_once == 1:
                     raise
                 self._shrink()
 
     def _advance(self) -> None:
-        running = sum(len(cohort.live) for cohort in self.cohorts)
-        if running <= self.rows // 2:
-            while self.waiting and running + self.waiting[-1].count <= self.rows:
-                running += self._admit(self.rows - running)
+        taken = sum(cohort.suffixes.most_rows for cohort in self.cohorts)  # for these there is room kept
+        if taken <= self.at_once // 2:
+            while self.waiting and taken + self.waiting[-1].count <= self.at_once:
+                taken += self._admit(self.at_once - taken)
         if self.cohorts:
             self._step()
 
     def _shrink(self) -> None:
-        """Half the rows; what was running starts again, with the same seeds."""
+        """Half as many; what was running starts again, with the same seeds."""
         under_way = [one for cohort in self.cohorts for one in cohort.running()] + self.admitting
-        self.rows, self.shrunk = max(1, min(self.rows, len(under_way)) // 2), True
+        self.at_once, self.shrunk = max(1, min(self.at_once, len(under_way)) // 2), True
         for cohort in self.cohorts:
             cohort.suffixes.release()
         self.cohorts, self.admitting = [], []
@@ -131,7 +137,7 @@ class _Run:
             torch.cuda.empty_cache()
 
     def _admit(self, room: int) -> int:
-        """Takes waiting parts for up to `room` rows, computes their prompts and draws their first tokens."""
+        """Takes waiting parts of up to `room` samples, computes their prompts and draws their first tokens."""
         taken: list[_Part] = []
         while self.waiting and self.waiting[-1].count <= room:
             length = len(self.requests[self.waiting[-1].request].prompt_ids)  # the longest so far
@@ -152,7 +158,7 @@ class _Run:
         self.admitting = []
         if len(cohort.live):
             self.cohorts.append(cohort)
-        return len(cohort.live)
+        return cohort.suffixes.most_rows if len(cohort.live) else 0
 
     def _step(self) -> None:
         """One token for every row."""
@@ -183,15 +189,14 @@ class _Run:
         assert self.stop is not None
         may = torch.tensor([an_id in self.stop.may_end for an_id in token.tolist()], dtype=torch.bool)
         over = may.to(token.device)
-        tokens, _ = cohort.drawn(over.nonzero()[:, 0], self.stop.window)
+        tokens = cohort.drawn(over.nonzero()[:, 0], self.stop.window)
         over[over.clone()] = torch.tensor([self.stop.ends(row) for row in tokens], device=over.device, dtype=torch.bool)
         return over
 
     def _close(self, cohort: Cohort, closing: torch.Tensor, by_end: list[bool]) -> None:
         """Notes the answers of the live samples at these places. by_end: whether an end token ended them."""
-        tokens, logprobs = cohort.drawn(closing)
-        tokens = [row[:-1] if end else row for row, end in zip(tokens, by_end, strict=True)]
-        logprobs = [row[:-1] if end else row for row, end in zip(logprobs, by_end, strict=True)]
+        tokens = [row[:-1] if end else row for row, end in zip(cohort.drawn(closing), by_end, strict=True)]
+        logprobs = [row[:-1] if end else row for row, end in zip(cohort.drawn_logprobs(closing), by_end, strict=True)]
         answers = completions(self.loaded.tokenizer, tokens, logprobs, by_end, self.params.stop)
         for sample, completion in zip(cohort.live[closing].tolist(), answers, strict=True):
             request, at = cohort.samples[sample]
