@@ -7,8 +7,8 @@ own stages, one after the other, each case in a process of its own. Long prompts
 base answers in its own way, so `tokens` says how much was sampled. Times are those of the stages, libraries imported
 before. Each case is run --repeats times, in turn; figures are medians.
 
-Memory is the sum of proportional set sizes of the process and its children, read five times a second and at each end:
-a shorter peak can be missed, and what a stage leaves behind (a loaded model) counts in the next, which in
+Memory is the sum of proportional set sizes of the process and its children, read once a second and at each stage's end:
+a peak of less than a second can be missed, and what a stage leaves behind (a loaded model) counts in the next, which in
 a run is a process of its own. `imported` is what the libraries alone take.
 
 The floor of a stage is the longer of two times, at the rates that a probe finds on this machine just before, on as many
@@ -211,7 +211,7 @@ def run_case(case: Case, workers: int, rates: Rates) -> list[Figure]:
         sender.close()
         assert process.pid
         while True:
-            told = receiver.recv() if receiver.poll(0.2) else None  # EOFError: it has failed and said why
+            told = receiver.recv() if receiver.poll(1.0) else None  # EOFError: it has failed and said why
             if isinstance(told, dict):
                 break
             peak = max(peak, proportional_mib(tree(process.pid)))
