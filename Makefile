@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # -c does not reach the environment in which this package itself is built; the variables do (pip before and from 25.3).
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/pip install -c constraints.txt
 
-.PHONY: quickstart test lint types unit docs benchmarks constraints
+.PHONY: quickstart test test-long lint types unit docs benchmarks constraints
 
 quickstart: $(VENV)/installed
 	$(BIN)/posttrain round --n 6
@@ -23,6 +23,10 @@ types: $(VENV)/installed-dev
 
 unit: $(VENV)/installed-dev
 	$(BIN)/pytest -n auto --dist loadfile
+
+# The longer proofs, which `make test` leaves out.
+test-long: $(VENV)/installed-dev
+	$(BIN)/pytest -n auto --dist loadfile -m long
 
 # The page of the recipe's keys and the schema, after a change of a key or its description.
 docs: $(VENV)/installed

@@ -21,9 +21,21 @@ from __future__ import annotations
 
 
 class PosttrainError(Exception):
-    """One message for the person at the terminal: what is wrong, where, and what to do."""
+    """One message for the person at the terminal: what is wrong, where, and what to do.
+
+    `rule` names the check that refused, as docs/failures.md lists it; it stands in brackets after the message.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, rule: str | None = None) -> None:
+        self.rule = rule
+        super().__init__(_with_rule(message, rule))
+
+
+def _with_rule(message: str, rule: str | None) -> str:
+    first, newline, rest = message.partition("\n")
+    return f"{first} [{rule}]{newline}{rest}" if rule else message
 
 
 class InputError(PosttrainError):
@@ -42,11 +54,12 @@ class InputError(PosttrainError):
         line: int | None = None,
         column: int | None = None,
         hint: str | None = None,
+        rule: str | None = None,
     ) -> None:
         self.message, self.file, self.line, self.column, self.hint = message, file, line, column, hint
         where = ":".join(str(part) for part in (file, line, column) if part is not None)
         text = f"{where}: {message}" if where else message
-        super().__init__(f"{text}\n  {hint}" if hint else text)
+        super().__init__(f"{text}\n  {hint}" if hint else text, rule=rule)
 
     def __reduce__(self):  # keyword-only arguments do not survive pickling by default
         fields = {
@@ -55,6 +68,7 @@ class InputError(PosttrainError):
             "line": self.line,
             "column": self.column,
             "hint": self.hint,
+            "rule": self.rule,
         }
         return _rebuild, (type(self), fields)
 

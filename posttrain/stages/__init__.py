@@ -78,7 +78,7 @@ def run_stage(name: str, job: Job) -> dict[str, Any]:
     except (ModelError, RewardError) as error:
         if name == "prompts":  # which is where all that is given is looked at: nothing else ran yet
             raise
-        place = {"file": error.file, "line": error.line, "column": error.column, "hint": error.hint}
+        place = {"file": error.file, "line": error.line, "column": error.column, "hint": error.hint, "rule": error.rule}
         raise type(error)(_named(name, error.message), **place) from error
 
 
