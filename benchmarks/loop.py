@@ -86,8 +86,10 @@ def _again(run: Path, stage: str, workers: int, sender: Connection) -> None:
         out, scratch = Path(folder, "out"), Path(folder, "scratch")
         out.mkdir()
         scratch.mkdir()
-        settings = {"reward_files": files}
-        job = Job(manifest["config"], inputs, out, scratch, seed=0, settings=settings, workers=workers)
+        runtime = {
+            "rewards": [{"use": files.get(one["use"], one["use"])} for one in manifest["config"].get("rewards", [])]
+        }
+        job = Job(manifest["config"], inputs, out, scratch, seed=0, runtime=runtime, workers=workers)
         started = time.perf_counter()
         run_stage(stage, job)
         sender.send(time.perf_counter() - started)

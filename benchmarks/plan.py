@@ -21,7 +21,7 @@ from typing import Any
 
 from measuring import proportional_mib, tree
 
-from posttrain.planning.costs import TRAINED
+from posttrain.stages.registry import STAGES
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def measured(command: list[str], run: Path) -> dict[str, float]:
 def steps(run: Path) -> int:
     """Of all trainings of the run."""
     manifests = [json.loads(path.read_text(encoding="utf-8")) for path in (run / "artifacts").glob("*/artifact.json")]
-    return sum(manifest["metrics"]["steps"] for manifest in manifests if manifest["stage"] in TRAINED)
+    return sum(manifest["metrics"]["steps"] for manifest in manifests if STAGES[manifest["stage"]].trained)
 
 
 def table(told: Mapping[str, Any]) -> str:

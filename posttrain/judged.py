@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.recipe import JudgeModel, Recipe, RewardEntry
-from posttrain.runner import Artifact, Stages
+from posttrain.recipe import Recipe, RewardEntry
+from posttrain.recipe.keys import Keyed, name_of
+from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.schedule import derive_seed
 
 # Temperatures at which the starting model is measured: sharpening alone is no progress.
 BASE_TEMPERATURES = [1.0, 0.7, 0.5, 0.3]
 
 Inputs = Mapping[str, Artifact]
-# What models are compared on: further inputs of the stage, and its `config`, `decides`, `outside` and `settings`.
+# What models are compared on: further inputs of the stage, and its `config`, `runtime` and `external_hashes`.
 Comparison = tuple[Inputs, Mapping[str, Any]]
 
 
@@ -42,38 +43,35 @@ class Judging:
         *,
         seed: int,
         measured: Sequence[RewardEntry] = (),
-        outside: Mapping[str, str] = {},
-        settings: Mapping[str, Any] = {},
-        aside: bool = False,
+        external_hashes: Mapping[str, str] = {},
+        runtime: Mapping[str, Any] = {},
     ) -> Artifact:
         """A stage in which rewards judge answers. Only those that do are in its key."""
         told = self.told(config, rewards, measured)
-        return self.runner.stage(
-            name,
-            config=told["config"],
-            decides=told["decides"],
-            inputs={**inputs, **_judge(reward_model)},
-            outside={**told["outside"], **outside},
-            settings={**told["settings"], **settings},
-            seed=seed,
-            aside=aside,
+        return self.runner.submit(
+            StageCall(
+                name,
+                config=told["config"],
+                inputs={**inputs, **_judge(reward_model)},
+                seed=seed,
+                external_hashes={**told["external_hashes"], **external_hashes},
+                runtime={**told["runtime"], **runtime},
+            )
         )
 
     def told(
         self, config: Mapping[str, Any], rewards: Sequence[RewardEntry], measured: Sequence[RewardEntry] = ()
     ) -> dict[str, Any]:
-        """`config`, `decides`, `outside` and `settings` of a stage in which these judge answers."""
+        """`config`, `runtime` and `external_hashes` of a stage in which these judge answers."""
         uses = [entry.use for entry in [*rewards, *measured] if not entry.is_reward_model]
-        given = {**config, "rewards": entries(rewards), "engine": self.engine()}
         return {
-            "config": given,
-            "decides": deciding(given),
-            "outside": self.named(uses),
-            "settings": {
-                "reward_files": {name_of(use): use for use in uses},
+            "config": {**config, **in_key("rewards", rewards), "engine": self.engine()},
+            "runtime": {
+                **not_in_key("rewards", rewards),
                 "reward_minutes": self.recipe.compute.reward_minutes,
                 **self.server(),
             },
+            "external_hashes": self.named(uses),
         }
 
     def named(self, uses: Sequence[str]) -> dict[str, str]:
@@ -92,7 +90,7 @@ class Judging:
     def evaluate(
         self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None, further: Mapping[str, Any] = {}
     ) -> Evaluated:
-        """On dev, for the gate. Held-out prompts are answered aside: nothing in a run depends on how."""
+        """On dev, for the gate. Held-out prompts are answered in the background: nothing in a run depends on how."""
         dev, heldout = (
             self.answers(stage, prompts, policy, reward_model, further) for stage in ("evaluate", "heldout")
         )
@@ -107,22 +105,21 @@ class Judging:
         further: Mapping[str, Any] = {},
     ) -> Artifact:
         """A policy's judged answers, by the stage `evaluate` (on dev) or `heldout`."""
-        section = self.recipe.evaluate.model_dump(mode="json", by_alias=True)
-        section["measure"] = entries(self.recipe.evaluate.measure)
+        section = self.recipe.evaluate
         return self.stage(
             stage,
-            {"evaluate": section, **further},
+            {"evaluate": section.in_key(), **further},
             {"prompts": prompts, "policy": policy},
             self.recipe.functions(),
             reward_model,
             seed=self.same_draws(),
-            measured=self.recipe.evaluate.measure,
-            aside=stage == "heldout",
+            measured=section.measure,
+            runtime={"evaluate": section.not_in_key()},
         )
 
     def on_dev(self, prompts: Artifact, reward_model: Artifact | None) -> Comparison:
         """Policies are compared by what the gate judges by."""
-        section = self.recipe.evaluate.model_dump(mode="json", by_alias=True, exclude={"measure"})
+        section = self.recipe.evaluate.in_key(exclude=("measure",))
         inputs = {"prompts": prompts, **_judge(self.gate(reward_model))}
         return inputs, self.told({"evaluate": section}, self.recipe.functions())
 
@@ -149,30 +146,11 @@ def _judge(reward_model: Artifact | None) -> dict[str, Artifact]:
     return {"reward_model": reward_model} if reward_model else {}
 
 
-def name_of(use: str) -> str:
-    """A reward's name without its folder: where a file lies decides nothing."""
-    return use.rpartition("/")[2]
+def in_key(name: str, sections: Sequence[Keyed]) -> dict[str, Any]:
+    """What of a list of sections a stage's `config` holds under this name."""
+    return {name: [one.in_key() for one in sections]}
 
 
-def entries(given: Sequence[RewardEntry]) -> list[dict[str, Any]]:
-    """Rewards as a stage's config has them."""
-    return [
-        {
-            **entry.model_dump(mode="json", by_alias=True, exclude=set() if entry.judge else {"judge"}),
-            "use": name_of(entry.use),
-        }
-        for entry in given
-    ]
-
-
-def deciding(config: Any) -> Any:
-    """A stage's config without what only says where a judge or a rubric is, and how patiently it is asked."""
-    if isinstance(config, Mapping):
-        return {name: _decides(name, value) for name, value in config.items()}
-    return [deciding(one) for one in config] if isinstance(config, list) else config
-
-
-def _decides(name: str, value: Any) -> Any:
-    if name == "judge" and value:
-        return JudgeModel.model_validate(value).key()
-    return name_of(value) if name == "rubric" else deciding(value)
+def not_in_key(name: str, sections: Sequence[Keyed]) -> dict[str, Any]:
+    """What of it its `runtime` holds."""
+    return {name: [one.not_in_key() for one in sections]}

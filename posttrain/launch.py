@@ -57,8 +57,9 @@ _PATIENCE = 1.5  # seconds that stages have to end when the command is stopped: 
 class Launcher(Protocol):
     """Runs stages, each from a folder made by `Store.begin` to its published artifact."""
 
-    def start(self, folder: Path, workers: int, aside: bool = False) -> None:
-        """Begin a stage. `aside`: nothing waits for it soon, so it gives way to the others."""
+    def start(self, folder: Path, workers: int, background: bool = False) -> None:
+        """Begin a stage. `background`: no other stage waits for it soon, so it gives way to
+        them."""
         ...
 
     def wait(self) -> Progress | Ended:
@@ -86,7 +87,7 @@ def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], Non
         out=folder / "out",
         scratch=folder / "scratch",
         seed=stage["seed"],
-        settings=stage["settings"],
+        runtime=stage["runtime"],
         workers=workers,
         progress=progress,
     )
@@ -96,8 +97,7 @@ def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], Non
     if read and made:
         drift.check(read, "what it read", made, f"what {stage['stage']} made")
     manifest = {
-        **{name: stage[name] for name in ("stage", "key", "input_keys", "outside")},
-        "config": stage["decides"],
+        **{name: stage[name] for name in ("stage", "key", "input_keys", "outside", "config")},
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 3),
         "attempts": recovery.failed_before(folder),
@@ -143,7 +143,7 @@ class InProcess:
     def __init__(self) -> None:
         self._started: list[tuple[Path, int]] = []
 
-    def start(self, folder: Path, workers: int, aside: bool = False) -> None:
+    def start(self, folder: Path, workers: int, background: bool = False) -> None:
         self._started.append((folder, workers))
 
     def wait(self) -> Ended:
@@ -174,9 +174,11 @@ class Forked:
         """Begin the imports now, for a stage that will come."""
         forkserver.ensure_running()
 
-    def start(self, folder: Path, workers: int, aside: bool = False) -> None:
+    def start(self, folder: Path, workers: int, background: bool = False) -> None:
         receiver, sender = self._context.Pipe(duplex=False)
-        child = self._context.Process(target=_child, args=(folder, workers, aside, sender, self._run), name=folder.name)
+        child = self._context.Process(
+            target=_child, args=(folder, workers, background, sender, self._run), name=folder.name
+        )
         child.start()
         sender.close()
         self._running[receiver] = (folder, child)
@@ -231,12 +233,12 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _child(folder: Path, workers: int, aside: bool, sender: Connection, run: Run) -> None:
+def _child(folder: Path, workers: int, background: bool, sender: Connection, run: Run) -> None:
     die_with_parent()
     import torch
 
     torch.set_num_threads(1)  # sampling and scoring use processes; training asks for more threads where they pay
-    if aside:
+    if background:
         os.nice(19)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     log = (folder / "scratch" / "log.txt").open("a", encoding="utf-8", buffering=1)

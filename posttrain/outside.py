@@ -12,7 +12,7 @@ from posttrain.weighing import REWARD_MODEL
 
 
 @dataclass(frozen=True)
-class Outside:
+class ExternalInputs:
     """The base model, where it is on the Hub (as peft has it), and the hash of each file: rewards by their `use`,
     training prompts and given pairs by round (see `of_round`), the sets to evaluate on by name.
     `reference`: DPO's, where the recipe names a folder."""
@@ -26,7 +26,7 @@ class Outside:
     reference: Artifact | None
 
 
-def outside(recipe: Recipe) -> Outside:
+def external_inputs(recipe: Recipe) -> ExternalInputs:
     """Raises InputError for a model, reward file or prompt set that is not there or cannot be read."""
     base = models.resolve(recipe.model)
     entries = [entry for entry in [*recipe.reward, *recipe.evaluate.measure] if entry.use != REWARD_MODEL]
@@ -37,7 +37,7 @@ def outside(recipe: Recipe) -> Outside:
     watched = [judge for judge in recipe.judges() if not judge.is_model]
     hashes |= {judge.use: pairwise.load(judge.entry).identity for judge in watched}
     given = by_round(recipe.preferences.given) if recipe.preferences else []
-    return Outside(
+    return ExternalInputs(
         Artifact(f"base-{base.hash[:16]}", base.path),
         {"base_model_name_or_path": base.hub_id, "revision": base.hash} if base.hub_id else None,
         hashes,

@@ -57,12 +57,12 @@ def processes(workers: int, failures: int) -> int:
 
 def halve(folder: Path, stage: Mapping[str, Any]) -> None:
     """Have a training go on with micro-batches half as large; a step learns from the same rows."""
-    section = stage["config"].get(stage["stage"], {})
+    section = stage["runtime"].get(stage["stage"], {})
     asked = section.get("per_device_train_batch_size") if isinstance(section, Mapping) else None
     if asked is None:
         return
     fitted = folder / "scratch" / "micro_batch.json"  # see posttrain.training.run.train
-    now = json.loads(fitted.read_text("utf-8")) if fitted.exists() else stage["settings"].get("micro_batch", asked)
+    now = json.loads(fitted.read_text("utf-8")) if fitted.exists() else stage["runtime"].get("micro_batch", asked)
     store.write_durably(fitted, json.dumps(max(1, now // 2)))
 
 

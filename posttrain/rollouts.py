@@ -55,8 +55,8 @@ class Sampling:
 
 
 def engine(job: Job) -> dict[str, Any]:
-    """What the job's config and settings say of the engine: `use`, `dtype` and `server` of a Sampling."""
-    config, server = job.config["engine"], job.settings.get("server")
+    """What the job's config and runtime say of the engine: `use`, `dtype` and `server` of a Sampling."""
+    config, server = job.config["engine"], job.runtime.get("server")
     settings = None
     if server is not None:
         start = tuple(server["start"]) if server["start"] else None
@@ -83,20 +83,18 @@ class Judges:
 
 def judges(job: Job) -> tuple[Judges, dict[str, float]]:
     """What the job's `rewards` mean, and the weight of each by name. A reward model is among its inputs."""
-    entries = [RewardEntry.model_validate(entry) for entry in job.config["rewards"]]
+    entries = job.sections("rewards", RewardEntry)
     functions = load_rewards([entry for entry in entries if not entry.is_reward_model], job)
     model = job.inputs.get("reward_model")
     return Judges(tuple(functions), str(model) if model else None), {entry.name: entry.weight for entry in entries}
 
 
 def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[Reward | JudgeReward]:
-    """The reward functions and judges of these entries, their files where the job's settings say."""
-    files = job.settings["reward_files"]
-    named = [entry.model_copy(update={"use": files[entry.use]}) for entry in entries]
-    minutes = job.settings.get("reward_minutes")
+    """The reward functions and judges of these entries."""
+    minutes = job.runtime.get("reward_minutes")
     return [
         judging.load_reward(entry, job.scratch) if entry.judge else rewards.patient(rewards.load(entry), minutes)
-        for entry in named
+        for entry in entries
     ]
 
 

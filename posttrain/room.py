@@ -18,6 +18,7 @@ from posttrain.errors import RoomError
 from posttrain.models import look, weights
 from posttrain.planning import sizes
 from posttrain.recipe import Model, Recipe
+from posttrain.stages.registry import STAGES
 from posttrain.store import Store
 
 _SETS = ("train", "dev", "heldout")
@@ -37,16 +38,15 @@ def check_run(recipe: Recipe, n: int, run: Store) -> None:
     Raises:
         RoomError: disk or memory is too small.
     """
-    from posttrain.planning.plan import MODELS  # here, since planning imports the loop, which imports this
-    from posttrain.planning.rehearsal import rehearse
+    from posttrain.planning.rehearsal import rehearse  # here, since planning imports the loop, which imports this
 
     there = len(run.read_run().get("rounds", []))
     size = look(recipe.model).size
     shape = recipe.model_copy(update={"model": Model(path="tiny-base")})  # small to hash; the stages are the same
-    made = [step for step in rehearse(shape, n) if step.stage in MODELS and step.number >= there]
+    made = [step for step in rehearse(shape, n) if step.spec.makes_model and step.number >= there]
     if not made:
         return
-    count, model = sizes.parameters(size), recipe.model.training()
+    count, model = sizes.parameters(size), recipe.model.in_key()
     extra = sizes.training_disk(count, 0, model)
     need = Need(len(made) * size + extra, sizes.training_memory(count, model))
     check(need, run.root, f"the models of these rounds ({len(made)} of {_said(size)}, and checkpoints)")
@@ -56,13 +56,12 @@ def of_stage(stage: Mapping[str, Any], root: Path) -> Need:
     """What a stage needs that is described as in `stage.json`, in the run at `root`. What it has already written in
     its work folder is taken off."""
     inputs = {role: root / path for role, path in stage["inputs"].items()}
-    section = stage["config"].get(stage["stage"])
-    if isinstance(section, Mapping) and "per_device_train_batch_size" in section:
+    if STAGES[stage["stage"]].trained:
         model = stage["config"]["model"]
         count = sizes.counted(inputs["model"])
         need = Need(sizes.training_disk(count, weights(inputs["model"]), model), sizes.training_memory(count, model))
-    elif "prompts" in inputs and _samples(stage):
-        served = "server" in stage["settings"]  # then the weights are elsewhere
+    elif "prompts" in inputs and STAGES[stage["stage"]].samples:
+        served = "server" in stage["runtime"]  # then the weights are elsewhere
         need = Need(_answers(stage, inputs["prompts"]), 0.0 if served else max(map(weights, inputs.values())))
     else:
         tables = sum(path.stat().st_size for folder in inputs.values() for path in folder.glob("*.parquet"))
@@ -87,11 +86,6 @@ def check(need: Need, root: Path, what: str) -> None:
             f"{what} need about {_said(need.memory)} of memory, and {_said(memory)} are free; nothing was begun. Take "
             "a smaller model, train adapters (model.lora), or use a larger machine"
         )
-
-
-def _samples(stage: Mapping[str, Any]) -> bool:
-    """Whether it asks a model for answers to the prompts that it reads."""
-    return stage["stage"] in ("preferences", "difficulty", "samples", "pairs", "evaluate", "heldout")
 
 
 def _answers(stage: Mapping[str, Any], prompts: Path) -> float:

@@ -3,8 +3,8 @@
     preferences → reward model → samples → scores → filters → SFT → pairs → DPO → evaluate → promote
 
 Round 0 is the starting model's evaluation. What each stage is given is put together in `Steps`; each runs as soon as
-what it reads is there, and the loop itself waits only at the gate. Held-out prompts are answered aside, and the watch,
-where the recipe has one, looks at those answers: nothing that is chosen depends on either.
+what it reads is there, and the loop itself waits only at the gate. Held-out prompts are answered in the background, and
+the watch, where the recipe has one, looks at those answers: nothing that is chosen depends on either.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from posttrain.errors import DamagedError, InputError
 from posttrain.launch import Launcher
 from posttrain.recipe import Recipe
 from posttrain.stage_queue import Planned, StageQueue, Watcher
-from posttrain.stages import STAGES
+from posttrain.stages.registry import STAGES, spec
 
 
 @dataclass(frozen=True)
@@ -26,23 +26,34 @@ class Artifact:
     path: Path
 
 
+@dataclass(frozen=True)
+class StageCall:
+    """One stage of a round, as the loop asks for it.
+
+    `config` (plain JSON), `seed`, the keys of `inputs` and `external_hashes` (of the content of outside files, by name)
+    decide the result and make its key; `runtime` says where things lie and how to run. `role`: what it is in the round,
+    where that is not the stage's own name.
+    """
+
+    stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Artifact]
+    seed: int
+    external_hashes: Mapping[str, str] = field(default_factory=dict)
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+    role: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name within the round."""
+        return self.role or self.stage
+
+
 class Stages(Protocol):
     """What the loop asks of whoever has its stages done: see `Runner`, which does all of it."""
 
     def begin_round(self, number: int) -> None: ...
-    def stage(
-        self,
-        name: str,
-        *,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, Artifact],
-        seed: int,
-        outside: Mapping[str, str] | None = None,
-        settings: Mapping[str, Any] | None = None,
-        decides: Mapping[str, Any] | None = None,
-        aside: bool = False,
-        role: str | None = None,
-    ) -> Artifact: ...
+    def submit(self, call: StageCall) -> Artifact: ...
     def metrics(self, artifact: Artifact) -> dict[str, Any]: ...
     def end_round(self, promoted: bool, policy: Artifact) -> None: ...
     def end(self) -> None: ...
@@ -50,7 +61,7 @@ class Stages(Protocol):
 
 
 class Runner:
-    """Walks through the stages of a run. `stage` only plans; `metrics` and `end` wait.
+    """Walks through the stages of a run. `submit` only plans; `metrics` and `end` wait.
 
     As long as the walk meets the keys that run.json already has, run.json stays as it is; from the first stage that
     differs, what it said of later ones is dropped.
@@ -71,53 +82,35 @@ class Runner:
     def begin_round(self, number: int) -> None:
         self.rounds.append({"round": number, "stages": {}})
 
-    def stage(
-        self,
-        name: str,
-        *,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, Artifact],
-        seed: int,
-        outside: Mapping[str, str] | None = None,
-        settings: Mapping[str, Any] | None = None,
-        decides: Mapping[str, Any] | None = None,
-        aside: bool = False,
-        role: str | None = None,
-    ) -> Artifact:
-        """The artifact of this stage: found whole under its key, or planned.
-
-        `decides` is what of `config` decides the result, where that is not all of it. `aside`: nothing waits for it
-        soon. `role`: what it is in the round, where that is not the stage's own name.
-        """
-        role = role or name
-        decides = {**(config if decides is None else decides), "seed": seed}
+    def submit(self, call: StageCall) -> Artifact:
+        """The artifact of this stage: found whole under its key, or planned."""
         number = self.rounds[-1]["round"]
-        outside = outside or {}
-        input_keys = {name: artifact.key for name, artifact in inputs.items()}
-        key = store.artifact_key(name, STAGES[name], decides, input_keys, outside)
+        config = {**call.config, "seed": call.seed}
+        input_keys = {role: artifact.key for role, artifact in call.inputs.items()}
+        key = store.artifact_key(call.stage, STAGES[call.stage].version, config, input_keys, call.external_hashes)
         if self.store.has(key):
             self._found(key)
         elif key not in self.queue:
-            old = self._old_key(number, role)
+            old = self._old_key(number, call.name)
             if old is not None and old != key:
-                self._say_why(number, role, old, decides, input_keys, outside)
+                self._say_why(number, call.name, old, config, input_keys, call.external_hashes)
             self._ran.add(number)
             stage = {
-                "stage": name,
+                "stage": call.stage,
                 "key": key,
                 "input_keys": input_keys,
-                "inputs": {name: self._relative(artifact.path) for name, artifact in inputs.items()},
-                "outside": dict(outside),
-                "decides": decides,
-                "config": dict(config),
-                "settings": dict(settings or {}),
-                "seed": seed,
+                "inputs": {role: self._relative(artifact.path) for role, artifact in call.inputs.items()},
+                "outside": dict(call.external_hashes),
+                "config": config,
+                "runtime": dict(call.runtime),
+                "seed": call.seed,
                 "recipe": self._recipe_hash,
             }
-            self.queue.add(Planned(key, number, stage, frozenset(input_keys.values()), aside, role))
-        self.rounds[-1]["stages"][role] = key
+            background = spec(call.stage, call.name).background
+            self.queue.add(Planned(key, number, stage, frozenset(input_keys.values()), background, call.name))
+        self.rounds[-1]["stages"][call.name] = key
         if key not in self.queue:
-            self._link(number, role, key)
+            self._link(number, call.name, key)
         return Artifact(key, self.store.path(key))
 
     def _found(self, key: str) -> None:
@@ -244,16 +237,16 @@ class Runner:
         number: int,
         name: str,
         old_key: str,
-        decides: Mapping[str, Any],
+        config: Mapping[str, Any],
         input_keys: Mapping[str, str],
-        outside: Mapping[str, str],
+        external_hashes: Mapping[str, str],
     ) -> None:
         if not self.store.has(old_key):
             self.watcher.runs_again(f"{name} of round {number} runs again: its artifact {old_key} is gone")
             return
         old = self.store.manifest(old_key)
-        reasons = differences(old["config"], decides)
-        reasons += changed_roles(old["outside"], outside, "the content of {} changed")
+        reasons = differences(old["config"], config)
+        reasons += changed_roles(old["outside"], external_hashes, "the content of {} changed")
         made_here = {key for entry in self.rounds for key in entry["stages"].values()}
         from_outside = {role: key for role, key in input_keys.items() if key not in made_here}
         old_inputs = old["input_keys"]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from posttrain import content, judging, learned_quality, models, store
-from posttrain.judged import deciding
+from posttrain.judged import in_key, not_in_key
 from posttrain.judging import rubric
 from posttrain.recipe import Recipe
-from posttrain.runner import Artifact, Stages
+from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.schedule import derive_seed
 
 if TYPE_CHECKING:  # it imports pyarrow
@@ -36,14 +36,15 @@ class Sifting:
         section = self.recipe.annotate
         if section is None or not section.of_prompts:
             return None
-        config = {"annotate": section.model_dump(mode="json")}
-        return self.runner.stage(
-            "annotate",
-            config=config,
-            decides=deciding(config),
-            outside=self._rated,
-            inputs={"prompts": prompts, "samples": samples},
-            seed=derive_seed(self.recipe.seed, "annotate"),  # topics are the same in every round
+        return self.runner.submit(
+            StageCall(
+                "annotate",
+                config={"annotate": section.in_key()},
+                inputs={"prompts": prompts, "samples": samples},
+                seed=derive_seed(self.recipe.seed, "annotate"),  # topics are the same in every round
+                external_hashes=self._rated,
+                runtime={"annotate": section.not_in_key()},
+            )
         )
 
     def columns(self) -> Mapping[str, list[str]]:
@@ -56,16 +57,18 @@ class Sifting:
         if section is None or not (filtered or section.labels):
             return None
         labels = content.locate("data", section.labels) if section.labels else None
-        return self.runner.stage(
-            "quality_classifier",
-            config={"classifier": section.model_dump(mode="json")},
-            decides={"classifier": section.model_dump(mode="json", exclude={"labels"})},
-            outside={"labels": store.file_hash(labels)} if labels else None,
-            inputs={
-                **{f"filters_{number:03}": table for number, table in enumerate(filtered, 1)},
-                **({"policy": policy} if section.features == "policy" else {}),
-            },
-            seed=derive_seed(self.recipe.seed, "quality_classifier", number),
+        return self.runner.submit(
+            StageCall(
+                "quality_classifier",
+                config={"classifier": section.in_key()},
+                inputs={
+                    **{f"filters_{number:03}": table for number, table in enumerate(filtered, 1)},
+                    **({"policy": policy} if section.features == "policy" else {}),
+                },
+                seed=derive_seed(self.recipe.seed, "quality_classifier", number),
+                external_hashes={"labels": store.file_hash(labels)} if labels else {},
+                runtime={"classifier": section.not_in_key()},
+            )
         )
 
     def filters(
@@ -89,34 +92,37 @@ class Sifting:
             "quality_classifier": learned,
             "policy": policy if learned and section and section.features == "policy" else None,
         }
-        return self.runner.stage(
-            "filters",
-            config={"filters": [one.model_dump(mode="json") for one in chain], **tokens},
-            decides={"filters": [one.key() for one in chain], **tokens},
-            outside={
-                f"filters.{index}.{name}": value
-                for index, one in enumerate(chain)
-                for name, value in one.outside().items()
-            },
-            inputs={
-                "scored": scored,
-                "prompts": prompts,
-                **(earlier(kept) if across else {}),
-                **{role: artifact for role, artifact in read.items() if artifact},
-            },
-            seed=derive_seed(self.recipe.seed, "filters", number),
+        return self.runner.submit(
+            StageCall(
+                "filters",
+                config={**in_key("filters", chain), **tokens},
+                inputs={
+                    "scored": scored,
+                    "prompts": prompts,
+                    **(earlier(kept) if across else {}),
+                    **{role: artifact for role, artifact in read.items() if artifact},
+                },
+                seed=derive_seed(self.recipe.seed, "filters", number),
+                external_hashes={
+                    f"filters.{index}.{name}": value
+                    for index, one in enumerate(chain)
+                    for name, value in one.external_hashes().items()
+                },
+                runtime=not_in_key("filters", chain),
+            )
         )
 
     def diversity(self, kept: Sequence[Artifact]) -> Artifact:
         """How varied what the filters kept in this round is, beside the first round's."""
         section = self.recipe.collapse
         assert section
-        return self.runner.stage(
-            "diversity",
-            config={"collapse": section.model_dump(mode="json", exclude={"stop"})},
-            inputs={"kept": kept[-1], **({"first": kept[0]} if len(kept) > 1 else {})},
-            seed=derive_seed(self.recipe.seed, "diversity"),
-            aside=True,
+        return self.runner.submit(
+            StageCall(
+                "diversity",
+                config={"collapse": section.in_key()},
+                inputs={"kept": kept[-1], **({"first": kept[0]} if len(kept) > 1 else {})},
+                seed=derive_seed(self.recipe.seed, "diversity"),
+            )
         )
 
     def collapsed(self, diversity: Artifact) -> bool:

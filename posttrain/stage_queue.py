@@ -29,12 +29,8 @@ class Planned:
     number: int  # of the round
     stage: Mapping[str, Any]
     reads: frozenset[str]  # keys of its inputs
-    aside: bool = False  # nothing waits for it soon
-    role: str = ""  # what it is in the round, where that is not the stage's own name
-
-    @property
-    def name(self) -> str:
-        return self.role or self.stage["stage"]
+    background: bool  # no other stage waits for it soon
+    name: str  # within the round
 
 
 class Watcher(Protocol):
@@ -131,7 +127,7 @@ class StageQueue:
         folder = self.store.begin(planned.key, planned.stage)
         self.watcher.started(planned.number, planned.name)
         self._running[folder] = (planned, time.monotonic())
-        self.launcher.start(folder, workers or self.workers, planned.aside)
+        self.launcher.start(folder, workers or self.workers, planned.background)
 
     def _tries_again(self, planned: Planned, folder: Path, error: Exception, seconds: float) -> bool:
         """Note the failure, and start the stage once more where `recovery` says that it may help."""

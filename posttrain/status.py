@@ -7,6 +7,7 @@ from typing import Any
 
 from posttrain.errors import InputError
 from posttrain.hub import record
+from posttrain.stages.registry import spec
 from posttrain.store import Store
 
 
@@ -51,10 +52,12 @@ def _round(run: Store, entry: Mapping[str, Any]) -> dict[str, Any]:
         shown["diversity"] = metrics["diversity"]
     shown["pairs"] = {name: metrics[name]["pairs"] for name in ("preferences", "pairs", "dpo") if name in metrics}
     shown["seconds"] = {name: manifest["seconds"] for name, manifest in manifests.items()}
+    shown["background_seconds"] = {
+        name: manifest["seconds"] for name, manifest in manifests.items() if spec(manifest["stage"], name).background
+    }
     return shown
 
 
-ASIDE = ("diversity", "heldout", "watch_model", "watch")  # stages that no other one waits for
 HEADER = (
     f"{'round':<7}{'held-out greedy':>20}{'pass@1':>8}{'pass@k':>8}{'dev pass@1':>12}{'reward':>8}"
     f"{'RM acc':>8}{'pairs':>7}{'kept/sampled':>16}{'length':>8}{'stages, s':>11}"
@@ -70,7 +73,7 @@ def line(shown: Mapping[str, Any]) -> str:
     )
     samples, model = shown.get("samples"), shown.get("reward_model")
     mark = {True: " ✓", False: " ✗", None: " …"}[shown["promoted"]] if shown["round"] else ""
-    seconds = sum(spent for name, spent in shown["seconds"].items() if name not in ASIDE)
+    seconds = sum(shown["seconds"].values()) - sum(shown["background_seconds"].values())
     flow = f"{samples['kept']}/{samples['completions']}" if samples else "-"
     return (
         f"{str(shown['round']) + mark:<7}{_interval(heldout.get('greedy')):>20}{_value(heldout.get('pass@1')):>8}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.judged import Comparison, Evaluated, Judging, deciding, entries, name_of
-from posttrain.outside import outside
+from posttrain.judged import Comparison, Evaluated, Judging, in_key, not_in_key
+from posttrain.outside import external_inputs
 from posttrain.recipe import Dpo, PromptSet, Recipe, RewardEntry, RewardModel, Sft, by_round
-from posttrain.runner import Artifact, Stages
+from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.schedule import derive_seed, of_round
 from posttrain.sifting import Sifting, earlier
 from posttrain.variants import Training
@@ -20,11 +20,11 @@ class Steps:
     def __init__(self, recipe: Recipe, runner: Stages) -> None:
         self.recipe, self.runner = recipe, runner
         self.number = 0
-        self.outside = outside(recipe)
-        self.base = self.outside.base
-        self.judging = Judging(recipe, runner, self.outside.rewards)
+        self.external = external_inputs(recipe)
+        self.base = self.external.base
+        self.judging = Judging(recipe, runner, self.external.rewards)
         self.sifting = Sifting(recipe, runner, self.base)
-        self.training = Training(recipe, runner, self.outside)
+        self.training = Training(recipe, runner, self.external)
 
     def begin(self, number: int) -> None:
         self.number = number
@@ -47,30 +47,32 @@ class Steps:
         train, later = of_round(sets, self.number), {"later": _dumped(sets[1:]), "given": _dumped(given)}
         sections = [recipe.preferences, recipe.samples, recipe.pairs, recipe.evaluate]
         near = recipe.prompts.decontaminate
-        made = self.runner.stage(
-            "prompts",
-            config={
-                "too_long": recipe.prompts.too_long,
-                "max_new_tokens": max(section.max_new_tokens for section in sections if section),
-                "systems": sorted({message for message in recipe.samples.system if message is not None}),
-                **({"decontaminate": near.model_dump(mode="json")} if near else {}),
-            },
-            inputs={"model": self.base},
-            outside={"train": of_round(self.outside.train, self.number), **self.outside.evaluated},
-            settings={
-                "load_in_4bit": bool(recipe.model.lora and recipe.model.lora.load_in_4bit),
-                "prompts": recipe.prompts.model_copy(update={"train": train}).model_dump(mode="json"),
-                **({} if self.number else later),
-                **({"reference": str(self.outside.reference.path)} if self.outside.reference else {}),
-                "rewards": [
-                    entry.model_dump(mode="json", by_alias=True)
-                    for entry in [*recipe.reward, *recipe.evaluate.measure]
-                    if not entry.is_reward_model
-                ],
-                "reward_minutes": recipe.compute.reward_minutes,
-                "judges": [judge.model_dump(mode="json") for judge in self.recipe.judges() if not judge.is_model],
-            },
-            seed=0,
+        made = self.runner.submit(
+            StageCall(
+                "prompts",
+                config={
+                    "too_long": recipe.prompts.too_long,
+                    "max_new_tokens": max(section.max_new_tokens for section in sections if section),
+                    "systems": sorted({message for message in recipe.samples.system if message is not None}),
+                    **({"decontaminate": near.in_key()} if near else {}),
+                },
+                inputs={"model": self.base},
+                seed=0,
+                external_hashes={"train": of_round(self.external.train, self.number), **self.external.evaluated},
+                runtime={
+                    "load_in_4bit": bool(recipe.model.lora and recipe.model.lora.load_in_4bit),
+                    "prompts": recipe.prompts.model_copy(update={"train": train}).model_dump(mode="json"),
+                    **({} if self.number else later),
+                    **({"reference": str(self.external.reference.path)} if self.external.reference else {}),
+                    "rewards": [
+                        entry.model_dump(mode="json", by_alias=True)
+                        for entry in [*recipe.reward, *recipe.evaluate.measure]
+                        if not entry.is_reward_model
+                    ],
+                    "reward_minutes": recipe.compute.reward_minutes,
+                    "judges": [judge.model_dump(mode="json") for judge in self.recipe.judges() if not judge.is_model],
+                },
+            )
         )
         if not self.number:
             self._prompts = made
@@ -78,7 +80,7 @@ class Steps:
 
     def prompts_of_round(self) -> Artifact:
         """With the round's training set, where that is not the one of round 1."""
-        same = of_round(self.outside.train, self.number) == self.outside.train[0]
+        same = of_round(self.external.train, self.number) == self.external.train[0]
         return self._prompts if same else self.prompts()
 
     def preferences(self, prompts: Artifact, policy: Artifact, previous: Artifact) -> Artifact:
@@ -90,7 +92,7 @@ class Steps:
         return self.judging.stage(
             "preferences",
             {
-                "preferences": section.model_dump(mode="json", exclude={"given"}),
+                "preferences": section.in_key(exclude=("given",)),
                 "take": self._take("preferences", section.prompts),
                 **watch,
             },
@@ -101,8 +103,8 @@ class Steps:
             },
             [entry for entry in self.recipe.reward if entry.labels and sampled],
             seed=self._seed("preferences"),
-            outside={"given": of_round(self.outside.given, self.number)} if given else {},
-            settings={"given": {"set": pairs, "system": self.recipe.prompts.system}} if given else {},
+            external_hashes={"given": of_round(self.external.given, self.number)} if given else {},
+            runtime={"given": {"set": pairs, "system": self.recipe.prompts.system}} if given else {},
         )
 
     def reward_model(self, preferences: Sequence[Artifact], last: Artifact | None) -> Artifact:
@@ -135,17 +137,19 @@ class Steps:
 
     def samples(self, prompts: Artifact, policy: Artifact, difficulty: Artifact | None) -> Artifact:
         section = self.recipe.samples
-        return self.runner.stage(
-            "samples",
-            config={
-                "samples": section.model_dump(mode="json", exclude={"system", "difficulty"}),
-                "system": section.steering(self.number),
-                "take": self._take("samples", section.prompts),
-                "engine": self.judging.engine(),
-            },
-            inputs={"prompts": prompts, "policy": policy, **({"difficulty": difficulty} if difficulty else {})},
-            settings=self.judging.server(),
-            seed=self._seed("samples"),
+        return self.runner.submit(
+            StageCall(
+                "samples",
+                config={
+                    "samples": section.in_key(exclude=("system", "difficulty")),
+                    "system": section.steering(self.number),
+                    "take": self._take("samples", section.prompts),
+                    "engine": self.judging.engine(),
+                },
+                inputs={"prompts": prompts, "policy": policy, **({"difficulty": difficulty} if difficulty else {})},
+                seed=self._seed("samples"),
+                runtime=self.judging.server(),
+            )
         )
 
     def annotations(self, prompts: Artifact, samples: Artifact) -> Artifact | None:
@@ -193,7 +197,7 @@ class Steps:
         assert section
         return self._judged(
             "pairs",
-            {"pairs": section.model_dump(mode="json"), "take": self._take("pairs", section.prompts)},
+            {"pairs": section.in_key(), "take": self._take("pairs", section.prompts)},
             {"prompts": prompts, "policy": policy},
             *self.judging.scoring(reward_model),
         )
@@ -210,14 +214,14 @@ class Steps:
             return previous
         if name == "averaged":
             return self.average(promoted) if promoted else self.base
-        return self.outside.reference
+        return self.external.reference
 
     def average(self, models: Sequence[Artifact]) -> Artifact:
         """The mean of the models' weights; of one, that one."""
         if len(models) == 1:
             return models[0]
         inputs = {f"model_{number}": model for number, model in enumerate(models, 1)}
-        return self.runner.stage("average", config={}, inputs=inputs, seed=0)
+        return self.runner.submit(StageCall("average", config={}, inputs=inputs, seed=0))
 
     def dpo(
         self,
@@ -276,34 +280,34 @@ class Steps:
         assert watch
         section, judges, functions = watch.reward_model, self.recipe.judges(), self.recipe.functions()
         uses = [judge.use for judge in judges if not judge.is_model]
-        model = self.recipe.model
-        second = self.runner.stage(
-            "reward_model",
-            config={"reward_model": section.model_dump(mode="json"), "model": model.training(), "split": "watch"},
-            decides={"reward_model": section.key(), "model": model.key(), "split": "watch"},
-            inputs={"model": self.base, **_numbered(preferences, "all")},
-            settings={**self.training.start(self.base), **self.training.how("watch_model", self.number)},
-            seed=self._seed("watch_model"),
-            aside=True,
-            role="watch_model",
+        second = self.runner.submit(
+            StageCall(
+                "reward_model",
+                config={"reward_model": section.in_key(), "model": self.recipe.model.in_key(), "split": "watch"},
+                inputs={"model": self.base, **_numbered(preferences, "all")},
+                seed=self._seed("watch_model"),
+                runtime={
+                    "reward_model": section.not_in_key(),
+                    **self.training.start(self.base),
+                    **self.training.how("watch_model", self.number),
+                },
+                role="watch_model",
+            )
         )
         answers = {"policy": policy.heldout, "previous": previous.heldout, "base": base.heldout}
-        config = {
-            "judges": [{**judge.model_dump(mode="json"), "use": name_of(judge.use)} for judge in judges],
-            "rewards": entries(functions),
-        }
-        self.runner.stage(
-            "watch",
-            config=config,
-            decides=deciding(config),
-            inputs={**answers, "watch_model": second, **({"reward_model": reward_model} if reward_model else {})},
-            outside=self.judging.named(uses),
-            settings={
-                "reward_files": {name_of(use): use for use in uses},
-                "reward_minutes": self.recipe.compute.reward_minutes,
-            },
-            seed=self._seed("watch"),
-            aside=True,
+        self.runner.submit(
+            StageCall(
+                "watch",
+                config={**in_key("judges", judges), **in_key("rewards", functions)},
+                inputs={**answers, "watch_model": second, **({"reward_model": reward_model} if reward_model else {})},
+                seed=self._seed("watch"),
+                external_hashes=self.judging.named(uses),
+                runtime={
+                    **not_in_key("judges", judges),
+                    **not_in_key("rewards", functions),
+                    "reward_minutes": self.recipe.compute.reward_minutes,
+                },
+            )
         )
 
     def _judged(
@@ -324,7 +328,7 @@ class Steps:
 
     def _take(self, stream: str, count: int | None) -> dict[str, Any]:
         """The round's slice of its training set: each stream goes through all of that before any prompt comes again."""
-        sets = [of_round(self.outside.train, number) for number in range(1, self.number + 1)]
+        sets = [of_round(self.external.train, number) for number in range(1, self.number + 1)]
         return {
             "seed": derive_seed(self.recipe.seed, "prompts", stream),
             "start": (count or 0) * (sets.count(sets[-1]) - 1),

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.judged import Comparison, Inputs
-from posttrain.outside import Outside
+from posttrain.outside import ExternalInputs
 from posttrain.recipe import Recipe, Sft, Trained
-from posttrain.runner import Artifact, Stages
+from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.schedule import derive_seed
 from posttrain.store import link_name
 
 
 class Training:
-    def __init__(self, recipe: Recipe, runner: Stages, outside: Outside) -> None:
-        self.recipe, self.runner, self.outside = recipe, runner, outside
+    def __init__(self, recipe: Recipe, runner: Stages, external: ExternalInputs) -> None:
+        self.recipe, self.runner, self.external = recipe, runner, external
         self._last: dict[str, Artifact] = {}
 
     def stage(
@@ -30,10 +30,10 @@ class Training:
         assert section
         before = self._last.get(name)  # of an earlier round: variants do not wait for one another
         fitted = self.runner.metrics(before).get("micro_batch") if before else None
-        settings = {"micro_batch": fitted} if fitted else {}
+        runtime = {"micro_batch": fitted} if fitted else {}
         seed = derive_seed(self.recipe.seed, name, number)
         made = [
-            self._variant(name, number, _in_round(one, number), inputs(one), settings, each, role)
+            self._variant(name, number, _in_round(one, number), inputs(one), runtime, each, role)
             for one, each, role in variants(name, section, seed)
         ]
         self._last[name] = made[-1]
@@ -43,15 +43,16 @@ class Training:
         self, role: str, models: Sequence[Artifact], alone: int, inputs: Inputs, given: Mapping[str, Any]
     ) -> Artifact:
         """The mean of models, or the best of the first `alone` of them where that is better on dev."""
-        return self.runner.stage(
-            "choose",
-            config={"choose": {"alone": alone}, **given.get("config", {})},
-            decides={"choose": {"alone": alone}, **given.get("decides", {})},
-            inputs={**{f"model_{number}": model for number, model in enumerate(models, 1)}, **inputs},
-            outside=given.get("outside"),
-            settings=given.get("settings"),
-            seed=derive_seed(self.recipe.seed, "evaluate", 0),
-            role=role,
+        return self.runner.submit(
+            StageCall(
+                "choose",
+                config={"choose": {"alone": alone}, **given.get("config", {})},
+                inputs={**{f"model_{number}": model for number, model in enumerate(models, 1)}, **inputs},
+                seed=derive_seed(self.recipe.seed, "evaluate", 0),
+                external_hashes=given.get("external_hashes", {}),
+                runtime=given.get("runtime", {}),
+                role=role,
+            )
         )
 
     def how(self, role: str, number: int) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class Training:
         lora = self.recipe.model.lora
         if lora is None or lora.adapters == "merge":
             return {}
-        on_hub = self.outside.base_on_hub if start == self.outside.base else None
+        on_hub = self.external.base_on_hub if start == self.external.base else None
         return {"start": on_hub or {"base_model_name_or_path": start.key}}
 
     def _variant(
@@ -76,19 +77,24 @@ class Training:
         number: int,
         section: Trained,
         inputs: Inputs,
-        settings: Mapping[str, Any],
+        runtime: Mapping[str, Any],
         seed: int,
         role: str,
     ) -> Artifact:
-        model = self.recipe.model
-        return self.runner.stage(
-            name,
-            config={name: section.model_dump(mode="json"), "model": model.training()},
-            decides={name: section.key(), "model": model.key()},
-            inputs=inputs,
-            settings={**settings, **self.start(inputs["model"]), **self.how(role, number)},
-            seed=seed,
-            role=role,
+        return self.runner.submit(
+            StageCall(
+                name,
+                config={name: section.in_key(), "model": self.recipe.model.in_key()},
+                inputs=inputs,
+                seed=seed,
+                runtime={
+                    name: section.not_in_key(),
+                    **runtime,
+                    **self.start(inputs["model"]),
+                    **self.how(role, number),
+                },
+                role=role,
+            )
         )
 
 

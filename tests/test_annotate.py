@@ -127,12 +127,11 @@ def test_scores_writes_the_columns_beside_the_samples(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     scores.run(
         Job(
-            {"rewards": [{"use": "right.py"}], "columns": ["pass_rate", "topic"]},
+            {"rewards": [{"use": str(tmp_path / "right.py")}], "columns": ["pass_rate", "topic"]},
             {"samples": tmp_path / "samples", "annotations": tmp_path / "known"},
             tmp_path / "out",
             tmp_path / "scratch",
             0,
-            {"reward_files": {"right.py": str(tmp_path / "right.py")}},
         )
     )
     table = pq.read_table(tmp_path / "out" / "scored.parquet")
@@ -208,8 +207,8 @@ class TestBalance:
 
 class TestInTheLoop:
     def test_off_it_is_in_no_key(self) -> None:
-        assert "balance" not in Sft().key()["mix"]
-        assert Sft.model_validate({"mix": {"balance": {"by": "source"}}}).key()["mix"]["balance"]["by"] == "source"
+        assert "balance" not in Sft().in_key()["mix"]
+        assert Sft.model_validate({"mix": {"balance": {"by": "source"}}}).in_key()["mix"]["balance"]["by"] == "source"
 
     def test_the_stages_and_what_they_read(self, tmp_path: Path) -> None:
         ran, _ = go(tmp_path / "run", 2, "annotate.topics=4", "sft.mix.balance={by: topic}")

@@ -26,14 +26,12 @@ def says(role: str, text: str) -> list[dict[str, str]]:
     return [{"role": role, "content": text}]
 
 
-def stopped(
-    folder: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path], settings: dict[str, Any] | None = None
-) -> PosttrainError:
+def stopped(folder: Path, stage: str, config: dict[str, Any], inputs: dict[str, Path]) -> PosttrainError:
     """The error of this stage, after which nothing is there to be published."""
     for name in ("out", "scratch"):
         (folder / name).mkdir()
     with pytest.raises(PosttrainError) as caught:
-        run_stage(stage, Job(config, inputs, folder / "out", folder / "scratch", 0, settings or {}))
+        run_stage(stage, Job(config, inputs, folder / "out", folder / "scratch", 0))
     assert not list((folder / "out").iterdir())
     return caught.value
 
@@ -145,7 +143,7 @@ def test_a_reward_that_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     pq.write_table(pa.Table.from_pylist([row], schema=SAMPLES), tmp_path / "samples" / "samples.parquet")
     inputs = {"samples": tmp_path / "samples", "reward_model": saved(model, tmp_path / "model")}
-    error = stopped(tmp_path, "scores", {"rewards": [{"use": "reward-model"}]}, inputs, {"reward_files": {}})
+    error = stopped(tmp_path, "scores", {"rewards": [{"use": "reward-model"}]}, inputs)
     assert isinstance(error, StageError)
     assert str(error).startswith("scores: the reward model gave nan to an answer to prompt a")
     assert str(tmp_path / "model") in str(error)
@@ -164,8 +162,8 @@ def test_a_function_that_returns_no_number(tmp_path: Path) -> None:
     }
     (tmp_path / "samples").mkdir()
     pq.write_table(pa.Table.from_pylist([row], schema=SAMPLES), tmp_path / "samples" / "samples.parquet")
-    settings = {"reward_files": {"mine.py": str(tmp_path / "mine.py")}}
-    error = stopped(tmp_path, "scores", {"rewards": [{"use": "mine.py"}]}, {"samples": tmp_path / "samples"}, settings)
+    rewards = [{"use": str(tmp_path / "mine.py")}]
+    error = stopped(tmp_path, "scores", {"rewards": rewards}, {"samples": tmp_path / "samples"})
     assert "mine.py:1: scores: f() returned inf for row 0, which is no finite number" in str(error)
 
 

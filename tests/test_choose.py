@@ -87,8 +87,7 @@ def run(
     out, scratch = folder / "out", folder / "scratch"
     out.mkdir()
     scratch.mkdir()
-    settings = {"reward_files": {use: use for use in rewards}}
-    metrics = run_stage("choose", Job(config, {"prompts": dev(folder), **inputs, **judges}, out, scratch, 0, settings))
+    metrics = run_stage("choose", Job(config, {"prompts": dev(folder), **inputs, **judges}, out, scratch, 0))
     return metrics, load_file(out / "model.safetensors")
 
 

@@ -104,7 +104,7 @@ def test_an_unknown_label_lists_the_known(folder: Path) -> None:
 def test_a_model_that_cannot_be_had_offline_is_named(model: str) -> None:
     (one,) = filters.parse([{"use": "classifier", "model": model, "label": "toxic"}])
     with pytest.raises(ModelError, match="no-such-") as e:
-        one.outside()
+        one.external_hashes()
     assert e.value.hint is not None and "works without network" in e.value.hint
 
 
@@ -112,4 +112,4 @@ def test_other_weights_are_another_key(folder: Path) -> None:
     one, other = filters.parse(
         [{"use": "classifier", "model": str(path), "label": "toxic"} for path in (folder, folder / "several")]
     )
-    assert list(one.outside().values()) != list(other.outside().values())
+    assert list(one.external_hashes().values()) != list(other.external_hashes().values())

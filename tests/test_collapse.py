@@ -97,10 +97,11 @@ def gate(folder: Path, rule: str) -> Job:
     (folder / "check.py").write_text("def check(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
     for name in ("out", "scratch"):
         (folder / name).mkdir()
-    config = {"promote": rule, "rewards": [RewardEntry(use="check.py").model_dump(mode="json", by_alias=True)]}
-    return Job(
-        config, inputs, folder / "out", folder / "scratch", 0, {"reward_files": {"check.py": str(folder / "check.py")}}
-    )
+    config = {
+        "promote": rule,
+        "rewards": [RewardEntry(use=str(folder / "check.py")).model_dump(mode="json", by_alias=True)],
+    }
+    return Job(config, inputs, folder / "out", folder / "scratch", 0)
 
 
 def test_the_gate_leaves_out_a_collapsed_policy_and_stops_where_it_must_promote(tmp_path: Path) -> None:

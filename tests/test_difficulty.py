@@ -45,12 +45,11 @@ def taken(folder: Path, wanted: float) -> tuple[list[tuple[str, float | None]], 
         "count": 3,
         "samples": {"temperature": 1.0, "max_new_tokens": 4},
         "take": {"seed": 0, "start": 0, "count": 6},
-        "rewards": [{"use": "pencils.py"}],
+        "rewards": [{"use": str(reward)}],
         "engine": {"use": "shared-prefix", "dtype": "float32", "shard_prompts": 8},
     }
-    settings = {"reward_files": {"pencils.py": str(reward)}}
     inputs = {"prompts": folder, "policy": BASE}
-    metrics = run_stage("difficulty", Job(config, inputs, folder / "out", folder / "scratch", 0, settings))
+    metrics = run_stage("difficulty", Job(config, inputs, folder / "out", folder / "scratch", 0))
     names = {row["id"]: text for row, text in zip(rows, ASKED, strict=True)}
     table = pq.read_table(folder / "out" / "taken.parquet").to_pylist()
     return [(names[row["prompt_id"]], row["pass_rate"]) for row in table], metrics

@@ -349,7 +349,7 @@ def test_a_stage_starts_one_server_and_says_what_sampled(folder: Path, tmp_path:
         out=tmp_path / "out",
         scratch=tmp_path / "scratch",
         seed=0,
-        settings={"server": {"kind": "vllm", "start": list(program()), "url": None}},
+        runtime={"server": {"kind": "vllm", "start": list(program()), "url": None}},
         workers=2,
     )
     metrics = run_stage("samples", job)

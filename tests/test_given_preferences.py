@@ -97,8 +97,8 @@ def pairs(folder: Path, *rows: dict[str, Any]) -> tuple[dict[str, Any], list[dic
         pq.write_table(pa.Table.from_pylist([row] * (name == "dev"), schema=SCHEMA), folder / f"{name}.parquet")
     section = {"prompts": 0, "heldout": 0.01}
     config = {"preferences": section, "take": {"seed": 0, "start": 0, "count": 0}, "rewards": [], "engine": {}}
-    settings = {"reward_files": {}, "given": {"set": {"path": str(write(folder, *rows))}, "system": "Be brief."}}
-    job = Job(config, {"prompts": folder, "model": BASE}, folder, folder / "scratch", 0, settings)
+    runtime = {"given": {"set": {"path": str(write(folder, *rows))}, "system": "Be brief."}}
+    job = Job(config, {"prompts": folder, "model": BASE}, folder, folder / "scratch", 0, runtime)
     return run_stage("preferences", job), pq.read_table(folder / "pairs.parquet").to_pylist()
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from posttrain import content
 from posttrain.cli import app
 from posttrain.errors import InputError
-from posttrain.outside import outside
+from posttrain.outside import external_inputs
 from posttrain.recipe import by_round, load
 from posttrain.recipe.copying import copy_recipe, first_sentence
 
@@ -55,7 +55,7 @@ def test_a_copy_of_the_quickstart_decides_the_same_results(tmp_path: Path) -> No
     made = copy_recipe("quickstart", tmp_path / "mine")
 
     def hashes(name: str) -> dict[str, str]:
-        known = outside(load(name))
+        known = external_inputs(load(name))
         rewards = {Path(use).name: content for use, content in known.rewards.items()}
         return {**rewards, **known.evaluated, "train": "".join(known.train), "model": known.base.key}
 

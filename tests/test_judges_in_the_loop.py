@@ -109,7 +109,6 @@ def scoring(tmp_path: Path, url: str) -> Job:
         out=tmp_path / "out",
         scratch=tmp_path / "scratch",
         seed=0,
-        settings={"reward_files": {"quality.md": "quality.md"}},
     )
 
 

@@ -339,10 +339,10 @@ def test_the_command_says_what_four_bits_need_and_leaves_no_run(tmp_path: Path) 
 
 def test_keys_that_came_later_are_in_no_key_until_they_are_set() -> None:
     first = Model(path="tiny-base", lora=Lora(r=4))
-    assert first.key() == {
+    assert first.in_key() == {
         "dtype": "float32",
         "lora": {"r": 4, "lora_alpha": 32.0, "lora_dropout": 0.0, "target_modules": "all-linear"},
     }
-    assert Model(path="tiny-base").key() == {"dtype": "float32", "lora": None}
-    later = Model(path="tiny-base", lora=Lora(adapters="keep", load_in_4bit=True)).key()["lora"]
+    assert Model(path="tiny-base").in_key() == {"dtype": "float32", "lora": None}
+    later = Model(path="tiny-base", lora=Lora(adapters="keep", load_in_4bit=True)).in_key()["lora"]
     assert (later["adapters"], later["load_in_4bit"]) == ("keep", True)

@@ -44,7 +44,7 @@ def test_a_rehearsal_goes_through_the_loop_and_knows_what_waits_for_what() -> No
     assert steps["1/scores"].waits == {"1/samples", "1/reward_model"}
     assert steps["1/samples"].waits == {"0/prompts"}
     assert "1/promote" in steps["2/samples"].waits  # the loop itself waits at the gate
-    assert steps["1/heldout"].aside and not steps["1/evaluate"].aside
+    assert steps["1/heldout"].spec.background and not steps["1/evaluate"].spec.background
 
 
 def test_what_a_round_of_the_quickstart_does() -> None:
@@ -101,14 +101,14 @@ def test_variants_watch_difficulty_and_other_sources_of_pairs_are_planned() -> N
     ("rows", "changes", "expected"),
     [
         (100, {}, 4),  # 3 batches and one for the rest
-        (100, {"gradient_accumulation_steps": 3}, 2),  # 4 batches are one step and one for the rest
+        (100, {"batch": 96}, 2),
         (100, {"num_train_epochs": 2.5}, 10),
         (100, {"max_steps": 7}, 7),
         (0, {}, 1),
     ],
 )
 def test_steps_of_a_training(rows: int, changes: dict[str, float], expected: int) -> None:
-    section = {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1, "num_train_epochs": 1.0}
+    section = {"batch": 32, "num_train_epochs": 1.0}
     assert training_steps({**section, **changes}, rows) == expected
 
 
@@ -134,7 +134,7 @@ class TestTimeline:
         assert simulate(tasks, cores=8, at_once=2).memory == 20.0
 
     def test_what_is_aside_gives_way(self) -> None:
-        found = simulate([Task("aside", 10.0, aside=True), Task("b", 10.0)], cores=1, at_once=2)
+        found = simulate([Task("aside", 10.0, background=True), Task("b", 10.0)], cores=1, at_once=2)
         assert found.ends["b"] == pytest.approx(10.0, rel=0.03)
         assert found.ends["aside"] == pytest.approx(20.0)
 

@@ -47,9 +47,9 @@ def decided(root: Path, rule: str, inputs: Mapping[str, Path], rewards: Sequence
     (root / "check.py").write_text("def f(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
     for name in ("out", "scratch"):
         (root / rule / name).mkdir(parents=True)
-    settings = {"reward_files": {"check.py": str(root / "check.py")}}
-    config = {"promote": rule, "rewards": list(rewards)}
-    return promote.run(Job(config, inputs, root / rule / "out", root / rule / "scratch", 0, settings))
+    named = [{**entry, "use": str(root / entry["use"])} if entry["use"].endswith(".py") else entry for entry in rewards]
+    config = {"promote": rule, "rewards": named}
+    return promote.run(Job(config, inputs, root / rule / "out", root / rule / "scratch", 0))
 
 
 def outcomes(n: int, gain: float) -> tuple[dict[str, list[float | None]], dict[str, list[float | None]]]:

@@ -377,14 +377,13 @@ class TestTrainedSections:
     def test_own_and_trl_fields_are_told_apart(self, folder: Path) -> None:
         sft = load("small.yaml", ["sft.packing=true", "sft.max_length=64"]).sft
         assert sft is not None
-        assert set(sft.own()) == {"variants", "start", "mix", "anneal"}
         assert sft.trl["packing"] is True and "start" not in sft.trl
 
     def test_a_key_holds_the_batch_not_how_it_is_cut(self, folder: Path) -> None:
         def key(*overrides: str) -> dict:
             sft = load("small.yaml", ["sft.per_device_train_batch_size=8", *overrides]).sft
             assert sft is not None
-            return sft.key()
+            return sft.in_key()
 
         assert key() == key("sft.per_device_train_batch_size=4", "sft.gradient_accumulation_steps=2")
         assert key() == key("sft.logging_steps=3") == key("sft.gradient_checkpointing=false")

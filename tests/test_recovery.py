@@ -83,8 +83,8 @@ class Dies(FakeLauncher):
         super().__init__()
         self.times, self.workers, self.micro_batches = times, list[int](), list[int | None]()
 
-    def start(self, folder: Path, workers: int, aside: bool = False) -> None:
-        super().start(folder, workers, aside)
+    def start(self, folder: Path, workers: int, background: bool = False) -> None:
+        super().start(folder, workers, background)
         self.workers.append(workers)
         fitted = folder / "scratch" / "micro_batch.json"
         self.micro_batches.append(json.loads(fitted.read_text()) if fitted.exists() else None)
@@ -103,11 +103,10 @@ def planned(training: Training) -> Planned:
         "inputs": {role: str(path) for role, path in training.inputs.items()},
         "outside": {},
         "config": training.config,
-        "decides": training.config,
-        "settings": {},
+        "runtime": training.config,
         "seed": 0,
     }
-    return Planned(stage["key"], 1, stage, frozenset())
+    return Planned(stage["key"], 1, stage, frozenset(), False, training.name)
 
 
 def done(root: Path, launcher: Launcher, what: Planned, workers: int = 8, attempts: int = 3) -> list[str]:

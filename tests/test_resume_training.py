@@ -90,7 +90,7 @@ class Training:
         self.inputs = {"model": BASE, role: made}
         self.steps: list[int] = []  # every step that was done, in every try
 
-    def go(self, dies_after: int | None = None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    def go(self, dies_after: int | None = None, runtime: dict[str, Any] | None = None) -> dict[str, Any]:
         shutil.rmtree(self.folder / "out", ignore_errors=True)
         for name in ("out", "scratch"):
             (self.folder / name).mkdir(exist_ok=True)
@@ -108,7 +108,7 @@ class Training:
             self.folder / "out",
             self.folder / "scratch",
             0,
-            settings or {},
+            runtime or {},
             progress=progress,
         )
         return run_stage(self.name, job)
@@ -175,7 +175,7 @@ def test_with_the_newest_checkpoint_damaged_it_goes_on_from_the_one_before(
 def test_checkpoints_come_by_the_clock_too(tmp_path: Path) -> None:
     training = Training("sft", tmp_path, save_steps=1000)
     with pytest.raises(Killed):
-        training.go(dies_after=5, settings={"checkpoint_minutes": 1e-9})
+        training.go(dies_after=5, runtime={"checkpoint_minutes": 1e-9})
     assert training.checkpoints()[0].name == "checkpoint-4"
     assert training.go()["resumed_at"] == 4
 

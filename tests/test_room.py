@@ -34,8 +34,8 @@ def test_parameters_are_counted_by_the_headers(tmp_path: Path) -> None:
 
 
 def trained(lora: dict[str, bool] | None) -> dict[str, object]:
-    config = {"sft": {"per_device_train_batch_size": 4}, "model": {"lora": lora}}
-    return {"stage": "sft", "key": "sft-0", "inputs": {"model": str(BASE)}, "config": config, "settings": {}}
+    config = {"sft": {"batch": 4}, "model": {"lora": lora}}
+    return {"stage": "sft", "key": "sft-0", "inputs": {"model": str(BASE)}, "config": config, "runtime": {}}
 
 
 def test_what_a_training_needs(tmp_path: Path) -> None:
@@ -59,11 +59,11 @@ def test_what_sampling_needs(tmp_path: Path) -> None:
         "key": "samples-0",
         "inputs": {"prompts": str(tmp_path), "policy": str(BASE)},
         "config": {"samples": {"k": 8, "max_new_tokens": 100}, "take": {"count": 30}},
-        "settings": {},
+        "runtime": {},
     }
     need = room.of_stage(stage, tmp_path)
     assert need == Need(30 * 8 * 100 * sizes.TOKEN * sizes.COPIES, (BASE / "model.safetensors").stat().st_size)
-    assert room.of_stage({**stage, "settings": {"server": {}}}, tmp_path).memory == 0
+    assert room.of_stage({**stage, "runtime": {"server": {}}}, tmp_path).memory == 0
 
 
 def test_too_little_of_either_is_said_with_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

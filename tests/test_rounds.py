@@ -66,7 +66,7 @@ class FakeLauncher:
 
         self.started: list[Path] = []
 
-    def start(self, folder: Path, workers: int, aside: bool = False) -> None:
+    def start(self, folder: Path, workers: int, background: bool = False) -> None:
         self.started.append(folder)
 
     def wait(self) -> Ended:
@@ -90,8 +90,8 @@ class FakeLauncher:
         for path in stage["inputs"].values():
             assert (folder.parent.parent / path).is_dir()
         (folder / "out" / "payload").write_text(stage["key"])
-        described = {name: stage[name] for name in ("stage", "key", "input_keys", "outside")}
-        manifest = {**described, "config": stage["decides"], "seconds": 1.0, "metrics": metrics}
+        described = {name: stage[name] for name in ("stage", "key", "input_keys", "outside", "config")}
+        manifest = {**described, "seconds": 1.0, "metrics": metrics}
         store.publish(folder, folder.parent.parent / "artifacts", manifest)
 
 
@@ -603,7 +603,7 @@ def test_an_adapter_that_is_kept_is_told_what_it_belongs_on(adapters: str, tmp_p
         def run(self, folder: Path) -> None:
             stage = store.read_json(folder / "stage.json")
             if stage["stage"] in told:
-                told[stage["stage"]].append((stage["settings"].get("start"), stage["input_keys"]["model"]))
+                told[stage["stage"]].append((stage["runtime"].get("start"), stage["input_keys"]["model"]))
             super().run(folder)
 
     go(tmp_path / "run", 1, f"model.lora.adapters={adapters}", launcher=Listening())

@@ -183,12 +183,12 @@ def test_unsafe_words_of_the_users_own(tmp_path: Path, monkeypatch: pytest.Monke
     assert verdict("fine", **mine, prompt="old goat") == ("unsafe words", 1)
     assert verdict("fine", **mine, look_at="answer", prompt="old goat") is None
     (one,) = filters.parse([mine])
-    first = one.key(), one.outside()
+    first = one.in_key(), one.external_hashes()
     (tmp_path / "words.txt").rename(tmp_path / "other.txt")
     (moved,) = filters.parse([mine | {"file": str(tmp_path / "other.txt")}])
-    assert (moved.key(), moved.outside()) == first  # where it is decides nothing, what stands in it does
+    assert (moved.in_key(), moved.external_hashes()) == first  # where it is decides nothing, what stands in it does
     (tmp_path / "words.txt").write_text("old sheep\n")
-    assert one.outside() != first[1]
+    assert one.external_hashes() != first[1]
     with pytest.raises(DataError, match="cannot be read"):
         verdict("a", use="unsafe-words", file=str(tmp_path / "none.txt"))
     (tmp_path / "mine.yaml").write_text("extends: quickstart\nfilters: [{use: unsafe-words, file: ./words.txt}]\n")

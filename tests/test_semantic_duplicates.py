@@ -122,11 +122,11 @@ def test_a_models_points_are_the_mean_of_its_hidden_states(tmp_path: Path):
 def test_a_model_that_cannot_be_had_is_named_with_the_offline_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (one,) = filters.parse([{"use": "semantic-duplicates", "embed": str(tmp_path / "nowhere")}])
     with pytest.raises(ModelError, match=r"(?s)the embedding model .*nowhere.*embed: tfidf"):
-        one.outside()
+        one.external_hashes()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (one,) = filters.parse([{"use": "semantic-duplicates", "embed": "nobody/no-such-model-here"}])
     with pytest.raises(ModelError, match=r"(?s)nobody/no-such-model-here.*embed: tfidf"):
-        one.outside()
+        one.external_hashes()
 
 
 def test_a_file_is_gone_through_twice_and_counted_once(tmp_path: Path):
@@ -150,4 +150,4 @@ def test_a_recipe_names_a_model_beside_it_or_words(tmp_path: Path):
     recipe = load("quickstart", ["filters=[{use: semantic-duplicates}]"])
     assert recipe.filters[0].model_dump()["embed"] == "tfidf"
     recipe = load("quickstart", ["filters=[{use: semantic-duplicates, embed: tiny-base}]"])
-    assert len(filters.parse([recipe.filters[0].model_dump()])[0].outside()["embed"]) == 64
+    assert len(filters.parse([recipe.filters[0].model_dump()])[0].external_hashes()["embed"]) == 64

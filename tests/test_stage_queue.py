@@ -23,13 +23,13 @@ class Slow(FakeLauncher):
         super().__init__()
         self.together: list[set[str]] = []
         self.folders: list[list[Path]] = []
-        self.aside: set[str] = set()
+        self.background: set[str] = set()
         self.failing, self.stopped = fails, False
 
-    def start(self, folder: Path, workers: int, aside: bool = False) -> None:
-        super().start(folder, workers, aside)
-        if aside:
-            self.aside.add(folder.name.rpartition("-")[0])
+    def start(self, folder: Path, workers: int, background: bool = False) -> None:
+        super().start(folder, workers, background)
+        if background:
+            self.background.add(folder.name.rpartition("-")[0])
         self.folders.append(list(self.started))
         self.together.append({path.name.rpartition("-")[0] for path in self.started})
 
@@ -71,7 +71,7 @@ def test_variants_are_trained_side_by_side(tmp_path: Path) -> None:
 def test_held_out_prompts_are_answered_aside_while_the_next_round_goes_on(tmp_path: Path) -> None:
     launcher = Slow()
     go(tmp_path / "run", launcher, "compute.stages_at_once=2")
-    assert launcher.aside == {"heldout"}
+    assert launcher.background == {"heldout"}
     assert any("heldout" in running and running & {"sft", "preferences", "samples"} for running in launcher.together)
 
 

@@ -43,7 +43,7 @@ def test_a_training_reports_under_the_name_of_its_round_and_stage(tmp_path: Path
         tmp_path / "work" / "key" / "out",
         tmp_path / "work" / "key" / "scratch",
         0,
-        settings={"report": report},
+        runtime={"report": report},
     )
     for path in (job.out, job.scratch):
         path.mkdir(parents=True)
@@ -95,7 +95,7 @@ def test_where_figures_go_decides_nothing_and_every_training_is_told(tmp_path: P
     class Looks(FakeLauncher):
         def run(self, folder: Path) -> None:
             stage = json.loads((folder / "stage.json").read_text())
-            settings[stage["stage"]] = stage["settings"].get("report")
+            settings[stage["stage"]] = stage["runtime"].get("report")
             super().run(folder)
 
     plain = go(tmp_path / "plain", 1)[0]

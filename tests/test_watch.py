@@ -72,11 +72,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def job(
     root: Path, inputs: Mapping[str, Path], judges: Sequence[Mapping[str, Any]], files: Mapping[str, str] | None = None
 ) -> Job:
+    """`files`: where the reward files lie that are named here without a folder."""
     for name in ("out", "scratch"):
         (root / name).mkdir()
     check = {"use": "check.py", "function": None, "weight": 1.0, "for": None}
     config = {"judges": judges, "rewards": [check]}
-    return Job(config, inputs, root / "out", root / "scratch", seed=0, settings={"reward_files": files or {}})
+    runtime = {"judges": [{"use": (files or {}).get(judge["use"], judge["use"])} for judge in judges]}
+    return Job(config, inputs, root / "out", root / "scratch", seed=0, runtime=runtime)
 
 
 DEFAULT = [{"use": SECOND, "function": None}, {"use": "check.py", "function": None}]

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from posttrain.errors import InputError
 from posttrain.filters.rows import Rows
+from posttrain.recipe.keys import Keyed, KeyedUnlessDefault
 
 Scope = Literal["row", "prompt", "corpus", "whole"]
 
@@ -79,7 +80,7 @@ class FilterContext:
     special_tokens: Sequence[str] = ()
 
 
-class Filter(BaseModel, ABC):
+class Filter(Keyed, ABC):
     """One filter with its keys. Holds no state: that lives in what `start` returns, for one pass over one corpus.
 
     `scope` says what a verdict depends on: the `row` alone, all rows of its `prompt` (the driver then never cuts a
@@ -91,17 +92,10 @@ class Filter(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     scope: ClassVar[Scope] = "row"
     needs: ClassVar[frozenset[str]] = frozenset()  # of the engine: names of `sampling.protocol.Capabilities`
-    later: ClassVar[Mapping[str, Any]] = {}  # keys that came later, each with the value at which it changes nothing
     reads: ClassVar[frozenset[str]] = frozenset()  # of the context: names of FilterContext's fields
     use: Any = None  # in each filter a Literal: its name
 
-    def key(self) -> dict[str, Any]:
-        """What of it decides verdicts: not where a file or server is (see `outside`). A later key is left out where it
-        changes nothing: no older run starts anew."""
-        off = {name for name, value in self.later.items() if getattr(self, name) == value}
-        return self.model_dump(mode="json", exclude=off)
-
-    def outside(self) -> dict[str, str]:
+    def external_hashes(self) -> dict[str, str]:
         """Hashes, by name, of what decides verdicts beside the keys and the rows: models, rubrics, word lists."""
         return {}
 
@@ -118,8 +112,7 @@ class AcrossRounds(Filter, ABC):
     """A filter that can also look at what earlier rounds kept, by `context.earlier`."""
 
     scope: ClassVar[Scope] = "corpus"
-    later: ClassVar[Mapping[str, Any]] = {"across_rounds": False}
-    across_rounds: bool = Field(
+    across_rounds: Annotated[bool, KeyedUnlessDefault()] = Field(
         default=False, description="also drop what a row kept in an earlier round is a duplicate of"
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from posttrain.errors import ModelError
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
+from posttrain.recipe.keys import KeyedByName, name_of
 
 if TYPE_CHECKING:
     from posttrain.models import Resolved
@@ -23,17 +24,14 @@ class Classifier(Filter):
     """
 
     use: Literal["classifier"] = "classifier"
-    model: str = Field(description="A shipped name, a folder (with a slash), or a Hub id.")
+    model: Annotated[str, KeyedByName()] = Field(description="A shipped name, a folder (with a slash), or a Hub id.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub id.")
     label: str = Field(description="The label of rows that go, as the model's config calls it (`id2label`).")
     threshold: float = Field(default=0.5, gt=0, le=1, description="Lowest probability at which a row is dropped.")
     on: Literal["both", "prompt", "answer"] = Field(default="both", description="What is classified.")
 
-    def key(self) -> dict[str, Any]:
-        return {**super().key(), "model": self.model.rstrip("/").rpartition("/")[2]}
-
-    def outside(self) -> dict[str, str]:
-        return {self.model.rstrip("/").rpartition("/")[2]: self._resolved().hash}
+    def external_hashes(self) -> dict[str, str]:
+        return {name_of(self.model): self._resolved().hash}
 
     def start(self, context: FilterContext) -> Judge:
         import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
 from posttrain.filters.rows import Rows
 from posttrain.filters.top_share import TopShare
 from posttrain.recipe.judge_model import JudgeModel
+from posttrain.recipe.keys import KeyedByName, name_of
 
 On = Literal["both", "prompt", "answer"]
 
@@ -25,16 +26,15 @@ class Judged(Filter):
     """
 
     use: Literal["judge"] = "judge"
-    rubric: str = Field(description="A shipped rubric (quality.md, guard.md, difficulty.md), or a path with a slash.")
+    rubric: Annotated[str, KeyedByName()] = Field(
+        description="A shipped rubric (quality.md, guard.md, difficulty.md), or a path with a slash."
+    )
     judge: JudgeModel = Field(description="Who judges: see docs/judges.md.")
     minimum: int | None = Field(default=None, description="Lowest score kept; null: the rubric's highest.")
     on: On = Field(default="both", description="What the judge is shown.")
     no_score: Literal["drop", "keep"] = Field(default="drop", description="What becomes of rows without a score.")
 
-    def key(self) -> dict[str, Any]:
-        return {**super().key(), "rubric": _name(self.rubric), "judge": self.judge.key()}
-
-    def outside(self) -> dict[str, str]:
+    def external_hashes(self) -> dict[str, str]:
         return _identity(self.rubric, self.judge)
 
     def start(self, context: FilterContext) -> Judge:
@@ -67,7 +67,9 @@ class Quality(Filter):
     share: float | None = Field(
         default=0.25, gt=0, lt=1, description="The share of the rows with the best rewards; null: by the judge alone."
     )
-    rubric: str = Field(default="quality.md", description="A shipped rubric, or a path with a slash.")
+    rubric: Annotated[str, KeyedByName()] = Field(
+        default="quality.md", description="A shipped rubric, or a path with a slash."
+    )
     judge: JudgeModel | None = Field(default=None, description="Who judges: see docs/judges.md; null: by reward alone.")
     minimum: int | None = Field(
         default=None, description="The judge's score from which a row is kept; null: the rubric's highest."
@@ -82,10 +84,7 @@ class Quality(Filter):
             raise ValueError("nobody decides: give it a `share`, a `judge`, or both")
         return self
 
-    def key(self) -> dict[str, Any]:
-        return {**super().key(), "rubric": _name(self.rubric), "judge": self.judge.key() if self.judge else None}
-
-    def outside(self) -> dict[str, str]:
+    def external_hashes(self) -> dict[str, str]:
         return _identity(self.rubric, self.judge) if self.judge else {}
 
     def lacks(self, rows: Rows) -> str | None:
@@ -174,8 +173,4 @@ def _identity(rubric: str, model: JudgeModel) -> dict[str, str]:
     from posttrain import judging
     from posttrain.judging import rubric as rubrics
 
-    return {_name(rubric): judging.identity(rubrics.load_scoring(rubric), model)}
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]
+    return {name_of(rubric): judging.identity(rubrics.load_scoring(rubric), model)}

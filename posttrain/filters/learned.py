@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from posttrain.errors import RecipeError
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
+from posttrain.recipe.keys import KeyedAs
 
 
 class LearnedQuality(Filter):
@@ -21,16 +22,13 @@ class LearnedQuality(Filter):
 
     use: Literal["learned-quality"] = "learned-quality"
     threshold: float = Field(default=0.5, gt=0, lt=1, description="Rows with a lower probability to be good go.")
-    model: str | None = Field(
+    model: Annotated[str | None, KeyedAs("classifier")] = Field(
         default=None,
         description="The folder of a fitted classifier (an artifact `quality_classifier` of TF-IDF features); null: "
         "the round's own.",
     )
 
-    def key(self) -> dict[str, Any]:
-        return {**super().key(), "model": "classifier" if self.model else None}
-
-    def outside(self) -> dict[str, str]:
+    def external_hashes(self) -> dict[str, str]:
         from posttrain import store
 
         return {"classifier": store.tree_hash(Path(self.model))} if self.model else {}

@@ -45,7 +45,7 @@ class SemanticDuplicates(Filter):
     clusters: int | None = Field(default=None, ge=1, description="k-means clusters; null: one for 500 rows")
     passes: float = Field(default=0.5, description="score from which an answer counts as right, for the difficulty")
 
-    def outside(self) -> dict[str, str]:
+    def external_hashes(self) -> dict[str, str]:
         return {} if self.embed == "tfidf" else {"embed": embedding.identity(self.embed)}
 
     def start(self, context: FilterContext) -> Judge:

@@ -6,13 +6,14 @@ import json
 import re
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from posttrain.errors import DataError
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
+from posttrain.recipe.keys import KeyedAs
 
 # Ours, short, English: words that are seldom said in passing. A `*` after a word stands for any ending.
 WORDS = (
@@ -39,12 +40,11 @@ class UnsafeWords(Filter):
     words: tuple[str, ...] = Field(
         default=(), strict=False, description="further words or phrases; a * after a word stands for any ending"
     )
-    file: str | None = Field(default=None, description="a text file of further words, one a line; # opens a comment")
+    file: Annotated[str | None, KeyedAs("words")] = Field(
+        default=None, description="a text file of further words, one a line; # opens a comment"
+    )
 
-    def key(self) -> dict[str, Any]:
-        return {**super().key(), "file": "words" if self.file else None}
-
-    def outside(self) -> dict[str, str]:
+    def external_hashes(self) -> dict[str, str]:
         return {"words": sha256(json.dumps(self._further()).encode()).hexdigest()} if self.file else {}
 
     def _further(self) -> tuple[str, ...]:

@@ -143,7 +143,7 @@ def identity(rubric: Rubric, model: JudgeModel) -> str:
     Raises ModelError where a local model is not there.
     """
     which = models.resolve(Model(path=model.path, revision=model.revision)).hash if model.path else None
-    decides = [rubric.sha256, form.VERSION, model.key(), which]
+    decides = [rubric.sha256, form.VERSION, model.in_key(), which]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -90,8 +90,7 @@ def training_steps(section: Mapping[str, Any], rows: float) -> int:
     """Steps of one training, as transformers counts them: whole batches and one for the rest, an epoch; at least 1."""
     if section.get("max_steps", -1) > 0:
         return section["max_steps"]
-    batches = math.ceil(rows / section["per_device_train_batch_size"])
-    per_epoch = max(math.ceil(batches / section["gradient_accumulation_steps"]), 1)
+    per_epoch = max(math.ceil(rows / section["batch"]), 1)
     return math.ceil(section["num_train_epochs"] * per_epoch)
 
 

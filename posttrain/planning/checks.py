@@ -21,7 +21,7 @@ from posttrain.planning.plan import Machine, plan
 from posttrain.planning.rehearsal import rehearse
 from posttrain.recipe import Model, Recipe, load
 from posttrain.rounds import play
-from posttrain.runner import Artifact, Runner
+from posttrain.runner import Artifact, Runner, StageCall
 from posttrain.schedule import matching
 from posttrain.stage_queue import Silent
 from posttrain.steps import Steps
@@ -226,11 +226,11 @@ class _AllMeasured(Exception):
 class _Miniature(Runner):
     """Ends where the new policy would be evaluated, as the starting model was."""
 
-    def stage(self, name: str, **asked: Any) -> Artifact:
-        if name == "evaluate" and self.rounds[-1]["round"]:
+    def submit(self, call: StageCall) -> Artifact:
+        if call.stage == "evaluate" and self.rounds[-1]["round"]:
             self.end()
             raise _AllMeasured
-        return super().stage(name, **asked)
+        return super().submit(call)
 
 
 def at_once(recipe: Recipe) -> int:

@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from posttrain.planning.amounts import Amounts
+from posttrain.stages.registry import STAGES
 
-TRAINED = ("reward_model", "sft", "dpo")
-SAMPLING = ("preferences", "difficulty", "samples", "pairs", "evaluate", "heldout", "choose")
-# What was not measured costs what a stage of its kind does.
-_LIKE = {"difficulty": "samples", "heldout": "evaluate", "choose": "evaluate", "watch": "scores"}
 _PASS = 1 / 3  # of a step: a step is a forward pass and a backward pass, which is about two
 
 
@@ -47,10 +44,10 @@ class Cost:
 
 def work(stage: str, amounts: Amounts) -> float:
     """The units of a stage: completions, rows, or steps, and of passes without a step their share of one."""
-    if stage in TRAINED:
+    if STAGES[stage].trained:
         batch = amounts.rows / amounts.steps if amounts.steps else 0.0
         return steps_and_passes(amounts.steps, amounts.passes, batch)
-    return amounts.completions if stage in SAMPLING else amounts.rows
+    return amounts.completions if STAGES[stage].samples else amounts.rows
 
 
 def steps_and_passes(steps: int, passes: int, batch: float) -> float:
@@ -73,4 +70,4 @@ def cost(measured: Measured) -> Cost:
 
 def cost_of(stage: str, costs: Mapping[str, Cost]) -> Cost | None:
     """The cost of a stage, or of one of its kind; None where neither was measured."""
-    return costs.get(stage) or costs.get(_LIKE.get(stage, ""))
+    return costs.get(stage) or costs.get(STAGES[stage].like)

@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from posttrain.planning.amounts import Amounts, Sets, Shares, amounts
-from posttrain.planning.costs import SAMPLING, TRAINED, Cost, cost_of, work
+from posttrain.planning.costs import Cost, cost_of, work
 from posttrain.planning.rehearsal import Step
 from posttrain.planning.timeline import Task, simulate
-
-MODELS = (*TRAINED, "choose", "average")  # what they leave behind is a model
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,11 @@ def plan(
     for number in sorted({step.number for step in steps}):
         own = [step for step in steps if step.number == number]
         stages = [_stage(step, todo[step.key], tasks[step.key], costs, model_bytes) for step in own]
-        gate = max((timeline.ends[step.key] for step in own if not step.aside), default=before) if timeline else before
+        gate = (
+            max((timeline.ends[step.key] for step in own if not step.spec.background), default=before)
+            if timeline
+            else before
+        )
         spent = gate - before if timeline else None
         rounds.append({"round": number, "stages": stages, "seconds": spent, **_sums(stages)})
         before = gate
@@ -71,7 +73,7 @@ def _is_work(amounts: Amounts) -> bool:
 
 def processes(step: Step, todo: Amounts, machine: Machine) -> int:
     """How many processes a stage spreads over: a shard each, as many as there are workers."""
-    if step.stage not in SAMPLING or not todo.prompts:
+    if not step.spec.samples or not todo.prompts:
         return machine.workers if step.stage == "scores" else 1
     shards = math.ceil(todo.prompts / step.config["engine"]["shard_prompts"])
     return max(1, min(machine.workers, shards))
@@ -86,15 +88,15 @@ def _task(step: Step, todo: Amounts, costs: Mapping[str, Cost], machine: Machine
         models = 2 if step.stage == "preferences" else 1  # of this round and the last
         seconds = found.seconds(work(step.stage, todo), many, models)
         memory = found.memory * many
-    width = many if step.stage not in TRAINED else machine.threads
-    return Task(step.key, seconds, width, step.waits, step.aside, memory)
+    width = machine.threads if step.spec.trained else many
+    return Task(step.key, seconds, width, step.waits, step.spec.background, memory)
 
 
 def _stage(step: Step, todo: Amounts, task: Task, costs: Mapping[str, Cost], model_bytes: int) -> dict[str, Any]:
     found = cost_of(step.stage, costs)
     disk = found.disk + found.disk_unit * work(step.stage, todo) if found else 0.0
-    if step.stage in MODELS:
-        disk = disk if found and step.stage in TRAINED else model_bytes
+    if step.spec.makes_model:
+        disk = disk if found and step.spec.trained else model_bytes
     return {
         "stage": step.role,
         **{name: getattr(todo, name) for name in ("prompts", "completions", "tokens", "rows", "steps")},

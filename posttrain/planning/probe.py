@@ -17,8 +17,9 @@ from typing import Any
 from posttrain import store
 from posttrain.launch import execute
 from posttrain.planning.amounts import Shares
-from posttrain.planning.costs import SAMPLING, TRAINED, Measured, steps_and_passes
+from posttrain.planning.costs import Measured, steps_and_passes
 from posttrain.recipe import Recipe
+from posttrain.stages.registry import STAGES
 
 STEPS = 4  # of each training
 # Completions of each sampling: as many as the engine has under way at once on a CPU. With fewer a batch is slower and
@@ -51,7 +52,7 @@ def miniature(recipe: Recipe, completions: int) -> list[str]:
         changes.append(f"preferences.prompts={max(8, completions // (2 * recipe.preferences.k))}")
     if recipe.pairs:
         changes.append(f"pairs.prompts={max(8, completions // recipe.pairs.k)}")
-    for name in TRAINED:
+    for name in [one.name for one in STAGES.values() if one.trained]:
         section = getattr(recipe, name)
         if section is not None:
             changes.append(f"{name}.max_steps={STEPS}")
@@ -78,7 +79,7 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
     """Run a stage as `execute` does, and write what it took beside the run. Evaluations see few prompts."""
     stage = store.read_json(folder / "stage.json")
     root = folder.parent.parent
-    if stage["stage"] in ("evaluate", "heldout") and (root / FEW).is_dir():
+    if STAGES[stage["stage"]].group == "evaluation" and "prompts" in stage["inputs"] and (root / FEW).is_dir():
         stage["inputs"]["prompts"] = FEW
         stage["config"].pop("temperatures", None)  # of the base alone, and no other work
         store.write_durably(folder / "stage.json", json.dumps(stage))
@@ -95,9 +96,8 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
     ended = clock()
     units: float = sum(total for _, done, total in events if done == total) or metrics.get("rows", 1)
     step = None
-    if stage["stage"] in TRAINED:
-        section = stage["config"][stage["stage"]]
-        batch = section["per_device_train_batch_size"] * section["gradient_accumulation_steps"]
+    if STAGES[stage["stage"]].trained:
+        batch = stage["config"][stage["stage"]]["batch"]
         units = steps_and_passes(metrics["steps"], metrics["pairs"] if stage["stage"] == "dpo" else 0, batch)
         step = (events[-1][0] - events[0][0]) / max(len(events) - 1, 1)
     size = sum(
@@ -148,7 +148,7 @@ def _load(stage: Mapping[str, Any], root: Path) -> None:
     from posttrain import rollouts
     from posttrain.sampling.protocol import Request, SamplingParams
 
-    if stage["stage"] not in SAMPLING or stage["settings"].get("server"):
+    if not STAGES[stage["stage"]].samples or stage["runtime"].get("server"):
         return
     engine, policy = stage["config"]["engine"], str(root / stage["inputs"]["policy"])
     loaded = rollouts._engine(policy, engine["use"], engine["dtype"], None)

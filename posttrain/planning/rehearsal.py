@@ -9,7 +9,8 @@ from typing import Any
 
 from posttrain.recipe import Recipe
 from posttrain.rounds import play
-from posttrain.runner import Artifact
+from posttrain.runner import Artifact, StageCall
+from posttrain.stages.registry import StageSpec, spec
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,10 @@ class Step:
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
     waits: frozenset[str]
-    aside: bool = False
+
+    @property
+    def spec(self) -> StageSpec:
+        return spec(self.stage, self.role)
 
 
 class Rehearsal:
@@ -38,24 +42,11 @@ class Rehearsal:
     def begin_round(self, number: int) -> None:
         self._number = number
 
-    def stage(
-        self,
-        name: str,
-        *,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, Artifact],
-        seed: int,
-        outside: Mapping[str, str] | None = None,
-        settings: Mapping[str, Any] | None = None,
-        decides: Mapping[str, Any] | None = None,
-        aside: bool = False,
-        role: str | None = None,
-    ) -> Artifact:
-        role = role or name
-        key = f"{self._number}/{role}"
-        read = {part: artifact.key for part, artifact in inputs.items()}
+    def submit(self, call: StageCall) -> Artifact:
+        key = f"{self._number}/{call.name}"
+        read = {part: artifact.key for part, artifact in call.inputs.items()}
         waits = frozenset(self._waited | (set(read.values()) & self._known))
-        self.steps.append(Step(key, self._number, name, role, config, read, waits, aside))
+        self.steps.append(Step(key, self._number, call.stage, call.name, call.config, read, waits))
         self._known.add(key)
         return Artifact(key, Path(key))
 

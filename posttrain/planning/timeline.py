@@ -1,7 +1,8 @@
 """How long stages take that share a machine: a simulation of the loop's queue (`posttrain.stage_queue`). Pure.
 
 Stages start in their order, as soon as what they wait for is done, up to so many at once. The cores are shared: a stage
-uses as many as it can (`width`), all get the same where that is too much, and those aside get what the others leave.
+uses as many as it can (`width`), all get the same where that is too much, and those in the background get what the
+others leave.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# What is aside gives way (nice 19), but is never quite starved.
-_ASIDE = 0.015
+# A stage in the background gives way (nice 19), but is never quite starved.
+_BACKGROUND = 0.015
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Task:
     work: float
     width: float = 1.0
     waits: frozenset[str] = frozenset()
-    aside: bool = False
+    background: bool = False
     memory: float = 0.0
 
 
@@ -69,9 +70,9 @@ def simulate(tasks: Sequence[Task], cores: float, at_once: int) -> Timeline:
 def _shares(running: Sequence[Task], cores: float) -> list[float]:
     """Cores that each task gets: evenly by their processes, nobody more than it can use."""
     shares = [0.0] * len(running)
-    first = [at for at, task in enumerate(running) if not task.aside]
-    last = [at for at, task in enumerate(running) if task.aside]
-    kept = _ASIDE * cores if first and last else 0.0
+    first = [at for at, task in enumerate(running) if not task.background]
+    last = [at for at, task in enumerate(running) if task.background]
+    kept = _BACKGROUND * cores if first and last else 0.0
     rest = cores - kept - _fill(running, first, cores - kept, shares)
     _fill(running, last, rest + kept, shares)
     return shares

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from posttrain.recipe.judge_model import JudgeModel
+from posttrain.recipe.keys import KeyedByName
 from posttrain.recipe.section import Section, complain
 
 ANNOTATED = ("pass_rate", "topic", "tags", "intentions", "difficulty")
@@ -13,7 +16,7 @@ ANNOTATED = ("pass_rate", "topic", "tags", "intentions", "difficulty")
 class Rated(Section):
     """A judge with a rubric, asked about prompts."""
 
-    rubric: str = Field(description="A shipped rubric, or a path with a slash.")
+    rubric: Annotated[str, KeyedByName()] = Field(description="A shipped rubric, or a path with a slash.")
     judge: JudgeModel = Field(description="Who judges: see docs/judges.md.")
 
 

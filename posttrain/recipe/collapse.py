@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
+from posttrain.recipe.keys import NotInKey
 from posttrain.recipe.section import Count, Section, Share
 
 
@@ -22,4 +25,4 @@ class Collapse(Section):
     max_drift: Share = Field(
         default=0.3, description="Warn where the words' Jensen-Shannon divergence from round 1 exceeds this, in bits."
     )
-    stop: bool = Field(default=False, description="End the run after a round with a warning.")
+    stop: Annotated[bool, NotInKey()] = Field(default=False, description="End the run after a round with a warning.")

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from posttrain.recipe.keys import KeyedUnlessDefault, NotInKey
 from posttrain.recipe.section import Count, Section, complain
 
 
 class JudgeModel(Section):
-    """A judge: either `url` and `model`, or `path`."""
+    """A judge: either `url` and `model`, or `path`, whose content is an external hash (`judging.identity`)."""
 
-    url: str | None = Field(
+    url: Annotated[str | None, NotInKey()] = Field(
         default=None,
         pattern=r"^https?://",
         description="Base address of an OpenAI-compatible server, as in http://localhost:8000/v1.",
     )
     model: str | None = Field(default=None, description="The model's name on that server.")
-    api_key_env: str | None = Field(
+    api_key_env: Annotated[str | None, NotInKey()] = Field(
         default=None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="The environment variable that holds the key. A key itself never stands in a recipe.",
     )
-    path: str | None = Field(
+    path: Annotated[str | None, NotInKey()] = Field(
         default=None, description="A model that is run here: a shipped name, a folder (with a slash), or a Hub id."
     )
-    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub id.")
+    revision: Annotated[str | None, NotInKey()] = Field(default=None, description="Branch, tag or commit of a Hub id.")
     temperature: float = Field(
         default=0.0, ge=0, le=10, description="Of the first time of asking; afterwards 0.7 at least."
     )
@@ -37,12 +38,16 @@ class JudgeModel(Section):
     max_chars: Count = Field(
         default=40_000, description="Longer texts (prompt and answer together) are not put to the judge: no score."
     )
-    body: dict[str, Any] = Field(
+    body: Annotated[dict[str, Any], KeyedUnlessDefault()] = Field(
         default={}, description="Further fields of the request, for servers that want other ones; null takes one out."
     )
-    at_once: Count = Field(default=16, description="Requests under way at a time, in each process.")
-    timeout: float = Field(default=120, gt=0, description="Seconds to wait for one reply before it is sent again.")
-    patience: float = Field(
+    at_once: Annotated[Count, NotInKey()] = Field(
+        default=16, description="Requests under way at a time, in each process."
+    )
+    timeout: Annotated[float, NotInKey()] = Field(
+        default=120, gt=0, description="Seconds to wait for one reply before it is sent again."
+    )
+    patience: Annotated[float, NotInKey()] = Field(
         default=300, ge=0, description="Seconds to go on with one request while the server fails, before giving up."
     )
 
@@ -58,12 +63,6 @@ class JudgeModel(Section):
         if self.revision is not None and self.path is None:
             complain(("revision",), "'revision' belongs to `path`")
         return self
-
-    def key(self) -> dict[str, Any]:
-        """What of it decides a score: not where the server is, nor how patiently it is asked. See `identity`."""
-        return self.model_dump(mode="json", include={"model", "temperature", "max_tokens", "attempts", "max_chars"}) | (
-            {"body": self.body} if self.body else {}
-        )
 
     @property
     def called(self) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain.recipe.keys import NotInKey
 from posttrain.recipe.section import Count, Section, Share, complain
 
 
@@ -21,7 +22,7 @@ class QualityClassifier(Section):
         default=["quality", "judge"],
         description="Filters whose verdicts of earlier rounds it learns: what they dropped, and what passed them all.",
     )
-    labels: str | None = Field(
+    labels: Annotated[str | None, NotInKey()] = Field(
         default=None,
         description="People's verdicts: a JSONL file with prompt, completion and good (true or false) in each row.",
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from posttrain.content import did_you_mean
+from posttrain.recipe.keys import Keyed
 from posttrain.recipe.reader import Path_
 
 Count = Annotated[int, Field(ge=1)]
@@ -15,7 +16,7 @@ Temperature = Annotated[float, Field(gt=0, le=10)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Section(BaseModel):
+class Section(Keyed):
     """A mapping of the recipe: unknown keys refused, types strict (no `"5"` for 5), frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_by_alias=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from posttrain.recipe.judge_model import JudgeModel
+from posttrain.recipe.keys import KeyedByName, KeyedUnlessDefault, NotInKey
 from posttrain.recipe.section import Count, Section, Share, Temperature, complain
 from posttrain.schedule import of_round
 
@@ -21,26 +22,23 @@ class Lora(Section):
     lora_alpha: float = Field(default=32, gt=0, description="Scale of the adapters: lora_alpha / r.")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the adapters.")
     target_modules: str | list[str] = Field(default="all-linear", description="Which layers get an adapter.")
-    adapters: Literal["merge", "keep"] = Field(
+    adapters: Annotated[Literal["merge", "keep"], KeyedUnlessDefault()] = Field(
         default="merge",
         description="`merge`: the artifact is the merged model; `keep`: with the adapter beside it, in `adapter/`.",
     )
-    load_in_4bit: bool = Field(
+    load_in_4bit: Annotated[bool, KeyedUnlessDefault()] = Field(
         default=False,
         description="QLoRA: the model that is trained is held in 4 bits (NF4). Needs bitsandbytes and a CUDA GPU.",
     )
 
-    def key(self) -> dict[str, Any]:
-        """What of it decides a result. What came later is left out at its default, so that no older run starts anew."""
-        later = {"adapters": self.adapters == "merge", "load_in_4bit": not self.load_in_4bit}
-        return self.model_dump(mode="json", exclude={name for name, default in later.items() if default})
-
 
 class Model(Section):
-    """The base model. Everything starts from it in round 1."""
+    """The base model. Everything starts from it in round 1. Its content is an external hash."""
 
-    path: str = Field(description="A shipped name, a folder (with a slash), or a Hub id such as `owner/name`.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub id.")
+    path: Annotated[str, NotInKey()] = Field(
+        description="A shipped name, a folder (with a slash), or a Hub id such as `owner/name`."
+    )
+    revision: Annotated[str | None, NotInKey()] = Field(default=None, description="Branch, tag or commit of a Hub id.")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type in which models are saved.")
     lora: Lora | None = Field(default=None, description="LoRA adapters instead of full fine-tuning.")
 
@@ -48,14 +46,6 @@ class Model(Section):
         "trust_remote_code": "no code that comes with a model is run; choose an architecture that transformers has"
     }
     renamed: ClassVar[dict[str, str]] = {"name": "path", "torch_dtype": "dtype", "model_name_or_path": "path"}
-
-    def training(self) -> dict[str, Any]:
-        """What a trained stage is told of it."""
-        return self.model_dump(mode="json", include={"dtype", "lora"})
-
-    def key(self) -> dict[str, Any]:
-        """What of that decides the stage's result."""
-        return {"dtype": self.dtype, "lora": self.lora.key() if self.lora else None}
 
 
 class PromptSet(Section):
@@ -153,7 +143,7 @@ class Prompts(Section):
 class RewardEntry(Section):
     """One reward: a function in a file, the round's reward model, or a judge with a rubric."""
 
-    use: str = Field(
+    use: Annotated[str, KeyedByName()] = Field(
         description="`reward-model`, a shipped reward file, or a path with a slash; a rubric ends with .md."
     )
     function: str | None = Field(default=None, description="Which function of the file; null: the only public one.")
@@ -165,7 +155,7 @@ class RewardEntry(Section):
         alias="for",
         description="`preferences`: asked only when pairs are labelled; `scores`: only when candidates are scored.",
     )
-    judge: JudgeModel | None = Field(
+    judge: Annotated[JudgeModel | None, KeyedUnlessDefault()] = Field(
         default=None, description="Who judges by the rubric; its score, scaled to 0 to 1, is the reward."
     )
 

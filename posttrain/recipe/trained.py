@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from posttrain.content import did_you_mean
 from posttrain.recipe import trl_fields
+from posttrain.recipe.keys import KeyedUnlessDefault, NotInKey
 from posttrain.recipe.section import Count, Section, Share, below, complain
 
 PairSource = Literal["preferences", "samples", "pairs"]
+
+
+# Micro-batch and accumulation count only as their product.
+_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class Trained(Section):
@@ -19,7 +24,7 @@ class Trained(Section):
 
     model_config = ConfigDict(extra="allow")
     trainer: ClassVar[trl_fields.Trainer]
-    variants: list[dict[str, Any]] = Field(
+    variants: Annotated[list[dict[str, Any]], NotInKey()] = Field(  # each is a stage of its own
         default=[],
         description="Each is this section with these keys changed, and a `seed` (default 0). All are trained and their "
         "weights averaged; the average goes on, or the best of them where that is better on dev.",
@@ -68,16 +73,19 @@ class Trained(Section):
         """TRL's fields: those that the recipe sets, and the defaults that are always written out."""
         return dict(self.model_extra or {})
 
-    def own(self) -> dict[str, Any]:
-        """Our own keys of this section."""
-        return {key: value for key, value in self.model_dump(by_alias=True).items() if key not in self.trl}
+    def in_key(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """As in every section; of TRL's fields those that decide a result, and the rows of a step as `batch`."""
+        keyed = {key: value for key, value in super().in_key(exclude).items() if key not in trl_fields.HOW_ONLY}
+        micro, accumulation = (keyed.pop(name) for name in _BATCH)
+        return {**keyed, "batch": micro * accumulation}
 
-    def key(self) -> dict[str, Any]:
-        """What of this section decides the result: micro-batch and accumulation count only as their product."""
-        decides = {key: value for key, value in self.trl.items() if key not in trl_fields.HOW_ONLY}
-        batch = decides.pop("per_device_train_batch_size") * decides.pop("gradient_accumulation_steps")
-        own = {key: value for key, value in self.own().items() if key != "variants"}  # each is a stage of its own
-        return {**own, **decides, "batch": batch}
+    def not_in_key(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        how = {*trl_fields.HOW_ONLY, *_BATCH}
+        return super().not_in_key(exclude) | {key: value for key, value in self.trl.items() if key in how}
+
+    @classmethod
+    def restored(cls, in_key: Mapping[str, Any], not_in_key: Mapping[str, Any] | None = None) -> Self:
+        return super().restored({key: value for key, value in in_key.items() if key != "batch"}, not_in_key)
 
 
 def _changed(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,8 +190,12 @@ class Mix(Section):
     earlier: Source = Field(
         default_factory=lambda: Source(share=0.0), description="What they kept in the rounds before."
     )
-    balance: Balance | None = Field(default=None, description="Shares by topic, source or difficulty; null: as it is.")
-    real: Real = Field(default_factory=Real, description="What no model wrote: guards against collapse.")
+    balance: Annotated[Balance | None, KeyedUnlessDefault()] = Field(
+        default=None, description="Shares by topic, source or difficulty; null: as it is."
+    )
+    real: Annotated[Real, KeyedUnlessDefault()] = Field(
+        default_factory=Real, description="What no model wrote: guards against collapse."
+    )
 
 
 class Anneal(Section):
@@ -203,13 +215,6 @@ class Sft(Trained):
     )
     mix: Mix = Field(default_factory=Mix, description="How much of which data.")
     anneal: Anneal | None = Field(default=None, description="End with the best data; null: no order.")
-
-    def key(self) -> dict[str, Any]:
-        """As in every trained stage; what came later is left out where it is off, so that no older run starts anew."""
-        made = super().key()
-        off = {"balance": self.mix.balance is None, "real": not self.mix.real.share}
-        made["mix"] = {name: value for name, value in made["mix"].items() if not off.get(name)}
-        return made
 
     @model_validator(mode="after")
     def _packs_whole_examples(self) -> Sft:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from posttrain.recipe.keys import KeyedByName
 from posttrain.recipe.section import Section, Share, complain
 from posttrain.recipe.sections import RewardEntry
 from posttrain.recipe.trained import RewardModel
@@ -18,7 +19,9 @@ _FIXED: dict[str, Any] = {"start": "base", "preferences": "all", "variants": []}
 class Judge(Section):
     """Who says which of two answers is better: the second reward model, or a function in a file."""
 
-    use: str = Field(description=f"`{SECOND}`, a shipped reward file, or a path with a slash.")
+    use: Annotated[str, KeyedByName()] = Field(
+        description=f"`{SECOND}`, a shipped reward file, or a path with a slash."
+    )
     function: str | None = Field(default=None, description="Which function of the file; null: the only public one.")
 
     @property

@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from posttrain.report.answers import Survey
 from posttrain.report.charts import Bars, Chart, Ridges, lines, series
 from posttrain.report.reading import Round
+from posttrain.stages.registry import Group, spec
 
 BINS = 40
 PASS = re.compile(r"pass@\d+")
 INTERVALS = "Bands are 95 % intervals over prompts."
-# What a stage's time goes to; a stage that is not named here is `other`.
-WORK = {
-    "sampling and scoring": ("preferences", "difficulty", "samples", "scores", "pairs"),
-    "training": ("reward_model", "sft", "dpo", "average", "choose", "across_rounds"),
-    "evaluation": ("evaluate", "heldout", "promote"),
-    "watch": ("watch_model", "watch"),
-}
 OTHERS = {"base": "the base", "previous": "the last promoted policy"}
 
 
@@ -204,12 +199,9 @@ def distributions(values: Mapping[int, Mapping[str, array[float]]]) -> list[Char
 
 def times(rounds: Sequence[Round]) -> list[Chart]:
     """Seconds by kind of work. Stages overlap where the recipe lets them, so their sum can exceed the time waited."""
-    spent = {one.number: {role: of.get("seconds", 0.0) for role, of in one.manifests.items()} for one in rounds}
-    parts = {
-        work: [sum(seconds for role, seconds in of.items() if _work(role) == work) for of in spent.values()]
-        for work in (*WORK, "other")
-    }
-    parts = {work: seconds for work, seconds in parts.items() if any(seconds)}
+    spent = {one.number: _by_group(one.manifests) for one in rounds}
+    parts = {group: [of.get(group, 0.0) for of in spent.values()] for group in get_args(Group)}
+    parts = {group: seconds for group, seconds in parts.items() if any(seconds)}
     caption = (
         "Seconds that each round's stages took. Stages that ran side by side are counted in full, and those that "
         "nothing waits for (held-out answers, the watch) give way to others."
@@ -217,9 +209,12 @@ def times(rounds: Sequence[Round]) -> list[Chart]:
     return [Bars("times", "By kind of work", caption, "seconds", tuple(spent), parts)] if parts else []
 
 
-def _work(role: str) -> str:
-    stage = role.partition("_variant_")[0]
-    return next((work for work, stages in WORK.items() if stage in stages), "other")
+def _by_group(manifests: Mapping[str, Mapping[str, Any]]) -> Counter[str]:
+    """Seconds of the stages, by what their time goes to."""
+    spent = Counter[str]()
+    for role, manifest in manifests.items():
+        spent[spec(manifest["stage"], role).group] += manifest.get("seconds", 0.0)
+    return spent
 
 
 def _slug(name: str) -> str:

@@ -9,32 +9,13 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from posttrain.errors import ModelError, RewardError, StageError
+from posttrain.recipe.keys import Keyed, join
+from posttrain.stages.registry import STAGES
 
-STAGES = {
-    # name: version, raised when the same inputs would give another result
-    "prompts": 2,
-    "preferences": 5,
-    "reward_model": 3,
-    "difficulty": 3,
-    "samples": 3,
-    "annotate": 1,
-    "scores": 3,
-    "quality_classifier": 1,
-    "filters": 1,
-    "diversity": 1,
-    "average": 1,
-    "choose": 3,
-    "sft": 3,
-    "pairs": 4,
-    "dpo": 3,
-    "evaluate": 5,
-    "heldout": 4,
-    "promote": 1,
-    "watch": 4,
-}
+S = TypeVar("S", bound=Keyed)
 
 
 def no_progress(done: int, total: int, unit: str) -> None:
@@ -45,7 +26,7 @@ def no_progress(done: int, total: int, unit: str) -> None:
 class Job:
     """What a stage is given.
 
-    `config` is plain JSON and decides the result; `settings` say where outside files lie and how to run, and do not
+    `config` is plain JSON and decides the result; `runtime` says where outside files lie and how to run, and does not
     decide it. `inputs` are whole folders; the payload goes to `out`; what is in `scratch` survives a kill. `workers`
     is how many processes or threads it may use.
     """
@@ -55,9 +36,17 @@ class Job:
     out: Path
     scratch: Path
     seed: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    runtime: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     progress: Callable[[int, int, str], None] = field(default=no_progress)
+
+    def section(self, name: str, kind: type[S]) -> S:
+        """A section of the recipe, whole again from what of it is in `config` and in `runtime`."""
+        return kind.restored(self.config[name], self.runtime.get(name))
+
+    def sections(self, name: str, kind: type[S]) -> list[S]:
+        """A list of such sections."""
+        return [kind.model_validate(one) for one in join(self.config[name], self.runtime.get(name))]
 
 
 def run_stage(name: str, job: Job) -> dict[str, Any]:

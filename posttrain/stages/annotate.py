@@ -39,7 +39,7 @@ def run(job: Job) -> dict[str, Any]:
         DataError: the prompts cannot be told apart in so many topics.
         EngineError: a judge cannot be had.
     """
-    section = Annotate.model_validate(job.config["annotate"])
+    section = job.section("annotate", Annotate)
     prompts = pq.read_table(job.inputs["prompts"] / "train.parquet", columns=["id", "prompt"]).to_pylist()
     asked = set(
         pq.read_table(job.inputs["samples"] / "samples.parquet", columns=["prompt_id"])["prompt_id"].to_pylist()

@@ -83,7 +83,7 @@ def choose(figures: Mapping[str, Mapping[str, float]], seed: int) -> tuple[str, 
 
 
 def _on_dev(job: Job, name: str, model: Path) -> dict[str, float]:
-    section = Evaluate.model_validate(job.config["evaluate"])
+    section = job.section("evaluate", Evaluate)
     scoring, weights = judges(job)
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
     params = SamplingParams(section.temperature, section.max_new_tokens)

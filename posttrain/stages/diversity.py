@@ -25,7 +25,7 @@ def run(job: Job) -> dict[str, Any]:
 
     Returns `figures` of the round, `first` of round 1 at the same number of rows, and `warnings`.
     """
-    section = Collapse.model_validate(job.config["collapse"])
+    section = job.section("collapse", Collapse)
     tables = {name: path for name, path in job.inputs.items() if name in ("kept", "first")}
     count = min(section.sample, *(pq.read_metadata(path / "kept.parquet").num_rows for path in tables.values()))
     answers = {name: _sample(path, count, job.seed) for name, path in tables.items()}

@@ -26,7 +26,7 @@ from posttrain.training.trainers import Llama3DPOTrainer, PairCollator
 def run(job: Job) -> dict[str, Any]:
     """Inputs: model, reference (None: the model as it is), and what `dpo.pairs_from` names: samples, pairs,
     preferences_N. Writes a model folder."""
-    section = Dpo.model_validate(job.config["dpo"])
+    section = job.section("dpo", Dpo)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     sources = {name: _pairs(job, name, section.margin) for name in sorted(section.pairs_from)}
     pairs = [pair for source in sources.values() for pair in source]

@@ -37,7 +37,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def answer_and_judge(job: Job, name: str) -> dict[str, Any]:
     """The figures F of the policy on the prompt set `name`, whose judged answers are written to NAME.parquet."""
-    section = Evaluate.model_validate(job.config["evaluate"])
+    section = job.section("evaluate", Evaluate)
     scoring, weights = judges(job)
     measures = load_rewards(section.measure, job)
     everything = Judges((*scoring.rewards, *measures), scoring.reward_model)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from posttrain import filters
 from posttrain.errors import EmptyStageError
 from posttrain.judging import told
+from posttrain.recipe.keys import join
 from posttrain.shards import Pieces
 from posttrain.stages import Job
 
@@ -51,7 +52,8 @@ def run(job: Job) -> dict[str, Any]:
         classifier=job.inputs.get("quality_classifier"),
         policy=job.inputs.get("policy"),
     )
-    chain, memory = filters.parse(job.config["filters"]), Pieces(job.scratch / "shards")
+    chain = filters.parse(join(job.config["filters"], job.runtime.get("filters")))
+    memory = Pieces(job.scratch / "shards")
     passage = filters.run(source.iter_batches(ROWS), chain, context, memory)
     total = source.metadata.num_rows
     with (

@@ -27,7 +27,7 @@ def run(job: Job) -> dict[str, Any]:
         StageError: nearly all answers are empty.
         EmptyStageError: no two answers to any prompt differ by the margin.
     """
-    section = Pairs.model_validate(job.config["pairs"])
+    section = job.section("pairs", Pairs)
     prompts = take(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), **job.config["take"])
     scoring, weights = judges(job)
     sampling = Sampling(

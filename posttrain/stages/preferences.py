@@ -37,13 +37,13 @@ from posttrain.weighing import combine
 def run(job: Job) -> dict[str, Any]:
     """Inputs: prompts; policy and previous where anything is sampled; model where pairs are given. Config: preferences,
     rewards, engine, take, watch (the share of prompts whose pairs only the second reward model learns from; optional).
-    Settings: given (optional). Writes pairs.parquet.
+    Runtime: given (optional). Writes pairs.parquet.
 
     Raises:
         DataError: no prompt is `where` the recipe says, or the given pairs cannot be read.
         EmptyStageError: no pair was kept.
     """
-    section = Preferences.model_validate(job.config["preferences"])
+    section = job.section("preferences", Preferences)
     counts: Counter[str] = Counter()
     given = _given(job, section, counts)
     asked, sampled = _sampled(job, section, counts) if "policy" in job.inputs else (0, [])
@@ -57,7 +57,7 @@ def run(job: Job) -> dict[str, Any]:
             "(preferences.keep), raise preferences.prompts or preferences.k, or check the rewards"
         )
     pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
-    by_people = {"given": len(given)} if "given" in job.settings else {}
+    by_people = {"given": len(given)} if "given" in job.runtime else {}
     made = {"prompts": asked, "pairs": len(pairs), "labels": dict(counts), **by_people}
     return {**made, **sampled_by(job), **told(job.scratch)}
 
@@ -65,9 +65,9 @@ def run(job: Job) -> dict[str, Any]:
 def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[str, Any]]:
     """The round's given pairs. Counted and left out are those on prompts that are evaluated on, too long for the model,
     and of levels not kept."""
-    if "given" not in job.settings:
+    if "given" not in job.runtime:
         return []
-    asked = job.settings["given"]
+    asked = job.runtime["given"]
     known = [pq.read_table(job.inputs["prompts"] / f"{name}.parquet", columns=["id"]) for name in ("dev", "heldout")]
     evaluated = {one for table in known for one in table["id"].to_pylist()}
     fits = _fits(job.inputs["model"])

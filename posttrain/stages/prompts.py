@@ -31,7 +31,7 @@ REAL = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("completion", MESS
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model. Config: max_new_tokens, decontaminate. Settings: prompts (with paths); and what is only checked:
+    """Inputs: model. Config: max_new_tokens, decontaminate. Runtime: prompts (with paths); and what is only checked:
     later (training sets of later rounds), given (sets of pairs), reference (DPO's). Writes train, dev and
     heldout.parquet, against.parquet where there are further evaluation sets, and real.parquet where there is real data.
 
@@ -44,19 +44,19 @@ def run(job: Job) -> dict[str, Any]:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    if job.settings.get("load_in_4bit"):
+    if job.runtime.get("load_in_4bit"):
         from posttrain.training.lora import check_four_bits  # here, since it imports peft
 
         check_four_bits()  # asked again where it is used; here before anything is sampled or trained
-    sets = Prompts.model_validate(job.settings["prompts"])
+    sets = Prompts.model_validate(job.runtime["prompts"])
     model = job.inputs["model"]
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
         config = AutoConfig.from_pretrained(model).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot read the model's config and tokenizer: {error}", file=str(model)) from error
-    if "reference" in job.settings:  # asked again where it is used; here before anything is sampled
-        models.check_same_tokens(model, Path(job.settings["reference"]))
+    if "reference" in job.runtime:  # asked again where it is used; here before anything is sampled
+        models.check_same_tokens(model, Path(job.runtime["reference"]))
     if len(tokenizer) > config.vocab_size:
         raise ModelError(
             f"the tokenizer has {len(tokenizer)} tokens, the model embeds {config.vocab_size}",
@@ -78,13 +78,13 @@ def run(job: Job) -> dict[str, Any]:
         evaluated_on += [message_text(prompt.messages) for prompt in kept]
         _write(kept, job.out / f"{name}.parquet")
     contamination = _contamination(evaluated_on, sets.decontaminate)
-    train, *later = [sets.train, *(PromptSet.model_validate(each) for each in job.settings.get("later", []))]
+    train, *later = [sets.train, *(PromptSet.model_validate(each) for each in job.runtime.get("later", []))]
     assert isinstance(train, PromptSet)
     kept, metrics["train"] = _read(job, room, train, "train", contamination)
     _write(kept, job.out / "train.parquet")
     for each in later:  # read again in their rounds; here what is wrong with them is told before anything is sampled
         _read(job, room, each, "train", contamination)
-    for each in job.settings.get("given", []):
+    for each in job.runtime.get("given", []):
         loaders.read_preferences(PromptSet.model_validate(each))
     if sets.real:
         real, left_out = _real(sets, sets.real, contamination)
@@ -133,19 +133,17 @@ def _read(
         RewardError: a reward cannot judge this set.
     """
     counts: Counter[str] = Counter()
-    prompts = loaders.read_prompts(asked, job.settings["prompts"].get("system"), where=f"prompts.{name}", counts=counts)
+    prompts = loaders.read_prompts(asked, job.runtime["prompts"].get("system"), where=f"prompts.{name}", counts=counts)
     place = asked.path or asked.dataset_name
-    entries = [RewardEntry.model_validate(entry) for entry in job.settings["rewards"]]
-    minutes = job.settings.get("reward_minutes")
+    entries = [RewardEntry.model_validate(entry) for entry in job.runtime["rewards"]]
+    minutes = job.runtime.get("reward_minutes")
     judges: list[Reward | Pairwise | JudgeReward] = [
         rewards.patient(rewards.load(entry), minutes) for entry in entries if not entry.judge
     ]
     if name == "train":  # judges read no columns: asked once
         judges += [judging.load_reward(entry) for entry in entries if entry.judge]
     if name == "heldout":
-        judges += [
-            pairwise.load(Judge.model_validate(entry).entry, minutes) for entry in job.settings.get("judges", [])
-        ]
+        judges += [pairwise.load(Judge.model_validate(entry).entry, minutes) for entry in job.runtime.get("judges", [])]
     _check_rewards(judges, prompts, place)
     messages = [None, *(job.config.get("systems", []) if name == "train" else [])]
     left_out: Counter[str] = Counter({"too_long": 0, "in_an_evaluation_set": 0})

@@ -40,7 +40,7 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         DataError: the file of people's verdicts cannot be read.
     """
-    section = QualityClassifier.model_validate(job.config["classifier"])
+    section = job.section("classifier", QualityClassifier)
     rows = [row for role in sorted(job.inputs) if role != "policy" for row in judged(job.inputs[role], section)]
     if section.labels:
         rows += labelled(content.locate("data", section.labels))

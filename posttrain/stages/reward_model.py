@@ -33,7 +33,7 @@ def run(job: Job) -> dict[str, Any]:
 
     The accuracy is that of the latest preferences' held-out pairs: of the current policy, and never trained on.
     """
-    section = RewardModel.model_validate(job.config["reward_model"])
+    section = job.section("reward_model", RewardModel)
     tables = [pq.read_table(job.inputs[name] / "pairs.parquet").to_pylist() for name in _preferences(job)]
     split = job.config.get("split", "train")
     name = "reward_model" if split == "train" else f"{split}.reward_model"  # as the recipe calls it

@@ -22,7 +22,7 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         StageError: nearly all answers are empty.
     """
-    section = Samples.model_validate(job.config["samples"])
+    section = job.section("samples", Samples)
     prompts: Sequence[Mapping[str, Any]] = pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist()
     if "difficulty" in job.inputs:
         wanted = set(pq.read_table(job.inputs["difficulty"] / "taken.parquet")["prompt_id"].to_pylist())

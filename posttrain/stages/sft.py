@@ -27,7 +27,7 @@ def run(job: Job) -> dict[str, Any]:
     prompts artifact, where sft.mix.real has a share). Config: sft, model.
     Writes a model folder.
     """
-    section = Sft.model_validate(job.config["sft"])
+    section = job.section("sft", Sft)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     earlier = sorted(name for name in job.inputs if name.startswith("earlier_"))
     by = section.mix.balance.by if section.mix.balance else None

@@ -98,11 +98,10 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _panel(job: Job) -> Panel:
-    entries = [Judge.model_validate(entry) for entry in job.config["judges"]]
-    files = job.settings["reward_files"]
-    named = [each.entry.model_copy(update={"use": files[each.use]}) for each in entries if not each.is_model]
-    loaded = [pairwise.load(entry, job.settings.get("reward_minutes")) for entry in named]
-    weights = {entry.name: entry.weight for entry in map(RewardEntry.model_validate, job.config["rewards"])}
+    entries = job.sections("judges", Judge)
+    minutes = job.runtime.get("reward_minutes")
+    loaded = [pairwise.load(each.entry, minutes) for each in entries if not each.is_model]
+    weights = {entry.name: entry.weight for entry in job.sections("rewards", RewardEntry)}
     models = {SECOND: str(job.inputs["watch_model"])}
     if "reward_model" in job.inputs:
         models[REWARD_MODEL] = str(job.inputs["reward_model"])

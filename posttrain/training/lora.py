@@ -74,7 +74,7 @@ def merged(model: PeftModel, job: Job) -> PreTrainedModel:
     assert lora
     if lora.adapters == "keep":
         start = {"base_model_name_or_path": job.inputs["model"].name}  # an artifact's folder is called by its key
-        save_adapter(model, job.out / ADAPTER, job.settings.get("start", start))
+        save_adapter(model, job.out / ADAPTER, job.runtime.get("start", start))
     if lora.load_in_4bit:
         return merged_into(model, job.inputs["model"])
     return model.merge_and_unload()

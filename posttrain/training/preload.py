@@ -6,6 +6,7 @@ Nothing here may start a thread of torch's: a fork does not inherit them.
 # ruff: noqa: F401 - imported for the children that are forked later, not for this module
 
 import gc
+import importlib
 import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -31,23 +32,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import posttrain.rollouts
 import posttrain.sampling.scoring
 import posttrain.sampling.shared_prefix
-import posttrain.stages.average
-import posttrain.stages.choose
-import posttrain.stages.difficulty
-import posttrain.stages.diversity
-import posttrain.stages.dpo
-import posttrain.stages.evaluate
-import posttrain.stages.filters
-import posttrain.stages.heldout
-import posttrain.stages.pairs
-import posttrain.stages.preferences
-import posttrain.stages.promote
-import posttrain.stages.prompts
-import posttrain.stages.reward_model
-import posttrain.stages.samples
-import posttrain.stages.scores
-import posttrain.stages.sft
-import posttrain.stages.watch
+from posttrain.stages.registry import STAGES
+
+for _stage in STAGES:
+    importlib.import_module(f"posttrain.stages.{_stage}")
 
 # What is imported stays: a collection in a child need not walk it (0.3 s each), nor copy its pages by doing so.
 gc.collect()

@@ -141,7 +141,7 @@ def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trai
     keep_memory()
     datasets.disable_caching()  # TRL caches reference log-probs by data set and model, not by collator
     fitted = job.scratch / "micro_batch.json"  # what did not fit before a kill is not tried again: the bits differ
-    micro_batch = job.settings.get("micro_batch", args.per_device_train_batch_size)
+    micro_batch = job.runtime.get("micro_batch", args.per_device_train_batch_size)
     shrink(args, json.loads(fitted.read_text("utf-8")) if fitted.exists() else micro_batch)
     while True:
         try:
@@ -178,7 +178,7 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     for tracker in trackers(job, trainer.args):
         trainer.add_callback(tracker)
     checkpoint = latest_whole(job.scratch / "checkpoints")
-    trainer.add_callback(Checkpoints(checkpoint, job.settings.get("checkpoint_minutes")))
+    trainer.add_callback(Checkpoints(checkpoint, job.runtime.get("checkpoint_minutes")))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     loss = mean_loss(trainer.state.log_history)
     if loss is None or not math.isfinite(loss):

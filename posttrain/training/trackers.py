@@ -17,7 +17,7 @@ def trackers(job: Job, args: TrainingArguments) -> list[TrainerCallback]:
 
     A training that goes on from a checkpoint, or begins anew, adds to what it has sent before.
     """
-    report = job.settings.get("report")
+    report = job.runtime.get("report")
     if report is None:
         return []
     args.run_name, args.project = report["name"], report["project"]

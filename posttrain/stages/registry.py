@@ -1,0 +1,72 @@
+"""Every stage of a round, with what the rest of the program must know of it. Imports nothing heavy.
+
+A new stage is one entry here, one module of its name beside this file, and a line in the loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Group = Literal["data", "sampling and scoring", "training", "evaluation", "watch"]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage.
+
+    `version` is raised when the same inputs would give another result. `group`: where the report counts its time.
+    `unit`: what its work is counted in, completions that it samples, optimizer steps, or rows. `background`: no other
+    stage waits for it soon. `makes_model`: its artifact is a model folder. `like`: the stage whose measured cost serves
+    where this one's was not measured. `runs`: of a role that has an entry of its own, the stage that it is.
+    """
+
+    name: str
+    version: int
+    group: Group
+    unit: Literal["rows", "completions", "steps"] = "rows"
+    background: bool = False
+    makes_model: bool = False
+    like: str = ""
+    runs: str = ""
+
+    @property
+    def trained(self) -> bool:
+        """Whether it takes optimizer steps."""
+        return self.unit == "steps"
+
+    @property
+    def samples(self) -> bool:
+        """Whether it asks a model for completions."""
+        return self.unit == "completions"
+
+
+_ALL = (
+    StageSpec("prompts", 2, "data"),
+    StageSpec("preferences", 5, "sampling and scoring", "completions"),
+    StageSpec("reward_model", 3, "training", "steps", makes_model=True),
+    StageSpec("difficulty", 3, "sampling and scoring", "completions", like="samples"),
+    StageSpec("samples", 3, "sampling and scoring", "completions"),
+    StageSpec("annotate", 1, "data"),
+    StageSpec("scores", 3, "sampling and scoring"),
+    StageSpec("quality_classifier", 1, "data"),
+    StageSpec("filters", 1, "data"),
+    StageSpec("diversity", 1, "data", background=True),
+    StageSpec("average", 1, "training", makes_model=True),
+    StageSpec("choose", 3, "training", "completions", makes_model=True, like="evaluate"),
+    StageSpec("sft", 3, "training", "steps", makes_model=True),
+    StageSpec("pairs", 4, "sampling and scoring", "completions"),
+    StageSpec("dpo", 3, "training", "steps", makes_model=True),
+    StageSpec("evaluate", 5, "evaluation", "completions"),
+    StageSpec("heldout", 4, "evaluation", "completions", background=True, like="evaluate"),
+    StageSpec("promote", 1, "evaluation"),
+    StageSpec("watch", 4, "watch", background=True, like="scores"),
+    StageSpec("watch_model", 3, "watch", "steps", background=True, makes_model=True, runs="reward_model"),
+)
+_BY_NAME = {one.name: one for one in _ALL}
+STAGES = {one.name: one for one in _ALL if not one.runs}
+
+
+def spec(stage: str, role: str = "") -> StageSpec:
+    """Of a stage in this role of a round: the role's own entry where it has one, else the stage's."""
+    return _BY_NAME.get(role) or STAGES[stage]
