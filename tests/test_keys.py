@@ -21,7 +21,7 @@ class Inner(Section):
 
 class Outer(Section):
     kept: float = 0.5
-    renamed: str | None = Field(default=None, alias="for")
+    aliased: str | None = Field(default=None, alias="for")
     words: Annotated[str | None, KeyedAs("words")] = None
     newer: Annotated[bool, KeyedUnlessDefault()] = False
     one: Inner = Inner()
