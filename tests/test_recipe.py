@@ -151,7 +151,7 @@ class TestMessages:
             ("k: 4", 'k: "4"', "wrong.yaml:9:6: 'samples.k' must be an integer, not \"4\""),
             ("k: 4", "k: true", "wrong.yaml:9:6: 'samples.k' must be an integer, not true"),
             ("k: 4", "k:", "wrong.yaml:9:3: 'samples.k' must not be null"),
-            ("k: 4", "temperature: .nan", "wrong.yaml:9:16: 'samples.temperature' must be a finite number, not NaN"),
+            ("k: 4", "temperature: .nan", "wrong.yaml:9:16: .nan is not a finite number"),
             ("  k: 4\n", "  k: 4\n  k: 5\n", "wrong.yaml:10:3: 'k' stands here twice, first in line 9"),
             ("./dev.jsonl", "./" + "9" * 400, "wrong.yaml:4:15: no such file: "),
             ("samples:\n  k: 4\n", "", "wrong.yaml:1:1: 'samples' is missing"),
@@ -206,7 +206,7 @@ class TestMessages:
         (folder / "wrong.yaml").write_text(SMALL.replace("k: 4", "k: 0").replace("5e-7", "-1"))
         first, *others = str(fails("wrong.yaml")).splitlines()
         assert first.startswith("wrong.yaml:9:6: 'samples.k'")
-        assert others == ["  also wrong.yaml:11:3: 'learning_rate' must be above 0, not -1.0"]
+        assert others == ["  also wrong.yaml:11:3: 'learning_rate' must be above 0, not -1.0 [recipe-range]"]
 
     @pytest.mark.parametrize("text", ["", "# nothing\n"])
     def test_an_empty_recipe(self, folder: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
 from posttrain.filters.rows import Rows
 from posttrain.filters.top_share import TopShare
 from posttrain.recipe.judge_model import JudgeModel
+from posttrain.recipe.section import MOST, complain
 
 On = Literal["both", "prompt", "answer"]
 
@@ -27,7 +28,9 @@ class Judged(Filter):
     use: Literal["judge"] = "judge"
     rubric: str = Field(description="A shipped rubric (quality.md, guard.md, difficulty.md), or a path with a slash.")
     judge: JudgeModel = Field(description="Who judges: see docs/judges.md.")
-    minimum: int | None = Field(default=None, description="Lowest score kept; null: the rubric's highest.")
+    minimum: int | None = Field(
+        default=None, ge=-MOST, le=MOST, description="Lowest score kept; null: the rubric's highest."
+    )
     on: On = Field(default="both", description="What the judge is shown.")
     no_score: Literal["drop", "keep"] = Field(default="drop", description="What becomes of rows without a score.")
 
@@ -70,7 +73,10 @@ class Quality(Filter):
     rubric: str = Field(default="quality.md", description="A shipped rubric, or a path with a slash.")
     judge: JudgeModel | None = Field(default=None, description="Who judges: see docs/judges.md; null: by reward alone.")
     minimum: int | None = Field(
-        default=None, description="The judge's score from which a row is kept; null: the rubric's highest."
+        default=None,
+        ge=-MOST,
+        le=MOST,
+        description="The judge's score from which a row is kept; null: the rubric's highest.",
     )
     take: Literal["either", "both"] = Field(
         default="either", description="Kept is what the reward or the judge puts high, or only what both do."
@@ -79,7 +85,7 @@ class Quality(Filter):
     @model_validator(mode="after")
     def _somebody_decides(self) -> Self:
         if self.share is None and self.judge is None:
-            raise ValueError("nobody decides: give it a `share`, a `judge`, or both")
+            complain((), "nobody decides", "give it a `share`, a `judge`, or both", rule="recipe-needs-key")
         return self
 
     def key(self) -> dict[str, Any]:

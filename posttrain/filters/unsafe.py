@@ -13,6 +13,7 @@ from pydantic import Field
 from posttrain.errors import DataError
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
+from posttrain.recipe.section import MOST
 
 # Ours, short, English: words that are seldom said in passing. A `*` after a word stands for any ending.
 WORDS = (
@@ -34,7 +35,7 @@ class UnsafeWords(Filter):
     """
 
     use: Literal["unsafe-words"] = "unsafe-words"
-    max_words: int = Field(default=1, ge=0, description="so many are let pass")
+    max_words: int = Field(default=1, ge=0, le=MOST, description="so many are let pass")
     look_at: Literal["answer", "prompt", "both"] = Field(default="both", description="which text is counted in")
     words: tuple[str, ...] = Field(
         default=(), strict=False, description="further words or phrases; a * after a word stands for any ending"

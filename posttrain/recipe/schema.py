@@ -69,11 +69,9 @@ def _trl_property(trainer: trl_fields.Trainer, name: str, field: dict[str, Any])
         made["enum"] = [*field["choices"], *([None] if "null" in types else [])]
     if "choices" in field and types == ["array"]:
         made["items"] = {"enum": field["choices"]}
-    if name in trl_fields.RANGES:
-        low, high, included = trl_fields.RANGES[name]
-        made["minimum" if included else "exclusiveMinimum"] = low
-        if high < float("inf"):
-            made["maximum"] = high
+    if {"integer", "number"} & {*types} and "enum" not in made:
+        low, high, included = trl_fields.bounds(name)
+        made |= {"minimum" if included else "exclusiveMinimum": low, "maximum": high}
     made |= {"default": field["default"], "description": f"TRL's {TRL_CONFIGS[trainer]}.{name}."}
     return _or_one(made) if types == ["array"] else made
 
