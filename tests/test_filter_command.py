@@ -189,8 +189,8 @@ def test_batches_are_bounded_and_columns_are_those_of_all_of_them(folder: Path, 
     assert file.schema == pa.schema([("completion", pa.string()), ("n", pa.float64())])
     pq.write_table(pa.table({"completion": ["x" * 1000] * 5}), "in.parquet")
     monkeypatch.setattr(row_files, "BATCH_BYTES", 100)
-    pq.write_table(pa.table({"completion": [f"{i}" * 1000 for i in range(5)]}), "in.parquet", use_dictionary=False)
-    assert [part.rows.num_rows for part in open_rows(Path("in.parquet")).parts()] == [1] * 5
+    pq.write_table(pa.table({"completion": [f"{i}" * 1000 for i in range(40)]}), "in.parquet", use_dictionary=False)
+    assert [part.rows.num_rows for part in open_rows(Path("in.parquet")).parts()] == [16, 16, 8]
 
 
 @pytest.mark.parametrize(
