@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from posttrain.errors import InputError
 
@@ -31,7 +31,7 @@ class TooLargeError(InputError):
     """The file is larger than what is read of its kind."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """The file, opened for reading bytes. Links are followed.
 
     Raises:

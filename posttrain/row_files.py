@@ -117,9 +117,10 @@ def _good(batch: pa.RecordBatch, first: int) -> tuple[pa.RecordBatch, list[Unrea
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    batches = [batch for batch in batches if batch.num_rows] or batches[:1]
     if len(batches) == 1:
         return batches[0]
-    return pa.concat_batches(batches)
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
 class LineRows:

@@ -40,6 +40,7 @@ class Overlap(Filter):
             raise RecipeError(
                 "the filter 'overlap' has no evaluation prompts to compare with",
                 hint="name evaluation sets that are not empty, or leave the filter out",
+                rule="filter-no-evaluation",
             )
         verdict = overlap(context.evaluation_prompts, self.n, self.max_share)
 

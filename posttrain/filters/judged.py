@@ -161,6 +161,7 @@ def _scorer(rubric: str, model: JudgeModel, minimum: int | None, context: Filter
         raise RecipeError(
             f"minimum is {minimum}, and {scale.name} gives {scale.lowest} to {scale.highest}",
             hint=f"take one from {scale.lowest + 1} to {scale.highest}: from there on rows are kept",
+            rule="filter-minimum",
         )
     judge.probe()
 

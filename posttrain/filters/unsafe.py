@@ -54,7 +54,9 @@ class UnsafeWords(Filter):
         try:
             lines = Path(self.file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"the word list of 'unsafe-words' cannot be read: {error}", file=self.file) from None
+            raise DataError(
+                f"the word list of 'unsafe-words' cannot be read: {error}", file=self.file, rule="filter-word-list"
+            ) from None
         return (*self.words, *(word for line in lines if (word := line.partition("#")[0].strip())))
 
     def start(self, context: FilterContext) -> Judge:
