@@ -60,7 +60,10 @@ def test_ultrafeedback_as_pairs(tmp_path: Path) -> None:
 
 
 def test_ultrafeedback_as_prompts(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"another 'score_chosen' .data-contradiction.\n.*prompts\.train\.columns: \{score_chosen: null\}"):
+    with pytest.raises(
+        DataError,
+        match=r"another 'score_chosen' .data-contradiction.\n.*prompts\.train\.columns: \{score_chosen: null\}",
+    ):
         read_prompts(write(tmp_path, ULTRAFEEDBACK))
     counts: Counter[str] = Counter()
     prompts = read_prompts(write(tmp_path, ULTRAFEEDBACK, columns=SCORES), counts=counts)

@@ -80,7 +80,13 @@ def _with_trl(section: dict[str, Any], trainer: trl_fields.Trainer) -> None:
     """TRL's fields beside ours, and nothing else; a variant is a section without variants, with a seed."""
     section["properties"] |= trl_properties(trainer)
     section["additionalProperties"] = False
-    seed = {"type": "integer", "minimum": 0, "default": 0, "description": "Which draw of all that is random."}
+    seed = {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 2**32 - 1,
+        "default": 0,
+        "description": "Which draw of all that is random.",
+    }
     below = {key: value for key, value in section["properties"].items() if key != "variants"}
     section["properties"]["variants"] |= {
         "items": {"type": "object", "properties": {**below, "seed": seed}, "additionalProperties": False}

@@ -44,7 +44,7 @@ class Trained(Section):
     def _variants_fit(self) -> Trained:
         for index, changes in enumerate(self.variants):
             seed = changes.get("seed", 0)
-            if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
                 complain(
                     ("variants", index, "seed"), "a variant's seed is a whole number from 0 up", rule="recipe-variant"
                 )
