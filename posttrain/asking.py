@@ -63,9 +63,9 @@ def sample(
     from posttrain.sampling.protocol import SamplingParams
 
     if out.suffix not in (".parquet", ".jsonl"):
-        raise InputError("name a .parquet or a .jsonl file", file=str(out))
+        raise InputError("name a .parquet or a .jsonl file", file=str(out), rule="command-output")
     if not out.absolute().parent.is_dir():
-        raise InputError("there is no such folder", file=str(out.parent))
+        raise InputError("there is no such folder", file=str(out.parent), rule="command-output")
     torch.set_num_threads(1)  # sampling uses processes
     path = models.find(model)
     rows = [
@@ -84,7 +84,9 @@ def sample(
         try:
             count = run_rollouts(shards, Path(folder) / "shards", table, workers, no_progress)
         except ValueError as error:  # what an engine says of a prompt that does not fit
-            raise InputError(str(error), hint="take the prompt out, or lower --max-new-tokens") from error
+            raise InputError(
+                str(error), hint="take the prompt out, or lower --max-new-tokens", rule="command-prompt-too-long"
+            ) from error
         _write(table, out)
     return count
 
@@ -159,7 +161,9 @@ class Conversation:
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         if len(ids) >= context:
             raise InputError(
-                f"the talk has {len(ids)} tokens, the model's context {context}", hint="/reset begins anew"
+                f"the talk has {len(ids)} tokens, the model's context {context}",
+                hint="/reset begins anew",
+                rule="command-talk-too-long",
             )
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         how = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}

@@ -67,6 +67,7 @@ def _path(kind: Kind, name: str, ending: str = "") -> Path:
     raise InputError(
         f"nothing shipped under {kind}/ is called {name!r}{did_you_mean(name, shipped)}",
         hint=f"shipped: {', '.join(shipped) or 'nothing'}; a path of your own holds a slash, as in ./{name}{ending}",
+        rule="recipe-not-shipped",
     )
 
 

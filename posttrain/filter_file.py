@@ -43,12 +43,16 @@ def filter_file(
         InputError: `out` is taken or cannot be made, or the file lacks what a filter needs. Nothing is written then.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} is there already", hint="name another folder by --out, or remove it")
+        raise InputError(
+            f"{out} is there already", hint="name another folder by --out, or remove it", rule="filter-output"
+        )
     file = open_rows(source)
     if not any(name in file.schema.names for name in ANSWERS):
         wanted = ", ".join(map(repr, ANSWERS))
         hint = f"there are: {', '.join(file.schema.names)}; rename one, or add it"
-        raise DataError(f"no column {wanted}, so no answer to judge", file=str(source), hint=hint)
+        raise DataError(
+            f"no column {wanted}, so no answer to judge", file=str(source), hint=hint, rule="filter-no-answer"
+        )
     parts = _checked(file, chosen)
     reading = Count(READ)
     unread: list[pa.RecordBatch] = []
@@ -83,17 +87,30 @@ def evaluation_prompts(path: Path) -> list[str]:
     column = next((name for name in QUESTIONS if name in file.schema.names), None)
     if column is None:
         hint = f"there are: {', '.join(file.schema.names)}; call it 'prompt'"
-        raise DataError(f"an evaluation set needs one of the columns {', '.join(QUESTIONS)}", file=str(path), hint=hint)
+        raise DataError(
+            f"an evaluation set needs one of the columns {', '.join(QUESTIONS)}",
+            file=str(path),
+            hint=hint,
+            rule="filter-evaluation-set",
+        )
     name = "messages" if column == "messages" else "prompt"
     prompts: list[str] = []
     for part in file.parts():
         for number, reason in part.unread:
-            raise DataError(reason, file=str(path), line=number, hint="what is evaluated on must be known whole")
+            raise DataError(
+                reason,
+                file=str(path),
+                line=number,
+                hint="what is evaluated on must be known whole",
+                rule="filter-evaluation-set",
+            )
         with _told_of(path):
             prompts += Rows(pa.RecordBatch.from_arrays([part.rows.column(column)], [name])).prompts
     prompts = [prompt for prompt in prompts if prompt.strip()]
     if not prompts:
-        raise DataError(f"the column {column!r} of this evaluation set holds no text", file=str(path))
+        raise DataError(
+            f"the column {column!r} of this evaluation set holds no text", file=str(path), rule="filter-evaluation-set"
+        )
     return prompts
 
 
@@ -115,7 +132,7 @@ def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
             if one.use not in lacking
         ]
         hint = f"without {' and '.join(lacking)}: --set 'filters={json.dumps(rest)}'"
-        raise DataError(f"the filter {name!r} needs {lack}", file=str(file.path), hint=hint)
+        raise DataError(f"the filter {name!r} needs {lack}", file=str(file.path), hint=hint, rule="filter-lacks")
     with _told_of(file.path):
         _ = rows.prompts, rows.answers  # of a kind that can be read?
     return chain(begun, parts)
@@ -127,7 +144,7 @@ def _told_of(path: Path) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(error.message, file=str(path), hint=error.hint) from None
+        raise DataError(error.message, file=str(path), hint=error.hint, rule=error.rule) from None
 
 
 def _again(file: RowFile, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -180,7 +197,10 @@ def _whole(out: Path) -> Iterator[Path]:
         work.mkdir()
     except OSError as error:
         raise InputError(
-            f"cannot be made: {error.strerror}", file=str(out), hint="name another folder by --out"
+            f"cannot be made: {error.strerror}",
+            file=str(out),
+            hint="name another folder by --out",
+            rule="filter-output",
         ) from None
     try:
         yield work

@@ -51,7 +51,9 @@ def demonstration_of(row: Mapping[str, Any]) -> tuple[list[Message], list[Messag
     prompt, name = prompt_of(row), "completion" if "completion" in row else "messages"
     answer = _answer(name, row.get(name), prompt)
     if not answer[-1]["content"].strip():
-        raise DataError("there is no answer", hint="write it in 'completion', or as the last of 'messages'")
+        raise DataError(
+            "there is no answer", hint="write it in 'completion', or as the last of 'messages'", rule="data-no-answer"
+        )
     return prompt, answer
 
 
@@ -66,7 +68,7 @@ def ranking_of(row: Mapping[str, Any]) -> tuple[list[Message], dict[str, list[Me
     """
     for name in ("chosen", "rejected"):
         if row.get(name) is None:
-            raise DataError(f"there is no {name!r}")
+            raise DataError(f"there is no {name!r}", rule="data-no-answer")
     if "prompt" in row:
         prompt = _checked(parsed("prompt", row["prompt"], "user"))
     elif isinstance(row["chosen"], str) and not row["chosen"].startswith("\n\nHuman:"):
@@ -92,7 +94,9 @@ def parsed(name: str, value: Any, role: str | None = None) -> list[Message]:
     if isinstance(value, list) and value:
         return [_message(f"message {index} of {name!r}", each) for index, each in enumerate(value)]
     wanted = "text or a list of messages" if role else "a list of messages"
-    raise DataError(f"{name!r} must be {wanted}, not {kind(value)}", hint='a message: {"role", "content"}')
+    raise DataError(
+        f"{name!r} must be {wanted}, not {kind(value)}", hint='a message: {"role", "content"}', rule="data-message-form"
+    )
 
 
 def _message(which: str, message: Any) -> Message:
@@ -101,16 +105,24 @@ def _message(which: str, message: Any) -> Message:
     if isinstance(message, dict) and {"from", "value"} <= set(message):
         names = ("from", "value")
     if not isinstance(message, dict) or not set(names) <= set(message):
-        raise DataError(f"{which} must hold role and content", hint='{"role", "content"}, or {"from", "value"}')
+        raise DataError(
+            f"{which} must hold role and content",
+            hint='{"role", "content"}, or {"from", "value"}',
+            rule="data-message-form",
+        )
     extra = [key for key, value in message.items() if key not in names and value is not None]
     if extra:
-        raise DataError(f"{which} holds {extra[0]!r}: only {names[0]} and {names[1]} are read")
+        raise DataError(
+            f"{which} holds {extra[0]!r}: only {names[0]} and {names[1]} are read", rule="data-message-form"
+        )
     role, content = (message[name] for name in names)
     role = _SHAREGPT.get(role, role) if names[0] == "from" else role
     if role not in ROLES:
-        raise DataError(f"{which} has the role {role!r}{did_you_mean(str(role), ROLES)}", hint=", ".join(ROLES))
+        raise DataError(
+            f"{which} has the role {role!r}{did_you_mean(str(role), ROLES)}", hint=", ".join(ROLES), rule="data-role"
+        )
     if not isinstance(content, str):
-        raise DataError(f"{which}: {names[1]} must be text, not {kind(content)}")
+        raise DataError(f"{which}: {names[1]} must be text, not {kind(content)}", rule="data-message-form")
     return {"role": role, "content": content}
 
 
@@ -130,7 +142,11 @@ def _plain(row: Mapping[str, Any]) -> tuple[list[Message], dict[str, list[Messag
     words = [re.findall(r"\s*\S+", str(row[name])) for name in ("chosen", "rejected")]
     alike = list(takewhile(lambda pair: pair[0] == pair[1], zip(words[0][:-1], words[1][:-1], strict=False)))
     if not alike:
-        raise DataError("'chosen' and 'rejected' begin with no prompt in common", hint="give each row its 'prompt'")
+        raise DataError(
+            "'chosen' and 'rejected' begin with no prompt in common",
+            hint="give each row its 'prompt'",
+            rule="data-no-prompt",
+        )
     answers = ["".join(each[len(alike) :]).strip() for each in words]
     edited = row.get("edited")
     prompt: list[Message] = [{"role": "user", "content": "".join(word for word, _ in alike)}]
@@ -148,6 +164,7 @@ def _answer(name: str, value: Any, prompt: Sequence[Message]) -> list[Message]:
         raise DataError(
             f"{name!r} must begin and end with a turn of the assistant",
             hint="after the prompt's own turns",
+            rule="data-turns",
         )
     return messages
 
@@ -159,13 +176,15 @@ def _until_user(messages: Sequence[Message]) -> list[Message]:
 
 def _checked(messages: list[Message]) -> list[Message]:
     if any(message["role"] == "system" for message in messages[1:]):
-        raise DataError("a system message must be the first")
+        raise DataError("a system message must be the first", rule="data-turns")
     if not messages:
-        raise DataError("there is no prompt: no message of a user, with which both answers begin, was found")
+        raise DataError(
+            "there is no prompt: no message of a user, with which both answers begin, was found", rule="data-no-prompt"
+        )
     if messages[-1]["role"] != "user":
-        raise DataError(f"the last message must be the user's, not the {messages[-1]['role']}'s")
+        raise DataError(f"the last message must be the user's, not the {messages[-1]['role']}'s", rule="data-turns")
     if not messages[-1]["content"].strip():
-        raise DataError("the prompt is empty")
+        raise DataError("the prompt is empty", rule="data-no-prompt")
     return messages
 
 

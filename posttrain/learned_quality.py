@@ -73,7 +73,9 @@ def load(folder: Path) -> Fitted:
         return Fitted(terms, tensors["shift"], tensors["scale"], tensors["weights"], intercept, about)
     except (OSError, ValueError, KeyError) as error:
         hint = "it is a folder that the stage quality_classifier made"
-        raise DataError(f"no learned classifier: {error}", file=str(folder), hint=hint) from error
+        raise DataError(
+            f"no learned classifier: {error}", file=str(folder), hint=hint, rule="filter-no-classifier"
+        ) from error
 
 
 def is_on(folder: Path) -> bool:
@@ -81,7 +83,7 @@ def is_on(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / ABOUT).read_text("utf-8"))["on"])
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"no learned classifier: {error}", file=str(folder)) from error
+        raise DataError(f"no learned classifier: {error}", file=str(folder), rule="filter-no-classifier") from error
 
 
 def fit(texts: Sequence[str], good: Sequence[bool], embed: Embed | None = None) -> Fitted:
@@ -102,7 +104,9 @@ def fit(texts: Sequence[str], good: Sequence[bool], embed: Embed | None = None) 
         try:
             x = vectorizer.fit_transform(texts)
         except ValueError as error:  # no word stands in two texts
-            raise DataError(f"there is nothing to learn in these texts: {error}") from error
+            raise DataError(
+                f"there is nothing to learn in these texts: {error}", rule="filter-nothing-to-learn"
+            ) from error
         terms = tuple(map(str, vectorizer.get_feature_names_out()))
         shift, scale = np.zeros(len(terms)), vectorizer.idf_
         strength = 1.0
@@ -154,4 +158,4 @@ def check_installed(what: str) -> None:
     from importlib.util import find_spec
 
     if find_spec("sklearn") is None:
-        raise RecipeError(f"{what} needs scikit-learn", hint="pip install 'posttrain[quality]'")
+        raise RecipeError(f"{what} needs scikit-learn", hint="pip install 'posttrain[quality]'", rule="filter-package")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
@@ -18,10 +19,14 @@ from typing import Any, get_args
 from posttrain import formats
 from posttrain.content import did_you_mean
 from posttrain.errors import DataError
+from posttrain.json_values import as_json
 from posttrain.pairing import Level
 from posttrain.recipe import PromptSet
 from posttrain.records import Message, Preference, Prompt, under
+from posttrain.regular_files import open_regular
 from posttrain.sources import Source, cut
+
+MOST_SET = 1_500_000_000  # bytes of memory
 
 
 def read_prompts(
@@ -38,9 +43,10 @@ def read_prompts(
     source = Source(prompts, where)
     made: dict[str, Prompt] = {}
     copies: Counter[str] = Counter() if counts is None else counts
+    room = _Room(source)
     names: set[str] | None = None
     first = 0
-    for line, raw in cut(list(source.rows()), prompts.rows):
+    for line, raw in cut(source.rows(), prompts.rows):
         row = source.rename(line, raw, for_rewards=True)
         columns = {name: value for name, value in row.items() if name not in ("prompt", *formats.ANSWERS)}
         if names is None:
@@ -49,9 +55,10 @@ def read_prompts(
             _uneven(source, line, set(columns), names, first)
         with _at(source, line):
             messages = formats.prompt_of(row)
-        prompt = Prompt(tuple(under(system, messages)), _as_json(columns), line)
+        prompt = Prompt(tuple(under(system, messages)), _as_json(source, line, columns), line)
         known = made.setdefault(prompt.id, prompt)
         if known is prompt:
+            room.take(line, prompt.messages, prompt.columns)
             continue
         if known.columns != prompt.columns:
             column = next(name for name in prompt.columns if prompt.columns[name] != known.columns[name])
@@ -59,10 +66,12 @@ def read_prompts(
                 line,
                 f"the same prompt as in {source.unit} {known.line}, with another {column!r}",
                 f"take out the one that is wrong; or the column, by {where}.columns: {{{column}: null}}",
+                rule="data-contradiction",
             )
         copies["duplicate"] += 1
     if not made:
-        raise source.error(None, "no rows" if prompts.rows is None else f"no rows are left by rows: {prompts.rows}")
+        message = "no rows" if prompts.rows is None else f"no rows are left by rows: {prompts.rows}"
+        raise source.error(None, message, rule="data-no-rows")
     return list(made.values())
 
 
@@ -74,14 +83,15 @@ def read_demonstrations(
     Raises DataError for whatever cannot be used, at its line.
     """
     source = Source(real, where)
-    made = []
-    for line, raw in cut(list(source.rows()), real.rows):
+    made, room = [], _Room(source)
+    for line, raw in cut(source.rows(), real.rows):
         row = source.rename(line, raw)
         with _at(source, line):
             messages, answer = formats.demonstration_of(row)
         made.append((Prompt(tuple(under(system, messages)), {}, line), answer))
+        room.take(line, messages, answer)
     if not made:
-        raise source.error(None, "no rows")
+        raise source.error(None, "no rows", rule="data-no-rows")
     return made
 
 
@@ -98,13 +108,14 @@ def read_preferences(
     source = Source(given, where)
     made: dict[str, Preference] = {}
     left_out: Counter[str] = Counter() if counts is None else counts
-    for line, raw in cut(list(source.rows()), given.rows):
+    room = _Room(source)
+    for line, raw in cut(source.rows(), given.rows):
         row = source.rename(line, raw)
         with _at(source, line):
             messages, answers = formats.ranking_of(row)
             level = _level(row.get("level"))
         read = ("prompt", "level", *formats.ANSWERS)
-        columns = _as_json({name: value for name, value in row.items() if name not in read})
+        columns = _as_json(source, line, {name: value for name, value in row.items() if name not in read})
         best = answers["edited"] or answers["chosen"] or []
         identity = json.dumps([messages, answers])
         if answers["chosen"] == answers["rejected"]:
@@ -114,11 +125,13 @@ def read_preferences(
         elif identity in made:
             left_out["duplicate"] += 1
         else:
+            room.take(line, identity, messages, answers, columns)
             prompt = Prompt(tuple(under(system, messages)), columns, line)
             sides = {name: None if turns is None else tuple(turns) for name, turns in answers.items()}
             made[identity] = Preference(prompt, sides["chosen"] or (), sides["rejected"] or (), sides["edited"], level)
     if not made:
-        raise source.error(None, f"no pair is left{f': {dict(left_out)}' if left_out else ''}")
+        message = f"no pair is left{f': {dict(left_out)}' if left_out else ''}"
+        raise source.error(None, message, rule="data-no-rows")
     return list(made.values())
 
 
@@ -128,10 +141,10 @@ def content_hash(prompts: PromptSet, system: str | None = None) -> str:
     if prompts.path is not None:
         source = Source(prompts, "prompts")
         try:
-            with source.path.open("rb") as file:
+            with open_regular(source.path) as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise source.error(None, f"cannot be read: {error.strerror}") from None
+            raise source.error(None, f"cannot be read: {error.strerror}", rule="data-unreadable") from None
         digest.update(source.path.suffix.encode())
     else:
         for _, row in Source(prompts, "prompts").rows():
@@ -147,26 +160,60 @@ def _at(source: Source, line: int) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise source.error(line, error.message, error.hint) from None
+        raise source.error(line, error.message, error.hint, rule=error.rule or "data-form") from None
 
 
 def _level(given: Any) -> str | None:
     if given is not None and given not in get_args(Level):
         known = get_args(Level)
-        raise DataError(f"no level is called {given!r}{did_you_mean(str(given), known)}", hint=", ".join(known))
+        message = f"no level is called {given!r}{did_you_mean(str(given), known)}"
+        raise DataError(message, hint=", ".join(known), rule="data-level")
     return given
 
 
-def _as_json(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns as they will come back from JSON (a date becomes text)."""
-    return json.loads(json.dumps(dict(columns), default=str))
+def _as_json(source: Source, line: int, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns as JSON has them: what is handed to rewards."""
+    made = {}
+    for name, value in columns.items():
+        try:
+            made[name] = as_json(value)
+        except (TypeError, RecursionError) as error:
+            message = f"the column {name!r} has no form in JSON: {error}"
+            hint = f"leave it out by {source.where}.columns: {{{name}: null}}"
+            raise source.error(line, message, hint, rule="data-value") from None
+    return made
+
+
+class _Room:
+    """Counts the memory that a set takes, which all is in memory once it is read."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._taken = source, 0
+
+    def take(self, line: int, *values: Any) -> None:
+        self._taken += _memory(values)
+        if self._taken > MOST_SET:
+            message = f"the set takes more than {MOST_SET / 1e9:g} GB of memory up to here"
+            hint = f"read a part of it, by {self._source.where}.rows: ':{line - 1}', or leave columns out by `columns`"
+            raise self._source.error(line, message, hint, rule="data-set-size")
+
+
+def _memory(value: Any) -> int:
+    size = sys.getsizeof(value)
+    if isinstance(value, Mapping):
+        return size + sum(map(_memory, value.values()))
+    if isinstance(value, (list, tuple)):
+        return size + sum(map(_memory, value))
+    return size
 
 
 def _uneven(source: Source, line: int, names: set[str], usual: set[str], first: int) -> None:
     for name in sorted(usual - names):
         near = did_you_mean(name, names - usual).replace("did you mean", "but there is")
         hint = "write null where a row has no value"
-        raise source.error(line, f"no column {name!r}, which {source.unit} {first} has{near}", hint)
+        message = f"no column {name!r}, which {source.unit} {first} has{near}"
+        raise source.error(line, message, hint, rule="data-uneven-columns")
     name = min(names - usual)
     hint = f"write null in {source.unit} {first} and wherever a row has no value"
-    raise source.error(line, f"a column {name!r}, which {source.unit} {first} has not", hint)
+    message = f"a column {name!r}, which {source.unit} {first} has not"
+    raise source.error(line, message, hint, rule="data-uneven-columns")

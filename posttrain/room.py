@@ -79,12 +79,14 @@ def check(need: Need, root: Path, what: str) -> None:
     if need.disk > free:
         raise RoomError(
             f"{what} need about {_said(need.disk)} on the disk, and {_said(free)} are free at {there}; nothing was "
-            "begun. Make room there (older runs, the cache of the Hub), or name another disk by --run"
+            "begun. Make room there (older runs, the cache of the Hub), or name another disk by --run",
+            rule="command-disk-room",
         )
     if need.memory > memory and not gpu():
         raise RoomError(
             f"{what} need about {_said(need.memory)} of memory, and {_said(memory)} are free; nothing was begun. Take "
-            "a smaller model, train adapters (model.lora), or use a larger machine"
+            "a smaller model, train adapters (model.lora), or use a larger machine",
+            rule="command-memory-room",
         )
 
 

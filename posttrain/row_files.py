@@ -8,22 +8,24 @@ raised by `open_rows`, before anything is done.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from posttrain import parquet_batches
 from posttrain.errors import DataError
+from posttrain.text_lines import MOST_ROW, Lines, csv_rows, open_lines
 
-BATCH_ROWS, BATCH_BYTES = 8192, 1 << 26
+BATCH_ROWS, BATCH_BYTES = 8192, 1 << 24
+TOO_LONG = f"longer than {MOST_ROW // 1_000_000} MB"
+_FAULTS = (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD]")
 ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".csv", ".csv.gz", ".parquet")
@@ -56,16 +58,17 @@ def open_rows(path: Path) -> RowFile:
     Raises:
         DataError: there is no such file, it holds no row, or its rows make no table.
     """
-    if not path.is_file():
-        raise DataError("no such file", file=str(path))
+    if not path.exists():
+        raise DataError("no such file", file=str(path), rule="data-no-such-file")
     try:
         if path.suffix == ".parquet":
             return ParquetRows(path)
         if path.name.endswith(ENDINGS):
             return LineRows(path)
-    except (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error) as error:
+    except _FAULTS as error:
         _unreadable(path, error)
-    raise DataError(f"cannot read {path.suffix or 'this'} files", file=str(path), hint="write JSONL, Parquet or CSV")
+    hint = "write JSONL, Parquet or CSV"
+    raise DataError(f"cannot read {path.suffix or 'this'} files", file=str(path), hint=hint, rule="data-file-kind")
 
 
 class ParquetRows:
@@ -73,27 +76,51 @@ class ParquetRows:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with pq.ParquetFile(path) as file:
-            self.schema = file.schema_arrow
-            metadata = file.metadata
-            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        if not metadata.num_rows:
-            raise DataError("the file holds no rows", file=str(path))
-        largest = max(group.total_byte_size / max(group.num_rows, 1) for group in groups)
-        self._batch_rows = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(largest, 1))))
+        self.schema, rows = parquet_batches.schema_of(path)
+        if not rows:
+            raise DataError("the file holds no rows", file=str(path), rule="data-no-rows")
 
     def parts(self) -> Iterator[Part]:
         first = 1
+        begun: list[pa.RecordBatch] = []
+        unread: list[Unread] = []
+        read = size = 0
         try:
-            with pq.ParquetFile(self.path) as file:
-                for batch in file.iter_batches(self._batch_rows):
-                    bad = [] if _valid(batch) else [i for i in range(batch.num_rows) if not _valid(batch.slice(i, 1))]
-                    good = sorted(set(range(batch.num_rows)).difference(bad))
-                    rows = batch.take(pa.array(good, pa.int64())) if bad else batch
-                    yield Part(rows, [Unread(first + i, "not UTF-8") for i in bad])
-                    first += batch.num_rows
-        except (OSError, pa.ArrowException) as error:
+            for batch in parquet_batches.batches(self.path):
+                rows, bad = _good(batch, first)
+                begun.append(rows)
+                unread += bad
+                first, read, size = first + batch.num_rows, read + batch.num_rows, size + batch.nbytes
+                if read >= BATCH_ROWS or size >= BATCH_BYTES:
+                    yield Part(_joined(begun), unread)
+                    begun, unread, read, size = [], [], 0, 0
+            if begun:
+                yield Part(_joined(begun), unread)
+        except _FAULTS as error:
             _unreadable(self.path, error)
+
+
+def _good(batch: pa.RecordBatch, first: int) -> tuple[pa.RecordBatch, list[Unread]]:
+    """The rows that can be read, and the others with their numbers."""
+    large = batch.nbytes > MOST_ROW
+    if _valid(batch) and not large:
+        return batch, []
+    bad = {}
+    for at in range(batch.num_rows):
+        row = batch.slice(at, 1)
+        if not _valid(row):
+            bad[at] = Unread(first + at, "not UTF-8")
+        elif large and row.nbytes > MOST_ROW:
+            bad[at] = Unread(first + at, TOO_LONG)
+    good = [at for at in range(batch.num_rows) if at not in bad]
+    return batch.take(pa.array(good, pa.int64())) if bad else batch, list(bad.values())
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    batches = [batch for batch in batches if batch.num_rows] or batches[:1]
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
 class LineRows:
@@ -110,25 +137,29 @@ class LineRows:
                 schema = self._with(schema, rows)
         if schema is None:
             why = f"; line {unread[0].number}: {unread[0].reason}" if unread else ""
-            raise DataError(f"the file holds no rows{why}", file=str(path))
+            raise DataError(f"the file holds no rows{why}", file=str(path), rule="data-no-rows")
         for field in schema:
             if _without_children(field.type):
-                hint = "take the column out, or put something in"
-                raise DataError(f"the column {field.name!r} holds empty objects only", file=str(path), hint=hint)
+                raise DataError(
+                    f"the column {field.name!r} holds empty objects only",
+                    file=str(path),
+                    hint="take the column out, or put something in",
+                    rule="data-empty-objects",
+                )
         self.schema = schema
 
     def parts(self) -> Iterator[Part]:
         try:
             for rows, bad in self._chunks():
                 yield Part(pa.RecordBatch.from_pylist([row for _, row in rows], self.schema), bad)
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        except _FAULTS as error:
             _unreadable(self.path, error)
 
     def _chunks(self) -> Iterator[tuple[list[tuple[int, dict[str, Any]]], list[Unread]]]:
         """Rows with their lines, and what is unread, some MB at a time."""
         rows, unread, size = [], [], 0
-        with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as file:
-            for number, length, row in self._read(file):
+        with open_lines(self.path) as lines:
+            for number, length, row in self._read(lines, self.path):
                 size += length
                 if isinstance(row, str):
                     unread.append(Unread(number, row))
@@ -152,17 +183,21 @@ class LineRows:
                 except (pa.ArrowException, OverflowError) as error:
                     said = str(error).splitlines()[0].removeprefix("Unable to merge: ")
                     hint = "give each column one type in all rows"
+                    message = f"does not fit the rows before: {said}"
                     raise DataError(
-                        f"does not fit the rows before: {said}", file=str(self.path), line=number, hint=hint
+                        message, file=str(self.path), line=number, hint=hint, rule="data-column-type"
                     ) from None
             assert schema is not None
             return schema
 
 
-def _jsonl(file: Iterable[bytes]) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
+def _jsonl(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
     """Of each line its number, its length and the row, or why there is none."""
-    for number, raw in enumerate(file, 1):
-        yield number, len(raw), _row(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
+    for number, raw in enumerate(lines, 1):
+        if len(raw) > MOST_ROW:
+            yield number, 0, TOO_LONG
+        else:
+            yield number, len(raw), _row(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)
 
 
 def _row(raw: bytes) -> dict[str, Any] | str:
@@ -179,16 +214,12 @@ def _row(raw: bytes) -> dict[str, Any] | str:
     return row if isinstance(row, dict) and row else "not a JSON object with columns"
 
 
-def _csv(file: Iterable[bytes]) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
-    lines = (raw.decode("utf-8-sig" if number == 0 else "utf-8", "surrogateescape") for number, raw in enumerate(file))
-    reader = csv.reader(lines)
-    header = next(reader, [])
+def _csv(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
+    rows = csv_rows(lines, path, strict=False)
+    _, _, header = next(rows, (1, 0, []))
     if len(set(header)) != len(header):
         raise csv.Error("two columns have one name")
-    csv.field_size_limit(1 << 30)  # a megabyte in one field is no mistake
-    number = reader.line_num + 1
-    for values in reader:
-        length = sum(map(len, values))
+    for number, length, values in rows:
         if not values:
             yield number, length, "empty line"
         elif len(values) != len(header):
@@ -197,7 +228,6 @@ def _csv(file: Iterable[bytes]) -> Iterator[tuple[int, int, dict[str, Any] | str
             yield number, length, "not UTF-8"
         else:
             yield number, length, {name: value or None for name, value in zip(header, values, strict=True)}
-        number = reader.line_num + 1
 
 
 def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
@@ -231,4 +261,8 @@ def _no_constant(name: str) -> float:
 
 def _unreadable(path: Path, error: Exception) -> NoReturn:
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise DataError(f"cannot be read: {said}", file=str(path)) from None
+    if isinstance(error, csv.Error):
+        raise DataError(f"invalid CSV: {said}", file=str(path), rule="data-csv") from None
+    if isinstance(error, OSError) and error.strerror:
+        raise DataError(f"cannot be read: {error.strerror}", file=str(path), rule="data-unreadable") from None
+    raise DataError(f"cannot be read: {said}", file=str(path), rule="data-corrupt") from None

@@ -58,6 +58,7 @@ def matching(prompts: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> 
             raise DataError(
                 f"preferences.where: no training prompt has a column {name!r}{did_you_mean(name, sorted(names))}",
                 hint=f"columns are {', '.join(sorted(names))}" if names else "the prompts have no columns of their own",
+                rule="data-where",
             )
     if not where:
         return list(prompts)
@@ -67,7 +68,9 @@ def matching(prompts: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> 
         if all(row.get(name) == value for name, value in where.items())
     ]
     if not found:
-        raise DataError(f"preferences.where: no training prompt has {json.dumps(dict(where))} in its columns")
+        raise DataError(
+            f"preferences.where: no training prompt has {json.dumps(dict(where))} in its columns", rule="data-where"
+        )
     return found
 
 

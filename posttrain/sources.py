@@ -9,6 +9,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from posttrain.content import did_you_mean
 from posttrain.errors import DataError
 from posttrain.formats import has_prompt, kind
 from posttrain.recipe import PromptSet
+from posttrain.text_lines import MOST_ROW, csv_rows, open_lines, too_long
 
 # Reward functions get these as arguments of their own.
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -38,20 +40,29 @@ class Source:
         self.unit = "line" if self.has_lines else "row"
         self._alone = where.startswith("--")  # an option named the file: no recipe has a key for it
 
-    def error(self, line: int | None, message: str, hint: str | None = None) -> DataError:
+    def error(self, line: int | None, message: str, hint: str | None = None, *, rule: str) -> DataError:
         if line is not None and not self.has_lines:
-            return DataError(f"row {line}: {message}", file=self.name, hint=hint)
-        return DataError(message, file=self.name, line=line, hint=hint)
+            return DataError(f"row {line}: {message}", file=self.name, hint=hint, rule=rule)
+        return DataError(message, file=self.name, line=line, hint=hint, rule=rule)
 
     def rows(self) -> Iterator[Row]:
         if self.prompts.path is None:
             return self._hub()
         readers = {".jsonl": self._jsonl, ".ndjson": self._jsonl, ".csv": self._csv, ".parquet": self._parquet}
         if self.path.suffix not in readers:
-            raise self.error(None, f"cannot read {self.path.suffix or 'this'} files", "write JSONL, Parquet or CSV")
-        if not self.path.is_file():
-            raise self.error(None, "no such file", None if self._alone else f"see {self.where}.path in the recipe")
-        return readers[self.path.suffix]()
+            message = f"cannot read {self.path.suffix or 'this'} files"
+            raise self.error(None, message, "write JSONL, Parquet or CSV", rule="data-file-kind")
+        if not self.path.exists():
+            hint = None if self._alone else f"see {self.where}.path in the recipe"
+            raise self.error(None, "no such file", hint, rule="data-no-such-file")
+        return self._told(readers[self.path.suffix]())
+
+    def _told(self, rows: Iterator[Row]) -> Iterator[Row]:
+        try:
+            yield from rows
+        except (OSError, EOFError) as error:
+            said = getattr(error, "strerror", None) or error
+            raise self.error(None, f"cannot be read: {said}", rule="data-unreadable") from None
 
     def rename(self, line: int, row: Mapping[str, Any], *, for_rewards: bool = False) -> dict[str, Any]:
         """The row under our column names. `for_rewards`: reward functions are given its columns by their names."""
@@ -64,13 +75,12 @@ class Source:
             likely = next((each for each in _LIKELY if each[1] in row), ("prompt", "THEIRS"))
             by_key = f"in the recipe write {self.where}.columns: {{{likely[0]}: {likely[1]}}}"
             hint = f"{_has(row)}; {'call one of them prompt' if self._alone else by_key}"
-            raise self.error(line, "no column 'prompt'", hint)
+            raise self.error(line, "no column 'prompt'", hint, rule="data-no-column")
         for name in RESERVED if for_rewards else ():
             if name in made:
                 hint = f"rename it: {self.where}.columns: {{my_{name}: {name}}}; or leave it out: {{{name}: null}}"
-                raise self.error(
-                    line, f"a column may not be called {name!r}: rewards have an argument of that name", hint
-                )
+                message = f"a column may not be called {name!r}: rewards have an argument of that name"
+                raise self.error(line, message, hint, rule="data-reserved-column")
         return made
 
     def _value(self, line: int, row: Mapping[str, Any], ours: str, theirs: str | list[str] | None) -> Any:
@@ -78,73 +88,84 @@ class Source:
         for name in [ours] if theirs is None else _several(theirs):
             if name not in row:
                 near = did_you_mean(name, row)
-                raise self.error(
-                    line, f"no column {name!r}{near}", f"{self.where}.columns asks for it as {ours!r}; {_has(row)}"
-                )
+                hint = f"{self.where}.columns asks for it as {ours!r}; {_has(row)}"
+                raise self.error(line, f"no column {name!r}{near}", hint, rule="data-no-column")
         if not isinstance(theirs, list):
             return None if theirs is None else row[theirs]
         for name in theirs:
             if row[name] is not None and not isinstance(row[name], str):
-                raise self.error(line, f"{name!r} must be text to be joined to others, not {kind(row[name])}")
+                message = f"{name!r} must be text to be joined to others, not {kind(row[name])}"
+                raise self.error(line, message, rule="data-join")
         return "\n\n".join(row[name] for name in theirs if row[name])
 
     def _jsonl(self) -> Iterator[Row]:
-        with self.path.open("rb") as file:
-            for line, raw in enumerate(file, 1):
-                try:
-                    text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    hint = "save the file as UTF-8"
-                    raise self.error(line, f"not UTF-8 text (byte {error.start + 1} of the line)", hint) from None
-                if not text.strip():
-                    raise self.error(line, "the line is empty", "take it out: one JSON object a line")
-                try:
-                    row = json.loads(text.rstrip("\r\n"), parse_constant=_no_constant, object_pairs_hook=_unique)
-                except (ValueError, RecursionError) as error:
-                    message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                    column = error.colno if isinstance(error, json.JSONDecodeError) else None
-                    hint = "one JSON object a line"
-                    raise DataError(
-                        f"invalid JSON: {message}", file=self.name, line=line, column=column, hint=hint
-                    ) from None
-                if not isinstance(row, dict):
-                    raise self.error(line, f"not a JSON object but {kind(row)}", "one JSON object a line")
-                if "\\ud" in text.lower() and not _is_text(row):
-                    hint = "write the character itself, as UTF-8, or take the row out"
-                    raise self.error(line, "half of a character, written as \\ud800 to \\udfff, is no text", hint)
-                yield line, row
+        with open_lines(self.path) as lines:
+            for line, raw in enumerate(lines, 1):
+                if len(raw) > MOST_ROW:
+                    raise too_long(self.path, line)
+                yield line, self._object(line, raw)
+
+    def _object(self, line: int, raw: bytes) -> dict[str, Any]:
+        try:
+            text = raw.decode("utf-8-sig" if line == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            message = f"not UTF-8 text (byte {error.start + 1} of the line)"
+            raise self.error(line, message, "save the file as UTF-8", rule="data-not-utf8") from None
+        if not text.strip():
+            raise self.error(line, "the line is empty", "take it out: one JSON object a line", rule="data-empty-line")
+        try:
+            row = json.loads(text.rstrip("\r\n"), parse_constant=_no_constant, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            column = error.colno if isinstance(error, json.JSONDecodeError) else None
+            raise DataError(
+                f"invalid JSON: {message}",
+                file=self.name,
+                line=line,
+                column=column,
+                hint="one JSON object a line",
+                rule="data-invalid-json",
+            ) from None
+        if not isinstance(row, dict):
+            message = f"not a JSON object but {kind(row)}"
+            raise self.error(line, message, "one JSON object a line", rule="data-not-an-object")
+        if "\\ud" in text.lower() and not _is_text(row):
+            message = "half of a character, written as \\ud800 to \\udfff, is no text"
+            hint = "write the character itself, as UTF-8, or take the row out"
+            raise self.error(line, message, hint, rule="data-half-character")
+        return row
 
     def _csv(self) -> Iterator[Row]:
         try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, strict=True)
-                header = next(reader, [])
+            with open_lines(self.path) as lines:
+                rows = csv_rows(lines, self.path, strict=True)
+                _, _, header = next(rows, (1, 0, []))
                 if len(set(header)) != len(header):
-                    raise self.error(1, "two columns have one name")
-                line = reader.line_num + 1
-                for values in reader:
+                    raise self.error(1, "two columns have one name", rule="data-csv")
+                for line, _, values in rows:
                     if len(values) != len(header):
-                        raise self.error(line, f"{len(values)} values for {len(header)} columns")
+                        message = f"{len(values)} values for {len(header)} columns"
+                        raise self.error(line, message, rule="data-csv")
                     yield line, {name: value or None for name, value in zip(header, values, strict=True)}
-                    line = reader.line_num + 1
         except csv.Error as error:
-            raise self.error(None, f"invalid CSV: {error}") from None
+            raise self.error(None, f"invalid CSV: {error}", rule="data-csv") from None
         except UnicodeDecodeError as error:
-            raise self.error(None, f"not UTF-8 text (byte {error.start + 1})", "save the file as UTF-8") from None
+            message = f"not UTF-8 text (byte {error.start + 1} of a line)"
+            raise self.error(None, message, "save the file as UTF-8", rule="data-not-utf8") from None
 
     def _parquet(self) -> Iterator[Row]:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
+        from posttrain.parquet_batches import batches, values
+
+        first = 1
         try:
-            with pq.ParquetFile(self.path) as file:
-                number = 0
-                for batch in file.iter_batches():
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield number, row
-        except (pa.ArrowException, OSError) as error:
-            raise self.error(None, f"not a Parquet file that can be read: {str(error).splitlines()[0]}") from None
+            for batch in batches(self.path):
+                yield from enumerate(values(batch, self.error, first), first)
+                first += batch.num_rows
+        except pa.ArrowException as error:
+            message = f"not a Parquet file that can be read: {str(error).splitlines()[0]}"
+            raise self.error(None, message, rule="data-corrupt") from None
 
     def _hub(self) -> Iterator[Row]:
         from datasets import load_dataset
@@ -154,19 +175,19 @@ class Source:
             table = load_dataset(asked.dataset_name or "", asked.name, split=asked.split, revision=asked.revision)
         except Exception as error:  # the library raises whatever the network, the Hub or a reader raised
             cause = (str(error).splitlines() or [type(error).__name__])[0]
-            raise self.error(
-                None,
-                f"the data set could not be had from the Hub: {cause}",
-                f"check name and split; without network, read a file: --set {self.where}.path=./FILE.jsonl",
-            ) from None
+            hint = f"check name and split; without network, read a file: --set {self.where}.path=./FILE.jsonl"
+            message = f"the data set could not be had from the Hub: {cause}"
+            raise self.error(None, message, hint, rule="data-hub") from None
         return ((number, dict(row)) for number, row in enumerate(table, 1))
 
 
-def cut(rows: list[Row], part: str | None) -> list[Row]:
-    if part is None:
-        return rows
-    start, _, stop = part.partition(":")
-    return rows[int(start) if start else None : int(stop) if stop else None]
+def cut(rows: Iterator[Row], part: str | None) -> Iterator[Row]:
+    """A slice of the rows. Those behind a slice from the front are not read; one from the end has all in memory."""
+    start, _, stop = (part or ":").partition(":")
+    first, last = int(start) if start else None, int(stop) if stop else None
+    if (first or 0) < 0 or (last or 0) < 0:
+        return iter(list(rows)[first:last])
+    return islice(rows, first, last)
 
 
 def _has(row: Mapping[str, Any]) -> str:

@@ -19,7 +19,9 @@ def status(run: Store) -> dict[str, Any]:
     """
     state = run.read_run()
     if not state:
-        raise InputError("there is no run here", file=str(run.root), hint="start one: posttrain round --n 6")
+        raise InputError(
+            "there is no run here", file=str(run.root), hint="start one: posttrain round --n 6", rule="command-no-run"
+        )
     rounds = [_round(run, entry) for entry in state["rounds"]]
     policies = [entry["policy"] for entry in state["rounds"] if "policy" in entry]
     return {

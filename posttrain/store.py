@@ -192,7 +192,9 @@ class Store:
             self.artifacts.mkdir(parents=True, exist_ok=True)
             self.work.mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot be the run's folder: {error.strerror}", file=str(self.root)) from error
+            raise InputError(
+                f"cannot be the run's folder: {error.strerror}", file=str(self.root), rule="command-run-folder"
+            ) from error
         try:
             with self.lock():
                 yield

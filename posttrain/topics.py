@@ -34,6 +34,7 @@ def topics(texts: Sequence[str], count: int, seed: int) -> list[str]:
         raise DataError(
             f"{len(texts)} prompts cannot be told apart in {count} topics: {len(known)} hold words that some share",
             hint="lower annotate.topics, or leave it out",
+            rule="data-topics",
         )
     options: dict[str, Any] = {"random_state": seed % 2**32, "n_init": 5, "batch_size": 4096}
     clusters: Any = MiniBatchKMeans(count, **options).fit(x[known])

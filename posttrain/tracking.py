@@ -27,7 +27,9 @@ def check(report_to: Sequence[str]) -> None:
     """Raises InputError when a tracker is not installed."""
     for backend in report_to:
         if find_spec(backend) is None:
-            raise InputError(f"report_to: {backend} is not installed", hint=f"pip install {backend}")
+            raise InputError(
+                f"report_to: {backend} is not installed", hint=f"pip install {backend}", rule="recipe-package"
+            )
 
 
 def at_home(folder: Path) -> None:

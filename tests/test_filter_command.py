@@ -189,46 +189,61 @@ def test_batches_are_bounded_and_columns_are_those_of_all_of_them(folder: Path, 
     assert file.schema == pa.schema([("completion", pa.string()), ("n", pa.float64())])
     pq.write_table(pa.table({"completion": ["x" * 1000] * 5}), "in.parquet")
     monkeypatch.setattr(row_files, "BATCH_BYTES", 100)
-    pq.write_table(pa.table({"completion": [f"{i}" * 1000 for i in range(5)]}), "in.parquet", use_dictionary=False)
-    assert [part.rows.num_rows for part in open_rows(Path("in.parquet")).parts()] == [1] * 5
+    pq.write_table(pa.table({"completion": [f"{i}" * 1000 for i in range(40)]}), "in.parquet", use_dictionary=False)
+    assert [part.rows.num_rows for part in open_rows(Path("in.parquet")).parts()] == [16, 16, 8]
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "message", "rule"),
     [
-        (b"", "the file holds no rows"),
-        (b"\n\n", "line 1: empty line"),
-        (b'{"prompt": "p", "answer": "a"}\n', "no column 'completion', 'chosen', 'messages'"),
-        (b'{"chosen": "a"}\n', "in.jsonl: there is no column 'prompt', and in plain text nothing says"),
-        (b'{"completion": "a"}\n{"completion": 3}\n', "in.jsonl:2: does not fit the rows before"),
-        (b'{"prompt": "p", "completion": 3}\n', "in.jsonl: prompts and completions must be text or chat messages"),
-        (b'{"completion": "a", "n": 1%s}\n' % (b"0" * 30), "in.jsonl:1: does not fit"),
-        (b'{"completion": "a", "meta": {}}\n', "'meta' holds empty objects only"),
-        (b'{"prompt": "p", "completion": "a", "reason": "b"}\n', "have a column 'reason' already"),
+        (b"", "the file holds no rows", "data-no-rows"),
+        (b"\n\n", "line 1: empty line", "data-no-rows"),
+        (b'{"prompt": "p", "answer": "a"}\n', "no column 'completion', 'chosen', 'messages'", "filter-no-answer"),
+        (
+            b'{"chosen": "a"}\n',
+            "in.jsonl: there is no column 'prompt', and in plain text nothing says",
+            "filter-no-prompt",
+        ),
+        (b'{"completion": "a"}\n{"completion": 3}\n', "in.jsonl:2: does not fit the rows before", "data-column-type"),
+        (
+            b'{"prompt": "p", "completion": 3}\n',
+            "in.jsonl: prompts and completions must be text or chat messages",
+            "filter-text",
+        ),
+        (b'{"completion": "a", "n": 1%s}\n' % (b"0" * 30), "in.jsonl:1: does not fit", "data-column-type"),
+        (b'{"completion": "a", "meta": {}}\n', "'meta' holds empty objects only", "data-empty-objects"),
+        (
+            b'{"prompt": "p", "completion": "a", "reason": "b"}\n',
+            "have a column 'reason' already",
+            "filter-column-taken",
+        ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_said_before_anything_is_written(folder: Path, content: bytes, message: str):
+def test_a_file_that_cannot_be_used_is_said_before_anything_is_written(
+    folder: Path, content: bytes, message: str, rule: str
+):
     (folder / "in.jsonl").write_bytes(content)
     with pytest.raises(DataError) as caught:
         command("in.jsonl")
-    assert message in str(caught.value)
+    assert message in str(caught.value) and caught.value.rule == rule
     assert sorted(path.name for path in folder.iterdir()) == ["in.jsonl", "mine.yaml"]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "message", "rule"),
     [
-        ("in.parquet", b"no parquet", "in.parquet: cannot be read"),
-        ("in.jsonl.gz", b"no gzip", "in.jsonl.gz: cannot be read"),
-        ("in.txt", b"text", "cannot read .txt files"),
-        ("none.jsonl", None, "no such file"),
+        ("in.parquet", b"no parquet", "in.parquet: cannot be read", "data-corrupt"),
+        ("in.jsonl.gz", b"no gzip", "in.jsonl.gz: cannot be read", "data-corrupt"),
+        ("in.txt", b"text", "cannot read .txt files", "data-file-kind"),
+        ("none.jsonl", None, "no such file", "data-no-such-file"),
     ],
 )
-def test_a_file_of_another_kind(folder: Path, name: str, content: bytes | None, message: str):
+def test_a_file_of_another_kind(folder: Path, name: str, content: bytes | None, message: str, rule: str):
     if content is not None:
         (folder / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         command(name)
+    assert caught.value.rule == rule
 
 
 def test_a_folder_that_is_there_is_not_written_into(folder: Path):
@@ -236,8 +251,9 @@ def test_a_folder_that_is_there_is_not_written_into(folder: Path):
     (folder / "out").mkdir()
     command(source)
     before = (folder / "out" / "kept.parquet").read_bytes()
-    with pytest.raises(InputError, match="out is there already\n  name another folder by --out, or remove it"):
+    with pytest.raises(InputError, match="out is there already") as caught:
         command(source)
+    assert (caught.value.rule, caught.value.hint) == ("filter-output", "name another folder by --out, or remove it")
     assert (folder / "out" / "kept.parquet").read_bytes() == before
 
 
@@ -322,25 +338,26 @@ def test_evaluation_sets(folder: Path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "message", "rule"),
     [
-        (None, "no such file"),
-        (b"", "holds no rows"),
-        (b'{"prompt": " "}\n', "holds no text"),
-        (b'{"prompt": 3}\n', "eval.jsonl: prompts and completions must be text"),
-        (b'{"text": "a"}\n', "needs one of the columns prompt, question"),
-        (b'{"prompt": "a"}\n{"pro', "eval.jsonl:2: invalid JSON"),
+        (None, "no such file", "data-no-such-file"),
+        (b"", "holds no rows", "data-no-rows"),
+        (b'{"prompt": " "}\n', "holds no text", "filter-evaluation-set"),
+        (b'{"prompt": 3}\n', "eval.jsonl: prompts and completions must be text", "filter-text"),
+        (b'{"text": "a"}\n', "needs one of the columns prompt, question", "filter-evaluation-set"),
+        (b'{"prompt": "a"}\n{"pro', "eval.jsonl:2: invalid JSON", "filter-evaluation-set"),
     ],
 )
-def test_an_evaluation_set_that_is_missing_or_empty(folder: Path, content: bytes | None, message: str):
+def test_an_evaluation_set_that_is_missing_or_empty(folder: Path, content: bytes | None, message: str, rule: str):
     if content is not None:
         (folder / "eval.jsonl").write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         command(jsonl(folder / "in.jsonl", ROWS), "--against", "eval.jsonl")
+    assert caught.value.rule == rule
 
 
 def test_evaluation_sets_that_nothing_would_be_compared_with(folder: Path):
-    with pytest.raises(InputError, match=r"no filter of the recipe compares with them"):
+    with pytest.raises(InputError, match=r"no filter of the recipe compares with them \[command-options\]"):
         command(write("in.jsonl", ROWS), "--against", write("test.jsonl", ROWS))
 
 

@@ -265,22 +265,34 @@ def test_schemas_are_the_inputs_own():
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("entry", "message", "rule"),
     [
-        ({"use": "lenght"}, "filters[0]: unknown filter 'lenght', did you mean 'length'?"),
-        ({}, "filters[0]: no `use`"),
-        ({"use": "length", "max_token": 3}, "filters[0]: length has no key 'max_token', did you mean 'max_tokens'?"),
-        ({"use": "exact-duplicates", "n": 3}, "filters[0]: exact-duplicates has no key 'n'"),
-        ({"use": "length", "max_tokens": "3"}, "filters[0]: length: max_tokens: input should be a valid integer"),
-        ({"use": "length", "min_tokens": 3, "max_tokens": 2}, "max_tokens (2) is below min_tokens (3)"),
-        ({"use": "format", "allow": ["empty"]}, "filters[0]: format: allow.0: input should be 'empty answer'"),
-        ({"use": "best-of-k", "keep": 0}, "filters[0]: best-of-k: keep: input should be greater than"),
+        ({"use": "lenght"}, "filters[0]: unknown filter 'lenght', did you mean 'length'?", "recipe-unknown-name"),
+        ({}, "filters[0]: no `use`", "recipe-unknown-name"),
+        (
+            {"use": "length", "max_token": 3},
+            "filters[0]: length: unknown key 'max_token', did you mean 'max_tokens'?",
+            "recipe-unknown-key",
+        ),
+        ({"use": "exact-duplicates", "n": 3}, "filters[0]: exact-duplicates: unknown key 'n'", "recipe-unknown-key"),
+        ({"use": "length", "max_tokens": "3"}, "filters[0]: length: 'max_tokens' must be an integer", "recipe-type"),
+        (
+            {"use": "length", "min_tokens": 3, "max_tokens": 2},
+            "max_tokens (2) is below min_tokens (3)",
+            "recipe-values-clash",
+        ),
+        (
+            {"use": "format", "allow": ["empty"]},
+            "filters[0]: format: 'allow.0' must be 'empty answer'",
+            "recipe-choice",
+        ),
+        ({"use": "best-of-k", "keep": 0}, "filters[0]: best-of-k: 'keep' must be greater than", "recipe-range"),
     ],
 )
-def test_parse_names_what_is_wrong(entry: dict, message: str):
+def test_parse_names_what_is_wrong(entry: dict, message: str, rule: str):
     with pytest.raises(RecipeError) as caught:
         filters.parse([entry])
-    assert message in str(caught.value)
+    assert message in str(caught.value) and caught.value.rule == rule
 
 
 NEEDED: dict[str, dict] = {  # keys that have no default

@@ -60,7 +60,10 @@ def test_ultrafeedback_as_pairs(tmp_path: Path) -> None:
 
 
 def test_ultrafeedback_as_prompts(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"another 'score_chosen'\n.*prompts\.train\.columns: \{score_chosen: null\}"):
+    with pytest.raises(
+        DataError,
+        match=r"another 'score_chosen' .data-contradiction.\n.*prompts\.train\.columns: \{score_chosen: null\}",
+    ):
         read_prompts(write(tmp_path, ULTRAFEEDBACK))
     counts: Counter[str] = Counter()
     prompts = read_prompts(write(tmp_path, ULTRAFEEDBACK, columns=SCORES), counts=counts)
@@ -142,39 +145,62 @@ def test_a_preference_is_the_same_with_and_without_its_prompt_apart(texts: list[
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "says", "rule"),
     [
-        ({"messages": "Hello"}, "'messages' must be a list of messages, not text"),
-        ({"messages": [assistant("Hi!")]}, "there is no prompt"),
-        ({"messages": [{"from": "human", "value": 3}]}, "message 0 of 'messages': value must be text, not a number"),
-        ({"messages": [{"from": "humn", "value": "a"}]}, "has the role 'humn'"),
-        ({"messages": [{"from": "human", "value": "a", "weight": 1}]}, "holds 'weight': only from and value are read"),
-        ({"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]}, "there is no prompt"),
-        ({"chosen": "yes", "rejected": "no"}, "begin with no prompt in common"),
-        ({"chosen": [user("a"), assistant("b")], "rejected": None}, "there is no 'rejected'"),
-        ({"chosen": [user("a"), assistant("b"), user("c")], "rejected": [user("a"), assistant("d")]}, "must begin and"),
+        ({"messages": "Hello"}, "'messages' must be a list of messages, not text", "data-message-form"),
+        ({"messages": [assistant("Hi!")]}, "there is no prompt", "data-no-prompt"),
+        (
+            {"messages": [{"from": "human", "value": 3}]},
+            "message 0 of 'messages': value must be text, not a number",
+            "data-message-form",
+        ),
+        ({"messages": [{"from": "humn", "value": "a"}]}, "has the role 'humn'", "data-role"),
+        (
+            {"messages": [{"from": "human", "value": "a", "weight": 1}]},
+            "holds 'weight': only from and value are read",
+            "data-message-form",
+        ),
+        (
+            {"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]},
+            "there is no prompt",
+            "data-no-prompt",
+        ),
+        ({"chosen": "yes", "rejected": "no"}, "begin with no prompt in common", "data-no-prompt"),
+        ({"chosen": [user("a"), assistant("b")], "rejected": None}, "there is no 'rejected'", "data-no-answer"),
+        (
+            {"chosen": [user("a"), assistant("b"), user("c")], "rejected": [user("a"), assistant("d")]},
+            "must begin and",
+            "data-turns",
+        ),
     ],
 )
-def test_what_has_no_prompt_or_no_answer_says_so(row: dict[str, Any], says: str) -> None:
+def test_what_has_no_prompt_or_no_answer_says_so(row: dict[str, Any], says: str, rule: str) -> None:
     with pytest.raises(DataError) as caught:
         prompt_of(row)
-    assert says in caught.value.message
+    assert says in caught.value.message and caught.value.rule == rule
 
 
 @pytest.mark.parametrize(
-    ("columns", "says"),
+    ("columns", "says", "rule"),
     [
-        ({"prompt": ["instruction", "inptu"]}, "no column 'inptu', did you mean 'input'?"),
-        ({"prompt": ["instruction", "count"]}, "'count' must be text to be joined to others, not a number"),
-        ({"prompt": "instruction", "scores": None}, "no column 'scores'"),
-        ({}, "no column 'prompt'"),
+        ({"prompt": ["instruction", "inptu"]}, "no column 'inptu', did you mean 'input'?", "data-no-column"),
+        (
+            {"prompt": ["instruction", "count"]},
+            "'count' must be text to be joined to others, not a number",
+            "data-join",
+        ),
+        ({"prompt": "instruction", "scores": None}, "no column 'scores'", "data-no-column"),
+        ({}, "no column 'prompt'", "data-no-column"),
     ],
 )
-def test_columns_that_do_not_fit_are_told_at_their_line(tmp_path: Path, columns: dict[str, Any], says: str) -> None:
+def test_columns_that_do_not_fit_are_told_at_their_line(
+    tmp_path: Path, columns: dict[str, Any], says: str, rule: str
+) -> None:
     row = {"instruction": "Add.", "input": "3 and 4", "count": 2}
     with pytest.raises(DataError) as caught:
         read_prompts(write(tmp_path, [row], columns=columns))
     assert str(caught.value).startswith(f"{tmp_path / 'rows.jsonl'}:1: {says}")
+    assert caught.value.rule == rule
 
 
 def test_the_likely_column_of_sharegpt_is_named(tmp_path: Path) -> None:

@@ -101,40 +101,96 @@ class TestFiles:
 
 class TestMessages:
     @pytest.mark.parametrize(
-        ("text", "where", "expected"),
+        ("text", "where", "expected", "rule"),
         [
-            ('{"prompt": "a"}\n\n{"prompt": "b"}\n', ":2: ", "the line is empty"),
-            ('{"prompt": "a"}\n{"prompt": "b"\n', ":2:15: ", "invalid JSON: Expecting ',' delimiter"),
-            ('{"prompt": "a \\uD800"}\n', ":1: ", "half of a character"),
-            ('{"prompt": "a", "n": NaN}\n', ":1: ", "invalid JSON: NaN is not JSON"),
-            ('{"prompt": "a", "prompt": "b"}\n', ":1: ", "invalid JSON: the key 'prompt' stands there twice"),
-            ('["a"]\n', ":1: ", "not a JSON object but a list"),
-            (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', ":2: ", "not UTF-8 text (byte 13 of the line)"),
-            ('{"question": "a"}\n', ":1: ", "no column 'prompt'"),
-            ('{"prompt": 3}\n', ":1: ", "'prompt' must be text or a list of messages, not a number"),
-            ('{"prompt": null}\n', ":1: ", "not null"),
-            ('{"prompt": []}\n', ":1: ", "not an empty list"),
-            ('{"prompt": "a"}\n{"prompt": " "}\n', ":2: ", "the prompt is empty"),
-            ('{"prompt": [{"role": "usr", "content": "a"}]}\n', ":1: ", "the role 'usr', did you mean 'user'?"),
-            ('{"prompt": [{"role": "user", "content": 3}]}\n', ":1: ", "content must be text, not a number"),
-            ('{"prompt": [{"content": "a"}]}\n', ":1: ", "message 0 of 'prompt' must hold role and content"),
-            ('{"prompt": [{"role": "assistant", "content": "a"}]}\n', ":1: ", "the last message must be the user's"),
-            ('{"prompt": "a", "answer": "1"}\n{"prompt": "b"}\n', ":2: ", "no column 'answer', which line 1 has"),
-            ('{"prompt": "a", "answer": 1}\n{"prompt": "b", "anwser": 1}\n', ":2: ", "but there is 'anwser'"),
-            ('{"prompt": "a"}\n{"prompt": "b", "answer": 1}\n', ":2: ", "a column 'answer', which line 1 has not"),
+            ('{"prompt": "a"}\n\n{"prompt": "b"}\n', ":2: ", "the line is empty", "data-empty-line"),
+            (
+                '{"prompt": "a"}\n{"prompt": "b"\n',
+                ":2:15: ",
+                "invalid JSON: Expecting ',' delimiter",
+                "data-invalid-json",
+            ),
+            ('{"prompt": "a \\uD800"}\n', ":1: ", "half of a character", "data-half-character"),
+            ('{"prompt": "a", "n": NaN}\n', ":1: ", "invalid JSON: NaN is not JSON", "data-invalid-json"),
+            (
+                '{"prompt": "a", "prompt": "b"}\n',
+                ":1: ",
+                "invalid JSON: the key 'prompt' stands there twice",
+                "data-invalid-json",
+            ),
+            ('["a"]\n', ":1: ", "not a JSON object but a list", "data-not-an-object"),
+            (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', ":2: ", "not UTF-8 text (byte 13 of the line)", "data-not-utf8"),
+            ('{"question": "a"}\n', ":1: ", "no column 'prompt'", "data-no-column"),
+            (
+                '{"prompt": 3}\n',
+                ":1: ",
+                "'prompt' must be text or a list of messages, not a number",
+                "data-message-form",
+            ),
+            ('{"prompt": null}\n', ":1: ", "not null", "data-message-form"),
+            ('{"prompt": []}\n', ":1: ", "not an empty list", "data-message-form"),
+            ('{"prompt": "a"}\n{"prompt": " "}\n', ":2: ", "the prompt is empty", "data-no-prompt"),
+            (
+                '{"prompt": [{"role": "usr", "content": "a"}]}\n',
+                ":1: ",
+                "the role 'usr', did you mean 'user'?",
+                "data-role",
+            ),
+            (
+                '{"prompt": [{"role": "user", "content": 3}]}\n',
+                ":1: ",
+                "content must be text, not a number",
+                "data-message-form",
+            ),
+            (
+                '{"prompt": [{"content": "a"}]}\n',
+                ":1: ",
+                "message 0 of 'prompt' must hold role and content",
+                "data-message-form",
+            ),
+            (
+                '{"prompt": [{"role": "assistant", "content": "a"}]}\n',
+                ":1: ",
+                "the last message must be the user's",
+                "data-turns",
+            ),
+            (
+                '{"prompt": "a", "answer": "1"}\n{"prompt": "b"}\n',
+                ":2: ",
+                "no column 'answer', which line 1 has",
+                "data-uneven-columns",
+            ),
+            (
+                '{"prompt": "a", "answer": 1}\n{"prompt": "b", "anwser": 1}\n',
+                ":2: ",
+                "but there is 'anwser'",
+                "data-uneven-columns",
+            ),
+            (
+                '{"prompt": "a"}\n{"prompt": "b", "answer": 1}\n',
+                ":2: ",
+                "a column 'answer', which line 1 has not",
+                "data-uneven-columns",
+            ),
             (
                 '{"prompt": "a", "x": 1}\n{"prompt": "a", "x": 2}\n',
                 ":2: ",
                 "the same prompt as in line 1, with another 'x'",
+                "data-contradiction",
             ),
-            ('{"prompt": "a", "completions": 1}\n', ":1: ", "a column may not be called 'completions'"),
-            ("", ": ", "no rows"),
+            (
+                '{"prompt": "a", "completions": 1}\n',
+                ":1: ",
+                "a column may not be called 'completions'",
+                "data-reserved-column",
+            ),
+            ("", ": ", "no rows", "data-no-rows"),
         ],
     )
-    def test_jsonl(self, tmp_path: Path, text: str | bytes, where: str, expected: str) -> None:
+    def test_jsonl(self, tmp_path: Path, text: str | bytes, where: str, expected: str, rule: str) -> None:
         error = fails(write(tmp_path, text))
         assert str(error).startswith(f"{tmp_path / 'set.jsonl'}{where}")
-        assert expected in error.message
+        assert expected in error.message and error.rule == rule
 
     def test_a_column_that_is_asked_for_by_another_name(self, tmp_path: Path) -> None:
         path = write(tmp_path, lines({"question": "Q"})).path

@@ -107,106 +107,186 @@ class TestMessages:
     """Each names file, line and column, and the nearest right name."""
 
     @pytest.mark.parametrize(
-        ("old", "new", "expected"),
+        ("old", "new", "expected", "rule"),
         [
-            ("samples:", "sample:", "wrong.yaml:8:1: unknown key 'sample', did you mean 'samples'?"),
-            ("  k: 4", "  kk: 4", "wrong.yaml:9:3: unknown key 'kk' in 'samples', did you mean 'k'?"),
+            (
+                "samples:",
+                "sample:",
+                "wrong.yaml:8:1: unknown key 'sample', did you mean 'samples'?",
+                "recipe-unknown-key",
+            ),
+            (
+                "  k: 4",
+                "  kk: 4",
+                "wrong.yaml:9:3: unknown key 'kk' in 'samples', did you mean 'k'?",
+                "recipe-unknown-key",
+            ),
             (
                 "learning_rate:",
                 "lr:",
                 "wrong.yaml:11:3: unknown key 'lr' in 'sft', did you mean 'learning_rate'?",
+                "recipe-unknown-key",
             ),
             (
                 "learning_rate:",
                 "learning_rat:",
                 "wrong.yaml:11:3: unknown key 'learning_rat' in 'sft', did you mean 'learning_rate'?",
+                "recipe-unknown-key",
             ),
             (
                 "learning_rate: 5e-7",
                 "output_dir: x",
                 "wrong.yaml:11:3: 'output_dir' cannot be set here: a stage writes",
+                "recipe-refused-key",
             ),
             (
                 "learning_rate: 5e-7",
                 "variants: [{}, {learning_rat: 1e-3}]",
                 "wrong.yaml:11:19: unknown key 'learning_rat' in 'sft', did you mean 'learning_rate'?",
+                "recipe-unknown-key",
             ),
-            ("learning_rate: 5e-7", "packing: true", "wrong.yaml:11:3: packing fills rows of `max_length` tokens"),
+            (
+                "learning_rate: 5e-7",
+                "packing: true",
+                "wrong.yaml:11:3: packing fills rows of `max_length` tokens",
+                "recipe-needs-key",
+            ),
             (
                 "learning_rate: 5e-7",
                 "{packing: true, max_length: 64, packing_strategy: wrapped}",
                 "`wrapped` lets examples see each other",
+                "recipe-packing",
             ),
-            ("learning_rate: 5e-7", "variants: [{seed: -1}]", "wrong.yaml:11:15: a variant's seed is a whole number"),
-            ("learning_rate: 5e-7", "bf16: 1", "wrong.yaml:11:3: 'bf16' must be true or false or null, not 1"),
-            ("5e-7", "fast", "wrong.yaml:11:3: 'learning_rate' must be a number, not 'fast'"),
-            ("5e-7", "-1", "wrong.yaml:11:3: 'learning_rate' must be above 0, not -1"),
+            (
+                "learning_rate: 5e-7",
+                "variants: [{seed: -1}]",
+                "wrong.yaml:11:15: a variant's seed is a whole number",
+                "recipe-variant",
+            ),
+            (
+                "learning_rate: 5e-7",
+                "bf16: 1",
+                "wrong.yaml:11:3: 'bf16' must be true or false or null, not 1",
+                "recipe-type",
+            ),
+            ("5e-7", "fast", "wrong.yaml:11:3: 'learning_rate' must be a number, not 'fast'", "recipe-type"),
+            ("5e-7", "-1", "wrong.yaml:11:3: 'learning_rate' must be above 0, not -1", "recipe-range"),
             (
                 "learning_rate: 5e-7",
                 "loss_type: nl",
                 "wrong.yaml:11:3: 'loss_type' has no choice 'nl', did you mean 'nll'",
+                "recipe-choice",
             ),
-            ("k: 4", "k: 0", "wrong.yaml:9:6: 'samples.k' must be greater than or equal to 1, not 0"),
-            ("k: 4", "k: four", "wrong.yaml:9:6: 'samples.k' must be an integer, not \"four\""),
-            ("k: 4", 'k: "4"', "wrong.yaml:9:6: 'samples.k' must be an integer, not \"4\""),
-            ("k: 4", "k: true", "wrong.yaml:9:6: 'samples.k' must be an integer, not true"),
-            ("k: 4", "k:", "wrong.yaml:9:3: 'samples.k' must not be null"),
-            ("k: 4", "temperature: .nan", "wrong.yaml:9:16: 'samples.temperature' must be a finite number, not NaN"),
-            ("  k: 4\n", "  k: 4\n  k: 5\n", "wrong.yaml:10:3: 'k' stands here twice, first in line 9"),
-            ("./dev.jsonl", "./" + "9" * 400, "wrong.yaml:4:15: no such file: "),
-            ("samples:\n  k: 4\n", "", "wrong.yaml:1:1: 'samples' is missing"),
-            ("{path: ./dev.jsonl}", "{}", "wrong.yaml:4:3: a prompt set needs either `path` or `dataset_name`"),
-            ("./dev.jsonl", "./den.jsonl", "wrong.yaml:4:15: no such file: "),
-            ("./dev.jsonl", "~nobody-here/dev.jsonl", "wrong.yaml:4:15: no such file: "),
-            ("{path: ./train.jsonl}", "[{path: ./dev.jsonl}, {path: ./none.jsonl}]", "wrong.yaml:3:39: no such file: "),
-            ("{path: ./train.jsonl}", "[{}]", "wrong.yaml:3:11: a prompt set needs either"),
-            ("{path: ./train.jsonl}", "[]", "wrong.yaml:3:10: 'prompts.train'"),
+            ("k: 4", "k: 0", "wrong.yaml:9:6: 'samples.k' must be greater than or equal to 1, not 0", "recipe-range"),
+            ("k: 4", "k: four", "wrong.yaml:9:6: 'samples.k' must be an integer, not \"four\"", "recipe-type"),
+            ("k: 4", 'k: "4"', "wrong.yaml:9:6: 'samples.k' must be an integer, not \"4\"", "recipe-type"),
+            ("k: 4", "k: true", "wrong.yaml:9:6: 'samples.k' must be an integer, not true", "recipe-type"),
+            ("k: 4", "k:", "wrong.yaml:9:3: 'samples.k' must not be null", "recipe-null"),
+            ("k: 4", "temperature: .nan", "wrong.yaml:9:16: .nan is not a finite number", "recipe-number-finite"),
+            (
+                "  k: 4\n",
+                "  k: 4\n  k: 5\n",
+                "wrong.yaml:10:3: 'k' stands here twice, first in line 9",
+                "recipe-duplicate-key",
+            ),
+            ("./dev.jsonl", "./" + "9" * 400, "wrong.yaml:4:15: no such file: ", "recipe-no-such-file"),
+            ("samples:\n  k: 4\n", "", "wrong.yaml:1:1: 'samples' is missing", "recipe-missing-key"),
+            (
+                "{path: ./dev.jsonl}",
+                "{}",
+                "wrong.yaml:4:3: a prompt set needs either `path` or `dataset_name`",
+                "recipe-one-of",
+            ),
+            ("./dev.jsonl", "./den.jsonl", "wrong.yaml:4:15: no such file: ", "recipe-no-such-file"),
+            ("./dev.jsonl", "~nobody-here/dev.jsonl", "wrong.yaml:4:15: no such file: ", "recipe-no-such-file"),
+            (
+                "{path: ./train.jsonl}",
+                "[{path: ./dev.jsonl}, {path: ./none.jsonl}]",
+                "wrong.yaml:3:39: no such file: ",
+                "recipe-no-such-file",
+            ),
+            ("{path: ./train.jsonl}", "[{}]", "wrong.yaml:3:11: a prompt set needs either", "recipe-one-of"),
+            ("{path: ./train.jsonl}", "[]", "wrong.yaml:3:10: 'prompts.train'", "recipe-form"),
             (
                 "{path: ./train.jsonl}",
                 "[{pat: ./dev.jsonl}]",
                 "wrong.yaml:3:12: unknown key 'pat' in 'prompts.train.0'",
+                "recipe-unknown-key",
             ),
-            ("{path: ./model}", "{path: ./modal}", "wrong.yaml:1:15: no such model folder: "),
+            ("{path: ./model}", "{path: ./modal}", "wrong.yaml:1:15: no such model folder: ", "recipe-no-such-file"),
             (
                 "{path: ./model}",
                 "{path: tiny-bse}",
                 "wrong.yaml:1:15: nothing shipped under data/ is called 'tiny-bse'",
+                "recipe-not-shipped",
             ),
-            ("./check.py", "./check.ph", "wrong.yaml:7:11: no such file: "),
-            ("./check.py", "word-problem.py", "wrong.yaml:7:11: nothing shipped under reward/ is called"),
+            ("./check.py", "./check.ph", "wrong.yaml:7:11: no such file: ", "recipe-no-such-file"),
+            (
+                "./check.py",
+                "word-problem.py",
+                "wrong.yaml:7:11: nothing shipped under reward/ is called",
+                "recipe-not-shipped",
+            ),
             (
                 "{path: ./model}",
                 "{path: ./model, trust_remote_code: true}",
                 "'trust_remote_code' cannot be set: no code",
+                "recipe-refused-key",
             ),
-            ("sft:", "dpo:", "wrong.yaml:10:1: DPO takes pairs from `pairs`, and that section is left out"),
-            ("sft:", "reward_model:", "wrong.yaml:10:1: a reward model is trained on preferences, and there are none"),
-            ("sft:", "preferences: {prompts: 0}\nsft:", "wrong.yaml:10:15: no pair is sampled, and none is given"),
-            ("./check.py}", "reward-model}", "no reward is left to score samples"),
+            (
+                "sft:",
+                "dpo:",
+                "wrong.yaml:10:1: DPO takes pairs from `pairs`, and that section is left out",
+                "recipe-needs-section",
+            ),
+            (
+                "sft:",
+                "reward_model:",
+                "wrong.yaml:10:1: a reward model is trained on preferences, and there are none",
+                "recipe-needs-section",
+            ),
+            (
+                "sft:",
+                "preferences: {prompts: 0}\nsft:",
+                "wrong.yaml:10:15: no pair is sampled, and none is given",
+                "recipe-nothing-to-do",
+            ),
+            ("./check.py}", "reward-model}", "no reward is left to score samples", "recipe-no-reward"),
             (
                 "sft:",
                 "filters: [{use: formt}]\nsft:",
                 "wrong.yaml:10:12: unknown filter 'formt', did you mean 'format'?",
+                "recipe-unknown-name",
             ),
-            ("sft:", "filters: [{use: length, max: 3}]\nsft:", "wrong.yaml:10:25: unknown key 'max' in 'filters.0'"),
-            ("sft:", "promote: beter\nsft:", "did you mean 'better'?"),
-            ("sft:", "? [a]\n: b\nsft:", "wrong.yaml:10:3: a key must be a string"),
-            ("sft:", "seed: !!python/object:os.system x\nsft:", "wrong.yaml:10:7: tags such as"),
-            ("sft:", "\tsft:", "wrong.yaml:10:1: not valid YAML"),
-            ("sft:", "extends: [quickstart]\nsft:", "wrong.yaml:10:10: `extends` takes the name or path of one recipe"),
+            (
+                "sft:",
+                "filters: [{use: length, max: 3}]\nsft:",
+                "wrong.yaml:10:25: unknown key 'max' in 'filters.0'",
+                "recipe-unknown-key",
+            ),
+            ("sft:", "promote: beter\nsft:", "did you mean 'better'?", "recipe-choice"),
+            ("sft:", "? [a]\n: b\nsft:", "wrong.yaml:10:3: a key must be a string", "recipe-yaml-feature"),
+            ("sft:", "seed: !!python/object:os.system x\nsft:", "wrong.yaml:10:7: tags such as", "recipe-yaml-feature"),
+            ("sft:", "\tsft:", "wrong.yaml:10:1: not valid YAML", "recipe-yaml"),
+            (
+                "sft:",
+                "extends: [quickstart]\nsft:",
+                "wrong.yaml:10:10: `extends` takes the name or path of one recipe",
+                "recipe-extends",
+            ),
         ],
     )
-    def test_message(self, folder: Path, old: str, new: str, expected: str) -> None:
+    def test_message(self, folder: Path, old: str, new: str, expected: str, rule: str) -> None:
         error = wrong(folder, old, new)
         assert expected in str(error)
-        assert error.exit_code == 2
+        assert (error.exit_code, error.rule) == (2, rule)
         assert error.line is not None
 
     def test_all_that_is_wrong_is_told_the_first_first(self, folder: Path) -> None:
         (folder / "wrong.yaml").write_text(SMALL.replace("k: 4", "k: 0").replace("5e-7", "-1"))
         first, *others = str(fails("wrong.yaml")).splitlines()
         assert first.startswith("wrong.yaml:9:6: 'samples.k'")
-        assert others == ["  also wrong.yaml:11:3: 'learning_rate' must be above 0, not -1.0"]
+        assert others == ["  also wrong.yaml:11:3: 'learning_rate' must be above 0, not -1.0 [recipe-range]"]
 
     @pytest.mark.parametrize("text", ["", "# nothing\n"])
     def test_an_empty_recipe(self, folder: Path, text: str) -> None:
@@ -293,24 +373,33 @@ class TestExtends:
 
 class TestSet:
     @pytest.mark.parametrize(
-        ("override", "expected"),
+        ("override", "expected", "rule"),
         [
-            ("sft.lr=1", "--set sft.lr: unknown key 'lr' in 'sft', did you mean 'learning_rate'?"),
-            ("samples.k=x", "--set samples.k: 'samples.k' must be an integer"),
-            ("samples.k=", "--set samples.k: no value"),
-            ("samples.k", "--set samples.k: no value"),
-            ("samples.k={", "--set samples.k: not valid YAML"),
-            ("samples..k=1", "--set samples..k: a key is empty"),
-            ("samples.k.l=1", "--set samples.k.l: 'samples.k' is 4, which has no keys below it"),
-            ("reward.1.use=x", "--set reward.1.use: 'reward' is a list of 1: '1' is not one of its numbers from 0"),
-            ("reward.first.use=x", "'first' is not one of its numbers from 0"),
-            ("extends=quickstart", "--set extends: cannot be set from here"),
-            ("prompts.dev.path=./none.jsonl", "--set prompts.dev.path: no such file: "),
-            ("samples=null", "--set samples: "),
+            (
+                "sft.lr=1",
+                "--set sft.lr: unknown key 'lr' in 'sft', did you mean 'learning_rate'?",
+                "recipe-unknown-key",
+            ),
+            ("samples.k=x", "--set samples.k: 'samples.k' must be an integer", "recipe-type"),
+            ("samples.k=", "--set samples.k: no value", "recipe-set"),
+            ("samples.k", "--set samples.k: no value", "recipe-set"),
+            ("samples.k={", "--set samples.k: not valid YAML", "recipe-yaml"),
+            ("samples..k=1", "--set samples..k: a key is empty", "recipe-set"),
+            ("samples.k.l=1", "--set samples.k.l: 'samples.k' is 4, which has no keys below it", "recipe-set"),
+            (
+                "reward.1.use=x",
+                "--set reward.1.use: 'reward' is a list of 1: '1' is not one of its numbers from 0",
+                "recipe-set",
+            ),
+            ("reward.first.use=x", "'first' is not one of its numbers from 0", "recipe-set"),
+            ("extends=quickstart", "--set extends: cannot be set from here", "recipe-set"),
+            ("prompts.dev.path=./none.jsonl", "--set prompts.dev.path: no such file: ", "recipe-no-such-file"),
+            ("samples=null", "--set samples: ", "recipe-missing-key"),
         ],
     )
-    def test_what_is_wrong_names_the_option(self, folder: Path, override: str, expected: str) -> None:
-        assert expected in str(fails("small.yaml", override))
+    def test_what_is_wrong_names_the_option(self, folder: Path, override: str, expected: str, rule: str) -> None:
+        error = fails("small.yaml", override)
+        assert expected in str(error) and error.rule == rule
 
     def test_a_list_item(self, folder: Path) -> None:
         assert load("small.yaml", ["reward.0.weight=0.5"]).reward[0].weight == 0.5
@@ -461,24 +550,36 @@ class TestServer:
         assert again.engine.server is None and again.engine.lacks() == {}
 
     @pytest.mark.parametrize(
-        ("old", "new", "line", "expected"),
+        ("old", "new", "line", "expected", "rule"),
         [
-            ("use: server", "use: plain", 14, "no server is asked with `use: plain`"),
-            ("    start:", "    url: http://a\n    start:", 14, "either `start` or `url`"),
-            ('"x {model}"', "x", 16, "the command has no {model}"),
-            ("-m,", "-m, --continuous-batching,", 16, "not with --continuous-batching: every request"),
-            ("kind: transformers", "kind: transformer", 15, "did you mean 'transformers'?"),
-            ("[python,", "[no-such-program,", 16, "no such program: no-such-program"),
-            ("[python,", "[./bin/vllm,", 16, "no such program: /"),
-            ("  use: server", "  use: server\n  dtype: bfloat16", 14, "a server computes in the type"),
+            ("use: server", "use: plain", 14, "no server is asked with `use: plain`", "recipe-belongs"),
+            ("    start:", "    url: http://a\n    start:", 14, "either `start` or `url`", "recipe-one-of"),
+            ('"x {model}"', "x", 16, "the command has no {model}", "recipe-server-command"),
+            (
+                "-m,",
+                "-m, --continuous-batching,",
+                16,
+                "not with --continuous-batching: every request",
+                "recipe-server-command",
+            ),
+            ("kind: transformers", "kind: transformer", 15, "did you mean 'transformers'?", "recipe-choice"),
+            ("[python,", "[no-such-program,", 16, "no such program: no-such-program", "recipe-no-such-program"),
+            ("[python,", "[./bin/vllm,", 16, "no such program: /", "recipe-no-such-program"),
+            (
+                "  use: server",
+                "  use: server\n  dtype: bfloat16",
+                14,
+                "a server computes in the type",
+                "recipe-belongs",
+            ),
         ],
     )
     def test_what_cannot_be_is_told_with_its_line(
-        self, folder: Path, old: str, new: str, line: int, expected: str
+        self, folder: Path, old: str, new: str, line: int, expected: str, rule: str
     ) -> None:
         error = self.wrong(folder, old, new)
         assert expected in str(error)
-        assert error.line == line
+        assert (error.line, error.rule) == (line, rule)
 
     def test_use_server_without_one(self, folder: Path) -> None:
         assert "which server is not said" in str(fails("small.yaml", "engine.use=server"))
@@ -511,23 +612,36 @@ class TestWatch:
         assert [judge.is_model for judge in recipe.watch.judges] == [True, False]
 
     @pytest.mark.parametrize(
-        ("overrides", "expected"),
+        ("overrides", "expected", "rule"),
         [
-            (["watch.share=0.9"], "no prompt is left for the reward model"),
-            (["watch.share=0.2", "preferences=null", "reward_model=null"], "there are none"),
-            (["watch.reward_model.start=previous"], "rounds are compared by the second reward model"),
-            (["watch.reward_model.variants=[{seed: 1}]"], "rounds are compared by the second reward model"),
-            (["watch.judges=[{use: notes.py}, {use: notes.py}]"], "two judges are called 'notes'"),
-            (["watch.judges=[{use: reward-model}]"], "that name is taken"),
-            (["watch.judges=[{use: held-out-reward-model, function: f}]"], "a reward model has no `function`"),
-            (["watch.judges=[{use: ./notes.py}]"], "two reward files are called 'notes.py'"),
-            (["watch.judges=[{use: ./none.py}]"], "no such file"),
-            (["watch.judgs=[]"], "did you mean 'judges'?"),
+            (["watch.share=0.9"], "no prompt is left for the reward model", "recipe-values-clash"),
+            (["watch.share=0.2", "preferences=null", "reward_model=null"], "there are none", "recipe-needs-section"),
+            (
+                ["watch.reward_model.start=previous"],
+                "rounds are compared by the second reward model",
+                "recipe-refused-key",
+            ),
+            (
+                ["watch.reward_model.variants=[{seed: 1}]"],
+                "rounds are compared by the second reward model",
+                "recipe-refused-key",
+            ),
+            (["watch.judges=[{use: notes.py}, {use: notes.py}]"], "two judges are called 'notes'", "recipe-name-taken"),
+            (["watch.judges=[{use: reward-model}]"], "that name is taken", "recipe-name-taken"),
+            (
+                ["watch.judges=[{use: held-out-reward-model, function: f}]"],
+                "a reward model has no `function`",
+                "recipe-belongs",
+            ),
+            (["watch.judges=[{use: ./notes.py}]"], "two reward files are called 'notes.py'", "recipe-name-taken"),
+            (["watch.judges=[{use: ./none.py}]"], "no such file", "recipe-no-such-file"),
+            (["watch.judgs=[]"], "did you mean 'judges'?", "recipe-unknown-key"),
         ],
     )
-    def test_what_does_not_fit(self, folder: Path, overrides: list[str], expected: str) -> None:
+    def test_what_does_not_fit(self, folder: Path, overrides: list[str], expected: str, rule: str) -> None:
         (folder / "notes.py").touch()
-        assert expected in str(fails("quickstart", *overrides))
+        error = fails("quickstart", *overrides)
+        assert expected in str(error) and error.rule == rule
 
 
 def test_every_key_is_described() -> None:

@@ -87,6 +87,7 @@ def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | Non
         raise InputError(
             "--against names evaluation sets, and no filter of the recipe compares with them",
             hint="add {use: overlap} to `filters:`, or leave --against out",
+            rule="command-options",
         )
     if compared and not against:
         sets = {name: getattr(recipe.prompts, name) for name in ("dev", "heldout")}

@@ -35,7 +35,7 @@ def push_(
 
     store = Store(run)
     if all_rounds and number is not None:
-        raise InputError("--round and --all-rounds exclude each other", hint="give one of them")
+        raise InputError("--round and --all-rounds exclude each other", hint="give one of them", rule="command-options")
     numbers = (promoted_rounds(store) or None) if all_rounds else None if number is None else [number]
     plans = make(store, to, private=private, data=data, numbers=numbers)
     if dry_run:

@@ -27,7 +27,7 @@ def report(
         target.parent.mkdir(parents=True, exist_ok=True)
         write_durably(target, text)
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", file=str(target)) from error
+        raise InputError(f"cannot be written: {error.strerror}", file=str(target), rule="command-output") from error
     print(f"{target}: {len(view.rounds)} rounds, {len(text.encode()) / 1000:,.0f} kB")
     if view.missing:
         more = f" and {len(view.missing) - 1} more, listed in the page" if len(view.missing) > 1 else ""

@@ -42,7 +42,7 @@ def sample_(
     from posttrain.recipe import Engine, load
 
     if (recipe is None) == (prompts is None):
-        raise InputError("say whose prompts", hint="either --recipe NAME or --prompts FILE")
+        raise InputError("say whose prompts", hint="either --recipe NAME or --prompts FILE", rule="command-options")
     resolved = load(recipe) if recipe else None
     asked = prompts_of(resolved, on.value) if resolved else prompts_in(prompts or Path())
     sampling = {

@@ -18,5 +18,7 @@ def stage(
     from posttrain.launch import execute
 
     if not (folder / "stage.json").is_file():
-        raise InputError("no stage.json is here", file=str(folder), hint="name a folder under RUN/work")
+        raise InputError(
+            "no stage.json is here", file=str(folder), hint="name a folder under RUN/work", rule="command-no-stage"
+        )
     print(json.dumps(execute(folder.resolve(), workers), indent=1))

@@ -26,7 +26,9 @@ def verify_(
 
     store = Store(run)
     if not store.artifacts.is_dir():
-        raise InputError("there is no run here", file=str(run), hint="name the folder that `round` was given")
+        raise InputError(
+            "there is no run here", file=str(run), hint="name the folder that `round` was given", rule="command-no-run"
+        )
     with store.session():  # while somebody works on it, what is being written looks damaged
         found = verify.inspect(store)
         if repair:

@@ -38,6 +38,7 @@ from posttrain.filters.selection import BestOfK
 from posttrain.filters.semantic_duplicates import SemanticDuplicates
 from posttrain.filters.truncation import Truncated
 from posttrain.filters.unsafe import UnsafeWords
+from posttrain.recipe.problems import in_our_words
 
 __all__ = [
     "FILTERS",
@@ -108,17 +109,11 @@ def _parse_one(where: str, entry: Mapping[str, Any]) -> Filter:
     if not isinstance(name, str) or name not in FILTERS:
         meant = did_you_mean(name, FILTERS) if isinstance(name, str) else ""
         problem = f"unknown filter {name!r}{meant}" if name is not None else "no `use`"
-        raise RecipeError(f"{where}: {problem}", hint=f"filters are {', '.join(FILTERS)}")
-    kind = FILTERS[name]
+        hint = f"filters are {', '.join(FILTERS)}"
+        raise RecipeError(f"{where}: {problem}", hint=hint, rule="recipe-unknown-name")
     try:
-        return kind.model_validate(dict(entry))
+        return FILTERS[name].model_validate(dict(entry))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            keys = [key for key in kind.model_fields if key != "use"]
-            hint = f"its keys are {', '.join(keys)}" if keys else "it has none"
-            raise RecipeError(f"{where}: {name} has no key {key!r}{did_you_mean(key, keys)}", hint=hint) from None
-        problem = first["msg"].removeprefix("Value error, ")
-        problem = problem if first["type"] == "value_error" else problem[0].lower() + problem[1:]
-        raise RecipeError(f"{where}: {name}{': ' + key if key else ''}: {problem}") from None
+        first = error.errors(include_url=False)[0]
+        told = in_our_words(first, ".".join(map(str, first["loc"])))
+        raise RecipeError(f"{where}: {name}: {told.message}", hint=told.hint, rule=told.rule) from None

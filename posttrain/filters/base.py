@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from posttrain.errors import InputError
 from posttrain.filters.rows import Rows
-from posttrain.recipe.keys import Keyed, KeyedUnlessDefault
+from posttrain.recipe.keys import KeyedUnlessDefault
+from posttrain.recipe.section import Section
 
 Scope = Literal["row", "prompt", "corpus", "whole"]
 
@@ -43,6 +44,7 @@ def read_once(columns: Sequence[str] | None) -> Iterable[pa.RecordBatch]:
     raise InputError(
         "a filter goes over the rows twice, and these can be read once",
         hint="give filters.run a list of batches, or FilterContext(corpus=…)",
+        rule="filter-read-once",
     )
 
 
@@ -80,7 +82,7 @@ class FilterContext:
     special_tokens: Sequence[str] = ()
 
 
-class Filter(Keyed, ABC):
+class Filter(Section, ABC):
     """One filter with its keys. Holds no state: that lives in what `start` returns, for one pass over one corpus.
 
     `scope` says what a verdict depends on: the `row` alone, all rows of its `prompt` (the driver then never cuts a
@@ -89,7 +91,6 @@ class Filter(Keyed, ABC):
     `context.reaching` (for which the filters before it are run once more, too).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     scope: ClassVar[Scope] = "row"
     needs: ClassVar[frozenset[str]] = frozenset()  # of the engine: names of `sampling.protocol.Capabilities`
     reads: ClassVar[frozenset[str]] = frozenset()  # of the context: names of FilterContext's fields

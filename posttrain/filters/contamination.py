@@ -30,7 +30,7 @@ class Overlap(Filter):
 
     reads: ClassVar[frozenset[str]] = frozenset({"evaluation_prompts"})
     use: Literal["overlap"] = "overlap"
-    n: int = Field(default=8, ge=1, description="tokens in an n-gram")
+    n: int = Field(default=8, ge=1, le=10_000, description="tokens in an n-gram")
     max_share: float = Field(
         default=0.5, ge=0, le=1, description="largest share of an evaluation prompt that may stand in a prompt"
     )
@@ -40,6 +40,7 @@ class Overlap(Filter):
             raise RecipeError(
                 "the filter 'overlap' has no evaluation prompts to compare with",
                 hint="name evaluation sets that are not empty, or leave the filter out",
+                rule="filter-no-evaluation",
             )
         verdict = overlap(context.evaluation_prompts, self.n, self.max_share)
 

@@ -39,6 +39,7 @@ def dropped_schema(schema: pa.Schema) -> pa.Schema:
             raise DataError(
                 f"the rows have a column {name!r} already, which is where a filter writes what it decided",
                 hint="rename the column, or leave it out",
+                rule="filter-column-taken",
             )
         schema = schema.append(pa.field(name, kind))
     return schema
@@ -232,6 +233,7 @@ def whole_prompts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]
                 raise DataError(
                     f"the rows of one prompt do not stand together (prompt {key!r:.80})",
                     hint="sort the rows by prompt first",
+                    rule="filter-not-grouped",
                 )
             seen.add(hash(key))
         if not begun:

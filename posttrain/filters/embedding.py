@@ -57,7 +57,7 @@ def by_model(parts: Iterable[Sequence[str]], name: str) -> Points:
     try:
         embed = Embedder(Path(resolved(name)), device(), _TOKENS, special_tokens=True)
     except ModelError as error:
-        raise ModelError(error.message, file=error.file, hint=_OFFLINE) from error
+        raise ModelError(error.message, file=error.file, hint=_OFFLINE, rule=error.rule) from error
     found = [embed(texts) for texts in parts]
     return unit(np.concatenate(found)) if found else np.zeros((0, 1), np.float32)
 
@@ -73,7 +73,9 @@ def resolved(name: str) -> str:
     try:
         return str(models.resolve(Model(path=name)).path)
     except ModelError as error:
-        raise ModelError(f"the embedding model {name}: {error.message}", file=error.file, hint=_OFFLINE) from None
+        raise ModelError(
+            f"the embedding model {name}: {error.message}", file=error.file, hint=_OFFLINE, rule=error.rule
+        ) from None
 
 
 def identity(name: str) -> str:
@@ -90,4 +92,6 @@ def unit(points: Any) -> Points:
 
 
 def missing() -> RecipeError:
-    return RecipeError("semantic-duplicates needs scikit-learn", hint="pip install 'posttrain[quality]'")
+    return RecipeError(
+        "semantic-duplicates needs scikit-learn", hint="pip install 'posttrain[quality]'", rule="filter-package"
+    )

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict, each_answer
+from posttrain.recipe.section import MOST
 
 # A flag is two letters; a skin tone or a joiner belongs to the sign before. © and ✓ are shown as text: they are none.
 _EMOJI = (
@@ -25,9 +26,9 @@ class Emphasis(Filter):
     """
 
     use: Literal["emphasis"] = "emphasis"
-    max_emoji: float = Field(default=1.0, ge=0, description="most emoji in 100 characters")
-    max_exclamations: float = Field(default=1.5, ge=0, description="most exclamation marks in 100 characters")
-    allowed: int = Field(default=2, ge=0, description="so many of each are never too many")
+    max_emoji: float = Field(default=1.0, ge=0, le=MOST, description="most emoji in 100 characters")
+    max_exclamations: float = Field(default=1.5, ge=0, le=MOST, description="most exclamation marks in 100 characters")
+    allowed: int = Field(default=2, ge=0, le=MOST, description="so many of each are never too many")
 
     def start(self, context: FilterContext) -> Judge:
         import regex  # knows what Unicode calls an emoji

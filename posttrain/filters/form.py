@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
+from posttrain.recipe.section import MOST, complain
 
 # Control tokens of the usual chat templates, written out as text. `<s>` is also HTML's strike-through: that is the
 # one form here which an honest answer may hold.
@@ -86,13 +87,14 @@ class Length(Filter):
     """
 
     use: Literal["length"] = "length"
-    min_tokens: int = Field(default=1, ge=0, description="shortest answer kept")
-    max_tokens: int | None = Field(default=None, ge=1, description="longest answer kept; null: no bound")
+    min_tokens: int = Field(default=1, ge=0, le=MOST, description="shortest answer kept")
+    max_tokens: int | None = Field(default=None, ge=1, le=MOST, description="longest answer kept; null: no bound")
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
         if self.max_tokens is not None and self.max_tokens < self.min_tokens:
-            raise ValueError(f"max_tokens ({self.max_tokens}) is below min_tokens ({self.min_tokens})")
+            message = f"max_tokens ({self.max_tokens}) is below min_tokens ({self.min_tokens})"
+            complain(("max_tokens",), message, rule="recipe-values-clash")
         return self
 
     def start(self, context: FilterContext) -> Judge:

@@ -13,6 +13,7 @@ from posttrain.filters.rows import Rows
 from posttrain.filters.top_share import TopShare
 from posttrain.recipe.judge_model import JudgeModel
 from posttrain.recipe.keys import KeyedByName, name_of
+from posttrain.recipe.section import MOST, complain
 
 On = Literal["both", "prompt", "answer"]
 
@@ -30,7 +31,9 @@ class Judged(Filter):
         description="A shipped rubric (quality.md, guard.md, difficulty.md), or a path with a slash."
     )
     judge: JudgeModel = Field(description="Who judges: see docs/judges.md.")
-    minimum: int | None = Field(default=None, description="Lowest score kept; null: the rubric's highest.")
+    minimum: int | None = Field(
+        default=None, ge=-MOST, le=MOST, description="Lowest score kept; null: the rubric's highest."
+    )
     on: On = Field(default="both", description="What the judge is shown.")
     no_score: Literal["drop", "keep"] = Field(default="drop", description="What becomes of rows without a score.")
 
@@ -72,7 +75,10 @@ class Quality(Filter):
     )
     judge: JudgeModel | None = Field(default=None, description="Who judges: see docs/judges.md; null: by reward alone.")
     minimum: int | None = Field(
-        default=None, description="The judge's score from which a row is kept; null: the rubric's highest."
+        default=None,
+        ge=-MOST,
+        le=MOST,
+        description="The judge's score from which a row is kept; null: the rubric's highest.",
     )
     take: Literal["either", "both"] = Field(
         default="either", description="Kept is what the reward or the judge puts high, or only what both do."
@@ -81,7 +87,7 @@ class Quality(Filter):
     @model_validator(mode="after")
     def _somebody_decides(self) -> Self:
         if self.share is None and self.judge is None:
-            raise ValueError("nobody decides: give it a `share`, a `judge`, or both")
+            complain((), "nobody decides", "give it a `share`, a `judge`, or both", rule="recipe-needs-key")
         return self
 
     def external_hashes(self) -> dict[str, str]:
@@ -154,6 +160,7 @@ def _scorer(rubric: str, model: JudgeModel, minimum: int | None, context: Filter
         raise RecipeError(
             f"minimum is {minimum}, and {scale.name} gives {scale.lowest} to {scale.highest}",
             hint=f"take one from {scale.lowest + 1} to {scale.highest}: from there on rows are kept",
+            rule="filter-minimum",
         )
     judge.probe()
 

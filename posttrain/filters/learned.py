@@ -45,6 +45,7 @@ class LearnedQuality(Filter):
             raise RecipeError(
                 "this learned classifier reads a policy's states, so it works in its own run alone",
                 hint="fit one with `quality_classifier.features: tfidf`",
+                rule="filter-policy-states",
             )
         embed = None if fitted.terms else embedder(context.policy)
 

@@ -34,7 +34,7 @@ class NearDuplicates(AcrossRounds):
         "prompt, `answer` drops equal answers to different prompts",
     )
     threshold: float = Field(default=0.8, gt=0, le=1, description="Jaccard similarity from which a row is dropped")
-    n: int = Field(default=3, ge=1, description="words in an n-gram")
+    n: int = Field(default=3, ge=1, le=10_000, description="words in an n-gram")
     num_perm: int = Field(default=128, ge=16, le=1024, description="slots of a MinHash signature")
 
     def start(self, context: FilterContext) -> Judge:

@@ -154,6 +154,7 @@ def _phones(region: str | None) -> Callable[[str], Spans]:
         raise RecipeError(
             "the filter 'pii' finds phone numbers by phonenumbers, which is not installed",
             hint="pip install 'posttrain[pii]', or name `kinds` without phone",
+            rule="filter-package",
         ) from None
     # The library is slow: it is asked only about texts with enough digits in a row.
     opened = r"[+＋(]?\d" if region else r"[+＋]\(?\d"

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict, each_answer
+from posttrain.recipe.section import MOST
 
 
 def repeated_share(items: Sequence[Hashable]) -> float:
@@ -24,10 +25,10 @@ class Repetition(Filter):
     """
 
     use: Literal["repetition"] = "repetition"
-    n: int = Field(default=4, ge=1, description="words in an n-gram")
+    n: int = Field(default=4, ge=1, le=10_000, description="words in an n-gram")
     max_ngram_share: float = Field(default=0.4, ge=0, le=1, description="largest share of repeated n-grams kept")
     max_line_share: float = Field(default=0.4, ge=0, le=1, description="largest share of repeated lines kept")
-    min_words: int = Field(default=12, ge=1, description="answers with fewer words are not looked at")
+    min_words: int = Field(default=12, ge=1, le=MOST, description="answers with fewer words are not looked at")
 
     def start(self, context: FilterContext) -> Judge:
         n = self.n
@@ -56,9 +57,9 @@ class Loop(Filter):
     """
 
     use: Literal["loop"] = "loop"
-    min_times: int = Field(default=4, ge=2, description="so many times make a loop")
-    min_words: int = Field(default=12, ge=1, description="a loop has at least so many words in all")
-    max_period: int = Field(default=60, ge=1, description="longest repeated part, in words")
+    min_times: int = Field(default=4, ge=2, le=MOST, description="so many times make a loop")
+    min_words: int = Field(default=12, ge=1, le=MOST, description="a loop has at least so many words in all")
+    max_period: int = Field(default=60, ge=1, le=MOST, description="longest repeated part, in words")
 
     def start(self, context: FilterContext) -> Judge:
         def verdict(text: str) -> Verdict | None:

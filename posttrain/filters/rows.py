@@ -58,7 +58,7 @@ class Rows:
         """The values of a column of numbers, None where it is null. Raises DataError when it holds anything else."""
         kind = self._array(name).type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
-            raise DataError(f"the column {name!r} holds {kind}, not numbers")
+            raise DataError(f"the column {name!r} holds {kind}, not numbers", rule="filter-numbers")
         return self.column(name)
 
     def replaced(self, values: Mapping[int, Mapping[str, Any]]) -> Rows:
@@ -116,7 +116,11 @@ class Rows:
     def _array(self, name: str) -> Any:
         if not self.has(name):
             columns = ", ".join(self.batch.schema.names)
-            raise DataError(f"a filter reads the column {name!r}, which the rows lack", hint=f"there are: {columns}")
+            raise DataError(
+                f"a filter reads the column {name!r}, which the rows lack",
+                hint=f"there are: {columns}",
+                rule="filter-lacks",
+            )
         return self.batch.column(name)
 
     def _picked(self, what: str, name: str, read: Callable[[Any], list[Any]]) -> list[Any]:
@@ -147,6 +151,7 @@ def _openings(array: Any) -> list[str]:
         raise DataError(
             "there is no column 'prompt', and in plain text nothing says where the prompt ends",
             hint="write prompt and answer into two columns, or both as chat messages",
+            rule="filter-no-prompt",
         )
     return _read(array, lambda turns: _spoken(turns[:-1], _SYSTEM))
 
@@ -176,6 +181,7 @@ def _chats(array: Any) -> Iterator[Turns]:
         raise DataError(
             f"prompts and completions must be text or chat messages, not {kind}",
             hint='write a string, or a list of {"role": …, "content": …}',
+            rule="filter-text",
         )
     # Two flat lists are several times faster than a dict for each message.
     offsets = array.offsets.to_pylist()
@@ -183,7 +189,7 @@ def _chats(array: Any) -> Iterator[Turns]:
     messages = array.values.slice(first, offsets[-1] - first)
     roles, contents = messages.field("role").to_pylist(), messages.field("content").to_pylist()
     if not all(content is None or isinstance(content, str) for content in contents):
-        raise DataError("a message's content is not text")
+        raise DataError("a message's content is not text", rule="filter-text")
     turns = list(zip(roles, contents, strict=True))
     for start, end in pairwise(offsets):
         yield turns[start - first : end - first]

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
 from posttrain.filters.rows import Rows
+from posttrain.recipe.section import MOST
 
 
 class BestOfK(Filter):
@@ -23,9 +24,9 @@ class BestOfK(Filter):
 
     scope: ClassVar[Scope] = "prompt"
     use: Literal["best-of-k"] = "best-of-k"
-    keep: int = Field(default=1, ge=1, description="rows kept of each prompt")
+    keep: int = Field(default=1, ge=1, le=MOST, description="rows kept of each prompt")
     threshold: float | None = Field(
-        default=None, allow_inf_nan=False, description="lowest score kept; null: any score will do"
+        default=None, ge=-MOST, le=MOST, description="lowest score kept; null: any score will do"
     )
     choose: Literal["best", "random"] = Field(default="best", description="best by score, or a random candidate")
 

@@ -15,6 +15,7 @@ from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
 from posttrain.filters.embedding import Points
 from posttrain.filters.rows import Rows
 from posttrain.filters.shingles import Ints
+from posttrain.recipe.section import MOST
 
 IN_A_CLUSTER = 500  # rows, on average
 
@@ -42,8 +43,10 @@ class SemanticDuplicates(Filter):
         "whose hidden states are averaged as sentence-transformers' are",
     )
     threshold: float = Field(default=0.95, gt=0, le=1, description="cosine similarity from which a row is dropped")
-    clusters: int | None = Field(default=None, ge=1, description="k-means clusters; null: one for 500 rows")
-    passes: float = Field(default=0.5, description="score from which an answer counts as right, for the difficulty")
+    clusters: int | None = Field(default=None, ge=1, le=MOST, description="k-means clusters; null: one for 500 rows")
+    passes: float = Field(
+        default=0.5, ge=-MOST, le=MOST, description="score from which an answer counts as right, for the difficulty"
+    )
 
     def external_hashes(self) -> dict[str, str]:
         return {} if self.embed == "tfidf" else {"embed": embedding.identity(self.embed)}

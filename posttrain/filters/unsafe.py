@@ -14,6 +14,7 @@ from posttrain.errors import DataError
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
 from posttrain.recipe.keys import KeyedAs
+from posttrain.recipe.section import MOST
 
 # Ours, short, English: words that are seldom said in passing. A `*` after a word stands for any ending.
 WORDS = (
@@ -35,7 +36,7 @@ class UnsafeWords(Filter):
     """
 
     use: Literal["unsafe-words"] = "unsafe-words"
-    max_words: int = Field(default=1, ge=0, description="so many are let pass")
+    max_words: int = Field(default=1, ge=0, le=MOST, description="so many are let pass")
     look_at: Literal["answer", "prompt", "both"] = Field(default="both", description="which text is counted in")
     words: tuple[str, ...] = Field(
         default=(), strict=False, description="further words or phrases; a * after a word stands for any ending"
@@ -53,7 +54,9 @@ class UnsafeWords(Filter):
         try:
             lines = Path(self.file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"the word list of 'unsafe-words' cannot be read: {error}", file=self.file) from None
+            raise DataError(
+                f"the word list of 'unsafe-words' cannot be read: {error}", file=self.file, rule="filter-word-list"
+            ) from None
         return (*self.words, *(word for line in lines if (word := line.partition("#")[0].strip())))
 
     def start(self, context: FilterContext) -> Judge:

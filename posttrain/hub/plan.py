@@ -75,7 +75,9 @@ def make(run: Store, to: str, *, private: bool, data: bool, numbers: Sequence[in
     """
     wrong = names.problem(to)
     if wrong:
-        raise InputError(f"the repository's name {to!r} {wrong}", hint="for example: --to my-name/my-model")
+        raise InputError(
+            f"the repository's name {to!r} {wrong}", hint="for example: --to my-name/my-model", rule="hub-name"
+        )
     entries = {entry["round"]: entry for entry in _entries(run)}
     chosen = [_promoted(entries, number) for number in numbers] if numbers is not None else [_last(run, entries)]
     stories = [tell(run, entry["round"], secrets_here()) for entry in chosen]
@@ -107,7 +109,9 @@ def policy_key(entry: dict[str, Any]) -> str:
 def _entries(run: Store) -> list[dict[str, Any]]:
     entries = run.read_run().get("rounds", [])
     if not entries:
-        raise InputError("there is no run here", file=str(run.root), hint="start one: posttrain round --n 6")
+        raise InputError(
+            "there is no run here", file=str(run.root), hint="start one: posttrain round --n 6", rule="command-no-run"
+        )
     return entries
 
 
@@ -120,6 +124,7 @@ def _last(run: Store, entries: dict[int, dict[str, Any]]) -> dict[str, Any]:
         f"none of its {len(done)} finished rounds was promoted, so the policy is still the base model",
         file=str(run.root),
         hint="more rounds: posttrain round --n N; the base itself goes only where --round 0 says so",
+        rule="hub-nothing-promoted",
     )
 
 
@@ -127,10 +132,10 @@ def _promoted(entries: dict[int, dict[str, Any]], number: int) -> dict[str, Any]
     promoted = [str(each) for each, entry in entries.items() if each and entry.get("promoted")]
     there = f"promoted: {', '.join(promoted) or 'none'}; 0 is the base"
     if number not in entries:
-        raise InputError(f"there is no round {number}", hint=there)
+        raise InputError(f"there is no round {number}", hint=there, rule="hub-no-round")
     if not entries[number].get("promoted"):
         state = "was not promoted" if "promoted" in entries[number] else "is not finished"
-        raise InputError(f"round {number} {state}", hint=there)
+        raise InputError(f"round {number} {state}", hint=there, rule="hub-no-round")
     return entries[number]
 
 
@@ -160,11 +165,17 @@ def _model(checked: _Checked, to: str, entry: dict[str, Any], story: Story, data
     folder = checked.run.root / entry["policy"]  # an absolute path (the base model's) stays itself
     key = policy_key(entry)
     if entry["round"] and key == "base":
-        raise InputError(f"round {entry['round']} trained no policy: it is the base model", hint="push it by --round 0")
+        raise InputError(
+            f"round {entry['round']} trained no policy: it is the base model",
+            hint="push it by --round 0",
+            rule="hub-base-model",
+        )
     files = checked.files(key) if key != "base" else _base(folder, story.base_key)
     kept = tuple(file for file in files if _is_model_file(file.path))
     if not any(file.path == "config.json" for file in kept):
-        raise InputError("the policy is no model folder: it holds no config.json", file=str(folder))
+        raise InputError(
+            "the policy is no model folder: it holds no config.json", file=str(folder), rule="hub-no-policy"
+        )
     card = model_card(story, to, data_repo(to) if data else None, adapter=any("adapter/" in f.path for f in kept))
     return RoundPlan(entry["round"], key, (*kept, _made(CARD, card)))
 
@@ -192,7 +203,7 @@ def _is_model_file(path: str) -> bool:
 def _base(folder: Path, key: str | None) -> list[File]:
     """The files of the starting model, which lies outside the run: it must be what the run started from."""
     if not (folder / "config.json").is_file():
-        raise InputError("the base model is not there any more", file=str(folder))
+        raise InputError("the base model is not there any more", file=str(folder), rule="hub-no-policy")
     if key and store.tree_hash(folder)[:16] != key.removeprefix("base-") and "snapshots" not in folder.parts:
         raise DamagedError(f"{folder}: the base model is not the one that the run started from; nothing was pushed")
     found = sorted(path for path in folder.rglob("*") if path.is_file())

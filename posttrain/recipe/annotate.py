@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from posttrain.recipe.judge_model import JudgeModel
 from posttrain.recipe.keys import KeyedByName
-from posttrain.recipe.section import Section, complain
+from posttrain.recipe.section import MOST, Section, complain
 
 ANNOTATED = ("pass_rate", "topic", "tags", "intentions", "difficulty")
 
@@ -29,6 +29,7 @@ class Annotate(Section):
     topics: int | None = Field(
         default=None,
         ge=2,
+        le=MOST,
         description="`topic`: so many clusters of all training prompts (k-means on TF-IDF), named by their three "
         "heaviest words.",
     )
@@ -43,7 +44,7 @@ class Annotate(Section):
     @model_validator(mode="after")
     def _something(self) -> Annotate:
         if not (self.pass_rate or self.topics or self.tags or self.difficulty):
-            complain((), "nothing is to be found out", "leave it out by `annotate: null`")
+            complain((), "nothing is to be found out", "leave it out by `annotate: null`", rule="recipe-nothing-to-do")
         return self
 
     @property

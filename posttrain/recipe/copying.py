@@ -11,8 +11,9 @@ from pathlib import Path
 from posttrain import content
 from posttrain.errors import InputError
 from posttrain.recipe.files import PATHS
-from posttrain.recipe.reader import Node, Path_, matches, read
+from posttrain.recipe.reader import read
 from posttrain.recipe.schema import FILE
+from posttrain.recipe.tree import Node, Path_, matches
 
 
 @dataclass
@@ -32,7 +33,9 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
     """
     source = content.recipe_path(name)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError("is there already, and is no empty folder", file=str(target), hint="name a new folder")
+        raise InputError(
+            "is there already, and is no empty folder", file=str(target), hint="name a new folder", rule="recipe-target"
+        )
     copy = _Copy()
     _add_recipe(source, copy)
     try:
@@ -43,7 +46,7 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
         for at, text in copy.texts.items():
             (target / at).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", file=str(target)) from None
+        raise InputError(f"cannot be written: {error.strerror}", file=str(target), rule="recipe-target") from None
     return [target / at for at in (*copy.texts, *copy.files)]
 
 

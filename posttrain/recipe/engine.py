@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe.section import Count, Section, complain
+from posttrain.recipe.section import MOST, Few, Section, complain
 from posttrain.sampling.dialects import DIALECTS
 
 
@@ -28,13 +28,17 @@ class Server(Section):
     @model_validator(mode="after")
     def _start_or_url(self) -> Server:
         if (self.start is None) == (self.url is None):
-            complain((), "a server has either `start` or `url`")
+            complain((), "a server has either `start` or `url`", rule="recipe-one-of")
         for word in ("{model}", "{port}"):
             if self.start is not None and not any(word in part for part in self.start[1:]):
-                complain(("start",), f"the command has no {word}: that is filled in for each stage")
+                complain(
+                    ("start",),
+                    f"the command has no {word}: that is filled in for each stage",
+                    rule="recipe-server-command",
+                )
         for option, reason in DIALECTS[self.kind].refused.items():
             if self.start is not None and option in self.start:
-                complain(("start",), f"not with {option}: {reason}")
+                complain(("start",), f"not with {option}: {reason}", rule="recipe-server-command")
         return self
 
 
@@ -51,18 +55,31 @@ class Engine(Section):
         default="auto",
         description="Type in which the sampling model computes; auto: bfloat16 where the machine is fast in it.",
     )
-    shard_prompts: Count = Field(
-        default=256, description="Most prompts in one shard. The same plan gives the same bits."
-    )
+    shard_prompts: Few = Field(default=256, description="Most prompts in one shard. The same plan gives the same bits.")
 
     @model_validator(mode="after")
     def _server_fits(self) -> Engine:
         if self.use == "server" and self.server is None:
-            complain(("use",), "which server is not said", "add `server: {kind: ..., start: [...]}` beside it")
+            complain(
+                ("use",),
+                "which server is not said",
+                "add `server: {kind: ..., start: [...]}` beside it",
+                rule="recipe-needs-key",
+            )
         if self.use != "server" and self.server is not None:
-            complain(("server",), f"no server is asked with `use: {self.use}`", "set `use: server`, or `server: null`")
+            complain(
+                ("server",),
+                f"no server is asked with `use: {self.use}`",
+                "set `use: server`, or `server: null`",
+                rule="recipe-belongs",
+            )
         if self.server is not None and self.dtype != "auto":
-            complain(("dtype",), "a server computes in the type that its own options say", "say it in `server.start`")
+            complain(
+                ("dtype",),
+                "a server computes in the type that its own options say",
+                "say it in `server.start`",
+                rule="recipe-belongs",
+            )
         return self
 
     def lacks(self) -> dict[str, str]:
@@ -76,23 +93,25 @@ class Engine(Section):
 class Compute(Section):
     """Where the work is done. Decides no result."""
 
-    workers: Count | None = Field(default=None, description="Processes for sampling and scoring; null: one a core.")
-    stages_at_once: Count = Field(
+    workers: Few | None = Field(default=None, description="Processes for sampling and scoring; null: one a core.")
+    stages_at_once: Few = Field(
         default=1,
         description="Stages that do not depend on each other run side by side, up to so many; each needs its memory.",
     )
     checkpoint_minutes: float | None = Field(
         default=15,
         gt=0,
+        le=MOST,
         description="A training saves where it is this often, beside every `save_steps` steps; null: by steps alone.",
     )
     reward_minutes: float | None = Field(
         default=60,
         gt=0,
+        le=MOST,
         description="How long one call of a reward function may take (it gets the answers to a shard of prompts, or "
         "some 2,048 samples); then the stage stops and names file, line and prompt. null: however long.",
     )
-    attempts: Count = Field(
+    attempts: Few = Field(
         default=3,
         description="How often a stage is tried whose process dies, or whose memory, device or loss fails: a second "
         "time as it was, then with micro-batches (and processes) half as large; it goes on where it was. 1: no retry. "

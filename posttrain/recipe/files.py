@@ -9,9 +9,12 @@ from pathlib import Path
 
 from posttrain import content
 from posttrain.errors import InputError, RecipeError
-from posttrain.recipe.reader import Node, Path_, Place, check, matches, merge, override, read
+from posttrain.recipe.problems import check
+from posttrain.recipe.reader import override, read
+from posttrain.recipe.tree import Node, Path_, Place, matches, merge
 from posttrain.recipe.watch import SECOND
 from posttrain.recipe.whole import Recipe
+from posttrain.regular_files import MOST_TEXT, not_regular
 from posttrain.sampling.dialects import find_command
 
 # Giving one on top of an inherited recipe takes the other away.
@@ -43,6 +46,7 @@ PATHS: dict[Path_, content.Kind] = {
     ("annotate", "*", "judge", "path"): "data",
     ("filters", "*", "file"): "data",
 }
+_MOST_PARENTS = 20
 _MODELS = ("model", "judge", "embed")  # a path below one of these is a model's: a folder, or a Hub id
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 
@@ -58,7 +62,8 @@ def load(name_or_path: str, overrides: Sequence[str] = (), *, files: bool = True
     tree = _with_parents(path, _short(path), [])
     for text in overrides:
         if text.startswith("extends="):
-            raise RecipeError("cannot be set from here", file="--set extends", hint="name the recipe itself")
+            hint = "name the recipe itself"
+            raise RecipeError("cannot be set from here", file="--set extends", hint=hint, rule="recipe-set")
         tree = merge(tree, override(text, tree, here), _EXCLUSIVE)
     assert isinstance(tree.value, dict)
     tree.value.setdefault("name", Node(path.stem, tree.place))
@@ -74,12 +79,15 @@ def _with_parents(path: Path, shown_as: str, children: list[Path]) -> Node:
     if parent is None:
         return tree
     if not isinstance(parent.value, str):
-        raise parent.place.error("`extends` takes the name or path of one recipe")
+        raise parent.place.error("`extends` takes the name or path of one recipe", rule="recipe-extends")
     above = _recipe_file(parent.value, parent.place)
     lineage = [*children, path.resolve()]
     if above.resolve() in lineage:
         names = " -> ".join(each.name for each in [*lineage, above])
-        raise parent.place.error(f"recipes extend one another in a circle: {names}")
+        raise parent.place.error(f"recipes extend one another in a circle: {names}", rule="recipe-extends")
+    if len(lineage) >= _MOST_PARENTS:
+        message = f"more than {_MOST_PARENTS} recipes that extend one another"
+        raise parent.place.error(message, "write some of them as one", rule="recipe-extends")
     inherited = _with_parents(above, _short(above), lineage)
     assert isinstance(inherited.value, dict)
     inherited.value.pop("name", None)
@@ -90,16 +98,18 @@ def _recipe_file(name: str, place: Place) -> Path:
     """A bare name is a shipped recipe; with a slash or an ending it is a path."""
     if "/" in name or name.endswith((".yaml", ".yml")):
         path = place.folder / os.path.expanduser(name)
-        if os.path.isfile(path):
+        if os.path.exists(path):
             return path
         if "/" not in name and Path(name).stem in content.names("recipes"):
-            raise place.error(f"no such file: {path}", f"the shipped recipe is called {Path(name).stem!r}")
-        raise place.error(f"no such recipe file: {path}")
+            hint = f"the shipped recipe is called {Path(name).stem!r}"
+            raise place.error(f"no such file: {path}", hint, rule="recipe-no-such-file")
+        raise place.error(f"no such recipe file: {path}", rule="recipe-no-such-file")
     try:
         return content.recipe_path(name)
     except InputError as error:
         beside = next((each for each in (name, f"{name}.yaml") if (place.folder / each).is_file()), None)
-        raise place.error(error.message, f"for the file here write ./{beside}" if beside else error.hint) from None
+        hint = f"for the file here write ./{beside}" if beside else error.hint
+        raise place.error(error.message, hint, rule="recipe-not-shipped") from None
 
 
 def _short(path: Path) -> str:
@@ -128,7 +138,8 @@ def _program(word: str, place: Place, files: bool) -> str:
     if "/" in word:
         word = os.path.abspath(place.folder / os.path.expanduser(word))
     if files and find_command(word) is None:
-        raise place.error(f"no such program: {word}", "install it, or write the path of the one in its own environment")
+        hint = "install it, or write the path of the one in its own environment"
+        raise place.error(f"no such program: {word}", hint, rule="recipe-no-such-program")
     return word
 
 
@@ -141,10 +152,22 @@ def _resolved(value: str, place: Place, kind: content.Kind, *, is_model: bool, f
             return value
         except InputError as error:
             hint = f"for the one beside the recipe write ./{value}" if os.path.exists(path) else error.hint
-            raise place.error(error.message, hint) from None
-    is_there = os.path.isdir(path) if is_model else os.path.isfile(path)  # no, too, where a name is too long
+            raise place.error(error.message, hint, rule="recipe-not-shipped") from None
+    is_there = os.path.isdir(path) if is_model else os.path.exists(path)  # no, too, where a name is too long
     if not is_there and is_model and _HUB_ID.fullmatch(value) and not value.startswith("."):
         return value
     if files and not is_there:
-        raise place.error(f"no such {'model folder' if is_model else 'file'}: {path}")
+        raise place.error(f"no such {'model folder' if is_model else 'file'}: {path}", rule="recipe-no-such-file")
+    if files and not is_model:
+        _readable(path, place, None if kind == "data" else MOST_TEXT)
     return str(path)
+
+
+def _readable(path: Path, place: Place, most: int | None) -> None:
+    """A regular file, of `most` bytes at most where that is bounded."""
+    kind = not_regular(path)
+    if kind:
+        raise place.error(f"{path} is {kind}, and only regular files are read", rule="recipe-not-regular")
+    if most is not None and path.stat().st_size > most:
+        message = f"{path} has more than {most // 1_000_000} MB, the most of a reward file or a rubric"
+        raise place.error(message, "read large data from a file of its own", rule="recipe-file-size")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from posttrain.recipe.keys import KeyedUnlessDefault, NotInKey
-from posttrain.recipe.section import Count, Section, complain
+from posttrain.recipe.section import Count, Few, Section, Tokens, complain
 
 
 class JudgeModel(Section):
@@ -31,8 +31,8 @@ class JudgeModel(Section):
     temperature: float = Field(
         default=0.0, ge=0, le=10, description="Of the first time of asking; afterwards 0.7 at least."
     )
-    max_tokens: Count = Field(default=512, description="Longest answer of the judge; one that is cut off is no score.")
-    attempts: Count = Field(
+    max_tokens: Tokens = Field(default=512, description="Longest answer of the judge; one that is cut off is no score.")
+    attempts: Few = Field(
         default=3, description="So often a text is asked about until an answer has the asked form; then: no score."
     )
     max_chars: Count = Field(
@@ -41,27 +41,32 @@ class JudgeModel(Section):
     body: Annotated[dict[str, Any], KeyedUnlessDefault()] = Field(
         default={}, description="Further fields of the request, for servers that want other ones; null takes one out."
     )
-    at_once: Annotated[Count, NotInKey()] = Field(
+    at_once: Annotated[Few, NotInKey()] = Field(
         default=16, description="Requests under way at a time, in each process."
     )
     timeout: Annotated[float, NotInKey()] = Field(
-        default=120, gt=0, description="Seconds to wait for one reply before it is sent again."
+        default=120, gt=0, le=86_400, description="Seconds to wait for one reply before it is sent again."
     )
     patience: Annotated[float, NotInKey()] = Field(
-        default=300, ge=0, description="Seconds to go on with one request while the server fails, before giving up."
+        default=300,
+        ge=0,
+        le=604_800,
+        description="Seconds to go on with one request while the server fails, before giving up.",
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> JudgeModel:
         if (self.url is None) == (self.path is None):
-            complain((), "a judge has either `url` and `model`, or `path`")
+            complain((), "a judge has either `url` and `model`, or `path`", rule="recipe-one-of")
         if self.url is not None and self.model is None:
-            complain(("url",), "which model of the server judges is not said", "add `model: NAME`")
+            complain(
+                ("url",), "which model of the server judges is not said", "add `model: NAME`", rule="recipe-needs-key"
+            )
         for key in ("model", "api_key_env", "body"):
             if self.path is not None and getattr(self, key):
-                complain((key,), f"{key!r} belongs to `url`, not to `path`")
+                complain((key,), f"{key!r} belongs to `url`, not to `path`", rule="recipe-belongs")
         if self.revision is not None and self.path is None:
-            complain(("revision",), "'revision' belongs to `path`")
+            complain(("revision",), "'revision' belongs to `path`", rule="recipe-belongs")
         return self
 
     @property

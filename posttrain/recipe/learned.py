@@ -38,5 +38,10 @@ class QualityClassifier(Section):
     @model_validator(mode="after")
     def _learns_from_somebody(self) -> QualityClassifier:
         if not self.judged_by and self.labels is None:
-            complain((), "there is nothing to learn from", "name filters in `judged_by`, or a file in `labels`")
+            complain(
+                (),
+                "there is nothing to learn from",
+                "name filters in `judged_by`, or a file in `labels`",
+                rule="recipe-nothing-to-do",
+            )
         return self

@@ -22,5 +22,7 @@ class Push(Section):
     def _allowed(cls, to: str) -> str:
         wrong = names.problem(to)
         if wrong:
-            complain((), f"the repository's name {to!r} {wrong}", "for example: to: my-name/my-model")
+            complain(
+                (), f"the repository's name {to!r} {wrong}", "for example: to: my-name/my-model", rule="recipe-hub-name"
+            )
         return to

@@ -69,11 +69,9 @@ def _trl_property(trainer: trl_fields.Trainer, name: str, field: dict[str, Any])
         made["enum"] = [*field["choices"], *([None] if "null" in types else [])]
     if "choices" in field and types == ["array"]:
         made["items"] = {"enum": field["choices"]}
-    if name in trl_fields.RANGES:
-        low, high, included = trl_fields.RANGES[name]
-        made["minimum" if included else "exclusiveMinimum"] = low
-        if high < float("inf"):
-            made["maximum"] = high
+    if {"integer", "number"} & {*types} and "enum" not in made:
+        low, high, included = trl_fields.bounds(name)
+        made |= {"minimum" if included else "exclusiveMinimum": low, "maximum": high}
     made |= {"default": field["default"], "description": f"TRL's {TRL_CONFIGS[trainer]}.{name}."}
     return _or_one(made) if types == ["array"] else made
 
@@ -82,7 +80,13 @@ def _with_trl(section: dict[str, Any], trainer: trl_fields.Trainer) -> None:
     """TRL's fields beside ours, and nothing else; a variant is a section without variants, with a seed."""
     section["properties"] |= trl_properties(trainer)
     section["additionalProperties"] = False
-    seed = {"type": "integer", "minimum": 0, "default": 0, "description": "Which draw of all that is random."}
+    seed = {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 2**32 - 1,
+        "default": 0,
+        "description": "Which draw of all that is random.",
+    }
     below = {key: value for key, value in section["properties"].items() if key != "variants"}
     section["properties"]["variants"] |= {
         "items": {"type": "object", "properties": {**below, "seed": seed}, "additionalProperties": False}

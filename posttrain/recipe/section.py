@@ -9,9 +9,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from posttrain.content import did_you_mean
 from posttrain.recipe.keys import Keyed
-from posttrain.recipe.reader import Path_
+from posttrain.recipe.tree import Path_
 
-Count = Annotated[int, Field(ge=1)]
+MOST = 1_000_000_000  # of what is counted or measured and has no bound of its own
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Few = Annotated[int, Field(ge=1, le=10_000)]  # processes, tries, answers to one prompt: each costs memory or time
+Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Real = Annotated[float, Field(ge=-1e308, le=1e308)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -37,15 +42,16 @@ class Section(Keyed):
     @classmethod
     def _unknown(cls, key: str, value: Any, known: list[str]) -> None:
         if key in cls.refused:
-            complain((key,), f"{key!r} cannot be set: {cls.refused[key]}")
+            complain((key,), f"{key!r} cannot be set: {cls.refused[key]}", rule="recipe-refused-key")
         near = f", did you mean {cls.renamed[key]!r}?" if key in cls.renamed else did_you_mean(key, known)
         hint = None if near else f"keys here: {', '.join(known)}"
         _raise((key,), PydanticCustomError("unknown_key", "unknown key", {"near": near, "hint": hint}), value)
 
 
-def complain(loc: Path_, message: str, hint: str | None = None) -> NoReturn:
+def complain(loc: Path_, message: str, hint: str | None = None, *, rule: str) -> NoReturn:
     """Raises what `check` turns into a RecipeError at the place of the key `loc`, as seen from this section."""
-    _raise(loc, PydanticCustomError("recipe", "{message}", {"message": message, "hint": hint}), None)
+    context = {"message": message, "hint": hint, "rule": rule}
+    _raise(loc, PydanticCustomError("recipe", "{message}", context), None)
 
 
 def _raise(loc: Path_, error: PydanticCustomError, value: Any) -> NoReturn:

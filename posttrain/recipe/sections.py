@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from posttrain.recipe.judge_model import JudgeModel
 from posttrain.recipe.keys import KeyedByName, KeyedUnlessDefault, NotInKey
-from posttrain.recipe.section import Count, Section, Share, Temperature, complain
+from posttrain.recipe.section import MOST, Count, Few, Real, Section, Share, Temperature, Tokens, Whole, complain
 from posttrain.schedule import of_round
 
 Level = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
@@ -19,7 +19,7 @@ class Lora(Section):
     """LoRA instead of full fine-tuning; the names are peft's."""
 
     r: Count = Field(default=16, description="Rank of the adapters.")
-    lora_alpha: float = Field(default=32, gt=0, description="Scale of the adapters: lora_alpha / r.")
+    lora_alpha: float = Field(default=32, gt=0, le=MOST, description="Scale of the adapters: lora_alpha / r.")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the adapters.")
     target_modules: str | list[str] = Field(default="all-linear", description="Which layers get an adapter.")
     adapters: Annotated[Literal["merge", "keep"], KeyedUnlessDefault()] = Field(
@@ -70,12 +70,19 @@ class PromptSet(Section):
     @model_validator(mode="after")
     def _one_source(self) -> PromptSet:
         if (self.path is None) == (self.dataset_name is None):
-            complain((), "a prompt set needs either `path` or `dataset_name`")
+            complain((), "a prompt set needs either `path` or `dataset_name`", rule="recipe-one-of")
         for key in ("name", "revision", "split"):
             if self.path is not None and getattr(self, key) is not None:
-                complain((key,), f"{key!r} belongs to `dataset_name`, not to `path`", "`rows: ':-500'` cuts a file")
+                complain(
+                    (key,),
+                    f"{key!r} belongs to `dataset_name`, not to `path`",
+                    "`rows: ':-500'` cuts a file",
+                    rule="recipe-belongs",
+                )
         if self.dataset_name is not None and self.split is None:
-            complain(("dataset_name",), "`dataset_name` needs a `split`", "for example split: train")
+            complain(
+                ("dataset_name",), "`dataset_name` needs a `split`", "for example split: train", rule="recipe-needs-key"
+            )
         return self
 
 
@@ -101,7 +108,7 @@ def by_round(sets: PromptSet | list[PromptSet] | None) -> list[PromptSet]:
 class Decontaminate(Section):
     """Which training prompts are too near to what is evaluated on: see the filter `overlap`."""
 
-    n: Count = Field(default=8, description="Tokens in an n-gram.")
+    n: Few = Field(default=8, description="Tokens in an n-gram.")
     max_share: float = Field(
         default=0.5,
         ge=0,
@@ -148,7 +155,7 @@ class RewardEntry(Section):
     )
     function: str | None = Field(default=None, description="Which function of the file; null: the only public one.")
     weight: float = Field(
-        default=1.0, gt=0, description="Weight in the mean of the rewards that have an opinion on a row."
+        default=1.0, gt=0, le=MOST, description="Weight in the mean of the rewards that have an opinion on a row."
     )
     only_for: Literal["preferences", "scores"] | None = Field(
         default=None,
@@ -162,11 +169,16 @@ class RewardEntry(Section):
     @model_validator(mode="after")
     def _rubric_and_judge(self) -> RewardEntry:
         if self.use.endswith(".md") and self.judge is None:
-            complain(("use",), "who judges by this rubric is not said", "add `judge: {url: …, model: …}` beside it")
+            complain(
+                ("use",),
+                "who judges by this rubric is not said",
+                "add `judge: {url: …, model: …}` beside it",
+                rule="recipe-needs-key",
+            )
         if self.judge is not None and not self.use.endswith(".md"):
-            complain(("judge",), "a judge judges by a rubric, and those end with .md")
+            complain(("judge",), "a judge judges by a rubric, and those end with .md", rule="recipe-belongs")
         if self.judge is not None and self.function is not None:
-            complain(("function",), "a rubric has no functions")
+            complain(("function",), "a rubric has no functions", rule="recipe-belongs")
         return self
 
     @property
@@ -194,15 +206,19 @@ class Levels(Section):
     """Lower bounds of the reward margin of each level; above 0 a pair is marginally better."""
 
     significantly_better: float = Field(
-        default=0.75, gt=0, description="Margin from which a pair is significantly better."
+        default=0.75, gt=0, le=MOST, description="Margin from which a pair is significantly better."
     )
-    better: float = Field(default=0.5, gt=0, description="Margin from which it is better.")
-    slightly_better: float = Field(default=0.25, gt=0, description="Margin from which it is slightly better.")
+    better: float = Field(default=0.5, gt=0, le=MOST, description="Margin from which it is better.")
+    slightly_better: float = Field(default=0.25, gt=0, le=MOST, description="Margin from which it is slightly better.")
 
     @model_validator(mode="after")
     def _descending(self) -> Levels:
         if not self.significantly_better >= self.better >= self.slightly_better:
-            complain((), "the levels must descend: significantly_better >= better >= slightly_better")
+            complain(
+                (),
+                "the levels must descend: significantly_better >= better >= slightly_better",
+                rule="recipe-values-clash",
+            )
         return self
 
 
@@ -210,7 +226,7 @@ class Preferences(Section):
     """Preference pairs: answers of the current and the previous policy, labelled by the rewards; and pairs given."""
 
     prompts: int | None = Field(
-        default=None, ge=0, description="Prompts per round; null: all; 0: none, `given` has all the pairs."
+        default=None, ge=0, le=MOST, description="Prompts per round; null: all; 0: none, `given` has all the pairs."
     )
     given: ByRound | None = Field(
         default=None,
@@ -218,14 +234,14 @@ class Preferences(Section):
         "where there are any edited (ranks above chosen) and level. A list: by round, the last goes on. See "
         "docs/data.md.",
     )
-    where: dict[str, str | int | float | bool | None] = Field(
+    where: dict[str, str | Whole | Real | bool | None] = Field(
         default={},
         description="Only prompts with these values in their columns, as in {answer: null} for those that nobody can "
         "check: answers to others would be sampled for nothing.",
     )
-    k: int = Field(default=2, ge=2, description="Answers of each policy to a prompt.")
+    k: int = Field(default=2, ge=2, le=10_000, description="Answers of each policy to a prompt.")
     temperature: Temperature = Field(default=1.0, description="Sampling temperature.")
-    max_new_tokens: Count = Field(
+    max_new_tokens: Tokens = Field(
         default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
     )
     heldout: Share = Field(
@@ -243,8 +259,8 @@ class Difficulty(Section):
     pass_rate: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         min_length=1, description="The pass rate that is wanted, by round; the last goes on."
     )
-    pool: float = Field(default=2.0, gt=1, description="So many times the round's prompts are tried.")
-    k: Count = Field(default=4, description="Answers to each of them.")
+    pool: float = Field(default=2.0, gt=1, le=MOST, description="So many times the round's prompts are tried.")
+    k: Few = Field(default=4, description="Answers to each of them.")
 
     def wanted(self, number: int) -> float:
         """The pass rate of round `number`, from 1 on."""
@@ -255,12 +271,12 @@ class Samples(Section):
     """K answers to each prompt, from the policy, to choose from."""
 
     prompts: Count | None = Field(default=None, description="Prompts per round; null: all.")
-    k: Count = Field(default=8, description="Answers to each prompt.")
+    k: Few = Field(default=8, description="Answers to each prompt.")
     temperature: Temperature = Field(default=1.0, description="Sampling temperature.")
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="Nucleus: the smallest set of tokens with this probability."
     )
-    max_new_tokens: Count = Field(default=256, description="Longest answer, in tokens.")
+    max_new_tokens: Tokens = Field(default=256, description="Longest answer, in tokens.")
     system: list[str | None] = Field(
         default=[],
         description="System messages by round, the last goes on. Samples are drawn under them and trained on without "
@@ -276,7 +292,12 @@ class Samples(Section):
     @model_validator(mode="after")
     def _pool_of_some(self) -> Samples:
         if self.difficulty and self.prompts is None:
-            complain(("difficulty",), "all prompts in every round leave nothing to choose", "set samples.prompts")
+            complain(
+                ("difficulty",),
+                "all prompts in every round leave nothing to choose",
+                "set samples.prompts",
+                rule="recipe-needs-key",
+            )
         return self
 
 
@@ -284,22 +305,22 @@ class Pairs(Section):
     """Best and worst of K answers of the policy that SFT has just made."""
 
     prompts: Count | None = Field(default=None, description="Prompts per round; null: all.")
-    k: int = Field(default=8, ge=2, description="Answers to each prompt.")
+    k: int = Field(default=8, ge=2, le=10_000, description="Answers to each prompt.")
     temperature: Temperature = Field(default=1.0, description="Sampling temperature.")
-    max_new_tokens: Count = Field(
+    max_new_tokens: Tokens = Field(
         default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
     )
     margin: float = Field(
-        default=0.0, ge=0, description="The best answer's score must exceed the worst's by this or more."
+        default=0.0, ge=0, le=MOST, description="The best answer's score must exceed the worst's by this or more."
     )
 
 
 class Evaluate(Section):
     """Figures of each round on dev and heldout: one greedy answer, and k sampled ones."""
 
-    k: Count = Field(default=8, description="Sampled answers to each prompt, for pass@1 and pass@k.")
+    k: Few = Field(default=8, description="Sampled answers to each prompt, for pass@1 and pass@k.")
     temperature: Temperature = Field(default=1.0, description="Their sampling temperature.")
-    max_new_tokens: Count = Field(
+    max_new_tokens: Tokens = Field(
         default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
     )
     measure: list[RewardEntry] = Field(

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator, model_
 from posttrain.content import did_you_mean
 from posttrain.recipe import trl_fields
 from posttrain.recipe.keys import KeyedUnlessDefault, NotInKey
-from posttrain.recipe.section import Count, Section, Share, below, complain
+from posttrain.recipe.section import MOST, Count, Few, Section, Share, below, complain
 
 PairSource = Literal["preferences", "samples", "pairs"]
 
@@ -43,17 +43,19 @@ class Trained(Section):
     def _unknown(cls, key: str, value: Any, known: list[str]) -> None:
         wrong = trl_fields.problem(cls.trainer, key, value, tuple(known))
         if wrong:
-            complain((key,), wrong)
+            complain((key,), wrong.message, rule=wrong.rule)
 
     @model_validator(mode="after")
     def _variants_fit(self) -> Trained:
         for index, changes in enumerate(self.variants):
             seed = changes.get("seed", 0)
-            if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-                complain(("variants", index, "seed"), "a variant's seed is a whole number from 0 up")
+            if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+                complain(
+                    ("variants", index, "seed"), "a variant's seed is a whole number from 0 up", rule="recipe-variant"
+                )
             for key in ("variants", "reference"):
                 if key in changes:
-                    complain(("variants", index, key), f"{key!r} is the same for all variants")
+                    complain(("variants", index, key), f"{key!r} is the same for all variants", rule="recipe-variant")
             try:
                 self.variant(index)
             except ValidationError as error:
@@ -138,7 +140,7 @@ class Source(Section):
     share: float = Field(
         default=1.0, ge=0, le=1, description="Share of its rows, drawn at random; 0 leaves the source out."
     )
-    repeats: Count = Field(default=1, description="How often each of these comes in an epoch.")
+    repeats: Few = Field(default=1, description="How often each of these comes in an epoch.")
 
 
 class Balance(Section):
@@ -148,12 +150,12 @@ class Balance(Section):
         description="A column of the prompts, such as `source`, or one of `annotate`: `topic`, `difficulty`, "
         "`intentions`, `pass_rate` (as easy, medium, hard, by thirds)."
     )
-    shares: Literal["equal"] | dict[str, float] = Field(
+    shares: Literal["equal"] | dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         default="equal",
         description="By value, as in {hard: 0.5}; `null` names rows without one. The others divide what is left, in "
         "proportion. `equal`: as much of each value.",
     )
-    max_repeats: Count = Field(default=4, description="No row comes oftener in an epoch for the sake of its share.")
+    max_repeats: Few = Field(default=4, description="No row comes oftener in an epoch for the sake of its share.")
 
     @field_validator("shares", mode="before")
     @classmethod
@@ -166,9 +168,9 @@ class Balance(Section):
     def _shares_of_one(self) -> Balance:
         shares = {} if self.shares == "equal" else self.shares
         if any(not 0 <= share <= 1 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
-            complain(("shares",), "shares lie between 0 and 1 and add up to 1 at most")
+            complain(("shares",), "shares lie between 0 and 1 and add up to 1 at most", rule="recipe-values-clash")
         if self.shares != "equal" and not any(shares.values()):
-            complain(("shares",), "no value has a share", "shares: equal")
+            complain(("shares",), "no value has a share", "shares: equal", rule="recipe-nothing-to-do")
         return self
 
 
@@ -222,12 +224,24 @@ class Sft(Trained):
             return self
         if self.trl.get("max_length") is None:
             complain(
-                ("packing",), "packing fills rows of `max_length` tokens, and that is not set", "set sft.max_length"
+                ("packing",),
+                "packing fills rows of `max_length` tokens, and that is not set",
+                "set sft.max_length",
+                rule="recipe-needs-key",
             )
         if self.trl.get("packing_strategy") == "wrapped":
-            complain(("packing_strategy",), "`wrapped` lets examples see each other", "use bfd, the default")
+            complain(
+                ("packing_strategy",),
+                "`wrapped` lets examples see each other",
+                "use bfd, the default",
+                rule="recipe-packing",
+            )
         if self.anneal:
-            complain(("packing",), "with `anneal` the order of the rows counts, and packing changes it")
+            complain(
+                ("packing",),
+                "with `anneal` the order of the rows counts, and packing changes it",
+                rule="recipe-packing",
+            )
         return self
 
 
@@ -247,6 +261,7 @@ class Dpo(Trained):
     margin: float = Field(
         default=0.0,
         ge=0,
+        le=MOST,
         description="Of the source `samples`: the best of K must exceed the worst in score by this or more.",
     )
     preferences: Literal["latest", "all"] = Field(
@@ -265,14 +280,22 @@ class Dpo(Trained):
         default=True, description="Leave what the template writes after an answer out of the preference loss."
     )
     nll_weight: float = Field(
-        default=0.2, ge=0, description="Weight of the chosen answer's negative log-likelihood beside the DPO loss."
+        default=0.2,
+        ge=0,
+        le=MOST,
+        description="Weight of the chosen answer's negative log-likelihood beside the DPO loss.",
     )
 
     @field_validator("reference")
     @classmethod
     def _name_or_path(cls, given: str) -> str:
         if given not in REFERENCES and "/" not in given:
-            complain((), f"no reference is called {given!r}{did_you_mean(given, REFERENCES)}", "a folder has a slash")
+            complain(
+                (),
+                f"no reference is called {given!r}{did_you_mean(given, REFERENCES)}",
+                "a folder has a slash",
+                rule="recipe-unknown-name",
+            )
         return given
 
     @field_validator("pairs_from", mode="before")

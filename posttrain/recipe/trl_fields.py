@@ -15,9 +15,10 @@ import types
 import typing
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from posttrain.content import did_you_mean
+from posttrain.recipe.section import MOST
 
 Trainer = Literal["sft", "dpo", "reward_model"]
 
@@ -157,13 +158,15 @@ SHOWN: dict[Trainer, tuple[str, ...]] = {
     "reward_model": _ALWAYS,
 }
 
-_POSITIVE = (0.0, math.inf, False)  # low, high, low included
-_NOT_NEGATIVE = (0.0, math.inf, True)
-_COUNT = (1.0, math.inf, True)
+_POSITIVE = (0.0, MOST, False)  # low, high, low included
+_NOT_NEGATIVE = (0.0, MOST, True)
+_COUNT = (1.0, MOST, True)
+_FEW = (0.0, 10_000, True)
+_ANY = (-MOST, MOST, True)  # of fields that are not listed
 RANGES: dict[str, tuple[float, float, bool]] = {
     "learning_rate": _POSITIVE,
     "num_train_epochs": _POSITIVE,
-    "max_steps": (-1, math.inf, True),
+    "max_steps": (-1, MOST, True),
     "per_device_train_batch_size": _COUNT,
     "gradient_accumulation_steps": _COUNT,
     "max_length": _COUNT,
@@ -180,7 +183,9 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "beta": _POSITIVE,
     "ld_alpha": (0.0, 1.0, True),
     "center_rewards_coefficient": _NOT_NEGATIVE,
-    "dataloader_num_workers": _NOT_NEGATIVE,
+    "dataloader_num_workers": _FEW,
+    "dataset_num_proc": _FEW,
+    "dataloader_prefetch_factor": _FEW,
 }
 
 
@@ -199,42 +204,59 @@ def refusal(trainer: Trainer, name: str) -> str | None:
     return None
 
 
-def problem(trainer: Trainer, name: str, value: object, own: tuple[str, ...] = ()) -> str | None:
+class Problem(NamedTuple):
+    message: str
+    rule: str
+
+
+def problem(trainer: Trainer, name: str, value: object, own: tuple[str, ...] = ()) -> Problem | None:
     """What is wrong with `name: value` in a trained section; None when nothing is. `own` are posttrain's own keys."""
     known = fields(trainer)
     if name == "group_by_length":
-        return "TRL has no 'group_by_length' any more: write `train_sampling_strategy: group_by_length`"
+        message = "TRL has no 'group_by_length' any more: write `train_sampling_strategy: group_by_length`"
+        return Problem(message, rule="recipe-unknown-key")
     if name == "warmup_ratio":
-        return "TRL has no 'warmup_ratio' any more: `warmup_steps` takes a share below 1 or a number of steps"
+        message = "TRL has no 'warmup_ratio' any more: `warmup_steps` takes a share below 1 or a number of steps"
+        return Problem(message, rule="recipe-unknown-key")
+    reason = refusal(trainer, name)
+    if reason:
+        return Problem(f"'{name}' cannot be set here: {reason}", rule="recipe-refused-key")
     if name not in known:
-        reason = refusal(trainer, name)
-        if reason:
-            return f"'{name}' cannot be set here: {reason}"
         allowed = [*own, *(key for key in known if not refusal(trainer, key))]
         right = RENAMED.get(name)
         near = f", did you mean {right!r}?" if right in allowed else did_you_mean(name, allowed)
-        return f"unknown key {name!r} in '{trainer}'{near}"
-    reason = refusal(trainer, name)
-    if reason:
-        return f"'{name}' cannot be set here: {reason}"
+        return Problem(f"unknown key {name!r} in '{trainer}'{near}", rule="recipe-unknown-key")
     return _wrong_value(name, value, known[name])
 
 
-def _wrong_value(name: str, value: object, field: dict[str, Any]) -> str | None:
+def _wrong_value(name: str, value: object, field: dict[str, Any]) -> Problem | None:
     if not any(_is(value, kind) for kind in field["types"]):
         wanted = " or ".join(_WORDS[kind] for kind in field["types"])
-        return f"'{name}' must be {wanted}, not {value!r}"
+        return Problem(f"'{name}' must be {wanted}, not {_short(value)}", rule="recipe-type")
     choices = field.get("choices")
     if choices:
         for item in value if isinstance(value, list) else [value]:
             if item is not None and item not in choices:
-                return f"'{name}' has no choice {item!r}{did_you_mean(str(item), choices)} ({', '.join(choices)})"
-    if name in RANGES and isinstance(value, (int, float)):
-        low, high, included = RANGES[name]
+                near = did_you_mean(str(item), choices)
+                message = f"'{name}' has no choice {_short(item)}{near} ({', '.join(choices)})"
+                return Problem(message, rule="recipe-choice")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high, included = bounds(name)
         if not (low <= value <= high) or (value == low and not included):
-            bounds = f"{'at least' if included else 'above'} {low:g}"
-            return f"'{name}' must be {bounds}{f' and at most {high:g}' if high < math.inf else ''}, not {value!r}"
+            told = [f"{'at least' if included else 'above'} {low:g}"] if low > -MOST else []
+            told += [f"at most {high:,.0f}"] if high < MOST or value > high else []
+            return Problem(f"'{name}' must be {' and '.join(told)}, not {value!r}", rule="recipe-range")
     return None
+
+
+def bounds(name: str) -> tuple[float, float, bool]:
+    """The least and the largest value of a field that is a number, and whether the least is allowed itself."""
+    return RANGES.get(name, _ANY)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 _WORDS = {

@@ -65,6 +65,7 @@ class Watch(Section):
                     ("reward_model", key),
                     f"rounds are compared by the second reward model: its {key!r} is {value!r}",
                     "leave the key out",
+                    rule="recipe-refused-key",
                 )
         return self
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
@@ -17,7 +16,7 @@ from posttrain.recipe.collapse import Collapse
 from posttrain.recipe.engine import Compute, Engine
 from posttrain.recipe.learned import QualityClassifier
 from posttrain.recipe.push import Push
-from posttrain.recipe.section import Count, Section, complain
+from posttrain.recipe.section import Count, Section, below, complain
 from posttrain.recipe.sections import (
     Evaluate,
     Model,
@@ -118,21 +117,36 @@ class Recipe(Section):
         self._classifier_fits()
         self._balance_fits()
         if self.sft and self.sft.mix.real.share and self.prompts.real is None:
-            complain(("sft", "mix", "real"), "there is no real data to mix in", "name it: prompts.real")
+            complain(
+                ("sft", "mix", "real"),
+                "there is no real data to mix in",
+                "name it: prompts.real",
+                rule="recipe-needs-key",
+            )
         lacks = self.engine.lacks()
         for index, one in enumerate(self.filters):
             for need in getattr(one, "needs", ()):
                 if need in lacks:
                     said = need.replace("_", " ")
-                    complain(("filters", index), f"it needs {said}, which {lacks[need]} does not give")
+                    complain(
+                        ("filters", index),
+                        f"it needs {said}, which {lacks[need]} does not give",
+                        rule="recipe-engine-lacks",
+                    )
         if self.preferences and self.preferences.prompts == 0 and self.preferences.given is None:
             complain(
                 ("preferences", "prompts"),
                 "no pair is sampled, and none is given",
                 "name a set of pairs, preferences.given, or leave the section out by `preferences: null`",
+                rule="recipe-nothing-to-do",
             )
         if self.reward_model and not self.preferences:
-            complain(("reward_model",), "a reward model is trained on preferences, and there are none", _ADD_OR_NULL)
+            complain(
+                ("reward_model",),
+                "a reward model is trained on preferences, and there are none",
+                _ADD_OR_NULL,
+                rule="recipe-needs-section",
+            )
         if self.dpo:
             for source in self.dpo.pairs_from:
                 if source != "samples" and getattr(self, source) is None:
@@ -140,6 +154,7 @@ class Recipe(Section):
                         ("dpo", "pairs_from"),
                         f"DPO takes pairs from `{source}`, and that section is left out",
                         f"add `{source}:`, name another source, or leave DPO out by `dpo: null`",
+                        rule="recipe-needs-section",
                     )
         return self
 
@@ -147,25 +162,38 @@ class Recipe(Section):
         measured = [(("evaluate", "measure", index), entry) for index, entry in enumerate(self.evaluate.measure)]
         for loc, entry in measured:
             if entry.is_reward_model or entry.only_for:
-                complain(loc, "`measure` takes reward files, without `for`")
+                complain(loc, "`measure` takes reward files, without `for`", rule="recipe-belongs")
         names: set[str] = set()
         for loc, entry in [*((("reward", index), entry) for index, entry in enumerate(self.reward)), *measured]:
             if entry.name in names:
-                complain(loc, f"two rewards are called {entry.name!r}", "rename a file, or take one entry out")
+                complain(
+                    loc,
+                    f"two rewards are called {entry.name!r}",
+                    "rename a file, or take one entry out",
+                    rule="recipe-name-taken",
+                )
             names.add(entry.name)
             if entry.is_reward_model and (entry.function or entry.only_for):
-                complain(loc, "a reward model has neither `function` nor `for`")
+                complain(loc, "a reward model has neither `function` nor `for`", rule="recipe-belongs")
         files: dict[str, str] = {}
         for loc, entry in [*((("reward", index), entry) for index, entry in enumerate(self.reward)), *measured]:
             file = Path(entry.use).name
             if files.setdefault(file, entry.use) != entry.use or file == "reward-model.py":
-                complain(loc, f"two reward files are called {file!r}" if file in files else "that name is taken")
+                complain(
+                    loc,
+                    f"two reward files are called {file!r}" if file in files else "that name is taken",
+                    rule="recipe-name-taken",
+                )
         scoring = [e for e in self.reward if e.scores and (self.reward_model or not e.is_reward_model)]
         if not scoring:
-            complain(("reward",), "no reward is left to score samples", _ADD_OR_TAKE)
+            complain(("reward",), "no reward is left to score samples", _ADD_OR_TAKE, rule="recipe-no-reward")
         sampled = self.preferences is not None and self.preferences.prompts != 0
         if sampled and not any(entry.labels for entry in self.reward):
-            complain(("reward",), "no reward is left to label preferences: the reward model learns from those labels")
+            complain(
+                ("reward",),
+                "no reward is left to label preferences: the reward model learns from those labels",
+                rule="recipe-no-reward",
+            )
 
     def _balance_fits(self) -> None:
         balance = self.sft.mix.balance if self.sft else None
@@ -173,9 +201,19 @@ class Recipe(Section):
         if balance is None:
             return
         if balance.by == "tags":
-            complain(loc, "a prompt has several tags", "balance by `intentions`, how many there are, or by `topic`")
+            complain(
+                loc,
+                "a prompt has several tags",
+                "balance by `intentions`, how many there are, or by `topic`",
+                rule="recipe-needs-section",
+            )
         if balance.by in ANNOTATED and balance.by not in (self.annotate.columns if self.annotate else []):
-            complain(loc, f"nothing finds out the {balance.by}", f"add `annotate:` with what gives `{balance.by}`")
+            complain(
+                loc,
+                f"nothing finds out the {balance.by}",
+                f"add `annotate:` with what gives `{balance.by}`",
+                rule="recipe-needs-section",
+            )
 
     def _classifier_fits(self) -> None:
         uses = [getattr(one, "use", "") for one in self.filters]
@@ -183,12 +221,15 @@ class Recipe(Section):
         for index, one in enumerate(self.filters):
             if uses[index] == "learned-quality" and section is None and getattr(one, "model", None) is None:
                 hint = "add `quality_classifier: {}`, or name a fitted one by `model`"
-                complain(("filters", index), "nothing fits the classifier that it reads", hint)
+                complain(
+                    ("filters", index), "nothing fits the classifier that it reads", hint, rule="recipe-needs-section"
+                )
         if section is not None and section.labels is None and not {*section.judged_by} & {*uses}:
             complain(
                 ("quality_classifier",),
                 f"it learns from the verdicts of {', '.join(section.judged_by)}, and no such filter is there",
                 "add one to `filters`, or name people's verdicts by `labels`",
+                rule="recipe-needs-section",
             )
 
     def _watch_fits(self) -> None:
@@ -199,26 +240,38 @@ class Recipe(Section):
                 ("watch",),
                 "the second reward model is trained on preferences, and there are none",
                 "add `preferences:`, or leave the watch out by `watch: null`",
+                rule="recipe-needs-section",
             )
         if self.watch.share + self.preferences.heldout >= 1:
             complain(
                 ("watch", "share"),
                 f"with preferences.heldout: {self.preferences.heldout} no prompt is left for the reward model",
                 "lower one of the two",
+                rule="recipe-values-clash",
             )
         files = {Path(entry.use).name: entry.use for entry in [*self.reward, *self.evaluate.measure]}
         names: set[str] = set()
         for index, judge in enumerate(self.watch.judges or []):
             file, loc = Path(judge.use).name, ("watch", "judges", index)
             if judge.name in names:
-                complain(loc, f"two judges are called {judge.name!r}", "rename a file, or take one entry out")
+                complain(
+                    loc,
+                    f"two judges are called {judge.name!r}",
+                    "rename a file, or take one entry out",
+                    rule="recipe-name-taken",
+                )
             names.add(judge.name)
             if files.setdefault(file, judge.use) != judge.use:
-                complain(loc, f"two reward files are called {file!r}")
+                complain(loc, f"two reward files are called {file!r}", rule="recipe-name-taken")
             if file in ("reward-model", "reward-model.py", f"{SECOND}.py"):
-                complain(loc, "that name is taken", f"the judge that is a reward model is `{SECOND}`")
+                complain(
+                    loc,
+                    "that name is taken",
+                    f"the judge that is a reward model is `{SECOND}`",
+                    rule="recipe-name-taken",
+                )
             if judge.is_model and judge.function:
-                complain(loc, "a reward model has no `function`")
+                complain(loc, "a reward model has no `function`", rule="recipe-belongs")
 
     def functions(self) -> list[RewardEntry]:
         """The reward functions that judge candidates."""
@@ -260,30 +313,21 @@ def _filter(index: int, entry: Any) -> BaseModel:
         return entry
     name = entry.get("use") if isinstance(entry, dict) else None
     if not isinstance(name, str):
-        complain((index,), "a filter is a mapping with `use: NAME`", f"filters are {', '.join(FILTERS)}")
+        complain(
+            (index,),
+            "a filter is a mapping with `use: NAME`",
+            f"filters are {', '.join(FILTERS)}",
+            rule="recipe-missing-key",
+        )
     if name not in FILTERS:
         complain(
-            (index, "use"), f"unknown filter {name!r}{did_you_mean(name, FILTERS)}", f"filters are {', '.join(FILTERS)}"
+            (index, "use"),
+            f"unknown filter {name!r}{did_you_mean(name, FILTERS)}",
+            f"filters are {', '.join(FILTERS)}",
+            rule="recipe-unknown-name",
         )
     kind = FILTERS[name]
     try:
         return kind.model_validate(entry)
     except ValidationError as error:
-        problems = []
-        for each in error.errors(include_url=False):
-            problem: PydanticCustomError | str = each["type"]
-            if problem == "extra_forbidden":
-                keys = list(kind.model_fields)
-                near = did_you_mean(str(each["loc"][-1]), keys)
-                hint = None if near else f"keys of {name}: {', '.join(keys)}"
-                problem = PydanticCustomError("unknown_key", "unknown key", {"near": near, "hint": hint})
-            elif problem == "unknown_key":  # of a section below the filter, as a judge
-                problem = PydanticCustomError("unknown_key", "unknown key", each.get("ctx"))
-            elif problem == "recipe":
-                problem = PydanticCustomError("recipe", "{message}", each.get("ctx"))
-            problems.append(
-                InitErrorDetails(
-                    type=problem, loc=(index, *each["loc"]), input=each["input"], ctx=dict(each.get("ctx", {}))
-                )
-            )
-        raise ValidationError.from_exception_data("recipe", problems) from None
+        raise below((index,), error) from None

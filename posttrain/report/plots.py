@@ -50,7 +50,9 @@ def draw(chart: Chart) -> str:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("the report's plots need matplotlib", hint="pip install 'posttrain[report]'") from error
+        raise InputError(
+            "the report's plots need matplotlib", hint="pip install 'posttrain[report]'", rule="command-package"
+        ) from error
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, _height(chart)))
         axes = figure.add_subplot()

@@ -73,8 +73,15 @@ def read(root: Path) -> RunView:
     state = store.read_run()
     if not state:
         if store.work.is_dir():
-            raise InputError("no stage of this run is done yet", file=str(root), hint="ask again when the first one is")
-        raise InputError("there is no run here", file=str(root), hint="start one: posttrain round --n 6")
+            raise InputError(
+                "no stage of this run is done yet",
+                file=str(root),
+                hint="ask again when the first one is",
+                rule="command-no-stage-yet",
+            )
+        raise InputError(
+            "there is no run here", file=str(root), hint="start one: posttrain round --n 6", rule="command-no-run"
+        )
     view = RunView(root, "", "", ())
     try:
         view.recipe = state["recipe"]

@@ -1,0 +1,109 @@
+"""Reads a Parquet file a few rows at a time, whatever it inflates to.
+
+A few hundred bytes of Parquet can stand for gigabytes: compressed pages, one value named a million times, runs of equal
+values in lists. What its metadata says of that is looked at before anything is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain.errors import DataError
+from posttrain.regular_files import open_regular
+from posttrain.text_lines import MOST_ROW
+
+_MOST_CHUNK, _MOST_RATIO = 200_000_000, 100  # bytes of a column's chunk, where it is compressed more than so many times
+_ROWS, _BYTES = 16, 256_000_000  # of one batch
+_REWRITE = "take the column out, or write the file anew with smaller row groups"
+
+
+def schema_of(path: Path) -> tuple[pa.Schema, int]:
+    """The columns, and how many rows there are.
+
+    Raises:
+        NotRegularError, OSError, pa.ArrowException: it cannot be read.
+    """
+    with open_regular(path) as stream, pq.ParquetFile(stream) as file:
+        return file.schema_arrow, file.metadata.num_rows
+
+
+def batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The rows in their order, at most 16 at a time.
+
+    Raises:
+        DataError: it inflates to more than it says or to rows beyond MOST_ROW.
+        NotRegularError, OSError, pa.ArrowException: it cannot be read.
+    """
+    with open_regular(path) as stream, pq.ParquetFile(stream, buffer_size=1 << 20) as file:
+        for index in range(file.metadata.num_row_groups):
+            rows = _rows_at_once(file.metadata.row_group(index), file.schema, str(path))
+            yield from file.iter_batches(rows, row_groups=[index])
+
+
+def _rows_at_once(group: pq.RowGroupMetaData, schema: pq.ParquetSchema, name: str) -> int:
+    """How many rows of a group can be read at a time. Raises DataError where even one may be too large."""
+    largest = 1
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        nested = schema.column(index).max_repetition_level > 0
+        size = max(chunk.total_uncompressed_size, 8 * chunk.num_values if nested else 0)
+        if size > MOST_ROW * max(group.num_rows, 1):
+            message = f"the column {chunk.path_in_schema!r} has rows of more than {MOST_ROW // 1_000_000} MB"
+            raise DataError(message, file=name, hint=_REWRITE, rule="data-row-size")
+        if size > _MOST_RATIO * max(chunk.total_compressed_size, 1):
+            if size > _MOST_CHUNK:
+                small = f"{chunk.total_compressed_size:,}"
+                message = f"the column {chunk.path_in_schema!r} inflates from {small} to {size:,} bytes"
+                raise DataError(message, file=name, hint=_REWRITE, rule="data-bomb")
+            largest = max(largest, size)  # one value of it, named in each row
+    return max(1, min(_ROWS, _BYTES // largest))
+
+
+def values(batch: pa.RecordBatch, error: Callable[..., DataError], first: int) -> list[dict[str, Any]]:
+    """The rows of a batch as Python has them, times to the microsecond and in UTC. `first`: the number of the first.
+
+    Raises:
+        DataError: by `error`, a row that is too large, or whose values are none.
+    """
+    if batch.nbytes > MOST_ROW:
+        for at in range(batch.num_rows):
+            if batch.slice(at, 1).nbytes > MOST_ROW:
+                raise error(first + at, f"has more than {MOST_ROW // 1_000_000} MB", rule="data-row-size")
+    try:
+        return _plain(batch).to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as whole:
+        for at in range(batch.num_rows):  # which one?
+            try:
+                _plain(batch.slice(at, 1)).to_pylist()
+            except UnicodeDecodeError:
+                raise error(first + at, "not UTF-8 text", "write the text as UTF-8", rule="data-not-utf8") from None
+            except (ValueError, OverflowError, pa.ArrowException) as one:
+                said = str(one).splitlines()[0]
+                raise error(first + at, f"a value cannot be read: {said}", rule="data-value") from None
+        raise error(first, f"a value cannot be read: {whole}", rule="data-value") from None
+
+
+def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    schema = pa.schema([field.with_type(_without_nanoseconds(field.type)) for field in batch.schema])
+    return batch if schema == batch.schema else batch.cast(schema, safe=False)
+
+
+def _without_nanoseconds(kind: pa.DataType) -> pa.DataType:
+    """Python's own times have microseconds, and each zone's names are another installation's."""
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us" if kind.unit == "ns" else kind.unit, kind.tz and "UTC")
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if pa.types.is_time64(kind) and kind.unit == "ns":
+        return pa.time64("us")
+    if pa.types.is_struct(kind):
+        return pa.struct([each.with_type(_without_nanoseconds(each.type)) for each in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        made = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return made(kind.value_field.with_type(_without_nanoseconds(kind.value_type)))
+    return kind
