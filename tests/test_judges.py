@@ -250,13 +250,22 @@ NO_JSON = "<html>Bad gateway</html>"
 
 
 class TestServersThatFail:
-    @pytest.mark.parametrize("failing", [429, 500, 503, 408, NO_JSON, "{}", '{"choices": []}', '["x"]'])
-    def test_it_is_asked_again_and_counted_once(self, failing: int | str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("failing", "rule"),
+        [
+            *((status, "server-overloaded") for status in (429, 500, 503, 408)),
+            (NO_JSON, "server-no-json"),
+            ("{}", "server-wrong-shape"),
+            ('{"choices": []}', "server-wrong-count"),
+            ('["x"]', "server-wrong-shape"),
+        ],
+    )
+    def test_it_is_asked_again_and_counted_once(self, failing: int | str, rule: str, tmp_path: Path) -> None:
         fake = FakeJudge(gives(3))
         fake.fail_next = [failing, failing]
         assert scores(fake, "five", folder=tmp_path, patience=5) == [3]
         assert judging.told(tmp_path) == {
-            "judges": {"quality": {"texts": 1, "no_score": 0, "asked_again": 0, "resent": 2}}
+            "judges": {"quality": {"texts": 1, "no_score": 0, "asked_again": 0, "resent": 2, "faults": {rule: 2}}}
         }
 
     def test_one_that_stays_away_is_named(self) -> None:
