@@ -1,7 +1,7 @@
 """An OpenAI-compatible server as engines and judges ask it: one place that sends, waits, and refuses a reply.
 
-A reply is read up to a size and within a time, whatever comes; no redirect is followed. What may pass (a cut connection,
-429, 5xx) is asked for again while patience lasts, a reply that is wrong in itself a few times, a refusal never.
+A reply is read up to a size and within a time, whatever comes, and no redirect is followed. What may pass (a cut line,
+an overload) is asked for again while patience lasts, a reply that is wrong in itself a few times, a refusal never.
 """
 
 from __future__ import annotations

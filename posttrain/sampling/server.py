@@ -33,7 +33,7 @@ _ABOUT_SECONDS = 60.0  # for what a server says of itself
 _STOPS = {"stop", "eos_token", "stop_sequence"}
 _BYTES_AN_ID = 16  # of a prompt that is sent back
 _ABOVE_ZERO = 0.01  # what rounding may add to a log-prob
-# Tokens that one sampled token's text may become when it is encoded again: half a character becomes U+FFFD, three bytes.
+# Tokens that a sampled one may become when its text is encoded again: half a character becomes U+FFFD, three bytes.
 _AGAIN = 3
 
 
