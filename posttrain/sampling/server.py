@@ -28,7 +28,6 @@ from posttrain.sampling.protocol import Request, SamplingParams
 from posttrain.sampling.replies import About, Choice, Completions, only, parsed
 
 FAULTS = "server-faults.json"  # beside the server's log: replies that were not taken, by rule
-_ANSWER_SECONDS = 600.0  # for a whole answer; then it is asked for again
 _ABOUT_SECONDS = 60.0  # for what a server says of itself
 _STOPS = {"stop", "eos_token", "stop_sequence"}
 _BYTES_AN_ID = 16  # of a prompt that is sent back
@@ -41,14 +40,17 @@ class ServerEngine:
     """Samples from the policy's folder through a server. Nothing is started or asked before the first `generate`.
 
     `patience`: how many seconds one completion is asked for again after connections that fail and answers of 429 or
-    5xx. A server of ours that died is started again meanwhile.
+    5xx; `answer_seconds`: how long one whole answer may take. A server of ours that died is started again meanwhile.
     """
 
     name = "server"
     fallback: str | None = None
 
-    def __init__(self, policy: str | Path, settings: ServerSettings, patience: float = 300.0) -> None:
-        self.policy, self.settings, self.patience = str(policy), settings, patience
+    def __init__(
+        self, policy: str | Path, settings: ServerSettings, patience: float = 300.0, answer_seconds: float = 600.0
+    ) -> None:
+        self.policy, self.settings = str(policy), settings
+        self.waiting = Waiting(reply=answer_seconds, connect=min(10.0, answer_seconds), patience=patience)
         self.dialect = DIALECTS[settings.kind]
         self.capabilities = self.dialect.capabilities
         self._model = self.policy  # as the server calls it
@@ -177,7 +179,7 @@ class ServerEngine:
         url = self._own.url if self._own else str(self.settings.url).rstrip("/").removesuffix("/v1")
         self._client = OpenAIClient(
             url,
-            Waiting(reply=_ANSWER_SECONDS, connect=10.0, patience=self.patience),
+            self.waiting,
             self.dialect.at_once,
             called=f"the server at {url}",
             kept="The same command goes on from there",
@@ -202,7 +204,7 @@ class ServerEngine:
             client.run(self._own.wait_healthy(client))
             return
         try:
-            reply = client.run(client.send("GET", "/health", BYTES_BESIDE, _ABOUT_SECONDS))
+            reply = client.run(client.send("GET", "/health", BYTES_BESIDE, min(_ABOUT_SECONDS, self.waiting.reply)))
         except Fault as fault:
             raise EngineError(
                 f"no server answers at {self.settings.url} ({fault.problem}): start it with the weights in "
@@ -224,11 +226,11 @@ class ServerEngine:
                     f"transformers serve takes what follows @ for a revision: {self.policy}", rule="server-model-name"
                 )
             body = {"model": self.policy, "prompt": prompt, "max_tokens": 1}
-            reply = self._ask_about(client, "/v1/completions", _ANSWER_SECONDS, body)
+            reply = self._ask_about(client, "/v1/completions", self.waiting.reply, body)
             if reply.status >= 400:
                 raise self._others(reply.said)
             return
-        reply = self._ask_about(client, self.dialect.served, _ABOUT_SECONDS)
+        reply = self._ask_about(client, self.dialect.served, min(_ABOUT_SECONDS, self.waiting.reply))
         if reply.status >= 400:
             raise EngineError(
                 f"the server at {client.url} does not say what it serves, {self.dialect.served}: {reply.said}",
