@@ -15,8 +15,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from posttrain.errors import EngineError
+from posttrain.errors import EngineError, InputError
 
 BYTES_A_TOKEN = 512  # of an answer in JSON, its log-probs with it: on average, and more than any tokenizer comes to
 BYTES_BESIDE = 64 << 10  # usage, ids, settings that are sent back
@@ -71,6 +72,9 @@ class OpenAIClient:
 
     `called`: the server in messages; `kept`: what they say of the work that is done. `faults`: replies that were not
     taken, by rule; `resent`: requests that were sent again.
+
+    Raises:
+        InputError: the address is none.
     """
 
     def __init__(
@@ -93,6 +97,8 @@ class OpenAIClient:
         self._patient_from = 0.0
         self._transport_error = httpx.TransportError
         try:
+            if not urlsplit(url).hostname or urlsplit(url).port == 0:  # where the port is none, asking for it raises
+                raise ValueError("it names no host or port")
             self._client = httpx.AsyncClient(
                 base_url=url,
                 headers={**(headers or {}), "Accept-Encoding": "identity"},
@@ -103,7 +109,11 @@ class OpenAIClient:
                 follow_redirects=False,
             )
         except (httpx.InvalidURL, ValueError) as error:
-            raise EngineError(f"{called} has no address that can be asked: {error}", rule="server-address") from error
+            raise InputError(
+                f"{called} has no address that can be asked: {error}",
+                hint="`url` is http:// or https://, then the host's name and, after a colon, its port",
+                rule="server-address",
+            ) from error
         self._room = asyncio.Semaphore(at_once)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-client", daemon=True)
