@@ -202,7 +202,9 @@ def test_a_wrong_reply_is_asked_for_three_times_and_no_more(either: Asked) -> No
     assert either.server.visited.count(either.path) == 3
 
 
-@pytest.mark.parametrize("url", ["http://a:x", "http://a\0b", "http://[::1", "http://é..", "http://127.0.0.1:99999", "http://"])
+@pytest.mark.parametrize(
+    "url", ["http://a:x", "http://a\0b", "http://[::1", "http://é..", "http://127.0.0.1:99999", "http://"]
+)
 def test_an_address_that_is_none(url: str) -> None:
     model = JudgeModel(url=url, model="big")
     with pytest.raises(InputError, match=r"\[server-address\]"):
