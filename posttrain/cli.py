@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import typer
 
@@ -21,6 +22,7 @@ from posttrain.commands.sample import sample_
 from posttrain.commands.schema import schema_
 from posttrain.commands.stage import stage
 from posttrain.commands.status import status_
+from posttrain.commands.terminal import say
 from posttrain.commands.verify import verify_
 from posttrain.errors import PosttrainError
 from posttrain.hidden import shown
@@ -66,5 +68,8 @@ def main() -> None:
     try:
         app()
     except PosttrainError as error:
-        print(f"posttrain: {shown(str(error))}", file=sys.stderr)
+        say(f"posttrain: {shown(str(error))}", error=True)
         sys.exit(error.exit_code)
+    except Exception:  # a mistake of ours: all of it, but in it may be what others wrote
+        say(shown(traceback.format_exc()), error=True)
+        sys.exit(1)

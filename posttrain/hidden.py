@@ -1,7 +1,8 @@
-"""Tokens, keys and passwords of this machine, and texts without them: cards, errors, logs."""
+"""Texts as they may be shown: without this machine's tokens, keys and passwords, and without a terminal's commands."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 
@@ -10,6 +11,9 @@ LEFT_OUT = "(left out)"
 _SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bsk-[\w-]{16,}|(?<=://)[^/@\s]+@")
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$", re.IGNORECASE)
 _SHORTEST_SECRET = 8
+# What a terminal acts on: controls (ANSI begins with U+001B, or with one of C1), line ends that are none to others, and
+# what turns the direction of text. Half a character cannot be printed at all. Newlines and tabs are text.
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def secrets_here() -> frozenset[str]:
@@ -27,6 +31,19 @@ def without_secrets(text: str, secrets: frozenset[str]) -> str:
     return _SECRET.sub(LEFT_OUT, text)
 
 
+def printable(text: str) -> str:
+    """The text with all that a terminal would act on written out, as in \\u001b (which JSON reads back)."""
+    return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class Log(io.TextIOWrapper):
+    """A text file of which all is printable; a bar that rewrites its line gets a line each time."""
+
+    def write(self, text: str) -> int:
+        super().write(printable(text.replace("\r\n", "\n").replace("\r", "\n")))
+        return len(text)
+
+
 def shown(text: str) -> str:
     """The text as it may stand in a log or on a terminal."""
-    return without_secrets(text, secrets_here())
+    return printable(without_secrets(text, secrets_here()))

@@ -27,7 +27,7 @@ from typing import Any, Protocol, cast
 
 from posttrain import drift, lock, recovery, store
 from posttrain.errors import DiedError, PosttrainError, StageError
-from posttrain.hidden import shown
+from posttrain.hidden import Log, shown
 from posttrain.stages import Job, no_progress, run_stage
 
 
@@ -241,9 +241,10 @@ def _child(folder: Path, workers: int, background: bool, sender: Connection, run
     if background:
         os.nice(19)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    log = (folder / "scratch" / "log.txt").open("a", encoding="utf-8", buffering=1)
+    log = Log((folder / "scratch" / "log.txt").open("ab"), encoding="utf-8", errors="replace", line_buffering=True)
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = log
     last = 0.0
 
     def progress(done: int, total: int, unit: str) -> None:

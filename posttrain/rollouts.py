@@ -65,12 +65,16 @@ def engine(job: Job) -> dict[str, Any]:
 
 
 def sampled_by(job: Job) -> dict[str, Any]:
-    """For a stage's metrics, where a server sampled: which kind, and whether the same run would give the same."""
+    """For a stage's metrics, where a server sampled: which kind, and whether the same run would give the same;
+    `faults`, where there were any: replies that were not taken, by rule."""
     kind = job.config["engine"].get("server")
     if kind is None:
         return {}
-    can = DIALECTS[kind].capabilities
-    return {"engine": {"server": kind, "seeds": can.seeds, "token_ids": can.token_ids, "same_bits_again": False}}
+    from posttrain.sampling.server import faults_in
+
+    can, faults = DIALECTS[kind].capabilities, faults_in(job.scratch)
+    told = {"server": kind, "seeds": can.seeds, "token_ids": can.token_ids, "same_bits_again": False}
+    return {"engine": told | ({"faults": faults} if faults else {})}
 
 
 @dataclass(frozen=True)

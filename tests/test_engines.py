@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,9 @@ from parrot import CHAIN, CHOICES, CONTEXT, ENDS, GOES_ON, LOOP, ROLLS, SPELLS, 
 from tiny_models import tokenizer
 from transformers.utils.import_utils import is_serve_available
 
-from posttrain.errors import EngineError
+from posttrain.errors import EngineError, ModelError
 from posttrain.records import Completion
-from posttrain.sampling import Engine, Request, SamplingParams, ServerSettings, load_engine
+from posttrain.sampling import Engine, Request, SamplingParams, ServerSettings, load_engine, own_server
 from posttrain.sampling.server import ServerEngine
 from posttrain.stages import Job, run_stage
 
@@ -177,7 +178,7 @@ def test_text_that_would_become_a_control_token_is_refused_where_only_text_is_ta
     written_out = Request(ids("a <") + ids("/s") + ids(">"), (1,))
     assert tokenizer().decode(list(written_out.prompt_ids)) == "a </s>"
     with FakeServer(folder, "tgi") as fake:
-        with pytest.raises(EngineError, match="as other tokens"):
+        with pytest.raises(EngineError, match=r"as other tokens.*\[server-prompt-as-text\]"):
             ServerEngine(folder, fake.settings()).generate([written_out], WARM)
         assert fake.answered == 0
 
@@ -186,7 +187,7 @@ def test_a_server_that_is_down_is_named_at_once(folder: Path) -> None:
     with FakeServer(folder, "vllm") as fake:
         settings = fake.settings()
     began = time.monotonic()
-    with pytest.raises(EngineError, match=r"no server answers at http://127.*engine\.server\.start"):
+    with pytest.raises(EngineError, match=r"no server answers at http://127.*engine\.server\.start.*\[server-away\]"):
         ServerEngine(folder, settings).generate(ROLLED, WARM)
     assert time.monotonic() - began < 5
 
@@ -196,7 +197,7 @@ def test_a_server_with_other_weights_is_named_before_anything_is_sampled(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:
     with FakeServer(folder, kind, serves="/models/last-week") as fake:
-        with pytest.raises(EngineError, match=r"does not serve .*last-week"):
+        with pytest.raises(EngineError, match=r"does not serve .*last-week.*\[server-other-weights\]"):
             ServerEngine(folder, fake.settings()).generate(ROLLED, WARM)
         assert fake.answered == 0
 
@@ -231,30 +232,52 @@ def test_a_server_that_dies_and_comes_back_is_asked_again_and_nothing_is_counted
 
 def test_a_server_that_stays_away_ends_the_stage(folder: Path, fake: FakeServer) -> None:
     fake.die_after(5, back_after=None)
-    with pytest.raises(EngineError, match="gave no answer for 1 s"):
+    with pytest.raises(EngineError, match=r"server at http:.* gave no answer in \d s, asked \d times"):
         ServerEngine(folder, fake.settings(), patience=1).generate(ROLLED, WARM)
 
 
 def test_a_request_that_is_refused_is_not_repeated(folder: Path, fake: FakeServer) -> None:
     fake.fail_next = [400]
-    with pytest.raises(EngineError, match="refuses a request: 400"):
+    with pytest.raises(EngineError, match=r"refuses a request: 400.*\[server-refuses\]"):
         ServerEngine(folder, fake.settings()).generate([asked(ROLLS)], WARM)
 
 
 def test_a_server_that_reads_another_prompt_is_found_out(folder: Path, fake: FakeServer) -> None:
     fake.extra_tokens = 1  # a second begin token
-    with pytest.raises(EngineError, match="read 2 tokens where the prompt has 1"):
+    with pytest.raises(EngineError, match=r"read 2 tokens where the prompt has 1.*\[server-other-prompt\]"):
         ServerEngine(folder, fake.settings()).generate([asked(ROLLS)], WARM)
 
 
 def test_a_program_that_is_not_there_or_ends_is_named(folder: Path, tmp_path: Path) -> None:
     log = str(tmp_path / "server.log")
     missing = ServerSettings("vllm", ("no-such-program", "{model}", "{port}"), None, log)
-    with pytest.raises(EngineError, match="'no-such-program' is not installed"):
+    with pytest.raises(EngineError, match=r"'no-such-program' is not installed.*\[server-program\]"):
         ServerEngine(folder, missing).generate(ROLLED, WARM)
     ends = ServerSettings("vllm", ("sh", "-c", "echo no room for {model}; exit 7"), None, log)
-    with pytest.raises(EngineError, match=r"ended with code 7 before it was ready.*\n.*no room for"):
+    with pytest.raises(EngineError, match=r"ended with code 7 before it was ready.*\[server-ended\]\n.*no room for"):
         ServerEngine(folder, ends).generate(ROLLED, WARM)
+
+
+def test_a_server_of_ours_that_is_never_ready(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_server, "_START_SECONDS", 0.3)
+    idle = ServerSettings("vllm", ("sh", "-c", "sleep 60 # {model} {port}"), None, str(tmp_path / "server.log"))
+    with pytest.raises(EngineError, match=r"not ready after 0 s.*\[server-not-ready\]"):
+        ServerEngine(folder, idle).generate(ROLLED, WARM)
+
+
+def test_an_end_token_that_is_text_is_refused_where_only_text_is_given(folder: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(folder, tmp_path / "model"))
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ids("a")[0]}))
+    with pytest.raises(ModelError, match=r"is ordinary text to the tokenizer.*\[server-end-token\]"):
+        ServerEngine(model, ServerSettings("tgi", None, "http://127.0.0.1:1", ""))
+
+
+def test_a_policy_that_cannot_be_read_or_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot read the model folder.*\[server-policy\]"):
+        ServerEngine(tmp_path, ServerSettings("vllm", None, "http://127.0.0.1:1", ""))
+    model = Path(shutil.copytree(folder, tmp_path / "model@next"))
+    with FakeServer(folder, "transformers") as fake, pytest.raises(EngineError, match=r"\[server-model-name\]"):
+        ServerEngine(model, fake.settings()).generate([asked(ROLLS)], WARM)
 
 
 @pytest.mark.slow
@@ -307,6 +330,18 @@ def test_a_server_of_ours_that_dies_is_started_again_and_ends_with_us(folder: Pa
     assert is_running(second)
     engine.close()
     assert gone(second)
+
+
+@pytest.mark.slow
+def test_a_server_of_ours_that_dies_again_and_again_is_given_up(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_server, "_RESTARTS", 0)
+    settings = ServerSettings("vllm", program("vllm", str(tmp_path / "died")), None, str(tmp_path / "server.log"))
+    engine = ServerEngine(folder, settings)
+    with pytest.raises(EngineError, match=r"the server died 1 times: .*\[server-died\]"):
+        engine.generate(ROLLED, WARM)
+    engine.close()
 
 
 @pytest.mark.slow

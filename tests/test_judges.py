@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -250,20 +251,29 @@ NO_JSON = "<html>Bad gateway</html>"
 
 
 class TestServersThatFail:
-    @pytest.mark.parametrize("failing", [429, 500, 503, 408, NO_JSON, "{}", '{"choices": []}', '["x"]'])
-    def test_it_is_asked_again_and_counted_once(self, failing: int | str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("failing", "rule"),
+        [
+            *((status, "server-overloaded") for status in (429, 500, 503, 408)),
+            (NO_JSON, "server-no-json"),
+            ("{}", "server-wrong-shape"),
+            ('{"choices": []}', "server-wrong-count"),
+            ('["x"]', "server-wrong-shape"),
+        ],
+    )
+    def test_it_is_asked_again_and_counted_once(self, failing: int | str, rule: str, tmp_path: Path) -> None:
         fake = FakeJudge(gives(3))
         fake.fail_next = [failing, failing]
         assert scores(fake, "five", folder=tmp_path, patience=5) == [3]
         assert judging.told(tmp_path) == {
-            "judges": {"quality": {"texts": 1, "no_score": 0, "asked_again": 0, "resent": 2}}
+            "judges": {"quality": {"texts": 1, "no_score": 0, "asked_again": 0, "resent": 2, "faults": {rule: 2}}}
         }
 
     def test_one_that_stays_away_is_named(self) -> None:
         fake = FakeJudge(gives(3))
         fake.fails_after = 0
         with pytest.raises(
-            EngineError, match=r"the judge big at http://127.0.0.1:\d+/v1 gave no answer.*500 out of"
+            EngineError, match=r"the judge big at http://127.0.0.1:\d+/v1 gave no answer.*500 out of.*server-overloaded"
         ) as e:
             scores(fake, "five")
         assert "asked 2 times" in str(e.value)
@@ -271,7 +281,7 @@ class TestServersThatFail:
     def test_nobody_listens(self) -> None:
         with serving(FakeJudge(gives(3))) as url:
             pass
-        with pytest.raises(EngineError, match=f"the judge big at {url} gave no answer"):
+        with pytest.raises(EngineError, match=f"the judge big at {url} gave no answer.*server-away"):
             judging.load(QUALITY, model(url)).scores([("a", "five")])
 
     def test_a_slow_one(self) -> None:
@@ -281,7 +291,7 @@ class TestServersThatFail:
             waits.wait(2)
             return gives(3)(question)
 
-        with serving(FakeJudge(slow)) as url, pytest.raises(EngineError, match="timed out"):
+        with serving(FakeJudge(slow)) as url, pytest.raises(EngineError, match=r"timed out.*\[server-slow\]"):
             judging.load(QUALITY, model(url, timeout=0.1)).scores([("a", "five")])
         waits.set()
 
@@ -289,16 +299,16 @@ class TestServersThatFail:
         monkeypatch.setenv("JUDGE_KEY", "secret")
         fake = FakeJudge(gives(3))
         fake.fail_next = [401]
-        with pytest.raises(EngineError, match="Check the key in JUDGE_KEY") as e:
+        with pytest.raises(EngineError, match=r"Check the key in JUDGE_KEY \[judge-key\]") as e:
             scores(fake, "five", api_key_env="JUDGE_KEY", patience=60)
         assert "secret" not in str(e.value)
         assert fake.headers[0]["Authorization"] == "Bearer secret"
-        with serving(fake) as url, pytest.raises(EngineError, match="most end with /v1"):
+        with serving(fake) as url, pytest.raises(EngineError, match=r"most end with /v1.*\[server-refuses\]"):
             judging.load(QUALITY, model(url.removesuffix("/v1"), patience=60)).scores([("a", "five")])
 
     def test_a_key_that_is_not_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("JUDGE_KEY", raising=False)
-        with pytest.raises(RewardError, match="the environment variable JUDGE_KEY is not set"):
+        with pytest.raises(RewardError, match=r"the environment variable JUDGE_KEY is not set \[judge-key-not-set\]"):
             judging.load(QUALITY, model("http://127.0.0.1:1/v1", api_key_env="JUDGE_KEY")).scores([("a", "five")])
 
     def test_a_text_that_the_server_refuses_is_no_score(self, tmp_path: Path) -> None:
@@ -331,7 +341,8 @@ class TestServersThatFail:
         answers = [f"answer {number}" for number in range(30)]
         nonsense = FakeJudge(lambda question: "As a language model I like it.")
         with pytest.raises(
-            EngineError, match=r"big at .* gave no score by .*quality.md to 30 of 30 texts.*As a language"
+            EngineError,
+            match=r"big at .* gave no score by .*quality.md to 30 of 30 .*As a language.*judge-no-scores",
         ):
             scores(nonsense, *answers, folder=tmp_path, attempts=2)
         assert scores(FakeJudge(gives(4)), *answers, folder=tmp_path) == [4] * 30  # nothing of it was kept
@@ -362,17 +373,33 @@ class TestRubrics:
             "---\nlowest: 1\nhighest: 5\nYou judge.",
             "---\nlowest: [\n---\nYou judge.",
             "---\nlowest: 1\nhighest: yes\n---\nYou judge.",
+            f"---\nlowest: 1\nhighest: 0x{'f' * 9000}\n---\nYou judge.",
+            f"---\nlowest: {'[' * 9000}\n---\nYou judge.",
         ],
     )
     def test_what_is_no_rubric_says_how_one_looks(self, text: str, tmp_path: Path) -> None:
         (tmp_path / "mine.md").write_text(text)
-        with pytest.raises(RewardError, match="it begins with ---") as e:
+        with pytest.raises(RewardError, match=r"(?s)\[judge-rubric-form\]\n  it begins with ---") as e:
             rubric.load(str(tmp_path / "mine.md"))
         assert e.value.file == str(tmp_path / "mine.md")
 
+    def test_tags_where_a_score_is_asked_for_and_the_other_way(self) -> None:
+        with pytest.raises(RewardError, match=r"\[judge-rubric-kind\]"):
+            rubric.load_scoring("tags.md")
+        with pytest.raises(RewardError, match=r"\[judge-rubric-kind\]"):
+            rubric.load_for("tags", "quality.md")
+
+    def test_no_file_or_one_of_gigabytes(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.md")
+        with (tmp_path / "large.md").open("wb") as file:
+            file.truncate(4 << 30)
+        for name in ("pipe.md", "large.md"):
+            with pytest.raises(RewardError, match=r"no regular file of at most .*\[judge-rubric-unreadable\]"):
+                rubric.load(str(tmp_path / name))
+
     def test_not_utf8(self, tmp_path: Path) -> None:
         (tmp_path / "mine.md").write_bytes(b"---\n\xff")
-        with pytest.raises(RewardError, match="not UTF-8"):
+        with pytest.raises(RewardError, match=r"not UTF-8 text \[judge-rubric-unreadable\]"):
             rubric.load(str(tmp_path / "mine.md"))
 
 
@@ -391,7 +418,7 @@ class TestAsAReward:
     def test_a_judge_that_cannot_do_it_fails_before_anything_is_sampled(self) -> None:
         with serving(FakeJudge(lambda question: "Nice.")) as url:
             reward = judging.load_reward(RewardEntry(use="quality.md", judge=model(url)))
-            with pytest.raises(EngineError, match=r"did not answer in the form that was asked for, 3 times.*'Nice.'"):
+            with pytest.raises(EngineError, match=r"did not answer in the form .*, 3 times.*'Nice.'.*\[judge-form\]"):
                 reward.probe([])
 
 

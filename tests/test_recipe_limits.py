@@ -156,7 +156,8 @@ def test_no_number_is_without_a_bound() -> None:
             return [each for at, child in enumerate(node) for each in unbounded(child, f"{path}/{at}")]
         if not isinstance(node, dict):
             return []
-        kinds = node.get("type") if isinstance(node.get("type"), list) else [node.get("type")]
+        kinds = node.get("type")
+        kinds = kinds if isinstance(kinds, list) else [kinds]
         lacks = {"integer", "number"} & {*kinds} and "enum" not in node
         lacks = lacks and not ({"minimum", "exclusiveMinimum"} & {*node} and {"maximum", "exclusiveMaximum"} & {*node})
         below = [each for key, child in node.items() for each in unbounded(child, f"{path}/{key}")]

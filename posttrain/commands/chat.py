@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from posttrain.commands.terminal import say
+from posttrain.hidden import shown
+
 
 def chat_(
     model: Annotated[str, typer.Argument(help="A run's folder (its promoted policy), a model's folder, or a Hub id.")],
@@ -27,7 +30,7 @@ def chat_(
     talk = Conversation(model, system, temperature, max_new_tokens, seed)
     asking = sys.stdin.isatty()
     if asking:
-        print("/reset forgets what was said, /quit ends")
+        say("/reset forgets what was said, /quit ends")
     while True:
         try:
             text = input("> " if asking else "").strip()
@@ -40,7 +43,7 @@ def chat_(
         elif text:
             try:
                 for piece in talk.reply(text):
-                    print(piece, end="", flush=True)
-                print()
+                    say(piece, end="")
+                say("")
             except InputError as error:
-                print(error, file=sys.stderr)
+                say(shown(str(error)), error=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from posttrain.commands.completion import recipes
+from posttrain.commands.terminal import say
 
 
 def check_(
@@ -33,14 +34,14 @@ def check_(
     if as_json:
         checks = [{"name": name, "right": right, "said": said} for name, right, said in done.found]
         told = {"recipe": done.recipe.name, "checks": checks, "notes": done.notes, "plan": done.plan}
-        print(json.dumps(told, indent=1))
+        say(json.dumps(told, indent=1))
     else:
         for name, right, said in done.found:
-            print(f"{'ok ' if right else 'BAD'}  {name:<8} {said}")
+            say(f"{'ok ' if right else 'BAD'}  {name:<8} {said}")
         for note in done.notes:
-            print(f"note  {note}")
+            say(f"note  {note}")
         if done.plan:
-            print("\n" + "\n".join(_lines(done.plan, n)))
+            say("\n" + "\n".join(_lines(done.plan, n)))
     if done.error:
         raise typer.Exit(done.error.exit_code)
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from posttrain.commands.terminal import say
+
 
 def env_(
     as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
@@ -19,7 +21,7 @@ def env_(
     from posttrain.environment import describe
 
     found = describe(Path())
-    print(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
+    say(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
 
 
 def _lines(found: dict[str, Any]) -> list[str]:

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from posttrain.commands.terminal import Terminal, say
+
 
 class On(enum.StrEnum):
     """The sets that a model is evaluated on."""
@@ -34,13 +36,12 @@ def eval_(
     posttrain eval ./my-model --recipe ./mine.yaml --on dev --k 16 --json
     """
     from posttrain.asking import figures
-    from posttrain.commands.terminal import Terminal
     from posttrain.stage_queue import Silent
 
     changes = [*(set_ or []), *([f"evaluate.k={k}"] if k else [])]
     watcher = Silent() if as_json else Terminal(lambda number: "")
     found = figures(model, recipe, changes, on.value, watcher, os.cpu_count() or 1)
-    print(json.dumps({on.value: found}, indent=1) if as_json else "\n".join(_lines(f"{on.value} of {recipe}", found)))
+    say(json.dumps({on.value: found}, indent=1) if as_json else "\n".join(_lines(f"{on.value} of {recipe}", found)))
 
 
 def _lines(title: str, found: dict[str, Any]) -> list[str]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from posttrain.commands.terminal import say
+
 if TYPE_CHECKING:
     from posttrain.filters import Filter, FilterContext
     from posttrain.recipe import Recipe
@@ -40,11 +42,11 @@ def filter_(
     chosen = [one for one in resolved.filters if isinstance(one, Filter)]  # all of them
     figures = filter_file(source, chosen, _context(resolved, chosen, against), out)
     if as_json:
-        print(json.dumps({"in": str(source), "out": str(out), **figures}, indent=1))
+        say(json.dumps({"in": str(source), "out": str(out), **figures}, indent=1))
         return
-    print(table(figures))
-    print(f"\nkept {figures['kept']:,} of {figures['rows']:,} rows: {out / 'kept.parquet'}")
-    print(f"dropped, each with filter, reason and figure: {out / 'dropped.parquet'}")
+    say(table(figures))
+    say(f"\nkept {figures['kept']:,} of {figures['rows']:,} rows: {out / 'kept.parquet'}")
+    say(f"dropped, each with filter, reason and figure: {out / 'dropped.parquet'}")
 
 
 def table(figures: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from posttrain.commands.completion import recipes
+from posttrain.commands.terminal import say
 
 
 def init_(
@@ -26,7 +27,7 @@ def init_(
 
     made = copy_recipe(recipe, folder)
     for path in made:
-        print(path)
+        say(path)
     recipe_file = f"./{made[0].name}"
-    print(f"\nEdit {made[0]}, then:\n  cd {folder}")
-    print(f"  posttrain check {recipe_file}\n  posttrain round {recipe_file} --n 2")
+    say(f"\nEdit {made[0]}, then:\n  cd {folder}")
+    say(f"  posttrain check {recipe_file}\n  posttrain round {recipe_file} --n 2")

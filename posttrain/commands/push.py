@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from posttrain.commands.terminal import say
+
 if TYPE_CHECKING:
     from posttrain.hub.plan import RepoPlan
     from posttrain.hub.upload import Pushed
@@ -39,11 +41,11 @@ def push_(
     numbers = (promoted_rounds(store) or None) if all_rounds else None if number is None else [number]
     plans = make(store, to, private=private, data=data, numbers=numbers)
     if dry_run:
-        print(json.dumps(_described(plans), indent=1) if as_json else _shown(plans))
+        say(json.dumps(_described(plans), indent=1) if as_json else _shown(plans))
         return
     pushed = _push(store, plans, quiet=as_json)
     if as_json:
-        print(json.dumps({"dry_run": False, "pushed": pushed}, indent=1))
+        say(json.dumps({"dry_run": False, "pushed": pushed}, indent=1))
 
 
 def _push(store: Any, plans: list[RepoPlan], quiet: bool) -> list[dict[str, Any]]:
@@ -64,15 +66,15 @@ def _push(store: Any, plans: list[RepoPlan], quiet: bool) -> list[dict[str, Any]
         record.add(store, pushed)
         found.append(asdict(pushed))
         if not quiet:
-            print(_line(pushed), flush=True)
+            say(_line(pushed))
 
-    talk = Talk(get_token(), say=lambda text: print(text, file=sys.stderr, flush=True))
+    talk = Talk(get_token(), say=lambda text: say(text, error=True))
     with store.lock("push.lock"):
         sign_in(talk)
         for plan in plans:
             push(plan, talk, done)
             if not quiet:
-                print(f"  {constants.ENDPOINT}/{'datasets/' if plan.kind == 'dataset' else ''}{plan.repo}", flush=True)
+                say(f"  {constants.ENDPOINT}/{'datasets/' if plan.kind == 'dataset' else ''}{plan.repo}")
     return found
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from posttrain.commands.terminal import say
+
 
 def recipes_(
     as_json: Annotated[bool, typer.Option("--json", help="The same list for programs.")] = False,
@@ -23,7 +25,7 @@ def recipes_(
     found = {name: content.recipe_path(name) for name in content.names("recipes")}
     told = {name: first_sentence(path.read_text("utf-8")) for name, path in found.items()}
     if as_json:
-        print(
+        say(
             json.dumps(
                 [{"name": name, "about": about, "path": str(found[name])} for name, about in told.items()], indent=1
             )
@@ -31,4 +33,4 @@ def recipes_(
         return
     width = max(map(len, told))
     for name, about in told.items():
-        print(f"{name:<{width}}  {about}")
+        say(f"{name:<{width}}  {about}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from posttrain.commands.terminal import say
+
 
 def report(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
@@ -28,7 +30,7 @@ def report(
         write_durably(target, text)
     except OSError as error:
         raise InputError(f"cannot be written: {error.strerror}", file=str(target), rule="command-output") from error
-    print(f"{target}: {len(view.rounds)} rounds, {len(text.encode()) / 1000:,.0f} kB")
+    say(f"{target}: {len(view.rounds)} rounds, {len(text.encode()) / 1000:,.0f} kB")
     if view.missing:
         more = f" and {len(view.missing) - 1} more, listed in the page" if len(view.missing) > 1 else ""
         raise DamagedError(f"{run} is damaged; the report shows the rest of it: {view.missing[0]}{more}")

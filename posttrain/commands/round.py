@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from posttrain.commands.completion import recipes
+from posttrain.commands.terminal import Terminal, say
 
 
 def round_(
@@ -50,16 +51,15 @@ def _round(recipe: str, n: int, run: Path | None, overrides: list[str]) -> None:
         raise
     figures = status(store)
     policy = store.root / figures["policy"]
-    print(table(figures))
-    print(f"\nThe promoted policy: {policy}")
-    print(f'  AutoModelForCausalLM.from_pretrained("{policy}")')
-    print(f"The same table later: posttrain status {store.root}")
-    print(f"Curves, data and answers in one file: posttrain report {store.root}")
+    say(table(figures))
+    say(f"\nThe promoted policy: {policy}")
+    say(f'  AutoModelForCausalLM.from_pretrained("{policy}")')
+    say(f"The same table later: posttrain status {store.root}")
+    say(f"Curves, data and answers in one file: posttrain report {store.root}")
 
 
 def _play(store: Any, recipe: Any, n: int) -> None:
     from posttrain import room
-    from posttrain.commands.terminal import Terminal
     from posttrain.launch import Forked
     from posttrain.rounds import play
     from posttrain.runner import Runner

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from posttrain.commands.terminal import say
+
 
 class From(enum.StrEnum):
     """The sets of a recipe."""
@@ -55,4 +57,4 @@ def sample_(
     engine = resolved.engine if resolved else Engine()
     workers = (resolved.compute.workers if resolved else None) or os.cpu_count() or 1
     count = sample(model, asked, sampling, engine, out, workers)
-    print(f"{count} answers to {len(asked)} prompts: {out}")
+    say(f"{count} answers to {len(asked)} prompts: {out}")

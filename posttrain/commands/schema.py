@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from posttrain.commands.terminal import say
+
 
 def schema_() -> None:
     """The JSON schema of a recipe, for completion and checks in an editor.
@@ -15,4 +17,4 @@ def schema_() -> None:
 
     from posttrain.recipe.schema import schema
 
-    print(json.dumps(schema(), indent=1, ensure_ascii=False))
+    say(json.dumps(schema(), indent=1, ensure_ascii=False))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from posttrain.commands.terminal import say
+
 
 def stage(
     folder: Annotated[Path, typer.Argument(help="A folder under RUN/work, with a stage.json.")],
@@ -21,4 +23,4 @@ def stage(
         raise InputError(
             "no stage.json is here", file=str(folder), hint="name a folder under RUN/work", rule="command-no-stage"
         )
-    print(json.dumps(execute(folder.resolve(), workers), indent=1))
+    say(json.dumps(execute(folder.resolve(), workers), indent=1))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from posttrain.commands.terminal import say
+
 
 def status_(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
@@ -21,4 +23,4 @@ def status_(
     from posttrain.store import Store
 
     figures = status(Store(run))
-    print(json.dumps(figures, indent=1) if as_json else table(figures))
+    say(json.dumps(figures, indent=1) if as_json else table(figures))

@@ -11,6 +11,8 @@ from types import FrameType
 
 import typer
 
+from posttrain.commands.terminal import say
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -31,7 +33,7 @@ def stoppable() -> Iterator[None]:
     except Stopped as stopped:
         name = "Ctrl-C" if stopped.number == signal.SIGINT else signal.Signals(stopped.number).name
         command = shlex.join(["posttrain", *sys.argv[1:]])
-        print(f"\nstopped by {name}; what is whole stays. To go on from there: {command}", file=sys.stderr)
+        say(f"\nstopped by {name}; what is whole stays. To go on from there: {command}", error=True)
         raise typer.Exit(128 + stopped.number) from None
     finally:
         for number, handler in before.items():

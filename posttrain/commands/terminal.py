@@ -8,6 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from posttrain.hidden import printable
+
+
+def say(text: object, *, error: bool = False, end: str = "\n") -> None:
+    """Prints what others may have written, escaped. Nothing else of the command line prints but `Terminal` below."""
+    print(printable(str(text)), end=end, file=sys.stderr if error else sys.stdout, flush=True)
+
 
 class Terminal:
     """Prints what happens: on a terminal a line that is rewritten; in a log file a line as a stage begins, one each
@@ -58,13 +65,14 @@ class Terminal:
         self._print(f"{_label(number, stage):<24}{seconds:6.1f} s  {summary(stage, metrics)}")
 
     def _print(self, text: str) -> None:
-        print(("\r\x1b[K" if self._live else "") + text, flush=True)
+        print("\r\x1b[K" if self._live else "", end="")
+        say(text)
         self._show()
 
     def _show(self) -> None:
         """On a terminal, what runs now, in one line that is rewritten."""
         if self._live:
-            now = " | ".join(f"{label}  {text}" for label, text in self._running.items())
+            now = printable(" | ".join(f"{label}  {text}" for label, text in self._running.items()))
             width = shutil.get_terminal_size().columns - 1
             print(f"\r\x1b[K{now[:width]}", end="", flush=True)
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from posttrain.commands.terminal import say
+
 
 def verify_(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
@@ -34,7 +36,7 @@ def verify_(
         if repair:
             verify.repair(store, found["findings"])
     found["repaired"] = repair and bool(found["findings"])
-    print(json.dumps(found, indent=1) if as_json else _told(found))
+    say(json.dumps(found, indent=1) if as_json else _told(found))
     if found["findings"] and not repair:
         raise typer.Exit(DamagedError.exit_code)
 

@@ -62,9 +62,13 @@ class Judge:
         left = [name for name in named if name not in known]
         if left:
             with self._connected() as asked:
-                for start in range(0, len(left), _CHUNK):
-                    some = {name: named[name] for name in left[start : start + _CHUNK]}
-                    known |= self._judge(asked, some, key)
+                try:
+                    for start in range(0, len(left), _CHUNK):
+                        some = {name: named[name] for name in left[start : start + _CHUNK]}
+                        known |= self._judge(asked, some, key)
+                finally:
+                    if self.ledger and asked.faults:
+                        self.ledger.count(key, asked.faults)
         return [known[_hash(text)] for text in texts]
 
     def probe(self) -> None:
@@ -79,7 +83,8 @@ class Judge:
         if entry.decided is None:
             raise EngineError(
                 f"the judge {self.model.called} did not answer in the form that was asked for, {entry.attempts} "
-                f"times, on a plain question. Last: {_cut(entry.answer)}. {_MORE}"
+                f"times, on a plain question. Last: {_cut(entry.answer)}. {_MORE}",
+                rule="judge-form",
             )
 
     def _connected(self) -> Endpoint | Local:
@@ -100,7 +105,8 @@ class Judge:
             raise EngineError(
                 f"the judge {self.model.called} gave no score by {self.rubric.file} to {len(failed)} of {len(texts)} "
                 f"texts, asked about up to {self.model.attempts} times. Last: {_cut(failed[-1].answer)}. {_MORE}; what "
-                "it had judged is kept"
+                "it had judged is kept",
+                rule="judge-no-scores",
             )
         if self.ledger and without:
             self.ledger.write(key, without)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LEDGER = "judged.sqlite"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS said (judge TEXT, text TEXT, decided TEXT, attempts INTEGER, resent INTEGER, "
-    "answer TEXT, PRIMARY KEY (judge, text)) WITHOUT ROWID"
+    "answer TEXT, PRIMARY KEY (judge, text)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS faults (judge TEXT, rule TEXT, count INTEGER, PRIMARY KEY (judge, rule)) WITHOUT ROWID"
 )
 _MANY = 500  # SQLite takes some thousand variables in one statement
 
@@ -55,25 +57,40 @@ class Ledger:
         with self._open() as file:
             file.executemany("INSERT OR IGNORE INTO said VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def summary(self) -> dict[str, dict[str, int]]:
-        """By judge: texts asked about, those without a score, how often one was asked about again, requests resent."""
+    def count(self, judge: str, faults: Mapping[str, int]) -> None:
+        """Add up the replies of a judge's server that were not taken, by rule."""
+        with self._open() as file:
+            file.executemany(
+                "INSERT INTO faults VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
+                [(judge, rule, count) for rule, count in faults.items()],
+            )
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """By judge: texts asked about, those without a score, how often one was asked about again, requests resent;
+        `faults`, where there were any: replies of its server that were not taken, by rule."""
         with self._open() as file:
             rows = file.execute(
                 "SELECT judge, COUNT(*), SUM(decided IS NULL), SUM(MAX(attempts - 1, 0)), SUM(resent) FROM said "
                 "GROUP BY judge ORDER BY judge"
             ).fetchall()
+            faults = file.execute("SELECT judge, rule, count FROM faults ORDER BY judge, rule").fetchall()
         names = ("texts", "no_score", "asked_again", "resent")
-        return {judge.rpartition(" ")[0]: dict(zip(names, counts, strict=True)) for judge, *counts in rows}
+        found: dict[str, dict[str, Any]] = {
+            judge.rpartition(" ")[0]: dict(zip(names, counts, strict=True)) for judge, *counts in rows
+        }
+        for judge, rule, count in faults:
+            found.setdefault(judge.rpartition(" ")[0], {}).setdefault("faults", {})[rule] = count
+        return found
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(self.path, timeout=60)) as file, file:
-            file.execute(_SCHEMA)
+            file.executescript(_SCHEMA)
             yield file
 
 
-def told(folder: Path) -> dict[str, dict[str, dict[str, int]]]:
+def told(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """For a stage's metrics: `judges`, as `Ledger.summary` has it; nothing where none was asked."""
     path = folder / LEDGER
     return {"judges": Ledger(path).summary()} if path.exists() else {}

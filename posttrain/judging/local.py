@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ class Local:
         from posttrain import models
 
         self.model = model
+        self.faults: Counter[str] = Counter()  # of a server; here is none
         self._engine, self._tokenizer, self._context = _loaded(
             models.resolve(Model(path=str(model.path), revision=model.revision)).path
         )

@@ -26,6 +26,11 @@ from posttrain.errors import RewardError
 _HINT = "it begins with ---, then `lowest: 1` and `highest: 5` (or `tags: 5`), then ---, then the text"
 
 
+_LARGEST = 1_000_000  # bytes; every judged text is sent with the whole rubric
+_LONGEST_HEAD = 1000  # characters between the lines of dashes
+_HIGHEST = 999_999  # six digits: what `form` reads of an answer
+
+
 @dataclass(frozen=True)
 class Rubric:
     """`lowest` and `highest`: the scale; both 0 for tags. `tags`: how many at most; 0 where a number is asked for."""
@@ -49,20 +54,24 @@ class Rubric:
 def load(use: str) -> Rubric:
     """The rubric of a shipped name or a path. Raises RewardError with the place where it cannot be read."""
     path = content.locate("reward", use)
+    if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST):
+        raise RewardError(
+            f"no regular file of at most {_LARGEST:,} bytes", file=str(path), rule="judge-rubric-unreadable"
+        )
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError:
-        raise RewardError("not UTF-8 text", file=str(path)) from None
+        raise RewardError("not UTF-8 text", file=str(path), rule="judge-rubric-unreadable") from None
     except OSError as error:
-        raise RewardError(f"cannot be read: {error.strerror}", file=str(path)) from None
+        raise RewardError(f"cannot be read: {error.strerror}", file=str(path), rule="judge-rubric-unreadable") from None
     lines = text.splitlines()
     if path.suffix != ".md" or not lines or lines[0].strip() != "---" or "---" not in map(str.strip, lines[1:]):
-        raise RewardError("not a rubric", file=str(path), hint=_HINT)
+        raise RewardError("not a rubric", file=str(path), hint=_HINT, rule="judge-rubric-form")
     end = 1 + [line.strip() for line in lines[1:]].index("---")
     lowest, highest, tags = _scale("\n".join(lines[1:end]), path)
     body = "\n".join(lines[end + 1 :]).strip()
     if not body:
-        raise RewardError("the rubric has no text", file=str(path), line=end + 1, hint=_HINT)
+        raise RewardError("the rubric has no text", file=str(path), line=end + 1, hint=_HINT, rule="judge-rubric-form")
     return Rubric(str(path), body, lowest, highest, tags, hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -72,7 +81,12 @@ def load_for(what: str, use: str) -> Rubric:
         return load_scoring(use)
     rubric = load(use)
     if not rubric.tags:
-        raise RewardError("this rubric asks for a score, not for tags", file=rubric.file, hint="tags.md has `tags: 6`")
+        raise RewardError(
+            "this rubric asks for a score, not for tags",
+            file=rubric.file,
+            hint="tags.md has `tags: 6`",
+            rule="judge-rubric-kind",
+        )
     return rubric
 
 
@@ -80,19 +94,27 @@ def load_scoring(use: str) -> Rubric:
     """A rubric that asks for a number. Raises RewardError as `load` does, and where it asks for tags."""
     rubric = load(use)
     if rubric.tags:
-        raise RewardError("this rubric asks for tags, not for a score", file=rubric.file, hint=_HINT)
+        raise RewardError(
+            "this rubric asks for tags, not for a score", file=rubric.file, hint=_HINT, rule="judge-rubric-kind"
+        )
     return rubric
 
 
 def _scale(head: str, path: Path) -> tuple[int, int, int]:
     try:
-        given = YAML(typ="safe", pure=True).load(head)
-    except YAMLError as error:
-        raise RewardError(f"not valid YAML: {str(error).splitlines()[0]}", file=str(path), hint=_HINT) from None
+        given = YAML(typ="safe", pure=True).load(
+            head if len(head) <= _LONGEST_HEAD else ""
+        )  # a longer one says nothing that counts
+    except (YAMLError, ValueError, RecursionError) as error:  # the last two: numbers and nesting without end
+        said = (str(error).splitlines() or [""])[0]
+        raise RewardError(f"not valid YAML: {said}", file=str(path), hint=_HINT, rule="judge-rubric-form") from None
     given = given if isinstance(given, dict) else {}
     numbers = {name: value for name, value in given.items() if isinstance(value, int) and not isinstance(value, bool)}
-    if numbers == given and set(given) == {"tags"} and numbers["tags"] > 0:
+    if numbers == given and set(given) == {"tags"} and 0 < numbers["tags"] <= _HIGHEST:
         return 0, 0, numbers["tags"]
-    if numbers == given and set(given) == {"lowest", "highest"} and 0 <= numbers["lowest"] < numbers["highest"]:
-        return numbers["lowest"], numbers["highest"], 0
-    raise RewardError("which answers there are is not said", file=str(path), line=1, hint=_HINT)
+    lowest, highest = numbers.get("lowest", -1), numbers.get("highest", -1)
+    if numbers == given and set(given) == {"lowest", "highest"} and 0 <= lowest < highest <= _HIGHEST:
+        return lowest, highest, 0
+    raise RewardError(
+        "which answers there are is not said", file=str(path), line=1, hint=_HINT, rule="judge-rubric-form"
+    )

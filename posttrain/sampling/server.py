@@ -6,55 +6,57 @@ the same ids of that text, or the prompt is refused: text of a user never become
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import json
 import os
-import socket
-import subprocess
-import sys
-import threading
-import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
-
 from posttrain.errors import EngineError, ModelError
 from posttrain.records import Completion
-from posttrain.sampling import keeper
 from posttrain.sampling.answers import completions
-from posttrain.sampling.dialects import DIALECTS, Ends, ServerSettings, command, find_command, loopback
+from posttrain.sampling.dialects import DIALECTS, Ends, ServerSettings
 from posttrain.sampling.loading import check_lengths, end_tokens
+from posttrain.sampling.openai_client import BYTES_A_TOKEN, BYTES_BESIDE, Fault, OpenAIClient, Reply, Waiting
+from posttrain.sampling.own_server import OwnServer
 from posttrain.sampling.protocol import Request, SamplingParams
+from posttrain.sampling.replies import About, Choice, Completions, only, parsed
 
-_ANSWER_SECONDS = 600.0  # without a byte of an answer for so long, it is asked for again
-_START_SECONDS = 1800.0  # large weights are read for minutes
-_RESTARTS = 3  # of a server of ours, in one stage
+FAULTS = "server-faults.json"  # beside the server's log: replies that were not taken, by rule
+_ABOUT_SECONDS = 60.0  # for what a server says of itself
 _STOPS = {"stop", "eos_token", "stop_sequence"}
-_NAMES = ("root", "id", "model_path", "model_id")  # under which servers say what they serve
+_BYTES_AN_ID = 16  # of a prompt that is sent back
+_ABOVE_ZERO = 0.01  # what rounding may add to a log-prob
+# Tokens that a sampled one may become when its text is encoded again: half a character becomes U+FFFD, three bytes.
+_AGAIN = 3
 
 
 class ServerEngine:
     """Samples from the policy's folder through a server. Nothing is started or asked before the first `generate`.
 
     `patience`: how many seconds one completion is asked for again after connections that fail and answers of 429 or
-    5xx. A server of ours that died is started again meanwhile.
+    5xx; `answer_seconds`: how long one whole answer may take. A server of ours that died is started again meanwhile.
     """
 
     name = "server"
     fallback: str | None = None
 
-    def __init__(self, policy: str | Path, settings: ServerSettings, patience: float = 300.0) -> None:
-        self.policy, self.settings, self.patience = str(policy), settings, patience
+    def __init__(
+        self, policy: str | Path, settings: ServerSettings, patience: float = 300.0, answer_seconds: float = 600.0
+    ) -> None:
+        self.policy, self.settings = str(policy), settings
+        self.waiting = Waiting(reply=answer_seconds, connect=min(10.0, answer_seconds), patience=patience)
         self.dialect = DIALECTS[settings.kind]
         self.capabilities = self.dialect.capabilities
-        self.retried = 0  # requests that were sent again
         self._model = self.policy  # as the server calls it
         self._own: OwnServer | None = None
-        self._client: httpx.Client | None = None
-        self._lock = threading.Lock()
-        self._revived = 0.0  # when a server of ours was last started again
+        self._client: OpenAIClient | None = None
+        self._reviving = asyncio.Lock()
         self._read_policy()
 
     def _read_policy(self) -> None:
@@ -64,7 +66,9 @@ class ServerEngine:
             config: Any = AutoConfig.from_pretrained(self.policy)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(self.policy)
         except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot read the model folder {self.policy}: {error}", file=self.policy) from error
+            raise ModelError(
+                f"cannot read the model folder {self.policy}: {error}", file=self.policy, rule="server-policy"
+            ) from error
         try:
             generation = GenerationConfig.from_pretrained(self.policy)
         except OSError:
@@ -72,7 +76,9 @@ class ServerEngine:
         self.eos_ids = end_tokens(generation, self.tokenizer)
         pad = self.tokenizer.pad_token_id
         self._ends = Ends(tuple(sorted(self.eos_ids)), min(self.eos_ids) if pad is None else pad)
-        self.context: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        of_text = config.get_text_config()
+        self.context: int = getattr(of_text, "max_position_embeddings", None) or 1 << 30
+        self._vocabulary = max(len(self.tokenizer), getattr(of_text, "vocab_size", None) or 0)
         if not self.capabilities.token_ids:
             for an_id in self._ends.eos_ids:
                 if self.tokenizer.decode([an_id], skip_special_tokens=True):
@@ -80,29 +86,41 @@ class ServerEngine:
                         f"the end token {an_id} is ordinary text to the tokenizer: a server of kind "
                         f"{self.settings.kind} would leave it in every answer",
                         hint="make it a special token, or use another engine",
+                        rule="server-end-token",
                     )
+
+    @property
+    def retried(self) -> int:
+        """Requests that were sent again."""
+        return self._client.resent if self._client else 0
+
+    @property
+    def faults(self) -> Counter[str]:
+        """Replies that were not taken, by rule."""
+        return Counter(self._client.faults) if self._client else Counter()
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """See `Engine.generate`.
 
         Raises:
-            EngineError: the server cannot be had, serves other weights, refuses a request or stays away.
+            EngineError: the server cannot be had, serves other weights, refuses a request, stays away, or gives what
+                was not asked for.
         """
         check_lengths(self.context, requests, params)
         prompts = [self._prompt(request) for request in requests]
         if not prompts:
             return []
-        self._connect(prompts[0])
+        client = self._connect(prompts[0])
         drawn, greedy = (self._body(each) for each in (params, replace(params, temperature=0.0)))
         made: list[dict[int, Completion]] = [{} for _ in requests]
-        pool, over = ThreadPoolExecutor(self.dialect.at_once), threading.Event()
         waiting = {
-            pool.submit(
-                self._sample,
-                {**(greedy if seed is None else drawn), "prompt": prompts[number], "seed": seed or 0},
-                len(request.prompt_ids),
-                params,
-                over,
+            client.submit(
+                client.post(
+                    "/v1/completions",
+                    {**(greedy if seed is None else drawn), "prompt": prompts[number], "seed": seed or 0},
+                    _longest(len(request.prompt_ids), params),
+                    functools.partial(self._read, len(request.prompt_ids), params),
+                )
             ): (number, index)
             for number, request in enumerate(requests)
             for index, seed in enumerate(request.seeds)
@@ -110,21 +128,27 @@ class ServerEngine:
         try:
             for done in as_completed(waiting):
                 number, index = waiting[done]
-                made[number][index] = done.result()  # its one place, however often it was asked for
+                made[number][index], _ = done.result()  # its one place, however often it was asked for
         except BaseException:
-            over.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            for each in waiting:
+                each.cancel()
             raise
-        pool.shutdown()
         return [[answers[index] for index in range(len(answers))] for answers in made]
 
     def close(self) -> None:
         """Ends the server, where it is ours."""
         if self._client is not None:
+            self._write_faults()
             self._client.close()
         if self._own is not None:
             self._own.stop()
         self._client = self._own = None
+
+    def _write_faults(self) -> None:
+        if not self.faults or not self.settings.log:
+            return
+        file = Path(self.settings.log).with_name(FAULTS)
+        file.write_text(json.dumps(self.faults + Counter(faults_in(file.parent))), encoding="utf-8")
 
     def _body(self, params: SamplingParams) -> dict[str, Any]:
         return {**self.dialect.body(params, self._ends), "model": self._model, "max_tokens": params.max_new_tokens}
@@ -141,213 +165,189 @@ class ServerEngine:
         raise EngineError(
             f"a prompt cannot be put to a server of kind {self.settings.kind}, which takes text alone: it would read "
             f"{text[:80]!r} as other tokens than the chat template wrote. Use an engine that takes token ids: "
-            "shared-prefix, plain, or a server of kind vllm or sglang"
+            "shared-prefix, plain, or a server of kind vllm or sglang",
+            rule="server-prompt-as-text",
         )
 
     # The server
 
-    def _connect(self, prompt: list[int] | str) -> None:
+    def _connect(self, prompt: list[int] | str) -> OpenAIClient:
         if self._client is not None:
-            return
+            return self._client
         if self.settings.start is not None:
             self._own = OwnServer(self.settings.start, self.policy, Path(self.settings.log))
         url = self._own.url if self._own else str(self.settings.url).rstrip("/").removesuffix("/v1")
-        self._client = httpx.Client(
-            base_url=url,
-            timeout=httpx.Timeout(_ANSWER_SECONDS, connect=10.0),
-            limits=httpx.Limits(max_connections=self.dialect.at_once, max_keepalive_connections=self.dialect.at_once),
+        self._client = OpenAIClient(
+            url,
+            self.waiting,
+            self.dialect.at_once,
+            called=f"the server at {url}",
+            kept="The same command goes on from there",
             trust_env=self._own is None,  # no proxy between us and our own machine
         )
+        self._client.on_failure = self._revive
         try:
-            self._check_health()
-            self._check_weights(prompt)
+            self._check_health(self._client)
+            self._check_weights(self._client, prompt)
         except BaseException:
             self.close()
             raise
+        return self._client
 
-    def _check_health(self) -> None:
-        assert self._client is not None
+    async def _revive(self) -> None:
+        async with self._reviving:
+            if self._own is not None and self._client is not None and await self._own.revive(self._client):
+                self._client.be_patient_from_now()
+
+    def _check_health(self, client: OpenAIClient) -> None:
         if self._own is not None:
-            self._own.wait_healthy(self._client)
+            client.run(self._own.wait_healthy(client))
             return
         try:
-            reply = self._client.get("/health")
-        except httpx.TransportError as error:
+            reply = client.run(client.send("GET", "/health", BYTES_BESIDE, min(_ABOUT_SECONDS, self.waiting.reply)))
+        except Fault as fault:
             raise EngineError(
-                f"no server answers at {self.settings.url} ({error or type(error).__name__}): start it with the "
-                f"weights in {self.policy}, or let the loop start it (`engine.server.start`)"
-            ) from error
-        if reply.status_code >= 400 and reply.status_code != 404:  # 404: it has no such page
-            raise EngineError(f"the server at {self.settings.url} is not well: {_said(reply)}")
+                f"no server answers at {self.settings.url} ({fault.problem}): start it with the weights in "
+                f"{self.policy}, or let the loop start it (`engine.server.start`)",
+                rule=fault.rule,
+            ) from fault
+        if reply.status >= 400 and reply.status != 404:  # 404: it has no such page
+            raise EngineError(f"the server at {self.settings.url} is not well: {reply.said}", rule="server-unhealthy")
 
-    def _check_weights(self, prompt: list[int] | str) -> None:
+    def _check_weights(self, client: OpenAIClient, prompt: list[int] | str) -> None:
         """Whether this policy's weights are served.
 
         Raises:
             EngineError: it serves others; the message names both.
         """
-        assert self._client is not None
         if self.dialect.served is None:
             if "@" in self.policy:
-                raise EngineError(f"transformers serve takes what follows @ for a revision: {self.policy}")
+                raise EngineError(
+                    f"transformers serve takes what follows @ for a revision: {self.policy}", rule="server-model-name"
+                )
             body = {"model": self.policy, "prompt": prompt, "max_tokens": 1}
-            reply = self._client.post("/v1/completions", json=body)
-            if reply.status_code >= 400:
-                raise self._others(_said(reply))
+            reply = self._ask_about(client, "/v1/completions", self.waiting.reply, body)
+            if reply.status >= 400:
+                raise self._others(reply.said)
             return
-        reply = self._client.get(self.dialect.served)
-        if reply.status_code >= 400:
-            raise EngineError(f"the server does not say what it serves, {self.dialect.served}: {_said(reply)}")
-        said = reply.json()
-        entries: list[dict[str, Any]] = said.get("data", [said])
+        reply = self._ask_about(client, self.dialect.served, min(_ABOUT_SECONDS, self.waiting.reply))
+        if reply.status >= 400:
+            raise EngineError(
+                f"the server at {client.url} does not say what it serves, {self.dialect.served}: {reply.said}",
+                rule="server-refuses",
+            )
+        try:
+            said = parsed(About, reply.body)
+        except Fault as fault:
+            raise _at_once(client, self.dialect.served, fault) from fault
+        entries = [said] if said.data is None else said.data
         for entry in entries:
-            if any(_same(str(entry[name]), self.policy) for name in _NAMES if entry.get(name)):
-                self._model = str(entry.get("id") or self.policy)
+            if any(_same(name, self.policy) for name in entry.names):
+                self._model = entry.id or self.policy
                 return
-        raise self._others(", ".join(str(entry[name]) for entry in entries for name in _NAMES if entry.get(name)))
+        raise self._others(", ".join(name for entry in entries for name in entry.names)[:300])
+
+    def _ask_about(
+        self, client: OpenAIClient, path: str, seconds: float, body: Mapping[str, Any] | None = None
+    ) -> Reply:
+        longest = _longest(len(body["prompt"]), SamplingParams(1.0, 1)) if body else 16 * BYTES_BESIDE
+        try:
+            return client.run(client.send("POST" if body else "GET", path, longest, seconds, body))
+        except Fault as fault:
+            raise _at_once(client, path, fault) from fault
 
     def _others(self, said: str) -> EngineError:
         return EngineError(
-            f"the server at {self._client.base_url if self._client else self.settings.url} does not serve "
+            f"the server at {self._client.url if self._client else self.settings.url} does not serve "
             f"{self.policy}, from which this stage samples, but: {said}. Serve that folder and give the same command "
-            "again, or let the loop start a server with each round's weights (`engine.server.start`)"
+            "again, or let the loop start a server with each round's weights (`engine.server.start`)",
+            rule="server-other-weights",
         )
 
     # One completion
 
-    def _sample(
-        self, body: Mapping[str, Any], prompt_tokens: int, params: SamplingParams, over: threading.Event
-    ) -> Completion:
-        reply = self._post(body, over)
-        choices = reply.get("choices") or []
-        if len(choices) != 1:
-            raise EngineError(f"the server gave {len(choices)} answers where one was asked for")
-        read = (reply.get("usage") or {}).get("prompt_tokens", prompt_tokens)
-        if read != prompt_tokens:
-            raise EngineError(f"the server read {read} tokens where the prompt has {prompt_tokens}")
-        choice: dict[str, Any] = choices[0]
-        reason = choice.get("finish_reason")
-        if reason != "length" and reason not in _STOPS:
-            raise EngineError(f"the server ended an answer for a reason that is not known here: {reason!r}")
-        if not self.capabilities.token_ids:
-            return self._from_text(choice.get("text") or "", reason == "length", params)
-        tokens: list[int] | None = choice.get("token_ids")
+    def _read(self, prompt_tokens: int, params: SamplingParams, body: bytes) -> Completion:
+        """Raises Fault where the reply is anything but one answer as it was asked for."""
+        reply = parsed(Completions, body)
+        choice, usage = only(reply.choices), reply.usage
+        if usage is not None and usage.prompt_tokens not in (None, prompt_tokens):
+            raise Fault(
+                f"the server read {_count(usage.prompt_tokens)} tokens where the prompt has {prompt_tokens}",
+                rule="server-other-prompt",
+            )
+        if usage is not None and (usage.completion_tokens or 0) > params.max_new_tokens:
+            raise _too_many(usage.completion_tokens, params)
+        if choice.finish_reason != "length" and choice.finish_reason not in _STOPS:
+            said = repr(choice.finish_reason)[:60]
+            raise Fault(
+                f"the server ended an answer for a reason that is not known here: {said}", rule="server-finish-reason"
+            )
+        return self._from_ids(choice, params) if self.capabilities.token_ids else self._from_text(choice, params)
+
+    def _from_ids(self, choice: Choice, params: SamplingParams) -> Completion:
+        tokens = choice.token_ids
         if tokens is None:
-            raise EngineError(f"the server gives no token ids: it is older than what {self.settings.kind} means here")
+            raise Fault(
+                f"the server gives no token ids: it is older than what {self.settings.kind} means here",
+                rule="server-no-token-ids",
+            )
+        if len(tokens) > params.max_new_tokens:
+            raise _too_many(len(tokens), params)
+        for at, an_id in enumerate(tokens):
+            if not 0 <= an_id < self._vocabulary:
+                raise Fault(
+                    f"token {at} of an answer is none of the {self._vocabulary} of the model", rule="server-token-ids"
+                )
+        logprobs: list[float] = []
+        if self.capabilities.logprobs:
+            logprobs = (choice.logprobs.token_logprobs if choice.logprobs else None) or []
+            if len(logprobs) != len(tokens) or any(each > _ABOVE_ZERO for each in logprobs):
+                raise Fault(
+                    f"the server gave {len(logprobs)} log-probs for {len(tokens)} tokens, or some above 0",
+                    rule="server-logprobs",
+                )
         ended = bool(tokens) and tokens[-1] in self.eos_ids
-        logprobs: list[float] = (choice.get("logprobs") or {}).get("token_logprobs") or []
         kept = tokens[:-1] if ended else tokens
         (made,) = completions(self.tokenizer, [kept], [logprobs[: len(kept)]], [ended], params.stop)
-        finish = "stop" if reason in _STOPS else made.finish
+        finish = "stop" if choice.finish_reason in _STOPS else made.finish
         return replace(made, finish=finish, logprobs=made.logprobs if self.capabilities.logprobs else None)
 
-    def _from_text(self, text: str, cut_off: bool, params: SamplingParams) -> Completion:
+    def _from_text(self, choice: Choice, params: SamplingParams) -> Completion:
         """`tokens` are the text's, which need not be those that were sampled."""
+        text = choice.text or ""
         cut = min((at for at in (text.find(part) for part in params.stop) if at >= 0), default=-1)
         text = text if cut < 0 else text[:cut]
         tokens = tuple(self.tokenizer.encode(text, add_special_tokens=False))
-        return Completion(text, tokens, "length" if cut_off and cut < 0 else "stop")
-
-    def _post(self, body: Mapping[str, Any], over: threading.Event) -> dict[str, Any]:
-        """The server's answer, asked for again while it is away. A first answer that was lost is never seen, so
-        nothing is counted twice."""
-        wait, since = 0.25, time.monotonic()
-        while True:
-            client, own = self._client, self._own
-            if client is None or over.is_set():
-                raise EngineError("sampling was stopped")
-            try:
-                reply = client.post("/v1/completions", json=body)
-                if reply.status_code < 400:
-                    return reply.json()
-                problem = _said(reply)
-                if reply.status_code < 500 and reply.status_code != 429:
-                    raise EngineError(f"the server refuses a request: {problem}")
-            except (httpx.TransportError, ValueError) as error:  # ValueError: half an answer
-                problem = str(error) or type(error).__name__
-            with self._lock:
-                self.retried += 1
-                if own is not None and own.revive(client):
-                    self._revived = time.monotonic()
-            if time.monotonic() - max(since, self._revived) > self.patience:
-                raise EngineError(
-                    f"the server at {client.base_url} gave no answer for {self.patience:.0f} s: {problem}. The same "
-                    "command goes on from there"
-                )
-            over.wait(wait)
-            wait = min(2 * wait, 10.0)
+        if len(tokens) > _AGAIN * params.max_new_tokens:
+            raise _too_many(len(tokens), params)
+        return Completion(text, tokens, "length" if choice.finish_reason == "length" and cut < 0 else "stop")
 
 
-class OwnServer:
-    """A server on a free port of this machine, started here. It ends with `stop`, and with this process however that
-    ends.
+def faults_in(folder: Path) -> dict[str, int]:
+    """The replies of a stage's server that were not taken, by rule; `folder`: of its log."""
+    file = folder / FAULTS
+    return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
-    Raises:
-        EngineError: its program is not there.
-    """
 
-    def __init__(self, start: Sequence[str], model: str, log: Path) -> None:
-        program = find_command(start[0])
-        if program is None:
-            raise EngineError(f"the server's program {start[0]!r} is not installed (`engine.server.start`)")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        self.url, self.log, self.restarts = f"http://127.0.0.1:{port}", log, 0
-        self._words = [program, *command([*start[1:], *loopback(start)], model, port)]
-        self._start()
+def _longest(prompt_tokens: int, params: SamplingParams) -> int:
+    """Bytes of a reply with one answer."""
+    return BYTES_BESIDE + BYTES_A_TOKEN * params.max_new_tokens + _BYTES_AN_ID * prompt_tokens
 
-    def _start(self) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", keeper.__file__, *self._words],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
 
-    def wait_healthy(self, client: httpx.Client) -> None:
-        """Raises EngineError where it ends before it is ready, or is not in half an hour."""
-        end = time.monotonic() + _START_SECONDS
-        while time.monotonic() < end:
-            code = self._process.poll()
-            if code is not None:
-                raise EngineError(f"the server ended with code {code} before it was ready: {self._last_lines()}")
-            try:
-                if client.get("/health", timeout=5.0).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-        raise EngineError(f"the server was not ready after {_START_SECONDS:.0f} s: {self._last_lines()}")
+def _at_once(client: OpenAIClient, path: str, fault: Fault) -> EngineError:
+    return EngineError(f"the server at {client.url} does not say what it serves, {path}: {fault}", rule=fault.rule)
 
-    def revive(self, client: httpx.Client) -> bool:
-        """Start it again where it died; whether that was needed."""
-        if self._process.poll() is None:
-            return False
-        if self.restarts == _RESTARTS:
-            raise EngineError(f"the server died {_RESTARTS + 1} times: {self._last_lines()}")
-        self.restarts += 1
-        self._start()
-        self.wait_healthy(client)
-        return True
 
-    def stop(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+def _too_many(tokens: int | None, params: SamplingParams) -> Fault:
+    return Fault(
+        f"the server gave an answer of {_count(tokens)} tokens where {params.max_new_tokens} were allowed",
+        rule="server-too-many-tokens",
+    )
 
-    def _last_lines(self) -> str:
-        with self.log.open("rb") as log:
-            log.seek(max(0, self.log.stat().st_size - 2000))
-            lines = log.read().decode(errors="replace").splitlines()
-        return "\n  ".join([f"log: {self.log}", *lines[-8:]])
+
+def _count(number: int | None) -> str:
+    return str(number) if number is not None and abs(number) < 1e15 else "absurdly many"
 
 
 def _same(name: str, policy: str) -> bool:
-    return name == policy or os.path.realpath(name) == os.path.realpath(policy)
-
-
-def _said(reply: httpx.Response) -> str:
-    return f"{reply.status_code} {reply.text[:300]}"
+    return name == policy or ("\0" not in name and os.path.realpath(name) == os.path.realpath(policy))

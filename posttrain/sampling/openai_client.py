@@ -1,0 +1,261 @@
+"""An OpenAI-compatible server as engines and judges ask it: one place that sends, waits, and refuses a reply.
+
+A reply is read up to a size and within a time, whatever comes, and no redirect is followed. What may pass (a cut line,
+an overload) is asked for again while patience lasts, a reply that is wrong in itself a few times, a refusal never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from posttrain.errors import EngineError, InputError
+
+BYTES_A_TOKEN = 512  # of an answer in JSON, its log-probs with it: on average, and more than any tokenizer comes to
+BYTES_BESIDE = 64 << 10  # usage, ids, settings that are sent back
+WRONG_REPLIES = 3  # of one request, then it is given up
+_LATER = {408, 409, 425, 429}
+_LONGEST_PAUSE = 60.0  # seconds, however much longer a server asks for
+_ERROR_BYTES = 4096  # of what a server says of an error
+
+T = TypeVar("T")
+
+
+class Fault(Exception):
+    """A reply that is not taken, and the rule by which. `tries`: how often such a one is asked for in all; None: as
+    long as patience lasts. `pause`: seconds that the server asks to be left alone."""
+
+    def __init__(self, problem: str, *, rule: str, tries: int | None = WRONG_REPLIES, pause: float = 0.0) -> None:
+        super().__init__(problem)
+        self.problem, self.rule, self.tries, self.pause = problem, rule, tries, pause
+
+
+class Refused(EngineError):
+    """A request that the server refuses as such. `status`: of HTTP; `resent`: so often it was sent again before."""
+
+    def __init__(self, message: str, status: int, problem: str, resent: int) -> None:
+        super().__init__(message, rule="server-refuses")
+        self.status, self.problem, self.resent = status, problem, resent
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    body: bytes
+
+    @property
+    def said(self) -> str:
+        """For messages. What it holds is not ours: whoever prints it escapes it."""
+        return f"{self.status} {self.body[:300].decode(errors='replace')}"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """`reply`: seconds for a whole reply; `connect`: for a connection; `patience`: for one request while the server
+    fails."""
+
+    reply: float
+    connect: float
+    patience: float
+
+
+class OpenAIClient:
+    """Asks one server, `at_once` requests at a time, from a thread of its own.
+
+    `called`: the server in messages; `kept`: what they say of the work that is done. `faults`: replies that were not
+    taken, by rule; `resent`: requests that were sent again.
+
+    Raises:
+        InputError: the address is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        waiting: Waiting,
+        at_once: int,
+        *,
+        called: str,
+        kept: str,
+        headers: Mapping[str, str] | None = None,
+        trust_env: bool = True,
+    ) -> None:
+        import httpx2 as httpx
+
+        self.url, self.called, self.kept, self.waiting = url, called, kept, waiting
+        self.faults: Counter[str] = Counter()
+        self.resent = 0
+        self.on_failure: Callable[[], Awaitable[None]] | None = None  # before a request is sent again
+        self._patient_from = 0.0
+        self._transport_error = httpx.TransportError
+        try:
+            if not urlsplit(url).hostname or urlsplit(url).port == 0:  # where the port is none, asking for it raises
+                raise ValueError("it names no host or port")
+            self._client = httpx.AsyncClient(
+                base_url=url,
+                headers={**(headers or {}), "Accept-Encoding": "identity"},
+                timeout=httpx.Timeout(None, connect=waiting.connect),  # of a whole reply: see `send`
+                limits=httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once),
+                verify=url.startswith("https:"),  # reading the certificates takes longer than to ask
+                trust_env=trust_env,
+                follow_redirects=False,
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise InputError(
+                f"{called} has no address that can be asked: {error}",
+                hint="`url` is http:// or https://, then the host's name and, after a colon, its port",
+                rule="server-address",
+            ) from error
+        self._room = asyncio.Semaphore(at_once)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="openai-client", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin `work`; its future can be waited for, and cancelled, by any thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.submit(work).result()
+
+    def close(self) -> None:
+        """End what is under way, and the connections."""
+        if self._loop.is_closed():
+            return
+        self.run(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.aclose()
+
+    async def post(self, path: str, body: Mapping[str, Any], longest: int, read: Callable[[bytes], T]) -> tuple[T, int]:
+        """What `read` makes of the reply, and how often the request was sent again. `longest`: bytes of the reply.
+
+        Raises:
+            Refused: the server refuses this request.
+            EngineError: it redirects, stays away for longer than patience, or gives replies that cannot be taken.
+        """
+        async with self._room:
+            wait, since, wrong, resent = 0.25, time.monotonic(), 0, 0
+            while True:
+                try:
+                    reply = await self.send("POST", path, longest, self.waiting.reply, body)
+                    if reply.status < 400:
+                        return read(reply.body), resent
+                    self.faults["server-refuses"] += 1
+                    raise Refused(f"{self.called} refuses a request: {reply.said}", reply.status, reply.said, resent)
+                except Fault as fault:
+                    self.faults[fault.rule] += 1
+                    wrong += fault.tries is not None
+                    if self.on_failure is not None:
+                        await self.on_failure()
+                    waited = time.monotonic() - max(since, self._patient_from)
+                    if (fault.tries is not None and wrong >= fault.tries) or waited + wait > self.waiting.patience:
+                        raise self._given_up(fault, time.monotonic() - since, resent + 1) from None
+                    pause = min(max(wait, fault.pause), _LONGEST_PAUSE, self.waiting.patience - waited)
+                resent += 1
+                self.resent += 1
+                await asyncio.sleep(pause)
+                wait = min(2 * wait, 10.0)
+
+    def _given_up(self, fault: Fault, seconds: float, times: int) -> EngineError:
+        how = "gave no answer" if fault.tries is None else "gave nothing that can be taken"
+        asked = f" in {seconds:.0f} s, asked {times} times" if times > 1 or fault.tries is None else ""
+        return EngineError(f"{self.called} {how}{asked}: {fault.problem}. {self.kept}", rule=fault.rule)
+
+    def be_patient_from_now(self) -> None:
+        """Count the patience of all requests from here: the server was started again."""
+        self._patient_from = time.monotonic()
+
+    async def send(
+        self, method: str, path: str, longest: int, seconds: float, body: Mapping[str, Any] | None = None
+    ) -> Reply:
+        """One reply, read whole within `seconds`; of one that says an error, the beginning.
+
+        Raises:
+            Fault: the connection fails, the server is overloaded or fails, or the reply is none that may be read.
+        """
+        try:
+            async with asyncio.timeout(seconds), self._client.stream(method, path, json=body) as reply:
+                if 300 <= reply.status_code < 400:
+                    to = reply.headers.get("location", "nowhere")[:300]
+                    raise Fault(f"it sends us on to {to}: redirects are not followed", rule="server-redirect", tries=1)
+                if reply.status_code >= 400:
+                    said = Reply(reply.status_code, await _beginning(reply))
+                    if reply.status_code >= 500 or reply.status_code in _LATER:
+                        pause = _seconds(reply.headers.get("retry-after"))
+                        raise Fault(said.said, rule="server-overloaded", tries=None, pause=pause)
+                    return said
+                raw = await _whole(reply, longest)
+                return Reply(reply.status_code, _decoded(raw, reply.headers.get("content-encoding", ""), longest))
+        except TimeoutError:
+            problem = f"the request timed out: no whole reply in {seconds:g} s"
+            raise Fault(problem, rule="server-slow", tries=None) from None
+        except self._transport_error as error:
+            raise Fault(str(error) or type(error).__name__, rule="server-away", tries=None) from error
+
+
+async def _beginning(reply: Any) -> bytes:
+    """Of what is said of an error; the rest is not waited for. Compressed, it stays so: it is only shown."""
+    said = b""
+    async for part in reply.aiter_raw():
+        said += part
+        if len(said) >= _ERROR_BYTES:
+            break
+    return said[:_ERROR_BYTES]
+
+
+async def _whole(reply: Any, longest: int) -> bytes:
+    parts, size = [], 0
+    async for part in reply.aiter_raw():
+        parts.append(part)
+        size += len(part)
+        if size > longest:
+            raise _too_large(longest)
+    return b"".join(parts)
+
+
+def _decoded(raw: bytes, encoding: str, longest: int) -> bytes:
+    """The body as it was before it was compressed: gzip and zlib, though no encoding was asked for; no other."""
+    encoding = encoding.strip().lower()
+    if encoding in ("", "identity"):
+        return raw
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise Fault(f"it is encoded as {encoding[:60]!r}, which was not asked for", rule="server-encoding")
+    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header
+    try:
+        body = unpacking.decompress(raw, longest + 1)
+    except zlib.error as error:
+        raise Fault(f"it is said to be {encoding}, and is not: {error}", rule="server-encoding") from error
+    if len(body) > longest:
+        raise _too_large(longest)
+    if not unpacking.eof or unpacking.unused_data:
+        raise Fault(f"it is no whole {encoding}", rule="server-encoding")
+    return body
+
+
+def _too_large(longest: int) -> Fault:
+    return Fault(f"the reply is longer than {longest:,} bytes, more than was asked for", rule="server-too-large")
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Of a date, nothing is known: clocks differ. What is no number, or below 0, is no wish."""
+    try:
+        wish = float(retry_after or 0)
+    except ValueError:
+        return 0.0
+    return wish if wish > 0 else 0.0  # not so for nan
