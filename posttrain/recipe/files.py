@@ -9,7 +9,7 @@ from pathlib import Path
 
 from posttrain import content
 from posttrain.errors import InputError, RecipeError
-from posttrain.recipe.reader import Node, Path_, Place, check, matches, merge, override, read
+from posttrain.recipe.reader import Node, Path_, Place, check, matches, merge, override, places, read
 from posttrain.recipe.watch import SECOND
 from posttrain.recipe.whole import Recipe
 from posttrain.sampling.dialects import find_command
@@ -64,7 +64,7 @@ def load(name_or_path: str, overrides: Sequence[str] = (), *, files: bool = True
     tree.value.setdefault("name", Node(path.stem, tree.place))
     check(Recipe, tree)
     _resolve(tree, (), files)
-    return check(Recipe, tree)
+    return check(Recipe, tree).placed(places(tree))
 
 
 def _with_parents(path: Path, shown_as: str, children: list[Path]) -> Node:

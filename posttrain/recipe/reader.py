@@ -259,6 +259,17 @@ def _take_away(tree: Node, loc: Path_) -> bool:
     return True
 
 
+def places(node: Node, path: Path_ = ()) -> dict[str, tuple[str, int | None, int | None]]:
+    """File, line and column of every key of the tree, by its name: `dpo.variants.0.optim`."""
+    place = node.key_place or node.place
+    found = {".".join(map(str, path)): (place.file, place.line, place.column)} if path else {}
+    if isinstance(node.value, (dict, list)):
+        below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+        for key, child in below:
+            found |= places(child, (*path, key))
+    return found
+
+
 def _follow(tree: Node, loc: Path_) -> Node | None:
     node: Node | None = tree
     for key in loc:

@@ -16,6 +16,7 @@ from posttrain.errors import ModelError, RewardError, StageError
 STAGES = {
     # name: version, raised when the same inputs would give another result
     "prompts": 2,
+    "trial": 1,
     "preferences": 5,
     "reward_model": 3,
     "difficulty": 3,

@@ -47,6 +47,7 @@ import posttrain.stages.reward_model
 import posttrain.stages.samples
 import posttrain.stages.scores
 import posttrain.stages.sft
+import posttrain.stages.trial
 import posttrain.stages.watch
 
 # What is imported stays: a collection in a child need not walk it (0.3 s each), nor copy its pages by doing so.
