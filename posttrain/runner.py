@@ -17,6 +17,8 @@ from posttrain.recipe import Recipe
 from posttrain.stage_queue import Planned, StageQueue, Watcher
 from posttrain.stages import STAGES
 
+APART = {"trial"}  # stages that look and decide nothing: what another made of one means for no other stage
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -99,7 +101,7 @@ class Runner:
             self._found(key)
         elif key not in self.queue:
             old = self._old_key(number, role)
-            if old is not None and old != key:
+            if old is not None and old != key and name not in APART:
                 self._say_why(number, role, old, decides, input_keys, outside)
             self._ran.add(number)
             stage = {
@@ -281,7 +283,7 @@ class Runner:
 
 def _agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether a round of run.json is the planned one, as far as both go."""
-    shared = old["stages"].keys() & new["stages"].keys()
+    shared = (old["stages"].keys() & new["stages"].keys()) - APART
     return all(old["stages"][name] == new["stages"][name] for name in shared) and (
         "policy" not in old or "policy" not in new or old["policy"] == new["policy"]
     )

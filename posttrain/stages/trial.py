@@ -38,7 +38,7 @@ def run(job: Job) -> dict[str, Any]:
             if failure is None:
                 tried[training["key"]] = name
                 break
-            found = to_blame(trial, model, failure)
+            found = to_blame(trial, model, failure, model == models[0][1] and len(models) > 1)
             if found:
                 raise _placed(told(training["key"], trial, *found), job, training)
         job.progress(number + 1, len(job.config["trainings"]), "trainings")

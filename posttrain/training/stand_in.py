@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +34,16 @@ SMALL = {
 }
 
 
-def stand_ins(model: Path, vocabulary: int, folder: Path) -> Iterator[tuple[str, Path]]:
+def stand_ins(model: Path, vocabulary: int, folder: Path) -> list[tuple[str, Path]]:
     """Name and folder of the model's own type in small, then of a small Llama. Weights are random, of this process.
 
     A type that transformers cannot make at this size is left out.
     """
-    return iter(_made(model, vocabulary, folder))
-
-
-def _made(model: Path, vocabulary: int, folder: Path) -> list[tuple[str, Path]]:
     config = AutoConfig.from_pretrained(model)
     vocabulary = max(vocabulary, getattr(config, "vocab_size", None) or 0)
     ids = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    llama = LlamaConfig(vocab_size=vocabulary, **{**ids, **{n: v for n, v in SMALL.items() if hasattr(LlamaConfig(), n)}})
+    sizes = {name: size for name, size in SMALL.items() if hasattr(LlamaConfig(), name)}
+    llama = LlamaConfig(vocab_size=vocabulary, **ids, **sizes)
     found = []
     for name, small in ((config.model_type, lambda: _small(config)), ("a small Llama", lambda: llama)):
         try:
