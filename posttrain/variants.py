@@ -14,7 +14,6 @@ from posttrain.runner import Artifact, Stages
 from posttrain.schedule import derive_seed
 from posttrain.store import link_name
 
-
 # Beside TRL's fields, what of a section a trainer is made with.
 TRIED = ("packed", "mask_format", "nll_weight")
 

@@ -11,6 +11,7 @@ from posttrain.recipe.reader import said
 from posttrain.training.trying import Trial, one_step
 
 ADAPTERS = "model.lora"
+_ABSENT = ("not installed", "pip install", "Please install", "failed to import")  # where it is no ImportError
 
 
 def to_blame(trial: Trial, model: Path, failure: Exception, own_type: bool) -> tuple[str, Exception] | None:
@@ -53,7 +54,7 @@ def told(where: str, trial: Trial, name: str, raised: Exception) -> RecipeError:
     key, value = f"{where}.{name}", said(trial.changed[name])
     why = " ".join(str(raised).split())
     quoted = f"({type(raised).__name__}: {why[:300]})"
-    if isinstance(raised, ImportError) or "not installed" in why or "pip install" in why:
+    if isinstance(raised, ImportError) or any(said_so in why for said_so in _ABSENT):
         return RecipeError(
             f"{key}: {value} needs a package that is not installed here {quoted}",
             hint=f"install the package that it names, or leave {key} out",

@@ -200,8 +200,8 @@ def _check_rows(stage: str, trainer: Trainer) -> None:
     if args.dataloader_drop_last and isinstance(rows, Sized) and len(rows) < args.per_device_train_batch_size:
         raise StageError(
             f"{stage}: with {stage}.dataloader_drop_last the {len(rows)} rows, fewer than a batch of "
-            f"{args.per_device_train_batch_size}, are all left out; set {stage}.dataloader_drop_last: false, or a smaller "
-            f"{stage}.per_device_train_batch_size",
+            f"{args.per_device_train_batch_size}, are all left out; set {stage}.dataloader_drop_last: false, or "
+            f"a smaller {stage}.per_device_train_batch_size",
             rule="training-too-few-rows",
         )
 
