@@ -42,6 +42,7 @@ def play(recipe: Recipe, runner: Stages, n: int) -> Artifact:
     try:
         runner.begin_round(0)
         prompts = steps.prompts()
+        steps.trial()
         evaluation = steps.evaluate_base(prompts)
         runner.end_round(promoted=True, policy=steps.base)
         state = State(steps.base, steps.base, evaluation, evaluation)

@@ -92,7 +92,7 @@ class Runner:
             self._found(key)
         elif key not in self.queue:
             old = self._old_key(number, call.name)
-            if old is not None and old != key:
+            if old is not None and old != key and not spec(call.stage, call.name).check_only:
                 self._say_why(number, call.name, old, config, input_keys, call.external_hashes)
             self._ran.add(number)
             stage = {
@@ -274,7 +274,8 @@ class Runner:
 
 def _agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether a round of run.json is the planned one, as far as both go."""
-    shared = old["stages"].keys() & new["stages"].keys()
+    checks = {name for name, one in STAGES.items() if one.check_only}
+    shared = (old["stages"].keys() & new["stages"].keys()) - checks
     return all(old["stages"][name] == new["stages"][name] for name in shared) and (
         "policy" not in old or "policy" not in new or old["policy"] == new["policy"]
     )

@@ -78,6 +78,12 @@ class Steps:
             self._prompts = made
         return made
 
+    def trial(self) -> None:
+        """Each training for one step, in small; waits for it, since nothing is sampled before."""
+        made = self.training.trial(self.base)
+        if made:
+            self.runner.metrics(made)
+
     def prompts_of_round(self) -> Artifact:
         """With the round's training set, where that is not the one of round 1."""
         same = of_round(self.external.train, self.number) == self.external.train[0]

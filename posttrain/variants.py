@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from posttrain.environment import gpu
 from posttrain.judged import Comparison, Inputs
+from posttrain.launch import versions
 from posttrain.outside import ExternalInputs
 from posttrain.recipe import Recipe, Sft, Trained
 from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.schedule import derive_seed
 from posttrain.store import link_name
+
+# Beside TRL's fields, what of a section a trainer is made with.
+TRIED = ("packed", "mask_format", "nll_weight")
 
 
 class Training:
@@ -38,6 +43,37 @@ class Training:
         ]
         self._last[name] = made[-1]
         return self.choose(name, made, len(made), *compared_on()) if section.variants else made[0]
+
+    def trial(self, base: Artifact) -> Artifact | None:
+        """One step of each training that the recipe has, in small. None where it has none.
+
+        It is made anew when an option, the model, the libraries or the machine's kind change; no other stage reads it.
+        """
+        sections = {name: getattr(self.recipe, name) for name in ("reward_model", "sft", "dpo")}
+        if self.recipe.watch:
+            sections["watch.reward_model"] = self.recipe.watch.reward_model
+        trainings = [
+            {
+                "key": f"{name}.variants.{number}" if section.variants else name,
+                "stage": section.trainer,
+                "section": one.model_dump(mode="json", include={*one.trl, *TRIED}),
+            }
+            for name, section in sections.items()
+            if section
+            for number, (one, _, _) in enumerate(variants(name, section, 0))
+        ]
+        if not trainings:
+            return None
+        model = self.recipe.model.in_key()
+        return self.runner.submit(
+            StageCall(
+                "trial",
+                config={"trainings": trainings, "model": model, "versions": versions(), "gpu": gpu()},
+                inputs={"model": base},
+                seed=0,
+                runtime={"places": self.recipe.places},
+            )
+        )
 
     def choose(
         self, role: str, models: Sequence[Artifact], alone: int, inputs: Inputs, given: Mapping[str, Any]

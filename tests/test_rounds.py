@@ -22,6 +22,7 @@ F = {"greedy": FIGURES, "pass@1": FIGURES, "pass@8": FIGURES, "reward": FIGURES,
 WATCHED = ("proxy_reward", "heldout_reward", "length", "accuracy")
 METRICS = {
     "prompts": {},
+    "trial": {"trainings": 3},
     "preferences": {"pairs": 5, "prompts": 10, "labels": {}},
     "reward_model": {"pairs": 5, "pair_accuracy": FIGURES},
     "difficulty": {"pool": 20, "taken": 10},
@@ -83,7 +84,8 @@ class FakeLauncher:
     def run(self, folder: Path) -> None:
         stage = store.read_json(folder / "stage.json")
         self.fails(stage["stage"])
-        self.ran.append(stage["stage"])
+        if stage["stage"] != "trial":  # test_trial.py looks at it
+            self.ran.append(stage["stage"])
         metrics = METRICS[stage["stage"]]
         if stage["stage"] == "promote":
             metrics = {"promoted": self.promoted, "ci95": [0.01, 0.03] if self.better else [-0.02, 0.01]}

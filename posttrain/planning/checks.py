@@ -94,6 +94,10 @@ def _check(
     if not prompts:
         return
     artifact, sets, seconds = prompts
+    if any((recipe.sft, recipe.dpo, recipe.reward_model)) and not checked.run(
+        "training", lambda: _training(recipe, look, launcher, run)
+    ):
+        return
     costs, shares, memory = dict[str, Cost](), Shares(), 0
     impossible = _no_probe(look) if with_probe else None
     if impossible:
@@ -190,6 +194,17 @@ def _prompts(recipe: Recipe, look: Look, launcher: Launcher, run: Store) -> tupl
     return f"{said} ({time.monotonic() - started:.1f} s)", (artifact, Sets(**counts, where=where), seconds)
 
 
+def _training(recipe: Recipe, look: Look, launcher: Launcher, run: Store) -> tuple[str, bool]:
+    """One step of each training in small, as the first round begins."""
+    runner = Runner(run, launcher, Silent(), 1, recipe)
+    runner.begin_round(0)
+    started = time.monotonic()
+    steps = Steps(recipe if look.here else _stood_in(recipe), runner)
+    steps.base = Artifact(steps.base.key, look.path)
+    steps.trial()
+    return f"one step of each in small ({time.monotonic() - started:.1f} s)", True
+
+
 def _dropped(counts: dict[str, int]) -> str:
     told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
     return f" ({told})" if told else ""
@@ -215,7 +230,7 @@ def _probe(
         checked.error = checked.error or error
         checked.found.append(("probe", False, str(error)))
     measured = probe.read_measured(run.root)
-    costs = {name: cost(found) for name, found in measured.items() if name not in ("prompts", "heldout")}
+    costs = {name: cost(found) for name, found in measured.items() if name not in ("prompts", "trial", "heldout")}
     return costs, probe.shares(measured, few), probe.resident(run.root)
 
 

@@ -11,7 +11,7 @@ from posttrain import content
 from posttrain.errors import InputError, RecipeError
 from posttrain.recipe.problems import check
 from posttrain.recipe.reader import override, read
-from posttrain.recipe.tree import Node, Path_, Place, matches, merge
+from posttrain.recipe.tree import Node, Path_, Place, matches, merge, places
 from posttrain.recipe.watch import SECOND
 from posttrain.recipe.whole import Recipe
 from posttrain.regular_files import MOST_TEXT, not_regular
@@ -69,7 +69,7 @@ def load(name_or_path: str, overrides: Sequence[str] = (), *, files: bool = True
     tree.value.setdefault("name", Node(path.stem, tree.place))
     check(Recipe, tree)
     _resolve(tree, (), files)
-    return check(Recipe, tree)
+    return check(Recipe, tree).placed(places(tree))
 
 
 def _with_parents(path: Path, shown_as: str, children: list[Path]) -> Node:

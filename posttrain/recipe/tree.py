@@ -84,3 +84,14 @@ def merge(base: Node, over: Node, exclusive: dict[Path_, tuple[set[str], set[str
 def matches(pattern: Path_, path: Path_) -> bool:
     """Whether a path has a pattern's form; `*` stands for any one key or index."""
     return len(pattern) == len(path) and all(p in ("*", q) for p, q in zip(pattern, path, strict=True))
+
+
+def places(node: Node, path: Path_ = ()) -> dict[str, tuple[str, int | None, int | None]]:
+    """File, line and column of every key of the tree, by its name: `dpo.variants.0.optim`."""
+    place = node.key_place or node.place
+    found = {".".join(map(str, path)): (place.file, place.line, place.column)} if path else {}
+    if isinstance(node.value, (dict, list)):
+        below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+        for key, child in below:
+            found |= places(child, (*path, key))
+    return found

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
@@ -34,7 +34,9 @@ _ADD_OR_TAKE = "name a reward file that is not `for: preferences`, or add `rewar
 
 
 class Recipe(Section):
-    """A whole recipe."""
+    """A whole recipe. `places`: file, line and column of each key, for errors that only show later."""
+
+    _places: dict[str, tuple[str, int | None, int | None]] = PrivateAttr(default={})
 
     name: str = Field(pattern=r"^[^/\\\s.][^/\\]*$", description="Default: the file's name. Runs go to runs/NAME.")
     model: Model = Field(description="The base model.")
@@ -272,6 +274,14 @@ class Recipe(Section):
                 )
             if judge.is_model and judge.function:
                 complain(loc, "a reward model has no `function`", rule="recipe-belongs")
+
+    @property
+    def places(self) -> dict[str, tuple[str, int | None, int | None]]:
+        return self._places
+
+    def placed(self, places: dict[str, tuple[str, int | None, int | None]]) -> Recipe:
+        self._places = places
+        return self
 
     def functions(self) -> list[RewardEntry]:
         """The reward functions that judge candidates."""

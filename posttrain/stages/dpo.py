@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from datasets import Dataset
 from peft import TaskType
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import DPOConfig
 
 from posttrain.errors import EmptyStageError
@@ -34,9 +35,6 @@ def run(job: Job) -> dict[str, Any]:
     if not len(rows):
         raise EmptyStageError(f"dpo: no pair is left ({len(pairs)} pairs, {too_long} longer than dpo.max_length)")
     args = arguments(DPOConfig, section, job)
-    options: Any = args.model_init_kwargs
-    eager = options["attn_implementation"] == "eager"
-    pad: Any = tokenizer.pad_token_id or 0
     reference = job.inputs.get("reference")
     if reference:
         check_same_tokens(job.inputs["model"], reference)
@@ -44,20 +42,31 @@ def run(job: Job) -> dict[str, Any]:
         "dpo",
         job,
         args,
-        lambda: Llama3DPOTrainer(
-            model=str(job.inputs["model"]),
-            ref_model=_load(reference, args) if reference else None,
-            args=args,
-            train_dataset=rows.sort("length"),  # the reference takes them in this order; training shuffles
-            processing_class=tokenizer,
-            peft_config=lora_config(job, TaskType.CAUSAL_LM),
-            data_collator=PairCollator(pad, section.packed, eager, section.mask_format),
-            nll_weight=section.nll_weight,
-            pieces=Pieces(job.scratch / "reference"),
-        ),
+        lambda: trainer(job, section, args, rows, tokenizer),
     )
     counts = {name: len(source) for name, source in sources.items()}
     return {**metrics, "pairs": len(rows), "too_long": too_long, "sources": counts}
+
+
+def trainer(
+    job: Job, section: Dpo, args: DPOConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> Llama3DPOTrainer:
+    """What trains on `rows` of `pair_rows`; the reference's log-probs are asked as it is made."""
+    options: Any = args.model_init_kwargs
+    eager = options["attn_implementation"] == "eager"
+    pad: Any = tokenizer.pad_token_id or 0
+    reference = job.inputs.get("reference")
+    return Llama3DPOTrainer(
+        model=str(job.inputs["model"]),
+        ref_model=_load(reference, args) if reference else None,
+        args=args,
+        train_dataset=rows.sort("length"),  # the reference takes them in this order; training shuffles
+        processing_class=tokenizer,
+        peft_config=lora_config(job, TaskType.CAUSAL_LM),
+        data_collator=PairCollator(pad, section.packed, eager, section.mask_format),
+        nll_weight=section.nll_weight,
+        pieces=Pieces(job.scratch / "reference"),
+    )
 
 
 def _load(reference: Path, args: DPOConfig) -> Any:

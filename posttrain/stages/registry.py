@@ -18,7 +18,8 @@ class StageSpec:
     `version` is raised when the same inputs would give another result. `group`: where the report counts its time.
     `unit`: what its work is counted in, completions that it samples, optimizer steps, or rows. `background`: no other
     stage waits for it soon. `makes_model`: its artifact is a model folder. `like`: the stage whose measured cost serves
-    where this one's was not measured. `runs`: of a role that has an entry of its own, the stage that it is.
+    where this one's was not measured. `check_only`: it raises what is wrong, and nothing is made from it. `runs`: of a
+    role that has an entry of its own, the stage that it is.
     """
 
     name: str
@@ -28,6 +29,7 @@ class StageSpec:
     background: bool = False
     makes_model: bool = False
     like: str = ""
+    check_only: bool = False
     runs: str = ""
 
     @property
@@ -43,6 +45,7 @@ class StageSpec:
 
 _ALL = (
     StageSpec("prompts", 2, "data"),
+    StageSpec("trial", 1, "training", check_only=True),
     StageSpec("preferences", 5, "sampling and scoring", "completions"),
     StageSpec("reward_model", 3, "training", "steps", makes_model=True),
     StageSpec("difficulty", 3, "sampling and scoring", "completions", like="samples"),

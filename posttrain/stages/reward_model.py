@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Dataset
 from peft import TaskType
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import RewardConfig
 
 from posttrain import statistics
@@ -46,24 +47,31 @@ def run(job: Job) -> dict[str, Any]:
     rows, dropped = ranked_rows(tokenizer, training, section.trl.get("max_length"), margins, section.max_similarity)
     if not len(rows):
         raise EmptyStageError(f"{name}: no pair is left of {len(training)}: {json.dumps(dropped)}")
-    options: Any = args.model_init_kwargs
-    eager = options["attn_implementation"] == "eager"
-    pad: Any = tokenizer.pad_token_id
     metrics = train(
         name,
         job,
         args,
-        lambda: RankingTrainer(
-            model=str(job.inputs["model"]),
-            args=args,
-            train_dataset=rows,
-            data_collator=RankingCollator(pad, packed=section.packed, additive=eager),
-            processing_class=tokenizer,
-            peft_config=lora_config(job, TaskType.SEQ_CLS),
-        ),
+        lambda: trainer(job, section, args, rows, tokenizer),
     )
     accuracy = statistics.proportion(pairs_right(heldout_pairs(job), str(job.out), Pieces(job.scratch / "heldout")))
     return {**metrics, "pairs": len(rows), "dropped": dropped, "pair_accuracy": accuracy}
+
+
+def trainer(
+    job: Job, section: RewardModel, args: RewardConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> RankingTrainer:
+    """What trains on `rows` of `ranked_rows`. The tokenizer has a padding token."""
+    options: Any = args.model_init_kwargs
+    eager = options["attn_implementation"] == "eager"
+    pad: Any = tokenizer.pad_token_id
+    return RankingTrainer(
+        model=str(job.inputs["model"]),
+        args=args,
+        train_dataset=rows,
+        data_collator=RankingCollator(pad, packed=section.packed, additive=eager),
+        processing_class=tokenizer,
+        peft_config=lora_config(job, TaskType.SEQ_CLS),
+    )
 
 
 def _preferences(job: Job) -> list[str]:

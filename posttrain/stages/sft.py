@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
+from datasets import Dataset
 from peft import TaskType
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from posttrain.errors import EmptyStageError
@@ -55,18 +56,23 @@ def run(job: Job) -> dict[str, Any]:
         "sft",
         job,
         args,
-        lambda: AnswerSFTTrainer(
-            model=str(job.inputs["model"]),
-            args=args,
-            train_dataset=rows,
-            processing_class=tokenizer,
-            peft_config=lora_config(job, TaskType.CAUSAL_LM),
-        ),
+        lambda: trainer(job, args, rows, tokenizer),
     )
     counts = {name: len(source) for name, source in sources.items()}
     if real:
         counts |= {"real": len(real), "real_in_mix": len(chosen) - others}
     return {**metrics, "rows": count, "too_long": too_long, "sources": counts, "mix": len(chosen), **told}
+
+
+def trainer(job: Job, args: SFTConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> AnswerSFTTrainer:
+    """What trains on `rows` of `sft_rows`."""
+    return AnswerSFTTrainer(
+        model=str(job.inputs["model"]),
+        args=args,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        peft_config=lora_config(job, TaskType.CAUSAL_LM),
+    )
 
 
 def _real(job: Job) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any, TypeVar
 
 import datasets
@@ -172,6 +172,7 @@ def shrink(args: TrainingArguments, micro_batch: int) -> None:
 
 def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     trainer = make()
+    _check_rows(stage, trainer)
     if trainer.model is not None and sum(p.numel() for p in trainer.model.parameters()) > SMALL:
         torch.set_num_threads(job.workers)
     trainer.add_callback(Watch(stage, job))
@@ -192,6 +193,17 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
         "last": {name: value for name, value in (history[-1] if history else {}).items() if name != "step"},
         "resumed_at": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
     }
+
+
+def _check_rows(stage: str, trainer: Trainer) -> None:
+    args, rows = trainer.args, trainer.train_dataset
+    if args.dataloader_drop_last and isinstance(rows, Sized) and len(rows) < args.per_device_train_batch_size:
+        raise StageError(
+            f"{stage}: with {stage}.dataloader_drop_last the {len(rows)} rows, fewer than a batch of "
+            f"{args.per_device_train_batch_size}, are all left out; set {stage}.dataloader_drop_last: false, or "
+            f"a smaller {stage}.per_device_train_batch_size",
+            rule="training-too-few-rows",
+        )
 
 
 def save(stage: str, trainer: Trainer, job: Job) -> None:

@@ -1,0 +1,57 @@
+"""Every training of the recipe in small, for one step, before anything is sampled: its options are told wrong now."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from posttrain.errors import RecipeError
+from posttrain.stages import Job
+from posttrain.training.blame import to_blame, told
+from posttrain.training.stand_in import stand_ins
+from posttrain.training.trying import Trial, one_step
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Inputs: model. Config: trainings (`stage`, `section` and `key`, where the recipe has it), model, and what of the
+    machine counts. Runtime: places: where keys stand in the recipe. Writes nothing.
+
+    Two rows, the model's type with small random weights: what a stage lacks in memory or what its data brings about is
+    not seen here, nor are the real weights. Where a model type cannot be made small, a small Llama takes its place.
+
+    Raises:
+        RecipeError: an option that this machine or library refuses, with its key and line.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    models = stand_ins(job.inputs["model"], len(tokenizer), job.scratch / "stand-ins")
+    tried: dict[str, str] = {}
+    for number, training in enumerate(job.config["trainings"]):
+        scratch = job.scratch / str(number)
+        own = dataclasses.replace(job, scratch=scratch, out=scratch / "out")
+        trial = Trial(own, training["stage"], training["section"], tokenizer)
+        for name, model in models:
+            failure = one_step(trial, model, trial.changed)
+            if failure is None:
+                tried[training["key"]] = name
+                break
+            found = to_blame(trial, model, failure, model == models[0][1] and len(models) > 1)
+            if found:
+                raise _placed(told(training["key"], trial, *found), job, training)
+        job.progress(number + 1, len(job.config["trainings"]), "trainings")
+    return {"trainings": len(job.config["trainings"]), "tried_as": tried}
+
+
+def _placed(error: RecipeError, job: Job, training: dict[str, Any]) -> RecipeError:
+    """The error at the line of the key that it is about, or of the nearest one above that the recipe has."""
+    keys, places = error.message.partition(":")[0].split("."), job.runtime.get("places", {})
+    inherited = [f"{name}.{keys[-1]}" for name in (training["stage"],)]  # of a variant, or of the watch's model
+    above = [".".join(keys[:count]) for count in range(len(keys), 0, -1)]
+    for name in [above[0], *inherited, *above[1:]]:
+        if name in places:
+            file, line, column = places[name]
+            return RecipeError(error.message, file=file, line=line, column=column, hint=error.hint, rule=error.rule)
+    return error

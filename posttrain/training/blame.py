@@ -1,0 +1,98 @@
+"""Which option of a training is to blame when one step of it fails, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import RecipeError
+from posttrain.recipe.reader import said
+from posttrain.training.trying import Trial, one_step
+
+ADAPTERS = "model.lora"
+_ABSENT = ("not installed", "pip install", "Please install", "failed to import")  # where it is no ImportError
+
+
+def to_blame(trial: Trial, model: Path, failure: Exception, own_type: bool) -> tuple[str, Exception] | None:
+    """The field without which the step succeeds, and what was raised with it. Where several are wrong: the first that
+    makes the step fail as they are added one by one. `model.lora`
+    where it fails with all of them at their defaults, and does not without adapters (`own_type`: of a model of the
+    recipe's type alone). None: no option is to blame.
+    """
+    raised = one_step(trial, model, {})
+    if raised is not None:
+        return (ADAPTERS, raised) if own_type and one_step(_whole(trial), model, {}) is None else None
+    options = trial.changed
+    for name in options:
+        if one_step(trial, model, {key: value for key, value in options.items() if key != name}) is None:
+            return name, failure
+    added: dict[str, Any] = {}
+    for name, value in options.items():
+        added[name] = value
+        raised = one_step(trial, model, added)
+        if raised is not None:
+            return name, raised
+    return None  # it failed once and not again
+
+
+def _whole(trial: Trial) -> Trial:
+    """The same without adapters."""
+    model = {**trial.job.config["model"], "lora": None}
+    return replace(trial, job=replace(trial.job, config={**trial.job.config, "model": model}))
+
+
+def told(where: str, trial: Trial, name: str, raised: Exception) -> RecipeError:
+    """What is wrong with the option `name` of the section `where`, by what kind of option it is."""
+    if name == ADAPTERS:
+        why = " ".join(str(raised).split())[:300]
+        return RecipeError(
+            f"{ADAPTERS}: adapters cannot be trained on this model ({type(raised).__name__}: {why})",
+            hint="see model.lora.target_modules: `all-linear` fits every model",
+            rule="training-adapters",
+        )
+    key, value = f"{where}.{name}", said(trial.changed[name])
+    why = " ".join(str(raised).split())
+    quoted = f"({type(raised).__name__}: {why[:300]})"
+    if isinstance(raised, ImportError) or any(said_so in why for said_so in _ABSENT):
+        return RecipeError(
+            f"{key}: {value} needs a package that is not installed here {quoted}",
+            hint=f"install the package that it names, or leave {key} out",
+            rule="training-package-absent",
+        )
+    if name.startswith("lr_scheduler"):
+        return RecipeError(
+            f"{key}: this scheduler cannot be made from {value} {quoted}",
+            hint=f"what a scheduler wants stands in {where}.lr_scheduler_kwargs; those that wait for an evaluation "
+            "cannot be had; `cosine`, `linear` and `constant_with_warmup` want nothing",
+            rule="training-scheduler",
+        )
+    if name.startswith(("optim", "adam_")):
+        return RecipeError(
+            f"{key}: no optimizer can be made from {value} {quoted}",
+            hint=f"see {where}.optim, optim_args and optim_target_modules; `adamw_torch` wants nothing",
+            rule="training-optimizer",
+        )
+    if name.startswith("dataloader_"):
+        return RecipeError(
+            f"{key}: the rows cannot be loaded with {value} {quoted}",
+            hint=f"what needs workers needs {where}.dataloader_num_workers of 1 or more; or leave {key} out",
+            rule="training-data-loader",
+        )
+    if name in ("tf32", "bf16", "torch_compile", "torch_compile_backend", "torch_compile_mode"):
+        return RecipeError(
+            f"{key}: this machine cannot do {value} {quoted}",
+            hint=f"leave {key} out, or run on a machine that can",
+            rule="training-machine",
+        )
+    if name.startswith(("fsdp", "ddp", "activation_", "gradient_checkpointing", "torch_empty_cache")):
+        return RecipeError(
+            f"{key}: memory cannot be spared by {value} here {quoted}",
+            hint=f"leave {key} out: a stage runs in one process; what is offloaded needs a GPU",
+            rule="training-memory-option",
+        )
+    return RecipeError(
+        f"{key}: a step of {trial.stage} fails with {value}, and does not without {quoted}",
+        hint=f"leave {key} out, or give it another value",
+        rule="training-step-fails",
+    )

@@ -1,0 +1,65 @@
+"""A model of the same type at a size that trains in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+
+# Each name that configs of transformers have for a size, and how large it is in small. What a type derives from these
+# (heads of a hidden size) stays whole: all are multiples of one another.
+SMALL = {
+    "num_hidden_layers": 2,
+    "n_layer": 2,
+    "num_layers": 2,
+    "hidden_size": 32,
+    "n_embd": 32,
+    "d_model": 32,
+    "word_embed_proj_dim": 32,
+    "intermediate_size": 64,
+    "ffn_dim": 64,
+    "n_inner": 64,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "num_attention_heads": 4,
+    "n_head": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "num_hidden_groups": 1,
+}
+
+
+def stand_ins(model: Path, vocabulary: int, folder: Path) -> list[tuple[str, Path]]:
+    """Name and folder of the model's own type in small, then of a small Llama. Weights are random, of this process.
+
+    A type that transformers cannot make at this size is left out.
+    """
+    config = AutoConfig.from_pretrained(model)
+    vocabulary = max(vocabulary, getattr(config, "vocab_size", None) or 0)
+    ids = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = {name: size for name, size in SMALL.items() if hasattr(LlamaConfig(), name)}
+    llama = LlamaConfig(vocab_size=vocabulary, **ids, **sizes)
+    found = []
+    for name, small in ((config.model_type, lambda: _small(config)), ("a small Llama", lambda: llama)):
+        try:
+            made: Any = AutoModelForCausalLM.from_config(small(), dtype=torch.float32)
+        except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, ImportError):
+            continue  # this type has sizes of its own
+        made.save_pretrained(folder / str(len(found)))
+        found.append((name, folder / str(len(found))))
+    return found
+
+
+def _small(config: PretrainedConfig) -> PretrainedConfig:
+    told = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
+    sizes = {name: min(size, told[name]) for name, size in SMALL.items() if isinstance(told.get(name), int)}
+    layers = next((sizes[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in sizes), None)
+    kinds = told.get("layer_types")
+    if layers and isinstance(kinds, list):  # one of each kind, first those that come first
+        sizes["layer_types"] = [*dict.fromkeys(kinds), *kinds][:layers]
+    return type(config).from_dict({**told, **sizes})

@@ -1,0 +1,96 @@
+"""Options of a training that this machine or the libraries refuse are told with key and line before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from posttrain import content
+from posttrain.cli import app
+from posttrain.errors import RecipeError, StageError
+from posttrain.recipe import load
+from posttrain.stages import Job, trial
+from posttrain.training.run import _check_rows
+from posttrain.variants import TRIED
+
+MODEL = content.locate("data", "tiny-base")
+
+
+def tried(folder: Path, *changes: str) -> dict[str, Any]:
+    """The trial of the quickstart's SFT with these changes."""
+    recipe = load("quickstart", changes)
+    assert recipe.sft
+    section = recipe.sft.model_dump(mode="json", include={*recipe.sft.trl, *TRIED})
+    config = {"trainings": [{"key": "sft", "stage": "sft", "section": section}], "model": recipe.model.training()}
+    job = Job(config, {"model": Path(MODEL)}, folder / "out", folder, 0, {"places": recipe.places})
+    return trial.run(job)
+
+
+@pytest.mark.parametrize(
+    ("rule", "key", "changes"),
+    [
+        ("training-package-absent", "sft.optim", ["sft.optim=lomo"]),
+        ("training-package-absent", "sft.use_liger_kernel", ["sft.use_liger_kernel=true"]),
+        ("training-scheduler", "sft.lr_scheduler_type", ["sft.lr_scheduler_type=warmup_stable_decay"]),
+        ("training-scheduler", "sft.lr_scheduler_type", ["sft.lr_scheduler_type=reduce_lr_on_plateau"]),
+        ("training-scheduler", "sft.lr_scheduler_kwargs", ["sft.lr_scheduler_kwargs={minimum: 1e-6}"]),
+        ("training-optimizer", "sft.adam_beta1", ["sft.adam_beta1=1.0"]),
+        ("training-data-loader", "sft.dataloader_prefetch_factor", ["sft.dataloader_prefetch_factor=2"]),
+        ("training-machine", "sft.tf32", ["sft.tf32=true"]),
+        ("training-memory-option", "sft.activation_offloading", ["sft.activation_offloading=true"]),
+        ("training-memory-option", "sft.fsdp", ["sft.fsdp=full_shard"]),
+        ("training-step-fails", "sft.router_aux_loss_coef", ["sft.router_aux_loss_coef=0.1"]),
+        ("training-adapters", "model.lora", ["model.lora={target_modules: [nowhere]}"]),
+        # Two at once, neither of which is well without the other: the first of them.
+        ("training-machine", "sft.tf32", ["sft.tf32=true", "sft.optim=lomo"]),
+    ],
+)
+def test_an_option_that_fails_is_told_with_its_key(tmp_path: Path, rule: str, key: str, changes: list[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available() and rule in ("training-machine", "training-memory-option"):
+        pytest.skip("a machine with a GPU can")
+    with pytest.raises(RecipeError) as told:
+        tried(tmp_path, *changes)
+    assert told.value.rule == rule
+    assert told.value.message.startswith(f"{key}: ")
+    assert told.value.hint and told.value.file and told.value.file.startswith("--set ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["sft.lr_scheduler_type=cosine_with_min_lr", "sft.lr_scheduler_kwargs={min_lr: 1e-6}"],
+        ["sft.optim=adafactor", "sft.neftune_noise_alpha=5", "sft.gradient_checkpointing=true"],
+        ["model.lora={}", "sft.dataloader_drop_last=true"],
+    ],
+)
+def test_what_works_stays_accepted(tmp_path: Path, changes: list[str]) -> None:
+    assert tried(tmp_path, *changes)["tried_as"] == {"sft": "llama"}
+
+
+def test_rows_that_fill_no_batch_are_told_by_the_stage() -> None:
+    class Trainer:
+        class args:
+            dataloader_drop_last = True
+            per_device_train_batch_size = 4
+
+        train_dataset = (1, 2, 3)
+
+    with pytest.raises(StageError, match=r"sft\.dataloader_drop_last.*\[training-too-few-rows\]"):
+        _check_rows("sft", Trainer())  # pyright: ignore[reportArgumentType] # as much of one as is looked at
+
+
+@pytest.mark.slow
+def test_a_round_ends_at_the_line_with_nothing_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = "extends: quickstart\nname: mine\nsft:\n  learning_rate: 1e-4\nwatch:\n  reward_model:\n    optim: lomo\n"
+    (tmp_path / "mine.yaml").write_text(lines)
+    done = CliRunner().invoke(app, ["round", "./mine.yaml"])
+    assert done.exit_code == 2, done.output
+    assert "mine.yaml:7:5" in str(done.exception) + done.output
+    made = {path.name.rpartition("-")[0] for path in (tmp_path / "runs" / "mine" / "artifacts").iterdir()}
+    assert made <= {"prompts"}
