@@ -115,7 +115,7 @@ def restructured(reply: Any, random_: random.Random) -> Any:
             holder[key] = copy.deepcopy(random_.choice(ODD))
         elif kind == 3 and isinstance(holder, dict):
             del holder[key]
-        elif kind == 4 and isinstance(value, list) and len(value) < 100:
+        elif kind == 4 and isinstance(value, list) and len(json.dumps(value)) < 2000:
             holder[key] = value * random_.choice((0, 2, 3, 1000))
         elif kind == 5 and isinstance(value, (int, float)):
             holder[key] = str(value)

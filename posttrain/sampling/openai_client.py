@@ -7,6 +7,7 @@ an overload) is asked for again while patience lasts, a reply that is wrong in i
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 import zlib
@@ -99,15 +100,18 @@ class OpenAIClient:
         try:
             if not urlsplit(url).hostname or urlsplit(url).port == 0:  # where the port is none, asking for it raises
                 raise ValueError("it names no host or port")
-            self._client = httpx.AsyncClient(
+            self._open = functools.partial(
+                httpx.AsyncClient,
                 base_url=url,
                 headers={**(headers or {}), "Accept-Encoding": "identity"},
                 timeout=httpx.Timeout(None, connect=waiting.connect),  # of a whole reply: see `send`
-                limits=httpx.Limits(max_connections=at_once, max_keepalive_connections=at_once),
-                verify=url.startswith("https:"),  # reading the certificates takes longer than to ask
+                limits=httpx.Limits(max_connections=1),
+                verify=url.startswith("https:") and httpx.create_ssl_context(),  # read once, since that is slow
                 trust_env=trust_env,
                 follow_redirects=False,
             )
+            # One for each connection, the last used first: a pool of many looks at all of them with every request.
+            self._idle = [self._open()]
         except (httpx.InvalidURL, ValueError) as error:
             raise InputError(
                 f"{called} has no address that can be asked: {error}",
@@ -140,7 +144,8 @@ class OpenAIClient:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await self._client.aclose()
+        for client in self._idle:
+            await client.aclose()
 
     async def post(self, path: str, body: Mapping[str, Any], longest: int, read: Callable[[bytes], T]) -> tuple[T, int]:
         """What `read` makes of the reply, and how often the request was sent again. `longest`: bytes of the reply.
@@ -189,8 +194,9 @@ class OpenAIClient:
         Raises:
             Fault: the connection fails, the server is overloaded or fails, or the reply is none that may be read.
         """
+        client = self._idle.pop() if self._idle else self._open()
         try:
-            async with asyncio.timeout(seconds), self._client.stream(method, path, json=body) as reply:
+            async with asyncio.timeout(seconds), client.stream(method, path, json=body) as reply:
                 if 300 <= reply.status_code < 400:
                     to = reply.headers.get("location", "nowhere")[:300]
                     raise Fault(f"it sends us on to {to}: redirects are not followed", rule="server-redirect", tries=1)
@@ -207,6 +213,8 @@ class OpenAIClient:
             raise Fault(problem, rule="server-slow", tries=None) from None
         except self._transport_error as error:
             raise Fault(str(error) or type(error).__name__, rule="server-away", tries=None) from error
+        finally:
+            self._idle.append(client)
 
 
 async def _beginning(reply: Any) -> bytes:
