@@ -223,6 +223,8 @@ def _csv(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | 
     _, _, header = next(rows, (1, 0, []))
     if len(set(header)) != len(header):
         raise csv.Error("two columns have one name")
+    if any(map(_SURROGATE.search, header)):
+        raise DataError("the names of the columns are not UTF-8", file=str(path), line=1, rule="data-not-utf8")
     for number, length, values in rows:
         if not values:
             yield number, length, "empty line"

@@ -105,6 +105,12 @@ def test_text_that_is_not_utf8_in_parquet(tmp_path: Path) -> None:
     assert part.rows.num_rows == 1 and part.unread == [(2, "not UTF-8")]
 
 
+def test_names_of_columns_that_are_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_bytes(b"complet\xffion\na\n")
+    for read_ in (read, open_rows):
+        assert fails(lambda read_=read_: read_(tmp_path / "in.csv")).rule == "data-not-utf8"
+
+
 _LONG = "x" * (MOST_ROW + 1)
 
 
