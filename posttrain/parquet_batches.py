@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from posttrain.errors import DataError
 from posttrain.regular_files import open_regular
-from posttrain.text_lines import MOST_ROW
+from posttrain.text_lines import MOST_RATIO, MOST_ROW, inflated
 
-_MOST_CHUNK, _MOST_RATIO = 200_000_000, 100  # bytes of a column's chunk, where it is compressed more than so many times
+_MOST_CHUNK = 200_000_000  # bytes of a column's chunk, where it is compressed more than MOST_RATIO times
 _ROWS, _BYTES = 16, 256_000_000  # of one batch
 _REWRITE = "take the column out, or write the file anew with smaller row groups"
 
@@ -29,7 +29,7 @@ def schema_of(path: Path) -> tuple[pa.Schema, int]:
         NotRegularError, OSError, pa.ArrowException: it cannot be read.
     """
     with open_regular(path) as stream, pq.ParquetFile(stream) as file:
-        return file.schema_arrow, file.metadata.num_rows
+        return _mapped(file.schema_arrow, _without_views), file.metadata.num_rows
 
 
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -40,9 +40,16 @@ def batches(path: Path) -> Iterator[pa.RecordBatch]:
         NotRegularError, OSError, pa.ArrowException: it cannot be read.
     """
     with open_regular(path) as stream, pq.ParquetFile(stream, buffer_size=1 << 20) as file:
+        schema = _mapped(file.schema_arrow, _without_views)
+        size, read = path.stat().st_size, 0
         for index in range(file.metadata.num_row_groups):
             rows = _rows_at_once(file.metadata.row_group(index), file.schema, str(path))
-            yield from file.iter_batches(rows, row_groups=[index])
+            for batch in file.iter_batches(rows, row_groups=[index]):
+                read += batch.nbytes
+                if inflated(read, size):
+                    message = f"inflates to more than {MOST_RATIO} times its size"
+                    raise DataError(message, file=str(path), hint=_REWRITE, rule="data-bomb")
+                yield batch if batch.schema.equals(schema) else batch.cast(schema)
 
 
 def _rows_at_once(group: pq.RowGroupMetaData, schema: pq.ParquetSchema, name: str) -> int:
@@ -55,7 +62,7 @@ def _rows_at_once(group: pq.RowGroupMetaData, schema: pq.ParquetSchema, name: st
         if size > MOST_ROW * max(group.num_rows, 1):
             message = f"the column {chunk.path_in_schema!r} has rows of more than {MOST_ROW // 1_000_000} MB"
             raise DataError(message, file=name, hint=_REWRITE, rule="data-row-size")
-        if size > _MOST_RATIO * max(chunk.total_compressed_size, 1):
+        if size > MOST_RATIO * max(chunk.total_compressed_size, 1):
             if size > _MOST_CHUNK:
                 small = f"{chunk.total_compressed_size:,}"
                 message = f"the column {chunk.path_in_schema!r} inflates from {small} to {size:,} bytes"
@@ -89,21 +96,33 @@ def values(batch: pa.RecordBatch, error: Callable[..., DataError], first: int) -
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    schema = pa.schema([field.with_type(_without_nanoseconds(field.type)) for field in batch.schema])
+    schema = _mapped(batch.schema, _to_microseconds)
     return batch if schema == batch.schema else batch.cast(schema, safe=False)
 
 
-def _without_nanoseconds(kind: pa.DataType) -> pa.DataType:
-    """Python's own times have microseconds, and each zone's names are another installation's."""
+def _to_microseconds(kind: pa.DataType) -> pa.DataType:
+    """Python's own times have no more; and a zone's name may be unknown where it is read."""
     if pa.types.is_timestamp(kind):
         return pa.timestamp("us" if kind.unit == "ns" else kind.unit, kind.tz and "UTC")
     if pa.types.is_duration(kind) and kind.unit == "ns":
         return pa.duration("us")
-    if pa.types.is_time64(kind) and kind.unit == "ns":
-        return pa.time64("us")
-    if pa.types.is_struct(kind):
-        return pa.struct([each.with_type(_without_nanoseconds(each.type)) for each in kind])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        made = pa.list_ if pa.types.is_list(kind) else pa.large_list
-        return made(kind.value_field.with_type(_without_nanoseconds(kind.value_type)))
-    return kind
+    return pa.time64("us") if pa.types.is_time64(kind) else kind
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    """Most of Arrow's functions have no kernels for views."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def _mapped(schema: pa.Schema, of: Callable[[pa.DataType], pa.DataType]) -> pa.Schema:
+    def mapped(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_struct(kind):
+            return pa.struct([each.with_type(mapped(each.type)) for each in kind])
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            made = pa.list_ if pa.types.is_list(kind) else pa.large_list
+            return made(kind.value_field.with_type(mapped(kind.value_type)))
+        return of(kind)
+
+    return pa.schema([field.with_type(mapped(field.type)) for field in schema], schema.metadata)

@@ -24,6 +24,7 @@ from posttrain.errors import DataError
 from posttrain.text_lines import MOST_ROW, Lines, csv_rows, open_lines
 
 BATCH_ROWS, BATCH_BYTES = 8192, 1 << 24
+MOST_COLUMNS = 1000  # of all rows together, the keys of objects counted
 TOO_LONG = f"longer than {MOST_ROW // 1_000_000} MB"
 _FAULTS = (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -173,12 +174,12 @@ class LineRows:
 
     def _with(self, schema: pa.Schema | None, rows: list[tuple[int, dict[str, Any]]]) -> pa.Schema:
         try:
-            new = _schema([row for _, row in rows])
-            return new if schema is None else _unified([schema, new])
+            new = _schema([row for _, row in rows], self.path)
+            made = new if schema is None else _unified([schema, new])
         except (pa.ArrowException, OverflowError):
             for number, row in rows:  # which one?
                 try:
-                    new = _schema([row])
+                    new = _schema([row], self.path)
                     schema = new if schema is None else _unified([schema, new])
                 except (pa.ArrowException, OverflowError) as error:
                     said = str(error).splitlines()[0].removeprefix("Unable to merge: ")
@@ -188,7 +189,10 @@ class LineRows:
                         message, file=str(self.path), line=number, hint=hint, rule="data-column-type"
                     ) from None
             assert schema is not None
-            return schema
+            made = schema
+        if sum(_width(field.type) for field in made) > MOST_COLUMNS:
+            _too_wide(self.path)
+        return made
 
 
 def _jsonl(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
@@ -219,6 +223,8 @@ def _csv(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | 
     _, _, header = next(rows, (1, 0, []))
     if len(set(header)) != len(header):
         raise csv.Error("two columns have one name")
+    if any(map(_SURROGATE.search, header)):
+        raise DataError("the names of the columns are not UTF-8", file=str(path), line=1, rule="data-not-utf8")
     for number, length, values in rows:
         if not values:
             yield number, length, "empty line"
@@ -230,10 +236,30 @@ def _csv(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | 
             yield number, length, {name: value or None for name, value in zip(header, values, strict=True)}
 
 
-def _schema(rows: list[dict[str, Any]]) -> pa.Schema:
+def _schema(rows: list[dict[str, Any]], path: Path) -> pa.Schema:
     """The columns of all rows (Arrow by itself looks at the first row only)."""
-    names = dict.fromkeys(chain.from_iterable(rows))
-    return pa.schema([(name, pa.array([row.get(name) for row in rows]).type) for name in names])
+    fields, width = [], 0
+    for name in dict.fromkeys(chain.from_iterable(rows)):
+        values = [row.get(name) for row in rows]
+        kind = pa.infer_type(values)
+        width += _width(kind)
+        if width > MOST_COLUMNS:
+            _too_wide(path)
+        fields.append((name, pa.array(values, kind).type))
+    return pa.schema(fields)
+
+
+def _width(kind: pa.DataType) -> int:
+    """How many columns of plain values a type takes."""
+    if pa.types.is_struct(kind):
+        return sum(_width(kind.field(i).type) for i in range(kind.num_fields))
+    return _width(kind.value_type) if pa.types.is_list(kind) else 1
+
+
+def _too_wide(path: Path) -> NoReturn:
+    message = f"more than {MOST_COLUMNS:,} columns, counting the keys of objects"
+    hint = "write what differs from row to row as text (JSON), or take it out"
+    raise DataError(message, file=str(path), hint=hint, rule="data-columns")
 
 
 def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:

@@ -13,8 +13,8 @@ from posttrain.errors import DataError
 from posttrain.regular_files import open_regular
 
 MOST_ROW = 10_000_000  # bytes of a row: some two million tokens
-_MOST_PASSED = 1_000_000_000  # bytes of too long a line that are read over
-_MOST_INFLATED, _MOST_RATIO = 500_000_000, 100  # bytes, where there are more than so many times of the file's own
+_MOST_PASSED = 100_000_000  # bytes of too long a line that are read over
+MOST_INFLATED, MOST_RATIO = 500_000_000, 100  # bytes, where there are more than so many times of the file's own
 
 
 class Lines:
@@ -32,15 +32,20 @@ class Lines:
                 raw = self._readline()
                 passed += len(raw)
                 if passed > _MOST_PASSED:
-                    raise DataError("a line has more than 1 GB", file=str(self._path), rule="data-row-size")
+                    raise DataError("a line has more than 100 MB", file=str(self._path), rule="data-row-size")
 
     def _readline(self) -> bytes:
         raw = self._file.readline(MOST_ROW + 1)
         self.read += len(raw)
-        if self.read > _MOST_INFLATED and self.read > _MOST_RATIO * self._size:
-            message = f"inflates to more than {_MOST_RATIO} times its size"
+        if inflated(self.read, self._size):
+            message = f"inflates to more than {MOST_RATIO} times its size"
             raise DataError(message, file=str(self._path), hint="unpack it first", rule="data-bomb")
         return raw
+
+
+def inflated(read: int, size: int) -> bool:
+    """Whether a file of `size` bytes has given more than one of honest data would."""
+    return read > MOST_INFLATED and read > MOST_RATIO * size
 
 
 @contextmanager

@@ -70,24 +70,34 @@ class TestSample:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.parquet", "asked.jsonl"]
 
     @pytest.mark.parametrize(
-        ("arguments", "says"),
+        ("arguments", "says", "rule"),
         [
-            (["--out", "a.jsonl"], "whose prompts"),
-            (["--out", "a.txt", "--prompts", "asked.jsonl"], "name a .parquet or a .jsonl file"),
-            (["--out", "a.jsonl", "--prompts", "none.jsonl"], "no such file$"),  # no recipe has a key for it
-            (["--out", "a.jsonl", "--prompts", "other.jsonl"], "'question'; call one of them prompt$"),
-            (["--out", "none/a.jsonl", "--prompts", "asked.jsonl"], "no such folder"),
-            (["--out", "a.jsonl", "--prompts", "asked.jsonl", "--max-new-tokens", "64"], "lower --max-new-tokens"),
+            (["--out", "a.jsonl"], "whose prompts", "command-options"),
+            (["--out", "a.txt", "--prompts", "asked.jsonl"], "name a .parquet or a .jsonl file", "command-output"),
+            # no recipe has a key for it, so none is named
+            (["--out", "a.jsonl", "--prompts", "none.jsonl"], r"no such file \[.*\]$", "data-no-such-file"),
+            (
+                ["--out", "a.jsonl", "--prompts", "other.jsonl"],
+                "call one of them prompt$",
+                "data-no-column",
+            ),
+            (["--out", "none/a.jsonl", "--prompts", "asked.jsonl"], "no such folder", "command-output"),
+            (
+                ["--out", "a.jsonl", "--prompts", "asked.jsonl", "--max-new-tokens", "64"],
+                "lower --max-new-tokens",
+                "command-prompt-too-long",
+            ),
         ],
     )
     def test_what_is_wrong_is_told(
-        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str, rule: str
     ) -> None:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "asked.jsonl").write_text('{"prompt": "J"}\n')
         (tmp_path / "other.jsonl").write_text('{"question": "J"}\n')
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=says) as caught:
             posttrain("sample", str(model), *arguments)
+        assert caught.value.rule == rule
 
 
 def test_a_run_means_its_promoted_policy(model: Path, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_the_filters_stage_counts_what_the_judge_did(tmp_path: Path, served: tup
     assert [row[0]["content"] for row in kept["completion"].to_pylist()] == ["five5"]
     assert metrics["dropped"] == {"quality: below the top share": 2, "quality: no score": 1}
     assert metrics["judges"] == {"quality": {"texts": 1, "no_score": 0, "asked_again": 0, "resent": 0}}
-    with pytest.raises(RecipeError, match="minimum is 6, and quality gives 1 to 5"):
+    with pytest.raises(RecipeError, match=r"minimum is 6, and quality gives 1 to 5 \[filter-minimum\]"):
         filters.run(job(6))
 
 

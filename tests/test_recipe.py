@@ -590,7 +590,7 @@ class TestServer:
         (folder / "lacking.yaml").write_text(filters)
         error = fails("lacking.yaml")
         assert "it needs logprobs, which a server of kind transformers does not give" in str(error)
-        assert error.line == 19
+        assert (error.line, error.rule) == (19, "recipe-engine-lacks")
         (folder / "lacking.yaml").write_text(filters.replace("kind: transformers", "kind: vllm"))
         assert load("lacking.yaml").filters
 

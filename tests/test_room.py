@@ -71,9 +71,9 @@ def test_too_little_of_either_is_said_with_the_figures(tmp_path: Path, monkeypat
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8e9))
     monkeypatch.setattr(room, "gpu", lambda: False)
     room.check(Need(4e9, 7e9), tmp_path / "not" / "there", "sft")
-    with pytest.raises(RoomError, match=r"sft need about 6\.0 GB on the disk, and 5\.0 GB are free"):
+    with pytest.raises(RoomError, match=r"sft need about 6\.0 GB on the disk, and 5\.0 GB are.*\[command-disk-room\]"):
         room.check(Need(6e9, 7e9), tmp_path, "sft")
-    with pytest.raises(RoomError, match=r"sft need about 9\.0 GB of memory, and 8\.0 GB are free"):
+    with pytest.raises(RoomError, match=r"sft need about 9\.0 GB of memory, and 8\.0 GB are.*\[command-memory-room\]"):
         room.check(Need(0, 9e9), tmp_path, "sft")
     monkeypatch.setattr(room, "gpu", lambda: True)
     room.check(Need(0, 9e9), tmp_path, "sft")

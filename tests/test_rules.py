@@ -171,7 +171,7 @@ def test_language_gives_no_verdict_where_there_is_none(prompt: str, answer: str)
 )
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, module: str, entry: dict[str, Any], extra: str):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(RecipeError, match=rf"posttrain\[{extra}\]"):
+    with pytest.raises(RecipeError, match=rf"filter-package\]\n.*posttrain\[{extra}\]"):
         sift([{"prompt": "p", "completion": "a"}], entry)
 
 
@@ -189,7 +189,7 @@ def test_unsafe_words_of_the_users_own(tmp_path: Path, monkeypatch: pytest.Monke
     assert (moved.in_key(), moved.external_hashes()) == first  # where it is decides nothing, what stands in it does
     (tmp_path / "words.txt").write_text("old sheep\n")
     assert one.external_hashes() != first[1]
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"cannot be read.*\[filter-word-list\]"):
         verdict("a", use="unsafe-words", file=str(tmp_path / "none.txt"))
     (tmp_path / "mine.yaml").write_text("extends: quickstart\nfilters: [{use: unsafe-words, file: ./words.txt}]\n")
     monkeypatch.chdir("/")  # the path is taken from the recipe's folder

@@ -113,7 +113,7 @@ def test_what_is_not_known_or_not_installed_is_refused() -> None:
         load("quickstart", ["report_to=tensorbored"])
     with pytest.raises(RecipeError, match="for all stages"):
         load("quickstart", ["sft.report_to=tensorboard"])
-    with pytest.raises(InputError, match="no_such_tracker is not installed"):
+    with pytest.raises(InputError, match=r"no_such_tracker is not installed \[recipe-package\]"):
         tracking.check(["no_such_tracker"])
 
 

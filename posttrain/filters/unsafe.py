@@ -15,6 +15,7 @@ from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
 from posttrain.recipe.keys import KeyedAs
 from posttrain.recipe.section import MOST
+from posttrain.regular_files import read_text
 
 # Ours, short, English: words that are seldom said in passing. A `*` after a word stands for any ending.
 WORDS = (
@@ -52,7 +53,7 @@ class UnsafeWords(Filter):
         if self.file is None:
             return self.words
         try:
-            lines = Path(self.file).read_text(encoding="utf-8").splitlines()
+            lines = read_text(Path(self.file)).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"the word list of 'unsafe-words' cannot be read: {error}", file=self.file, rule="filter-word-list"
