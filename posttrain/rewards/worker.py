@@ -30,7 +30,6 @@ from typing import Any
 
 READY, SCORES, RAISED, LENGTH, NUMBER, NO_LIST = b"y", b"s", b"r", b"l", b"n", b"t"
 _GRACE = 0.5  # seconds that a worker has to end by itself: what it runs at its exit
-_SHOWN = 200  # characters of a wrong score that are told
 
 
 def main(channel: int, life: int, trace: int) -> None:
@@ -81,7 +80,7 @@ def _serve(channel: int, trace: int) -> None:
     sys.path[:] = begin["path"]
     module = _main_module(begin["file"])
     _send(channel, READY + b"%d" % me)
-    failed = _attempted(lambda: exec(compile(_source(module), module.__file__, "exec"), module.__dict__), module)
+    failed = _attempted(lambda: _run(begin["file"], module), module)
     _send(channel, RAISED + failed if failed else READY)
     while not failed and (call := _receive(channel)) is not None:
         reply = _called(module, **call)
@@ -102,10 +101,10 @@ def _main_module(file: str) -> ModuleType:
     return module
 
 
-def _source(module: ModuleType) -> bytes:
-    assert module.__file__
-    with open(module.__file__, "rb") as file:
-        return file.read()
+def _run(file: str, module: ModuleType) -> None:
+    """Import the file; no compiled copy of it is kept, nor taken for it where its time did not change."""
+    with open(file, "rb") as source:
+        exec(compile(source.read(), file, "exec", dont_inherit=True), module.__dict__)
 
 
 def _called(module: ModuleType, function: str, rows: int, given: dict[str, Any], folder: str) -> bytes:
