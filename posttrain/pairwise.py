@@ -58,6 +58,7 @@ class Pairwise:
                     f"{self.function.function}() returned {value}, which is no probability",
                     file=self.function.file,
                     hint="a number in [0, 1]: how probable it is that the first answer is better",
+                    rule="reward-probability",
                 )
         return said
 

@@ -121,6 +121,7 @@ def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, judges: Judge
 def rollout(shard: Shard) -> pa.Table:
     """Sample the shard's prompts, K completions each, and score them. Rows: prompt by prompt, each in order."""
     sampling = shard.sampling
+    start(shard.judges.rewards)
     engine = _engine(sampling.policy, sampling.use, sampling.dtype, sampling.server)
     tokenizer = _tokenizer(sampling.policy)
     requests = [
@@ -167,6 +168,13 @@ def judge(samples: pa.Table, judges: Judges) -> pa.Table:
     if not names:
         column = ["{}"] * len(rows)
     return samples.set_column(samples.schema.get_field_index("rewards"), "rewards", pa.array(column, pa.string()))
+
+
+def start(functions: Sequence[Reward | JudgeReward]) -> None:
+    """Begin the processes of the reward functions, whose imports then go on beside the sampling."""
+    for one in functions:
+        if isinstance(one, Reward):
+            one.start()
 
 
 def reward_values(

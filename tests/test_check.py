@@ -43,7 +43,7 @@ def test_golden_cases_are_asked(tmp_path: Path) -> None:
     assert "mine.py has no golden cases" in golden_cases(recipe)
     case = {"prompt": "a?", "completion": "b", "columns": {}, "expected": 1.0}
     (tmp_path / "mine.cases.jsonl").write_text(json.dumps(case) + "\n")
-    with pytest.raises(RewardError, match=r"mine\.cases\.jsonl:1: f\(\) gave 0\.0, expected 1\.0"):
+    with pytest.raises(RewardError, match=r"mine\.cases\.jsonl:1: f\(\) gave 0\.0, expected 1\.0 \[reward-cases\]"):
         golden_cases(recipe)
 
 

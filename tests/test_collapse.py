@@ -16,7 +16,6 @@ from posttrain import rewards
 from posttrain.collapse import Shares, check_scores, collapsed, constant, shares
 from posttrain.commands.terminal import summary
 from posttrain.errors import EmptyStageError, RewardError, StageError
-from posttrain.patience import Overdue, waits
 from posttrain.recipe import RewardEntry, Samples
 from posttrain.stages import Job, run_stage
 from posttrain.tables import SAMPLED, SAMPLES
@@ -159,15 +158,19 @@ def test_a_reward_that_hangs_is_named_with_its_line_and_the_prompt(tmp_path: Pat
 
 
 def test_a_reward_that_is_slow_on_all_together_is_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"for 4 rows, though it does for each alone; raise compute\.reward_minutes"):
+    with pytest.raises(
+        StageError, match=r"for 4 rows, though it does for each alone; raise compute\.reward_minutes.*\[reward-slow\]"
+    ):
         asked(tmp_path, "time.sleep(0.06 * len(prompts) ** 2)", ["one", "two", "two", "four"], 0.4)
     assert asked(tmp_path, "pass", ["one"], 60) == [1.0]
 
 
-def test_the_limit_breaks_into_a_regular_expression() -> None:
-    import re
-
+def test_the_limit_breaks_into_a_regular_expression(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        'import re\n\ndef slow(prompts, completions):\n    return [re.match("(a+)+$", "a" * 40 + "b")]\n'
+    )
+    reward = rewards.patient(rewards.load(RewardEntry(use=str(tmp_path / "slow.py"))), 0.1 / 60)
     began = time.monotonic()
-    with pytest.raises(Overdue), waits(0.1):
-        re.match(r"(a+)+$", "a" * 40 + "b")
+    with pytest.raises(StageError, match=r"slow\.py:4: slow\(\) did not return within 0\.1 s .*\[reward-hangs\]"):
+        reward([says("user", "?")], [says("assistant", "x")], {})
     assert time.monotonic() - began < 5

@@ -72,7 +72,7 @@ def test_columns_and_no_opinion_reach_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "says_"),
     [
-        ("return [2.0] * len(prompts)", "returned 2.0, which is no probability"),
+        ("return [2.0] * len(prompts)", r"returned 2.0, which is no probability \[reward-probability\]"),
         ("return [float('nan')] * len(prompts)", "which is no finite number"),
         ("return [0.5]", "returned 1 scores for 3 rows"),
         ("raise ValueError('no such luck')", "no such luck"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
 from pathlib import Path
@@ -90,25 +91,42 @@ class TestFiles:
     def test_several_functions_need_a_name(self, tmp_path: Path) -> None:
         text = GOOD + GOOD.replace("same", "other") + "def _helper():\n    pass\n"
         error = load_fails(tmp_path, text)
-        assert error.message == "there are several functions: same, other"
+        assert (error.message, error.rule) == ("there are several functions: same, other", "reward-several-functions")
         assert load(entry(tmp_path, text, "other")).name == "mine.other"
 
     @pytest.mark.parametrize(
-        ("text", "function", "line", "expected"),
+        ("text", "function", "line", "rule", "expected"),
         [
-            ("x = 1\n", None, None, "there is no public function"),
-            (GOOD, "sane", None, "no function 'sane', did you mean 'same'?"),
-            ("def f(:\n", None, 1, "not Python: "),
-            ("\ndef f(texts):\n    pass\n", None, 2, "does not take `prompts` and `completions` by name"),
+            ("x = 1\n", None, None, "reward-no-function", "there is no public function"),
+            (GOOD, "sane", None, "reward-no-function", "no function 'sane', did you mean 'same'?"),
+            ("def f(:\n", None, 1, "reward-not-python", "not Python: "),
+            ("x = '\0'\n", None, None, "reward-not-python", "not Python: "),
+            ("x = " + "(" * 5000 + "\n", None, None, "reward-not-python", "not Python: "),
+            ("x = " + "-" * 100_000 + "1\n", None, None, "reward-not-python", "not Python: "),
+            (
+                "\ndef f(texts):\n    pass\n",
+                None,
+                2,
+                "reward-arguments",
+                "does not take `prompts` and `completions` by",
+            ),
         ],
     )
-    def test_message(self, tmp_path: Path, text: str, function: str | None, line: int | None, expected: str) -> None:
+    def test_message(
+        self, tmp_path: Path, text: str, function: str | None, line: int | None, rule: str, expected: str
+    ) -> None:
         error = load_fails(tmp_path, text, function)
-        assert error.line == line and expected in error.message
+        assert error.rule == rule and expected in error.message
+        assert line is None or error.line == line
 
     def test_no_such_file(self, tmp_path: Path) -> None:
-        with pytest.raises(RewardError, match="cannot be read"):
-            load(RewardEntry(use=str(tmp_path / "none.py")))
+        os.mkfifo(tmp_path / "pipe.py")  # one would wait for it
+        for name in ("none.py", "pipe.py"):
+            with pytest.raises(RewardError, match=r"cannot be read: .* \[reward-unreadable\]"):
+                load(RewardEntry(use=str(tmp_path / name)))
+        (tmp_path / "latin.py").write_bytes("# Größe\n".encode("latin-1"))
+        with pytest.raises(RewardError, match=r"not UTF-8 text \[reward-not-utf8\]"):
+            load(RewardEntry(use=str(tmp_path / "latin.py")))
 
     def test_what_it_imports_must_be_there(self, tmp_path: Path) -> None:
         reward = load(entry(tmp_path, "\nimport no_such_module\n" + GOOD))
@@ -158,8 +176,9 @@ class TestProbe:
     PROMPT = Prompt(({"role": "user", "content": "Two and two?"},), {"anwser": "4"})
 
     def test_a_missing_column(self, tmp_path: Path) -> None:
-        with pytest.raises(RewardError, match=r"same\(\) needs the column 'answer', did you mean 'anwser'"):
+        with pytest.raises(RewardError, match=r"same\(\) needs the column 'answer', did you mean 'anwser'") as caught:
             load(entry(tmp_path, GOOD)).probe([self.PROMPT])
+        assert caught.value.rule == "reward-column"
 
     def test_a_function_that_raises_is_found_before_training(self, tmp_path: Path) -> None:
         reward = load(
@@ -190,5 +209,5 @@ class TestGoldenCases:
     def test_a_case_that_cannot_be_read(self, tmp_path: Path) -> None:
         reward = load(entry(tmp_path, GOOD))
         (tmp_path / "mine.cases.jsonl").write_text('{"prompt": "Q"}\n')
-        with pytest.raises(RewardError, match=r"mine.cases.jsonl:1: not a golden case: 'completion'"):
+        with pytest.raises(RewardError, match=r"mine.cases.jsonl:1: not a golden case: 'completion' \[reward-case\]"):
             wrong_cases(reward)

@@ -143,7 +143,7 @@ def golden_cases(recipe: Recipe) -> str:
         wrong = rewards.wrong_cases(reward)
         if wrong:
             hint = "the reward or the case is wrong"
-            raise RewardError("; ".join(wrong[:3]), file=None, hint=hint)
+            raise RewardError("; ".join(wrong[:3]), file=None, hint=hint, rule="reward-cases")
         told.append(f"{Path(reward.file).name} gives {len(path.read_text('utf-8').splitlines())} golden cases")
     return ", ".join(told) or "only the reward model"
 

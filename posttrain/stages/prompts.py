@@ -227,7 +227,8 @@ def _check_rewards(asked: Sequence[Reward | Pairwise | JudgeReward], prompts: li
         try:
             reward.check_columns(list(prompts[0].columns) if prompts else [])
         except RewardError as error:
-            raise RewardError(f"{error.message}, and {place} has none", file=error.file, hint=error.hint) from error
+            said = f"{error.message}, and {place} has none"
+            raise RewardError(said, file=error.file, hint=error.hint, rule=error.rule) from error
         reward.probe(prompts)
 
 

@@ -245,4 +245,5 @@ def _named(judge: str) -> Iterator[None]:
             line=error.line,
             column=error.column,
             hint=error.hint,
+            rule=error.rule,
         ) from error

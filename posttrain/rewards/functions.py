@@ -1,0 +1,163 @@
+"""A reward from `reward/NAME.py` or a file of the user's: plain functions with TRL's reward signature.
+
+    def correct(prompts, completions, answer, **columns) -> list[float | None]: ...
+
+`prompts` and `completions` are lists of message lists; each column of the prompt set is a list of the
+same length; None means: no opinion on this row. The file is one module by itself: what it imports must
+be installed, since only the file's own content decides whether a finished stage is run again. It runs in a process
+of its own (see `client`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from posttrain.content import did_you_mean
+from posttrain.errors import PosttrainError, RewardError
+from posttrain.recipe import RewardEntry
+from posttrain.records import Message, Prompt
+from posttrain.rewards import client, faults
+from posttrain.rewards.source import found, parameters
+
+POINTWISE = ("prompts", "completions")  # what a reward function is given beside columns
+_PROBES = ("", "0", "I do not know.\n\nAnswer: 42")
+
+
+@dataclass(frozen=True)
+class Reward:
+    """One reward function. Picklable: each process that asks starts one that imports the file.
+
+    `needs` are the columns the function cannot be called without; `takes` all it takes, None for any.
+    """
+
+    name: str
+    file: str
+    function: str
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] | None = None
+    sha256: str = ""
+    seconds: float | None = None  # that one call may take
+
+    def start(self) -> None:
+        """Begin the process and its imports, so that the first call need not wait for them. Returns at once."""
+        client.process(self.file, self.sha256)
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        completions: Sequence[Sequence[Message]],
+        columns: Mapping[str, Sequence[Any]],
+    ) -> list[float | None]:
+        """One score, or None, for each row. Raises as `ask` does."""
+        return self.ask({"prompts": prompts, "completions": completions}, columns)
+
+    def ask(
+        self, given: Mapping[str, Sequence[Sequence[Message]]], columns: Mapping[str, Sequence[Any]]
+    ) -> list[float | None]:
+        """The function's answer: one number, or None, for each row of `given` (lists of messages, by argument).
+
+        Raises:
+            RewardError: it raised, ended or crashed its process, or returned a wrong length, type or NaN.
+            StageError: it did not return in time, and was killed with what it had started.
+            DiedError: its process was killed.
+        """
+        taken = {name: list(values) for name, values in columns.items() if self.takes is None or name in self.takes}
+        messages = {name: [list(row) for row in rows] for name, rows in given.items()}
+        rows = len(messages["prompts"])
+        try:
+            return self._call({**messages, **taken}, rows, self.seconds)
+        except client.Raised as error:
+            raise faults.raised(self.file, self.function, error, list(given)) from None
+        except client.Wrong as error:
+            raise faults.wrong(self.file, self.function, error, rows) from None
+        except client.Ended as error:
+            raise faults.ended(self.file, self.function, error) from None
+        except client.Overdue as late:
+            raise self._overdue(late, messages, taken) from None
+
+    def _call(self, given: Mapping[str, list[Any]], rows: int, seconds: float | None) -> list[float | None]:
+        try:
+            return client.process(self.file, self.sha256).call(self.function, given, rows, seconds)
+        except (client.Raised, client.Ended, client.Overdue) as error:
+            if error.importing or not isinstance(error, client.Raised):
+                client.end(self.file, self.sha256)
+            raise
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the file and of which function is meant."""
+        return hashlib.sha256(f"{self.sha256} {self.function}".encode()).hexdigest()
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raises RewardError when the prompt set lacks a column that the function cannot do without."""
+        for name in self.needs:
+            if name not in columns:
+                raise RewardError(
+                    f"{self.function}() needs the column {name!r}{did_you_mean(name, columns)}",
+                    file=self.file,
+                    hint=f"the prompts have {', '.join(columns) or 'no column beside prompt'}; "
+                    "`columns:` in the recipe renames, and a default in the function does without",
+                    rule="reward-column",
+                )
+
+    def probe(self, prompts: Sequence[Prompt]) -> None:
+        """Calls the function once on a few prompts and made-up answers, so that it fails before any training.
+
+        Raises RewardError.
+        """
+        few = list(prompts[:4])
+        if not few:
+            return
+        self.check_columns(list(few[0].columns))
+        rows = [(prompt, text) for prompt in few for text in _PROBES]
+        self(
+            [prompt.messages for prompt, _ in rows],
+            [[{"role": "assistant", "content": text}] for _, text in rows],
+            {name: [prompt.columns[name] for prompt, _ in rows] for name in few[0].columns},
+        )
+
+    def _overdue(
+        self, late: client.Overdue, messages: Mapping[str, list[Any]], taken: Mapping[str, list[Any]]
+    ) -> PosttrainError:
+        """Where it was, and which row it hangs on: the first that it does not answer alone in the same time."""
+        if late.importing:
+            return faults.import_overdue(self.file, late)
+        assert self.seconds is not None
+        prompts, left = messages["prompts"], self.seconds
+        for row in range(len(prompts)):
+            alone = {name: values[row : row + 1] for name, values in {**messages, **taken}.items()}
+            began = time.monotonic()
+            try:
+                self._call(alone, 1, left)
+            except client.Overdue as again:
+                return faults.overdue(self.file, self.function, again, self.seconds, len(prompts), (row, prompts[row]))
+            except (client.Raised, client.Wrong, client.Ended):
+                continue
+            finally:
+                left = max(0.0, left - (time.monotonic() - began))
+        return faults.overdue(self.file, self.function, late, self.seconds, len(prompts), None)
+
+
+def load(entry: RewardEntry, given: Sequence[str] = POINTWISE) -> Reward:
+    """The reward of a recipe's entry. The file is read, not run. `given`: what its function is called with beside
+    columns, by name.
+
+    Raises RewardError when there is no such file or function, or it cannot be parsed.
+    """
+    path, text, name, function = found(entry)
+    needs, takes = parameters(path, function, given)
+    return Reward(entry.name, str(path), name, needs, takes, hashlib.sha256(text.encode()).hexdigest())
+
+
+def patient(reward: Reward, minutes: float | None) -> Reward:
+    """The reward, one call of which may take so long; None: however long."""
+    return replace(reward, seconds=None if minutes is None else 60 * minutes)
+
+
+def content_hash(entry: RewardEntry) -> str:
+    """SHA-256 of the reward's file and of which function is meant."""
+    return load(entry).identity

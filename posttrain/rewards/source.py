@@ -1,0 +1,105 @@
+"""The file of a reward as text: which functions it has, and what they take. It is read, not run."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from posttrain import content
+from posttrain.content import did_you_mean
+from posttrain.errors import RewardError
+from posttrain.recipe import RewardEntry
+
+
+def arguments(entry: RewardEntry) -> set[str]:
+    """The names of the arguments of an entry's function. Raises RewardError as `load` does."""
+    named = found(entry)[-1].args
+    return {argument.arg for argument in [*named.args, *named.kwonlyargs]}
+
+
+def found(entry: RewardEntry) -> tuple[Path, str, str, ast.FunctionDef]:
+    """The file of an entry, its text, the function's name and the function."""
+    path = content.locate("reward", entry.use)
+    text = text_of(path)
+    functions = _public_functions(path, text)
+    name = entry.function or _only(path, functions)
+    if name not in functions:
+        raise RewardError(
+            f"no function {name!r}{did_you_mean(name, functions)}",
+            file=str(path),
+            hint=f"it has {', '.join(functions) or 'none'}",
+            rule="reward-no-function",
+        )
+    return path, text, name, functions[name]
+
+
+def text_of(path: Path) -> str:
+    """The text of a file. Raises RewardError where it is none."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise RewardError("cannot be read: not a regular file", file=str(path), rule="reward-unreadable")
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise RewardError("not UTF-8 text", file=str(path), rule="reward-not-utf8") from None
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise RewardError(f"cannot be read: {said}", file=str(path), rule="reward-unreadable") from None
+
+
+def _public_functions(path: Path, text: str) -> dict[str, ast.FunctionDef]:
+    if path.suffix != ".py":
+        hint = "a reward is a .py file with a function"
+        raise RewardError("not a Python file", file=str(path), hint=hint, rule="reward-not-python")
+    try:
+        tree = ast.parse(text, str(path))
+    except SyntaxError as error:
+        place = {"file": str(path), "line": error.lineno, "column": error.offset}
+        raise RewardError(f"not Python: {error.msg}", **place, rule="reward-not-python") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # zero bytes; nesting that its parser gives up on
+        raise RewardError(
+            f"not Python: {error or 'nested too deep'}", file=str(path), rule="reward-not-python"
+        ) from None
+    return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
+
+
+def _only(path: Path, functions: Mapping[str, ast.FunctionDef]) -> str:
+    if len(functions) == 1:
+        return next(iter(functions))
+    if not functions:
+        hint = "def f(prompts, completions, **columns)"
+        raise RewardError("there is no public function", file=str(path), hint=hint, rule="reward-no-function")
+    raise RewardError(
+        f"there are several functions: {', '.join(functions)}",
+        file=str(path),
+        hint="say which: `function: NAME` in the recipe, or begin the names of the others with _",
+        rule="reward-several-functions",
+    )
+
+
+def parameters(
+    path: Path, function: ast.FunctionDef, given: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """The columns that a function needs, and those that it takes (None: any)."""
+    arguments = function.args
+    named = [argument.arg for argument in [*arguments.args, *arguments.kwonlyargs]]
+    missing = [name for name in given if name not in named]
+    if arguments.posonlyargs or (missing and arguments.kwarg is None):
+        raise RewardError(
+            f"{function.name}() does not take {' and '.join(f'`{name}`' for name in given)} by name",
+            file=str(path),
+            line=function.lineno,
+            hint=f"def {function.name}({', '.join(given)}, **columns) -> list[float | None]",
+            rule="reward-arguments",
+        )
+    optional = [argument.arg for argument in arguments.args[len(arguments.args) - len(arguments.defaults) :]]
+    pairs = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    optional += [argument.arg for argument, default in pairs if default is not None]
+    needs = tuple(name for name in named if name not in given and name not in optional)
+    return needs, None if arguments.kwarg else tuple(name for name in named if name not in given)
+
+
+def line_of(file: str, function: str) -> int | None:
+    """Where a function of the file begins."""
+    found = _public_functions(Path(file), text_of(Path(file))).get(function)
+    return found.lineno if found else None

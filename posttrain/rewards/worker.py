@@ -1,0 +1,207 @@
+"""Runs the functions of one reward file in a process of its own, for `client`.
+
+    python -P worker.py CHANNEL LIFE TRACE      (descriptors that it inherits)
+
+Two processes: the first does nothing but end the second, and all that the function started, once nobody holds the other
+end of LIFE, however that came; it cannot be held up by code that never comes back to Python. Imports little, since
+every stage that scores starts one.
+
+Requests on CHANNEL are pickles: first of what to import, then of each call. Replies are no pickles: what the function
+returns decides no more than numbers and texts. Each is a kind in one byte, then float64s (NaN for no opinion) or the
+texts of a fault, by a zero byte apart. TRACE gets Python's own words of where it was, when it crashed or when asked by
+SIGUSR2.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import faulthandler
+import math
+import os
+import pickle
+import signal
+import sys
+import time
+from array import array
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+READY, SCORES, RAISED, LENGTH, NUMBER, NO_LIST = b"y", b"s", b"r", b"l", b"n", b"t"
+_GRACE = 0.5  # seconds that a worker has to end by itself: what it runs at its exit
+
+
+def main(channel: int, life: int, trace: int) -> None:
+    worker = os.fork()
+    if worker == 0:
+        os.setpgid(0, 0)
+        os.close(life)
+        _serve(channel, trace)
+    else:
+        with contextlib.suppress(OSError):  # it has done so itself, or has ended
+            os.setpgid(worker, worker)
+        os.close(channel)
+        os.close(trace)
+        _guard(worker, life)
+
+
+def _guard(worker: int, life: int) -> None:
+    """Tells on LIFE how the worker ended, and leaves nothing behind that it started."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            os.read(life, 1)
+        time.sleep(_GRACE)
+        _kill(worker)
+
+    _thread.start_new_thread(watch, ())
+    _, status = os.waitpid(worker, 0)
+    _kill(worker)
+    with contextlib.suppress(OSError):
+        os.write(life, b"%d" % os.waitstatus_to_exitcode(status))
+    os._exit(0)
+
+
+def _kill(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _serve(channel: int, trace: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a stage ignores it, and that is inherited
+    faulthandler.enable(trace)
+    faulthandler.register(signal.SIGUSR2, trace, all_threads=False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
+    me, begin = os.getpid(), _receive(channel)
+    if begin is None:
+        return
+    sys.path[:] = begin["path"]
+    module = _main_module(begin["file"])
+    _send(channel, READY + b"%d" % me)
+    failed = _attempted(lambda: _run(begin["file"], module), module)
+    _send(channel, RAISED + failed if failed else READY)
+    while not failed and (call := _receive(channel)) is not None:
+        reply = _called(module, **call)
+        if os.getpid() != me:  # the function forked, and came back twice
+            os._exit(0)
+        _send(channel, reply)
+
+
+def _main_module(file: str) -> ModuleType:
+    """An empty module for the file under the name that multiprocessing gives to a program's main one.
+
+    So the children that the function starts, in whatever way, find there what is pickled by its name; what stands under
+    `if __name__ == "__main__"` is run nowhere.
+    """
+    module = ModuleType("__mp_main__")
+    module.__file__ = file
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    return module
+
+
+def _run(file: str, module: ModuleType) -> None:
+    """Import the file; no compiled copy of it is kept, nor taken for it where its time did not change."""
+    with open(file, "rb") as source:
+        exec(compile(source.read(), file, "exec", dont_inherit=True), module.__dict__)
+
+
+def _called(module: ModuleType, function: str, rows: int, given: dict[str, Any], folder: str) -> bytes:
+    scores: Any = None
+
+    def call() -> None:
+        nonlocal scores
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+        scores = getattr(module, function)(**given)
+
+    failed = _attempted(call, module)
+    return RAISED + failed if failed else _checked(scores, rows, module)
+
+
+def _attempted(run: Callable[[], object], module: ModuleType) -> bytes | None:
+    """What `run` raised, whatever it is: kind, text, and the last line of the reward's file that it came through."""
+    try:
+        run()
+        return None
+    except BaseException as error:
+        line, at = "", error.__traceback__
+        while at is not None:
+            if at.tb_frame.f_code.co_filename == module.__file__:
+                line = str(at.tb_lineno)
+            at = at.tb_next
+        return _texts(type(error).__name__, _shown(str, error), line)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # an alarm that it left would go off in the next call
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # the function may have closed or replaced it
+                stream.flush()
+
+
+def _checked(scores: Any, rows: int, module: ModuleType) -> bytes:
+    """The scores as float64s, or what is wrong with them. Arrays and tensors are told by their `tolist`."""
+    kind = type(scores).__name__
+    try:
+        scores = scores.tolist() if hasattr(scores, "tolist") else scores
+        if isinstance(scores, (str, bytes, dict, set, frozenset)) or not hasattr(scores, "__len__"):
+            return NO_LIST + _texts(kind)
+        if len(scores) != rows:
+            return LENGTH + _texts(str(len(scores)))
+        numbers = array("d")
+        for row, score in enumerate(scores):
+            number = _number(score)
+            if number is not None and not math.isfinite(number):
+                return NUMBER + _texts(str(row), _shown(repr, score))
+            numbers.append(math.nan if number is None else number)
+    except BaseException as error:  # out of the object that the function returned
+        return RAISED + _texts(type(error).__name__, _shown(str, error), "")
+    return SCORES + numbers.tobytes()
+
+
+def _number(score: Any) -> float | None:
+    """The score as a number; NaN for what is none."""
+    if score is None:
+        return None
+    try:
+        return math.nan if isinstance(score, (str, bytes)) else float(score)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several numbers
+        return math.nan
+
+
+def _shown(how: Callable[[Any], str], value: object) -> str:
+    try:
+        return " ".join(how(value).split())
+    except Exception as error:
+        return f"<its text raised {type(error).__name__}>"
+
+
+def _texts(*texts: str) -> bytes:
+    return "\0".join(text.replace("\0", " ") for text in texts).encode("utf-8", "backslashreplace")
+
+
+def _receive(channel: int) -> Any:
+    """The next request; None where nobody asks any more."""
+    size = _read(channel, 8)
+    body = _read(channel, int.from_bytes(size, "big")) if size else None
+    return pickle.loads(body) if body else None
+
+
+def _read(channel: int, size: int) -> bytes | None:
+    got = bytearray()
+    while len(got) < size:
+        part = os.read(channel, min(size - len(got), 1 << 20))
+        if not part:
+            return None
+        got += part
+    return bytes(got)
+
+
+def _send(channel: int, reply: bytes) -> None:
+    rest = memoryview(len(reply).to_bytes(8, "big") + reply)
+    while rest:
+        rest = rest[os.write(channel, rest) :]
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
