@@ -57,7 +57,9 @@ class TestModels:
     ) -> None:
         import huggingface_hub
 
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(tmp_path))
+        made = self.folder(tmp_path)
+        (made / "model.safetensors").rename(made / "pytorch_model.bin")
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(made))
         with pytest.raises(ModelError, match=r"no \.safetensors file"):
             models.resolve(Model(path="somebody/model"))
 
