@@ -62,6 +62,7 @@ class Steps:
                 "prompts": recipe.prompts.model_copy(update={"train": train}).model_dump(mode="json"),
                 **({} if self.number else later),
                 **({"reference": str(self.outside.reference.path)} if self.outside.reference else {}),
+                "judge_models": [str(path) for path in self.outside.judges],
                 "rewards": [
                     entry.model_dump(mode="json", by_alias=True)
                     for entry in [*recipe.reward, *recipe.evaluate.measure]

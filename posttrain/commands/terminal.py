@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from posttrain.models import structure
+
 
 class Terminal:
     """Prints what happens: on a terminal a line that is rewritten; in a log file a line as a stage begins, one each
@@ -120,6 +122,8 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
     if stage in ("watch", "diversity"):
         return "; ".join(metrics["warnings"]) or "no warning"
     told = [f"warning: every answer got {value:g} of {name}" for name, value in metrics.get("constant", {}).items()]
+    if metrics.get("unused_weights"):
+        told.append(f"warning: {structure.unused(metrics['unused_weights'])}")
     if metrics.get("collapsed"):
         told.append(f"warning: the policy has collapsed, and is left out: {metrics['collapsed']}")
     names = (

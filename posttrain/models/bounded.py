@@ -67,8 +67,8 @@ def _answer(receiver: Connection, child: int, seconds: int) -> T:  # pyright: ig
             raise OutOfBoundsError(doing, how) from None
         if kind == "doing":
             doing, deadline = said, time.monotonic() + 3 * seconds
-        elif kind == "memory":
-            raise OutOfBoundsError(doing, "memory")
+        elif kind == "died":
+            raise OutOfBoundsError(doing, said)
         elif kind == "error":
             raise said
         else:
@@ -89,16 +89,23 @@ def _child(function: Callable[[Say], T], sender: Connection, seconds: int, memor
         sender.send(("result", function(say)))
     except MemoryError:
         _limit(resource.RLIMIT_DATA, resource.RLIM_INFINITY)
-        sender.send(("memory", None))
+        sender.send(("died", "memory"))
     except PosttrainError as error:
         sender.send(("error", pickle.loads(pickle.dumps(error))))
-    except BaseException as error:
-        # A mistake of ours or of a library: told where it happened, as an error of this process.
+    except Exception as error:  # a mistake of ours or of a library, told as one of the process that asked
         error.add_note("in a child with bounds of time and memory")
-        with contextlib.suppress(Exception):
-            sender.send(("error", error))
+        sender.send(("error", error if _picklable(error) else RuntimeError(f"{type(error).__name__}: {error}")))
+    except BaseException as error:  # what Rust makes of a panic
+        sender.send(("died", f"{type(error).__name__}: {error}"))
     finally:
         os._exit(0)
+
+
+def _picklable(error: BaseException) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # whatever its class does
+        return False
 
 
 def _limit(which: int, soft: int) -> None:

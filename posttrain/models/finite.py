@@ -7,7 +7,7 @@ from pathlib import Path
 from posttrain.errors import ModelError
 from posttrain.models.weight_files import Tensor, headers
 
-_PIECE = 16 << 20  # bytes
+_PIECE = 1 << 20  # bytes: what stays in a cache of the processor
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 

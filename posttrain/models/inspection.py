@@ -12,13 +12,14 @@ from posttrain.models import bounded, finite, own_template, settings, structure,
 from posttrain.models.folder import check_files, check_settings
 from posttrain.records import Message
 
-_SECONDS = 15  # of a processor, for each step: the tokenizer, the template, the model's structure
+_SECONDS = 10  # of a processor, for each step: the tokenizer, the template, the model's structure
 _MEMORY = 1 << 30
 
 
-def inspect(folder: Path, prompts: Sequence[Sequence[Message]], *, trained: bool = True) -> None:
+def inspect(folder: Path, prompts: Sequence[Sequence[Message]], *, trained: bool = True) -> list[str]:
     """All that can be wrong with a model that is to be sampled, and `trained`, told before it is. What its files make
-    transformers and jinja do is done in a child with bounds first; `prompts` are rendered there.
+    transformers and jinja do is done in a child with bounds first; `prompts` are rendered there. Returns the names of
+    weights that are not used.
 
     Where the weights are not here yet, the rest is looked at.
 
@@ -33,20 +34,45 @@ def inspect(folder: Path, prompts: Sequence[Sequence[Message]], *, trained: bool
     settings.check(folder, trained=trained)
     own_template.check_choice(folder)
 
-    def look(say: bounded.Say) -> None:
+    def look(say: bounded.Say) -> list[str]:
+        say("config")
+        config = structure.read_config(folder)
         say("tokenizer")
         tokenizer = tokenizer_files.load(folder)
         say("template")
-        check_template(tokenizer, end_ids(folder), prompts)
+        _check_template(folder, tokenizer, prompts)
         say("model")
-        structure.check(folder, len(tokenizer), weights=weights, trained=trained)
+        return structure.check(folder, config, len(tokenizer), weights=weights, trained=trained)
 
     try:
-        bounded.run(look, seconds=_SECONDS, memory=_MEMORY)
+        unused = bounded.run(look, seconds=_SECONDS, memory=_MEMORY)
     except bounded.OutOfBoundsError as error:
         raise _out_of_bounds(folder, error) from error
     if weights:
         finite.check(folder)
+    return unused
+
+
+def _check_template(folder: Path, tokenizer: Any, prompts: Sequence[Sequence[Message]]) -> None:
+    try:
+        check_template(tokenizer, end_ids(folder), prompts)
+    except ModelError as error:
+        raise ModelError(
+            error.message,
+            file=error.file or own_template.where(folder),
+            line=error.line,
+            hint=error.hint,
+            rule=error.rule,
+        ) from error
+    except Exception as error:
+        if type(error) is not Exception:  # which is what tokenizers raises
+            raise
+        raise ModelError(
+            f"the tokenizer cannot read the first prompts: {error}",
+            file=str(folder),
+            hint="use the tokenizer that the model was trained with",
+            rule="model-tokenizer-reads",
+        ) from error
 
 
 def end_ids(folder: Path) -> list[int]:
@@ -61,9 +87,9 @@ def end_ids(folder: Path) -> list[int]:
         return []
     try:
         named: Any = GenerationConfig.from_pretrained(folder).eos_token_id
-    except structure.REFUSALS as error:
+    except structure.refusals() as error:
         raise ModelError(
-            f"transformers cannot read it: {type(error).__name__}: {str(error)[:200]}",
+            f"transformers cannot read it: {structure.first_line(error)}",
             file=str(folder / "generation_config.json"),
             hint="mend it, or remove it: sampling is set in the recipe",
             rule="model-generation-config",

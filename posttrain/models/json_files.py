@@ -13,7 +13,7 @@ _LARGEST = 10 << 20  # bytes of a config
 TOKENIZER = 256 << 20  # bytes of a tokenizer.json
 _DEEPEST = 64  # objects and lists in one another
 _LONGEST = 100_000  # members of one list, such as `layer_types`
-_MOST = 4096  # layers, experts or attention heads: several times those of any model that is known
+_MOST = 1024  # layers, experts or attention heads: several times those of models that are known
 _COUNTS = ("layer", "layers", "expert", "experts", "head", "heads")  # how the names of these numbers end
 
 

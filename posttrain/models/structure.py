@@ -8,16 +8,40 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ModelError
+from posttrain.models import json_files
 from posttrain.models.weight_files import Tensor, headers
 
-# What transformers raises of a config whose values it did not foresee.
-REFUSALS = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, AssertionError)
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _OWN = "take the config that belongs to the weights"
 
 
-def check(folder: Path, tokens: int, *, weights: bool, trained: bool) -> None:
-    """Builds the model on the meta device and gives it the shapes of the weights, as from_pretrained would.
+def read_config(folder: Path) -> Any:
+    """The config as transformers reads it.
+
+    Raises:
+        ModelError: transformers does not know the type of model, or it takes other values.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    file = folder / "config.json"
+    name = json_files.read(file).get("model_type")
+    if str(name) not in CONFIG_MAPPING_NAMES:
+        raise ModelError(
+            f"model_type is {str(name)[:80]!r}, which this version of transformers does not have",
+            file=str(file),
+            hint="take a newer transformers, or a model whose architecture it has",
+            rule="model-type-unknown",
+        )
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except refusals() as error:
+        raise _refused(str(file), error) from error
+
+
+def check(folder: Path, config: Any, tokens: int, *, weights: bool, trained: bool) -> list[str]:
+    """Builds the model on the meta device and gives it the shapes of the weights, as from_pretrained would. Returns the
+    names of weights that belong to no part of it, such as those of a value head.
 
     `tokens`: of the tokenizer. `weights`: whether they are here. `trained`: whether a trainer is to load it, which goes
     by `architectures`.
@@ -26,13 +50,9 @@ def check(folder: Path, tokens: int, *, weights: bool, trained: bool) -> None:
         ModelError: transformers cannot build it; its weights are quantised by what is not installed; weights are
             missing, or have names or shapes that the model does not.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     file = str(folder / "config.json")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except _library() as error:
-        raise _refused(file, error) from error
     known = AutoModelForCausalLM._model_mapping  # what from_pretrained asks
     if type(config) not in known:
         raise ModelError(
@@ -41,7 +61,7 @@ def check(folder: Path, tokens: int, *, weights: bool, trained: bool) -> None:
             hint="take a model that writes text",
             rule="model-not-causal",
         )
-    kind = known[type(config)]
+    kind: Any = known[type(config)]
     if trained and (config.architectures or [""])[0] != kind.__name__:
         raise ModelError(
             f"`architectures` is {config.architectures}, and what writes text is {kind.__name__}",
@@ -49,17 +69,17 @@ def check(folder: Path, tokens: int, *, weights: bool, trained: bool) -> None:
             hint=f'where the weights are a language model\'s, set "architectures": ["{kind.__name__}"]',
             rule="model-not-causal-class",
         )
-    if tokens > config.get_text_config().vocab_size:
+    embeds = getattr(config.get_text_config(), "vocab_size", None)
+    if embeds is not None and tokens > embeds:
         raise ModelError(
-            f"the tokenizer has {tokens} tokens, the model embeds {config.get_text_config().vocab_size}",
+            f"the tokenizer has {tokens} tokens, the model embeds {embeds}",
             file=str(folder),
             hint="use the tokenizer that the model was trained with",
             rule="model-vocabulary",
         )
     _check_quantised(config, file)
     found = _build(kind, config, headers(folder) if weights else {}, file)
-    if weights:
-        _check_names(folder, kind, found)
+    return _check_names(folder, kind, found) if weights else []
 
 
 def _check_quantised(config: Any, file: str) -> None:
@@ -72,9 +92,9 @@ def _check_quantised(config: Any, file: str) -> None:
     method = str(said.get("quant_method", "some method"))
     try:
         AutoHfQuantizer.from_config(said, pre_quantized=True).validate_environment(device_map=None)
-    except (ImportError, *_library()) as error:
+    except (ImportError, *refusals()) as error:
         raise ModelError(
-            f"the weights are quantised by {method[:40]}, which cannot be read here: {_first_line(error)}",
+            f"the weights are quantised by {method[:40]}, which cannot be read here: {first_line(error)}",
             file=file,
             hint="take the model with weights that are not quantised, or install what reads these",
             rule="model-quantised",
@@ -99,7 +119,7 @@ def _build(kind: Any, config: Any, tensors: Mapping[str, Tensor], file: str) -> 
             )
     except ImportError as error:
         raise _no_attention(config, file, error) from error
-    except _library() as error:
+    except refusals() as error:
         if "attn_implementation" in str(error):
             raise _no_attention(config, file, error) from error
         raise _refused(file, error) from error
@@ -113,7 +133,7 @@ def _on_meta(tensor: Tensor) -> Any:
     return torch.empty(tensor.shape, dtype=dtype, device="meta")
 
 
-def _check_names(folder: Path, kind: Any, found: Mapping[str, Any]) -> None:
+def _check_names(folder: Path, kind: Any, found: Mapping[str, Any]) -> list[str]:
     missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     shapes = sorted(found["mismatched_keys"], key=str)
     if shapes:
@@ -141,11 +161,17 @@ def _check_names(folder: Path, kind: Any, found: Mapping[str, Any]) -> None:
             hint=_OWN,
             rule="model-weights-unexpected",
         )
+    return unexpected
 
 
 def _inside(name: str, kind: Any) -> bool:
     """Whether a weight belongs to a part that the model has, rather than to another beside it (a value head, say)."""
     return name.startswith(f"{kind.base_model_prefix}.")
+
+
+def unused(names: Sequence[str]) -> str:
+    """What to say of weights that a folder holds and the model does not use."""
+    return f"weights beside the model's own are not used: {_told(names)}"
 
 
 def _told(names: Sequence[str]) -> str:
@@ -155,7 +181,7 @@ def _told(names: Sequence[str]) -> str:
 
 def _refused(file: str, error: BaseException) -> ModelError:
     return ModelError(
-        f"transformers cannot build a model of this config: {_first_line(error)}",
+        f"transformers cannot build a model of this config: {first_line(error)}",
         file=file,
         hint=_OWN,
         rule="model-config-values",
@@ -165,20 +191,24 @@ def _refused(file: str, error: BaseException) -> ModelError:
 def _no_attention(config: Any, file: str, error: BaseException) -> ModelError:
     asked = getattr(config, "_attn_implementation", None)
     return ModelError(
-        f"the config asks for the attention {asked!r}, which is not here: {_first_line(error)}",
+        f"the config asks for the attention {asked!r}, which is not here: {first_line(error)}",
         file=file,
         hint="take attn_implementation out of the config, or install what it needs",
         rule="model-attention",
     )
 
 
-def _library() -> tuple[type[Exception], ...]:
+def refusals() -> tuple[type[Exception], ...]:
+    """What transformers raises of files whose values it did not foresee."""
     from huggingface_hub.errors import StrictDataclassError
 
-    return (*REFUSALS, StrictDataclassError)
+    return (
+        StrictDataclassError, OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+        RuntimeError, AssertionError,
+    )  # fmt: skip
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines)[:200]}"
 

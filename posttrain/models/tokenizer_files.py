@@ -7,8 +7,8 @@ from typing import Any
 
 from posttrain.errors import ModelError
 from posttrain.models import json_files
+from posttrain.models.structure import first_line
 
-_REFUSALS = (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError, AssertionError)
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _AGAIN = "fetch the tokenizer's files again, from where the model comes from"
 
@@ -27,9 +27,9 @@ def load(folder: Path) -> Any:
     _check_fast(folder / "tokenizer.json")
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except _REFUSALS as error:
+    except Exception as error:  # tokenizers raises Exception itself
         raise ModelError(
-            f"transformers can make no tokenizer of these files: {type(error).__name__}: {str(error)[:200]}",
+            f"transformers can make no tokenizer of these files: {first_line(error)}",
             file=str(folder / "tokenizer_config.json"),
             hint=_AGAIN,
             rule="model-tokenizer",
@@ -45,7 +45,7 @@ def _check_fast(file: Path) -> None:
     json_files.read(file, largest=json_files.TOKENIZER)
     try:
         Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises Exception itself
+    except Exception as error:  # here too
         raise ModelError(
-            f"this is no tokenizer: {str(error)[:200]}", file=str(file), hint=_AGAIN, rule="model-tokenizer-json"
+            f"this is no tokenizer: {first_line(error)}", file=str(file), hint=_AGAIN, rule="model-tokenizer-json"
         ) from error

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from posttrain.errors import ModelError
 from posttrain.models import json_files
@@ -120,12 +120,12 @@ def _tensor(file: Path, name: str, said: Any, start: int) -> Tensor:
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise _no_header(file, f"{name[:80]!r} has no shape and offsets")
     bits = math.prod(shape) * _BITS[dtype] if len(shape) < 65 else -1
-    if offsets[1] - offsets[0] != bits / 8:
+    if 8 * (offsets[1] - offsets[0]) != bits:
         raise _bad_offsets(file, f"{name[:80]!r} does not have the bytes that its shape and dtype need")
     return Tensor(file, dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(isinstance(one, int) and 0 <= one < 1 << 48 for one in value)
 
 

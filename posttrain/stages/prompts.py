@@ -54,14 +54,14 @@ def run(job: Job) -> dict[str, Any]:
     sets = Prompts.model_validate(job.settings["prompts"])
     model = job.inputs["model"]
     first = _first(job, sets)
-    inspect(model, first)
-    for other in job.settings.get("models", []):
+    unused = inspect(model, first)
+    for other in [*job.settings.get("judge_models", []), *filter(None, [job.settings.get("reference")])]:
         inspect(Path(other), first, trained=False)
     tokenizer = AutoTokenizer.from_pretrained(model)
     if "reference" in job.settings:  # asked again where it is used; here before anything is sampled
         models.check_same_tokens(model, Path(job.settings["reference"]))
     room = _Room(tokenizer, models.context_length(model), job.config["max_new_tokens"], sets.too_long == "drop")
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = {"unused_weights": unused} if unused else {}
     against = _against(sets)
     if against:
         _write(against, job.out / "against.parquet")
