@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import resource
@@ -84,6 +85,7 @@ def _child(function: Callable[[Say], T], sender: Connection, seconds: int, memor
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + seconds)
         sender.send(("doing", what))
 
+    gc.disable()  # it would walk, and so copy, all that the parent has
     try:
         _limit(resource.RLIMIT_DATA, _data() + memory)
         sender.send(("result", function(say)))

@@ -38,7 +38,7 @@ def _is_finite(tensor: Tensor, buffer: bytearray) -> bool:
             whole = read // dtype.itemsize * dtype.itemsize
             values = torch.frombuffer(buffer, dtype=dtype, count=whole // dtype.itemsize)
             # A sum is as fast as memory, and not finite where a value is not; where it overflows, each is asked.
-            if not torch.isfinite(values.sum(dtype=torch.float32)) and not torch.isfinite(values).all():
+            if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
                 return False
             left -= read
     return True

@@ -33,6 +33,7 @@ def inspect(folder: Path, prompts: Sequence[Sequence[Message]], *, trained: bool
         check_settings(folder)
     settings.check(folder, trained=trained)
     own_template.check_choice(folder)
+    structure.import_for(folder)
 
     def look(say: bounded.Say) -> list[str]:
         say("config")

@@ -15,6 +15,17 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float
 _OWN = "take the config that belongs to the weights"
 
 
+def import_for(folder: Path) -> None:
+    """Imports the classes of a model's type here, so that no child that is forked does so for itself."""
+    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(json_files.read(folder / "config.json").get("model_type")))
+    if isinstance(name, str):
+        getattr(transformers, name, None)
+
+
 def read_config(folder: Path) -> Any:
     """The config as transformers reads it.
 

@@ -88,7 +88,7 @@ def header(file: Path) -> dict[str, Tensor]:
         length = struct.unpack("<Q", begins)[0] if len(begins) == 8 else 0
         if size == 0:
             raise ModelError("the file is empty", file=str(file), hint=_AGAIN, rule="model-weights-empty")
-        if begins[:2] in (b"PK", b"\x80\x02") or begins[:4] == b"GGUF":
+        if length > _LARGEST_HEADER and begins.startswith((b"PK", b"\x80", b"GGUF")):
             raise ModelError(
                 "this is no safetensors, whatever its name: other formats are not read, since they can run code",
                 file=str(file),

@@ -98,7 +98,12 @@ def _real(
         else:
             rows.append({"id": prompt.id, "prompt": list(prompt.messages), "completion": list(completion)})
     if not rows:
-        raise DataError("no row is left that is not evaluated on", file=real.path or real.dataset_name)
+        raise DataError(
+            "no row is left that is not evaluated on",
+            file=real.path or real.dataset_name,
+            hint="give rows whose prompts are not in dev, heldout or against",
+            rule="data-real-evaluated-on",
+        )
     return rows, left_out
 
 
@@ -150,7 +155,12 @@ def _read(
         else:
             kept.append(prompt)
     if not kept:
-        raise DataError("no prompt is left", file=place)
+        raise DataError(
+            "no prompt is left: all are evaluated on, or too long",
+            file=place,
+            hint="give other prompts, or lower max_new_tokens",
+            rule="data-no-prompt-left",
+        )
     return kept, {"prompts": len(kept), **left_out, **counts}
 
 
@@ -164,6 +174,7 @@ def _fits(room: _Room, prompt: Prompt, systems: Sequence[str | None], place: str
             file=place,
             line=prompt.line,
             hint="shorten it, lower max_new_tokens, or set prompts.too_long: drop",
+            rule="data-prompt-too-long",
         )
     return length + room.new <= room.context
 
@@ -208,7 +219,7 @@ def _length(tokenizer: Any, prompt: Prompt, system: str | None, place: str | Non
     try:
         return len(render_prompt(tokenizer, under(system, prompt.messages)))
     except DataError as error:
-        raise DataError(error.message, file=place, line=prompt.line, hint=error.hint) from error
+        raise DataError(error.message, file=place, line=prompt.line, hint=error.hint, rule=error.rule) from error
 
 
 def _check_rewards(asked: Sequence[Reward | Pairwise | JudgeReward], prompts: list[Prompt], place: str | None) -> None:
@@ -217,7 +228,9 @@ def _check_rewards(asked: Sequence[Reward | Pairwise | JudgeReward], prompts: li
         try:
             reward.check_columns(list(prompts[0].columns) if prompts else [])
         except RewardError as error:
-            raise RewardError(f"{error.message}, and {place} has none", file=error.file, hint=error.hint) from error
+            raise RewardError(
+                f"{error.message}, and {place} has none", file=error.file, hint=error.hint, rule=error.rule
+            ) from error
         reward.probe(prompts)
 
 
