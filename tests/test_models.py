@@ -16,10 +16,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from posttrain.errors import ModelError
-from posttrain.models import bounded, resolve
+from posttrain.models import bounded, inspection, resolve
 from posttrain.models.folder import check_files, special_tokens
 from posttrain.models.inspection import inspect
 from posttrain.recipe import Model
+from posttrain.sampling import loading
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 ASKED = [[{"role": "user", "content": "Mia has 7 apples and buys 12 more. How many has she?"}]]
@@ -164,6 +165,7 @@ SEEN_BEFORE_IT_IS_BUILT: list[tuple[str, Change]] = [
     ("model-tokenizer-setting", settings("tokenizer_config.json", tokenizer_class=3)),
 ]
 SEEN_AS_IT_IS_BUILT: list[tuple[str, Change]] = [
+    ("model-generation-config", settings("generation_config.json", max_new_tokens="many")),
     ("model-type-unknown", config(model_type="nope")),
     ("model-config-values", config(hidden_size="128")),
     ("model-config-values", config(num_attention_heads=0)),
@@ -277,6 +279,44 @@ def test_special_tokens_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         special_tokens(made)
     told(caught.value, "model-added-tokens", tmp_path)
+
+
+def test_a_config_whose_model_takes_too_long_to_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = folder(tmp_path, config(num_hidden_layers=1000))
+    monkeypatch.setattr(inspection, "_SECONDS", 1)
+    with pytest.raises(ModelError) as caught:
+        inspect(made, ASKED)
+    told(caught.value, "model-out-of-bounds", tmp_path)
+
+
+def test_a_tokenizer_that_takes_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = folder(tmp_path)
+    vocabulary = {f"word{at}": at for at in range(200_000)}
+    said = {**json.loads((made / "tokenizer.json").read_text()), "model": {"type": "WordLevel", "vocab": vocabulary}}
+    said["model"]["unk_token"] = "word0"
+    (made / "tokenizer.json").write_text(json.dumps(said))
+    monkeypatch.setattr(inspection, "_MEMORY", 8 << 20)
+    with pytest.raises(ModelError) as caught:
+        inspect(made, ASKED)
+    told(caught.value, "model-tokenizer-out-of-bounds", tmp_path)
+
+
+def test_a_model_that_is_not_there() -> None:
+    with pytest.raises(ModelError) as caught:
+        resolve(Model(path="./nowhere"))
+    assert caught.value.rule == "model-not-found"
+    with pytest.raises(ModelError) as caught:
+        resolve(Model(path="nobody/nothing"))  # no test touches the network
+    assert caught.value.rule == "model-hub" and caught.value.hint
+
+
+def test_an_engine_says_what_it_cannot_load(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        loading.pick_dtype("float8", "cpu")
+    assert caught.value.rule == "model-engine-dtype"
+    with pytest.raises(ModelError) as caught:
+        loading.load(folder(tmp_path, config(model_type="t5")), "float32", "cpu")
+    told(caught.value, "model-load", tmp_path)
 
 
 def test_the_shipped_model_is_taken() -> None:
