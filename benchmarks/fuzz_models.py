@@ -28,7 +28,8 @@ ASKED = [[{"role": "user", "content": "Mia has 7 apples and buys 12 more. How ma
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 3, 7.5, 10**5, 10**9, 10**30, 1e308, float("nan"), "", "x", "4", "float32", "\ud800",
     "a" * 10_000, [], {}, [1], ["x"], [None], {"a": 1}, [[[[]]]], list(range(200)), {"content": "x"},
-    "flash_attention_2", {"quant_method": "gptq", "bits": 4}, "../../x", "save", "<|end|>", "BertTokenizer", "LlamaModel", "gpt2", "mamba",
+    "flash_attention_2", {"quant_method": "gptq", "bits": 4},
+    "../../x", "save", "<|end|>", "BertTokenizer", "LlamaModel", "gpt2", "mamba",
 ]  # fmt: skip
 BYTES = [b"\x00", b"\xff", b"{", b"}", b"[", b"]", b'"', b",", b":", b"null", b"NaN", b"-1", b"9" * 400, b"[" * 3000]
 SNIPPETS = [
