@@ -12,6 +12,7 @@ from typing import Any
 from posttrain import loaders, models
 from posttrain.errors import InputError
 from posttrain.launch import Forked
+from posttrain.models.inspection import inspect
 from posttrain.recipe import Engine, PromptSet, Recipe, by_round, load
 from posttrain.records import Message, Prompt
 from posttrain.runner import Runner
@@ -32,7 +33,7 @@ def figures(
     Raises:
         InputError: recipe, model, prompts or rewards are not right.
     """
-    recipe_ = load(recipe, [*overrides, f"model.path={models.find(model)}"])
+    recipe_ = load(recipe, [*overrides, f"model.path={models.find(model)}", "model.chat_template=null"])
     with tempfile.TemporaryDirectory(prefix="posttrain-eval-", ignore_cleanup_errors=True) as folder:
         run, launcher = Store(Path(folder) / "run"), Forked()
         with run.session():
@@ -68,6 +69,7 @@ def sample(
         raise InputError("there is no such folder", file=str(out.parent), rule="command-output")
     torch.set_num_threads(1)  # sampling uses processes
     path = models.find(model)
+    inspect(path, [prompt.messages for prompt in prompts[:8]], trained=False)
     rows = [
         {"id": prompt.id, "prompt": list(prompt.messages), "columns": json.dumps(dict(prompt.columns))}
         for prompt in prompts
@@ -132,6 +134,7 @@ class Conversation:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         path = models.find(model)
+        inspect(path, [], trained=False)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         loaded: Any = AutoModelForCausalLM.from_pretrained(path)

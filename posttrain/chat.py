@@ -6,17 +6,33 @@ cannot promise that, contents that hold a control token are refused.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from jinja2.exceptions import TemplateError, UndefinedError
+
 from posttrain.errors import DataError, ModelError
 from posttrain.records import Message
+from posttrain.template_errors import explained
 
 # What a token of an answer is: see `render_turns`.
 OTHER, TEXT, ENDING = 0, 1, 2
 
 Tails = dict[tuple[str, ...], list[int]]  # what a template writes after an answer, by the roles before it
+
+# What comes out of a template's expressions: each operation of Python's can fail in its own way.
+_TEMPLATES_RAISE = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+    SyntaxError,
+)
 
 # A template that pastes the role into its control tokens would let any other role forge one.
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -55,6 +71,7 @@ def _completion(tokenizer: Any, messages: Sequence[Message], prompt_ids: Sequenc
         raise ModelError(
             "the chat template does not continue its own prompt: the text before the answer changes once there is one",
             hint="use a template whose rendering with an answer begins with its rendering for generation",
+            rule="template-rewrites-prompt",
         )
     tail = whole_text[len(prompt_text) + len(completion) :]
     _refuse_control_tokens(tokenizer, answered[-1:])
@@ -113,7 +130,11 @@ def render_turns(
         ModelError: the template renders a turn in another way once others follow it.
     """
     if not turns or turns[-1]["role"] != "assistant":
-        raise DataError("an answer must end with a turn of the assistant")
+        raise DataError(
+            "an answer must end with a turn of the assistant",
+            hint="let the last message be the assistant's",
+            rule="template-last-turn",
+        )
     prompt_ids = render_prompt(tokenizer, messages)
     before, ids, parts = [*messages], [*prompt_ids], []
     for turn in turns:
@@ -123,6 +144,7 @@ def render_turns(
                 raise ModelError(
                     "the chat template renders an answer in another way once further turns follow",
                     hint="train on single turns, or use a template that only appends",
+                    rule="template-rewrites-turn",
                 )
             answer = render_completion(tokenizer, before, turn["content"])
             parts += [OTHER] * (len(opened) - len(ids)) + parts_of(answer, ending(tokenizer, before))
@@ -133,24 +155,43 @@ def render_turns(
 
 def ending(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
     """What the template writes after an answer to `messages`: the tokens in which two answers end alike."""
-    one, other = (render_completion(tokenizer, messages, text) for text in ("a", "0"))
+    answers = ("a", "0") if _differ(tokenizer, "a", "0") else _two_words(tokenizer, messages)
+    one, other = (render_completion(tokenizer, messages, text) for text in answers)
     length = 0
     while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
         length += 1
     return one[len(one) - length :]
 
 
+@functools.lru_cache(maxsize=8)
+def _differ(tokenizer: Any, one: str, other: str) -> bool:
+    """Whether two texts end in different tokens: in a vocabulary of words both may be the unknown one."""
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in (one, other)]
+    return all(ids) and ids[0][-1] != ids[1][-1]
+
+
+def _two_words(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
+    """Two words of the messages that are not the same to the tokenizer; else the same as for any."""
+    first, *others = dict.fromkeys([word for message in messages for word in message["content"].split()] or ["a"])
+    return first, next((word for word in others if _differ(tokenizer, first, word)), "0")
+
+
 def parts_of(answer: Sequence[int], ending: Sequence[int]) -> list[int]:
     """TEXT for each token of a rendered answer, ENDING for those of its end."""
     if list(answer[len(answer) - len(ending) :]) != list(ending):
-        raise ModelError("the chat template ends one answer in another way than the next")
+        raise ModelError(
+            "the chat template ends one answer in another way than the next",
+            hint="use a template that writes the same after every answer",
+            rule="template-endings-differ",
+        )
     return [TEXT] * (len(answer) - len(ending)) + [ENDING] * len(ending)
 
 
-def check_template(tokenizer: Any, eos_ids: Collection[int] = ()) -> None:
-    """Whether prompts and answers can be rendered, answers end, and padding cannot be taken for text.
+def check_template(tokenizer: Any, eos_ids: Collection[int] = (), prompts: Sequence[Sequence[Message]] = ()) -> None:
+    """Whether a model's answers can be rendered, have an end, and padding cannot be taken for text.
 
-    `eos_ids`: further end tokens, those of the model's generation config.
+    `eos_ids`: further end tokens, those of the model's generation config. `prompts`: what is rendered; a vocabulary of
+    words need not know others.
 
     Raises:
         ModelError: which of these does not hold, and what to do.
@@ -158,29 +199,66 @@ def check_template(tokenizer: Any, eos_ids: Collection[int] = ()) -> None:
     if not tokenizer.chat_template:
         raise ModelError(
             "the tokenizer has no chat template",
-            hint="use an instruction-tuned model, or put a chat_template.jinja into the model folder",
+            hint="use an instruction-tuned model, or name a template in the recipe: model.chat_template: FILE",
+            rule="template-none",
         )
     ends = {*eos_ids} | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
     if not ends:
-        raise ModelError("the tokenizer has no end-of-text token", hint="set eos_token in tokenizer_config.json")
-    messages: list[Message] = [{"role": "user", "content": "a"}]
-    try:
-        prompt_ids, answer_ids = render_prompt(tokenizer, messages), render_completion(tokenizer, messages, "b")
-    except DataError as error:
-        raise ModelError(f"the chat template cannot render a user's message and an answer: {error.message}") from error
-    if not prompt_ids:
-        raise ModelError("the chat template renders a prompt to no tokens at all")
-    if not ends.intersection(answer_ids):
         raise ModelError(
-            "the chat template does not close an answer with an end token, so a model trained on it would never stop",
-            hint=f"let the template write {tokenizer.eos_token!r} after the assistant's content",
+            "the tokenizer has no end-of-text token", hint="set eos_token in tokenizer_config.json", rule="model-no-end"
         )
+    refused: DataError | None = None
+    rendered = []
+    for text in _texts(prompts):
+        try:
+            rendered.append(_rendered_answer(tokenizer, text, ends))
+        except DataError as error:
+            refused = error
+    if refused and not rendered:
+        raise ModelError(
+            f"the chat template cannot render a user's message and an answer: {refused.message}",
+            hint="use an instruction-tuned model, or name a template in the recipe: model.chat_template: FILE",
+            rule="template-cannot-render",
+        ) from refused
     pad = tokenizer.pad_token_id
-    if pad is not None and pad not in ends and pad in [*prompt_ids, *answer_ids]:
+    # In all of them: a word that is unknown may be padding where the vocabulary has no other token for it.
+    if pad is not None and pad not in ends and all(pad in ids for ids in rendered):
         raise ModelError(
             f"the padding token {tokenizer.pad_token!r} is one that the chat template writes",
             hint="give the tokenizer a pad_token of its own",
+            rule="template-writes-padding",
         )
+    for messages in prompts:
+        with contextlib.suppress(DataError):  # told with its file and line by whoever reads the prompts
+            render_prompt(tokenizer, messages)
+
+
+def _texts(prompts: Sequence[Sequence[Message]]) -> list[str]:
+    """What users say in the prompts: of each the last that is not blank."""
+    said = [
+        next((message["content"].strip() for message in reversed(messages) if message["role"] == "user"), "")
+        for messages in prompts
+    ]
+    return [text for text in said if text] or ["a"]
+
+
+def _rendered_answer(tokenizer: Any, text: str, ends: Collection[int]) -> list[int]:
+    """The tokens of a prompt and its answer, both of them `text`."""
+    messages: list[Message] = [{"role": "user", "content": text}]
+    prompt_ids, answer_ids = render_prompt(tokenizer, messages), render_completion(tokenizer, messages, text)
+    if not prompt_ids:
+        raise ModelError(
+            "the chat template renders a prompt to no tokens at all",
+            hint="name another template in the recipe: model.chat_template: FILE",
+            rule="template-empty",
+        )
+    if not set(ends).intersection(answer_ids):
+        raise ModelError(
+            "the chat template does not close an answer with an end token, so a model trained on it would never stop",
+            hint=f"let the template write {tokenizer.eos_token!r} after the assistant's content",
+            rule="template-no-end",
+        )
+    return [*prompt_ids, *answer_ids]
 
 
 def _encode(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool) -> list[int]:
@@ -199,18 +277,34 @@ def _text(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool) 
 
 
 def _apply(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool, **options: bool) -> Any:
-    from jinja2.exceptions import TemplateError
-
     for message in messages:
         if message["role"] not in ROLES:
-            raise DataError(f"unknown role {message['role']!r}", hint=f"roles are {', '.join(ROLES)}")
+            raise DataError(
+                f"unknown role {message['role']!r}", hint=f"roles are {', '.join(ROLES)}", rule="template-role"
+            )
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+    options = {"add_generation_prompt": generation_prompt, "return_dict": False, **options}
     try:
-        return tokenizer.apply_chat_template(
-            plain, add_generation_prompt=generation_prompt, return_dict=False, **options
-        )
-    except TemplateError as error:
-        raise DataError(f"the chat template refuses these messages: {error}") from error
+        return _rendered(tokenizer, plain, options)
+    except _TEMPLATES_RAISE as error:
+        told = explained(error, tokenizer)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], options: dict[str, bool]) -> Any:
+    """No tools are given, as None. A template that takes their number without asking whether there are any gets an
+    empty list, where it can do with that: others would say that there are tools."""
+    try:
+        return tokenizer.apply_chat_template(messages, **options)
+    except (TypeError, UndefinedError) as error:
+        if "tools" not in str(tokenizer.chat_template):
+            raise
+        try:
+            return tokenizer.apply_chat_template(messages, tools=[], **options)
+        except (TypeError, UndefinedError):
+            raise error from None
 
 
 def _harmless(tokenizer: Any, text: str) -> bool:
@@ -231,4 +325,5 @@ def _refuse_control_tokens(tokenizer: Any, messages: Sequence[Message]) -> None:
                 raise DataError(
                     f"a message of the {message['role']} holds the control token {token!r}",
                     hint="remove it, or use a byte-level tokenizer, with which such text is harmless",
+                    rule="template-control-token",
                 )

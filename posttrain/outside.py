@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
 
 from posttrain import judging, loaders, models, pairwise, rewards
-from posttrain.recipe import Model, Recipe, by_round
+from posttrain.recipe import JudgeModel, Model, Recipe, by_round
 from posttrain.runner import Artifact
 from posttrain.weighing import REWARD_MODEL
 
@@ -15,7 +18,7 @@ from posttrain.weighing import REWARD_MODEL
 class ExternalInputs:
     """The base model, where it is on the Hub (as peft has it), and the hash of each file: rewards by their `use`,
     training prompts and given pairs by round (see `of_round`), the sets to evaluate on by name.
-    `reference`: DPO's, where the recipe names a folder."""
+    `reference`: DPO's, where the recipe names a folder. `judges`: the folders of models that judge on this machine."""
 
     base: Artifact
     base_on_hub: Mapping[str, str] | None
@@ -24,6 +27,7 @@ class ExternalInputs:
     evaluated: Mapping[str, str]
     given: Sequence[str]
     reference: Artifact | None
+    judges: Sequence[Path]
 
 
 def external_inputs(recipe: Recipe) -> ExternalInputs:
@@ -50,7 +54,20 @@ def external_inputs(recipe: Recipe) -> ExternalInputs:
         | ({"real": loaders.content_hash(real, recipe.prompts.system)} if (real := recipe.prompts.real) else {}),
         [loaders.content_hash(each, recipe.prompts.system) for each in given],
         _reference(recipe.dpo.reference) if recipe.dpo else None,
+        sorted({models.resolve(Model(path=path, revision=one.revision)).path for one, path in _local_judges(recipe)}),
     )
+
+
+def _local_judges(value: object) -> Iterator[tuple[JudgeModel, str]]:
+    """The judges anywhere in a recipe that are models run here, and their paths."""
+    if isinstance(value, JudgeModel) and value.path is not None:
+        yield value, value.path
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _local_judges(getattr(value, name))
+    elif isinstance(value, list):
+        for one in value:
+            yield from _local_judges(one)
 
 
 def _reference(name: str) -> Artifact | None:

@@ -64,6 +64,7 @@ class Steps:
                     "prompts": recipe.prompts.model_copy(update={"train": train}).model_dump(mode="json"),
                     **({} if self.number else later),
                     **({"reference": str(self.external.reference.path)} if self.external.reference else {}),
+                    "judge_models": [str(path) for path in self.external.judges],
                     "rewards": [
                         entry.model_dump(mode="json", by_alias=True)
                         for entry in [*recipe.reward, *recipe.evaluate.measure]

@@ -105,7 +105,7 @@ def test_a_run_means_its_promoted_policy(model: Path, tmp_path: Path) -> None:
     run.write_run({"version": 1, "recipe": "r", "rounds": [{"round": 0, "stages": {}, "policy": str(model)}]}, "")
     assert models.find(str(tmp_path)) == model
     run.write_run({"version": 1, "recipe": "r", "rounds": [{"round": 0, "stages": {}}]}, "")
-    with pytest.raises(InputError, match="no policy yet"):
+    with pytest.raises(InputError, match=r"no policy yet \[model-no-policy-yet\]"):
         models.find(str(tmp_path))
     with pytest.raises(InputError, match="did you mean 'tiny-base'"):
         models.find("tiny-bas")

@@ -88,7 +88,7 @@ def test_a_reference_of_another_tokenizer(tmp_path: Path) -> None:
     inputs = {"model": BASE, "pairs": pairs(tmp_path / "pairs"), "reference": other_tokens(tmp_path / "other")}
     config = {"dpo": Dpo.model_validate(BREAKS).model_dump(mode="json"), "model": MODEL}
     error = stopped(tmp_path, "dpo", config, inputs)
-    assert isinstance(error, ModelError) and error.exit_code == 2
+    assert isinstance(error, ModelError) and (error.rule, error.exit_code) == ("model-other-tokenizer", 2)
     assert error.message.startswith("dpo: the reference has another tokenizer than the policy")
     assert error.file == str(tmp_path / "other")
 

@@ -104,7 +104,7 @@ def test_what_check_template_refuses(byte_level) -> None:
     endless.chat_template = TEMPLATE.replace("</s>", "")
     with pytest.raises(ModelError, match="does not close an answer"):
         check_template(endless)
-    check_template(endless, eos_ids=endless.encode("b", add_special_tokens=False))  # the model's own end token
+    check_template(endless, eos_ids=endless.encode("a", add_special_tokens=False))  # the model's own end token
     without_end = tokenizer()
     without_end.eos_token = None
     with pytest.raises(ModelError, match="no end-of-text token"):

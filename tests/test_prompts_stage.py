@@ -129,8 +129,15 @@ def test_a_column_that_only_heldout_lacks_is_told_with_the_file(tmp_path: Path) 
 
 
 def test_a_prompt_that_is_too_long_is_told_with_its_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"dev\.jsonl:2: the prompt has"):
+    with pytest.raises(DataError, match=r"dev\.jsonl:2: the prompt has.*\[data-prompt-too-long\]"):
         run(tmp_path, dev=[{"prompt": "a", "answer": "1"}, {"prompt": "x1 " * 600, "answer": "1"}])
+
+
+def test_sets_of_which_nothing_is_left_to_learn_from(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.jsonl: no prompt is left.*\[data-no-prompt-left\]"):
+        run(tmp_path, train=rows("HELDOUT", 1))
+    with pytest.raises(DataError, match=r"real\.jsonl: no row is left.*\[data-real-evaluated-on\]"):
+        run(tmp_path, real=rows("HELDOUT", 1))
 
 
 def test_a_reward_that_raises_is_told_before_anything_is_sampled(tmp_path: Path) -> None:
@@ -167,6 +174,10 @@ def test_what_is_wrong_with_given_pairs_is_told_before_the_first_round(tmp_path:
 
 
 def test_a_reference_of_another_tokenizer_is_told_before_anything_is_sampled(tmp_path: Path) -> None:
+    for path in BASE.iterdir():
+        if not path.name.startswith("tokenizer"):
+            (tmp_path / "other").mkdir(exist_ok=True)
+            (tmp_path / "other" / path.name).write_bytes(path.read_bytes())
     tokenizer().save_pretrained(tmp_path / "other")
     with pytest.raises(ModelError, match="dpo: the reference has another tokenizer"):
         run(tmp_path, reference=tmp_path / "other")

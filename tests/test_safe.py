@@ -57,7 +57,9 @@ class TestModels:
     ) -> None:
         import huggingface_hub
 
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(tmp_path))
+        made = self.folder(tmp_path)
+        (made / "model.safetensors").rename(made / "pytorch_model.bin")
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(made))
         with pytest.raises(ModelError, match=r"no \.safetensors file"):
             models.resolve(Model(path="somebody/model"))
 
@@ -76,8 +78,9 @@ class TestModels:
         made = self.folder(tmp_path)
         told = {"auto_map": {"AutoTokenizer": ["code.Mine", None]}, "tokenizer_class": "Mine"}
         (made / "tokenizer_config.json").write_text(json.dumps(told))
-        with pytest.raises(ModelError, match="the tokenizer 'Mine' is code"):
+        with pytest.raises(ModelError, match="the tokenizer 'Mine' is code") as caught:
             models.resolve(Model(path=str(made)))
+        assert caught.value.rule == "model-brings-code"
 
 
 class Evil:

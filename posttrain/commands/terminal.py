@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from posttrain.hidden import printable
+from posttrain.models import structure
 
 
 def say(text: object, *, error: bool = False, end: str = "\n") -> None:
@@ -128,6 +129,8 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
     if stage in ("watch", "diversity"):
         return "; ".join(metrics["warnings"]) or "no warning"
     told = [f"warning: every answer got {value:g} of {name}" for name, value in metrics.get("constant", {}).items()]
+    if metrics.get("unused_weights"):
+        told.append(f"warning: {structure.unused(metrics['unused_weights'])}")
     if metrics.get("collapsed"):
         told.append(f"warning: the policy has collapsed, and is left out: {metrics['collapsed']}")
     names = (

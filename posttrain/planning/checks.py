@@ -13,7 +13,7 @@ from posttrain import models, pairwise, rewards
 from posttrain.environment import cores, gpu
 from posttrain.errors import EmptyStageError, EngineError, PosttrainError, RewardError, StageError
 from posttrain.launch import Forked, Launcher
-from posttrain.models import Look
+from posttrain.models import Look, structure
 from posttrain.planning import probe, sizes
 from posttrain.planning.amounts import Sets, Shares
 from posttrain.planning.costs import Cost, cost
@@ -94,6 +94,9 @@ def _check(
     if not prompts:
         return
     artifact, sets, seconds = prompts
+    idle = run.manifest(artifact.key)["metrics"].get("unused_weights")
+    if idle:
+        checked.notes.append(structure.unused(idle))
     if any((recipe.sft, recipe.dpo, recipe.reward_model)) and not checked.run(
         "training", lambda: _training(recipe, look, launcher, run)
     ):

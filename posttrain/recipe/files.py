@@ -128,6 +128,8 @@ def _resolve(node: Node, path: Path_, files: bool) -> None:
         kinds: list[content.Kind] = [kind for pattern, kind in PATHS.items() if matches(pattern, path)]
         if path == ("engine", "server", "start", 0):
             node.value = _program(node.value, node.place, files)
+        if path == ("model", "chat_template") and "/" in node.value:  # without: a name that the model's folder knows
+            node.value = _resolved(node.value, node.place, "data", is_model=False, files=files)
         if kinds and node.value not in ("reward-model", SECOND, "tfidf"):
             is_model = bool({*path} & {*_MODELS})
             node.value = _resolved(node.value, node.place, kinds[0], is_model=is_model, files=files)

@@ -41,6 +41,11 @@ class Model(Section):
     revision: Annotated[str | None, NotInKey()] = Field(default=None, description="Branch, tag or commit of a Hub id.")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type in which models are saved.")
     lora: Lora | None = Field(default=None, description="LoRA adapters instead of full fine-tuning.")
+    chat_template: str | None = Field(
+        default=None,
+        description="In place of the model's own: the name of one that it brings, or a file (with a slash). What is "
+        "trained carries it.",
+    )
 
     refused: ClassVar[dict[str, str]] = {
         "trust_remote_code": "no code that comes with a model is run; choose an architecture that transformers has"

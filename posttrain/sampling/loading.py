@@ -39,7 +39,7 @@ def pick_dtype(dtype: str, device: str) -> torch.dtype:
         fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_has_bf16()
         return torch.bfloat16 if fast else torch.float32
     if dtype not in DTYPES:
-        raise ModelError(f"no dtype {dtype!r}", hint=f"use auto, {', '.join(DTYPES)}")
+        raise ModelError(f"no dtype {dtype!r}", hint=f"use auto, {', '.join(DTYPES)}", rule="model-engine-dtype")
     return DTYPES[dtype]
 
 
@@ -60,7 +60,12 @@ def load(path: str | Path, dtype: str, device: str) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=kept_dtype(pick_dtype(dtype, device), device))
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load a causal language model from {path}: {error}", file=str(path)) from error
+        raise ModelError(
+            f"cannot load a causal language model from {path}: {error}",
+            file=str(path),
+            hint="posttrain check says what is wrong with a recipe's model",
+            rule="model-load",
+        ) from error
     return prepare(model, tokenizer, dtype, device)
 
 
@@ -95,7 +100,11 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     listed = named if isinstance(named, list) else [named]
     ends = frozenset(an_id for an_id in [*listed, tokenizer.eos_token_id] if an_id is not None)
     if not ends:
-        raise ModelError("the model has no end-of-text token, so no answer could ever end")
+        raise ModelError(
+            "the model has no end-of-text token, so no answer could ever end",
+            hint="set eos_token in tokenizer_config.json",
+            rule="model-no-end",
+        )
     return ends
 
 

@@ -13,19 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain import judging, loaders, models, pairwise, rewards
-from posttrain.chat import check_template, render_prompt
-from posttrain.errors import DataError, ModelError, RewardError
+from posttrain.chat import render_prompt
+from posttrain.errors import DataError, RewardError
 from posttrain.filters import message_text
 from posttrain.filters.contamination import overlap
 from posttrain.judging import JudgeReward
+from posttrain.models.inspection import inspect
 from posttrain.pairwise import Pairwise
 from posttrain.recipe import Decontaminate, Judge, Prompts, PromptSet, RewardEntry
-from posttrain.records import Prompt, under
+from posttrain.records import Message, Prompt, under
 from posttrain.rewards import Reward
 from posttrain.stages import Job
 from posttrain.tables import MESSAGES
 
 SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.string()), ("line", pa.int64())])
+
+_FEW = 8  # prompts that the chat template is tried with
 
 REAL = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("completion", MESSAGES)])
 
@@ -40,9 +43,9 @@ def run(job: Job) -> dict[str, Any]:
 
     Raises:
         DataError: a set cannot be read, is empty, or holds a prompt too long for the model (`too_long: stop`).
-        ModelError: the model has no usable chat template.
+        ModelError: the model's folder, or its chat template, is not what it seems.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     if job.runtime.get("load_in_4bit"):
         from posttrain.training.lora import check_four_bits  # here, since it imports peft
@@ -50,25 +53,15 @@ def run(job: Job) -> dict[str, Any]:
         check_four_bits()  # asked again where it is used; here before anything is sampled or trained
     sets = Prompts.model_validate(job.runtime["prompts"])
     model = job.inputs["model"]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        config = AutoConfig.from_pretrained(model).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot read the model's config and tokenizer: {error}", file=str(model)) from error
+    first = _first(job, sets)
+    unused = inspect(model, first)
+    for other in [*job.runtime.get("judge_models", []), *filter(None, [job.runtime.get("reference")])]:
+        inspect(Path(other), first, trained=False)
+    tokenizer = AutoTokenizer.from_pretrained(model)
     if "reference" in job.runtime:  # asked again where it is used; here before anything is sampled
         models.check_same_tokens(model, Path(job.runtime["reference"]))
-    if len(tokenizer) > config.vocab_size:
-        raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model embeds {config.vocab_size}",
-            file=str(model),
-            hint="use the tokenizer that the model was trained with",
-        )
-    try:
-        check_template(tokenizer, _end_ids(model))
-    except ModelError as error:
-        raise ModelError(error.message, file=str(model), hint=error.hint) from error
     room = _Room(tokenizer, models.context_length(model), job.config["max_new_tokens"], sets.too_long == "drop")
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = {"unused_weights": unused} if unused else {}
     against = _against(sets)
     if against:
         _write(against, job.out / "against.parquet")
@@ -105,7 +98,12 @@ def _real(
         else:
             rows.append({"id": prompt.id, "prompt": list(prompt.messages), "completion": list(completion)})
     if not rows:
-        raise DataError("no row is left that is not evaluated on", file=real.path or real.dataset_name)
+        raise DataError(
+            "no row is left that is not evaluated on",
+            file=real.path or real.dataset_name,
+            hint="give rows whose prompts are not in dev, heldout or against",
+            rule="data-real-evaluated-on",
+        )
     return rows, left_out
 
 
@@ -155,7 +153,12 @@ def _read(
         else:
             kept.append(prompt)
     if not kept:
-        raise DataError("no prompt is left", file=place)
+        raise DataError(
+            "no prompt is left: all are evaluated on, or too long",
+            file=place,
+            hint="give other prompts, or lower max_new_tokens",
+            rule="data-no-prompt-left",
+        )
     return kept, {"prompts": len(kept), **left_out, **counts}
 
 
@@ -169,6 +172,7 @@ def _fits(room: _Room, prompt: Prompt, systems: Sequence[str | None], place: str
             file=place,
             line=prompt.line,
             hint="shorten it, lower max_new_tokens, or set prompts.too_long: drop",
+            rule="data-prompt-too-long",
         )
     return length + room.new <= room.context
 
@@ -203,22 +207,17 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _end_ids(model: Path) -> list[int]:
-    """The end tokens of the model's generation config, where it has one."""
-    from transformers import GenerationConfig
-
-    try:
-        named = GenerationConfig.from_pretrained(model).eos_token_id
-    except OSError:
-        return []
-    return named if isinstance(named, list) else [] if named is None else [named]
+def _first(job: Job, sets: Prompts) -> list[Sequence[Message]]:
+    """A few prompts as they will be rendered: those that are evaluated on first, under each system message."""
+    prompts = loaders.read_prompts(sets.dev, sets.system, where="prompts.dev")[:_FEW]
+    return [under(system, prompt.messages) for system in [None, *job.config.get("systems", [])] for prompt in prompts]
 
 
 def _length(tokenizer: Any, prompt: Prompt, system: str | None, place: str | None) -> int:
     try:
         return len(render_prompt(tokenizer, under(system, prompt.messages)))
     except DataError as error:
-        raise DataError(error.message, file=place, line=prompt.line, hint=error.hint) from error
+        raise DataError(error.message, file=place, line=prompt.line, hint=error.hint, rule=error.rule) from error
 
 
 def _check_rewards(asked: Sequence[Reward | Pairwise | JudgeReward], prompts: list[Prompt], place: str | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import RecipeError
-from posttrain.recipe.reader import said
+from posttrain.recipe.problems import said
 from posttrain.training.trying import Trial, one_step
 
 ADAPTERS = "model.lora"

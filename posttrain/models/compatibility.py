@@ -1,0 +1,29 @@
+"""What two models must have in common, and how long a text may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from posttrain.errors import ModelError
+
+
+def check_same_tokens(model: Path, reference: Path) -> None:
+    """Raises ModelError when DPO's reference does not read tokens as the model does."""
+    from transformers import AutoTokenizer
+
+    ours, theirs = (AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (model, reference))
+    if ours != theirs:
+        raise ModelError(
+            "dpo: the reference has another tokenizer than the policy, so their log-probs cannot be compared",
+            file=str(reference),
+            hint="set dpo.reference to a model of the same family, or to start, initial, previous or averaged",
+            rule="model-other-tokenizer",
+        )
+
+
+def context_length(model: Path) -> int:
+    """How many tokens the model takes; a huge number where its config does not say."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    return getattr(config, "max_position_embeddings", None) or 1 << 30

@@ -1,0 +1,194 @@
+"""Where a recipe's model lies and what it is: a shipped one, a folder, or a Hub snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain import content, store
+from posttrain.errors import InputError, ModelError
+from posttrain.models import json_files, own_template, snapshots, weight_files
+from posttrain.recipe import Model
+from posttrain.status import status
+
+_MODELS = "name a folder that is here, a shipped model, or a Hub id such as owner/name"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A model folder on this machine and the hash of what is in it; of a Hub snapshot the commit, and the id."""
+
+    path: Path
+    hash: str
+    hub_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What can be seen of a model without fetching its weights. `path` holds config and tokenizer, and where `here`
+    the weights too, `size` bytes of them."""
+
+    path: Path
+    size: int
+    here: bool
+
+
+def resolve(model: Model) -> Resolved:
+    """The folder of `model.path`: shipped for a bare name, else a folder, else a Hub id at its revision.
+
+    Where the recipe names a chat template, this is a folder of links to it with that template: see `own_template`.
+
+    Raises:
+        ModelError: it is not there, is no model folder, or would have to run its own code.
+    """
+    path = _folder(model.path)
+    if path:
+        found = Resolved(path.resolve(), store.tree_hash(path))
+    else:
+        path = snapshots.fetch(model.path, model.revision)
+        found = Resolved(path, path.name, model.path)
+    check_files(found.path, model.path if found.hub_id else str(path))
+    if model.chat_template is None:
+        return found
+    made, digest = own_template.with_template(found.path, found.hash, model.chat_template)
+    return Resolved(made, digest, found.hub_id)
+
+
+def find(name: str) -> Path:
+    """The folder of a model that a command is given: a run's promoted policy, a folder, a shipped name, or a Hub id.
+
+    Raises:
+        InputError: it is none of these, or a run that has no policy yet.
+    """
+    folder = Path(name)
+    if (folder / "run.json").is_file():
+        policy = status(store.Store(folder))["policy"]
+        if policy is None:
+            raise InputError(
+                "the run has no policy yet",
+                file=name,
+                hint="wait for its first round, or name a model",
+                rule="model-no-policy-yet",
+            )
+        name = str(folder / policy)
+    elif folder.is_dir():
+        name = f"./{name}" if "/" not in name else name
+    return resolve(Model(path=name)).path
+
+
+def look(model: Model) -> Look:
+    """The same without its weights, where they are on the Hub and not here yet.
+
+    Raises:
+        ModelError: as `resolve`.
+    """
+    path = _folder(model.path)
+    size = None
+    if path is None:
+        path, size = snapshots.look(model.path, model.revision)
+    path = path.resolve()
+    if size is None:
+        check_files(path, str(path))
+        size, here = weights(path), True
+    else:
+        check_settings(path)
+        here = False
+    if model.chat_template is not None:
+        path, _ = own_template.with_template(path, str(path), model.chat_template)
+    return Look(path, size, here)
+
+
+def weights(folder: Path) -> int:
+    """Bytes of a folder's weights."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _folder(name: str) -> Path | None:
+    """The folder of a model that is shipped or on this machine; None for a Hub id."""
+    if "/" not in name:
+        return content.data_path(name)
+    if Path(name).is_dir():
+        return Path(name)
+    if name.startswith((".", "/")) or name.count("/") != 1:
+        raise ModelError("there is no such model folder", file=name, hint=_MODELS, rule="model-not-found")
+    return None
+
+
+def check_files(folder: Path, name: str) -> None:
+    """What can be said of a model folder from the headers of its files, in milliseconds.
+
+    Raises:
+        ModelError: a file is missing, cut short or of another kind, or code would have to be run.
+    """
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            weight_files.files(folder, name)  # says that an adapter is no model, where no weights are beside it
+        raise ModelError(
+            "the folder holds no config.json, so it is no Hugging Face model",
+            file=name,
+            hint="name the folder that save_pretrained wrote",
+            rule="model-no-config",
+        )
+    weight_files.files(folder, name)
+    check_settings(folder)
+    weight_files.headers(folder)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            "an adapter's config lies beside the weights of a whole model: transformers would add the adapter to it, "
+            "and freeze the model",
+            file=str(folder / "adapter_config.json"),
+            hint="remove it where the adapter is merged already; else merge it: merge_and_unload() of peft",
+            rule="model-adapter-beside",
+        )
+
+
+def check_settings(folder: Path) -> None:
+    """Raises ModelError: a config is no JSON or of absurd size, or the model or its tokenizer would run code that came
+    with it.
+
+    transformers asks the person at the terminal whether to. A model that names such code, and whose architecture
+    transformers has itself, runs without it, and is taken.
+    """
+    config = json_files.read(folder / "config.json")
+    json_files.check_counts(config, folder / "config.json")
+    tokenizer = json_files.read(folder / "tokenizer_config.json")
+    if "auto_map" in config:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        if str(config.get("model_type")) not in CONFIG_MAPPING_NAMES:
+            raise _brings_code(folder / "config.json", f"the architecture {config.get('model_type')!r}")
+    if "auto_map" in tokenizer:
+        import transformers
+
+        if not hasattr(transformers, str(tokenizer.get("tokenizer_class"))):
+            raise _brings_code(folder / "tokenizer_config.json", f"the tokenizer {tokenizer.get('tokenizer_class')!r}")
+
+
+def _brings_code(file: Path, what: str) -> ModelError:
+    return ModelError(
+        f"{what} is code that comes with the model (auto_map), and such code is never run",
+        file=str(file),
+        hint="take a model whose architecture transformers has itself",
+        rule="model-brings-code",
+    )
+
+
+def special_tokens(folder: Path) -> list[str]:
+    """The special tokens of a model folder's tokenizer as text, sorted; none where it has no tokenizer.json."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return []
+    added = json_files.read(file, largest=json_files.TOKENIZER).get("added_tokens") or []
+    if not isinstance(added, list) or not all(_is_token(token) for token in added):
+        raise ModelError(
+            "its added_tokens are no list of tokens",
+            file=str(file),
+            hint="fetch the file again from where the model comes from",
+            rule="model-added-tokens",
+        )
+    return sorted(token["content"] for token in added if token["special"])
+
+
+def _is_token(token: Any) -> bool:
+    return isinstance(token, dict) and isinstance(token.get("content"), str) and isinstance(token.get("special"), bool)

@@ -1,0 +1,127 @@
+"""A model folder looked at before anything else is done: settings, tokenizer, chat template, names, shapes, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from posttrain.chat import check_template
+from posttrain.errors import ModelError
+from posttrain.models import bounded, finite, own_template, settings, structure, tokenizer_files
+from posttrain.models.folder import check_files, check_settings
+from posttrain.records import Message
+
+_SECONDS = 10  # of a processor, for each step: the tokenizer, the template, the model's structure
+_MEMORY = 1 << 30
+
+
+def inspect(folder: Path, prompts: Sequence[Sequence[Message]], *, trained: bool = True) -> list[str]:
+    """All that can be wrong with a model that is to be sampled, and `trained`, told before it is. What its files make
+    transformers and jinja do is done in a child with bounds first; `prompts` are rendered there. Returns the names of
+    weights that are not used.
+
+    Where the weights are not here yet, the rest is looked at.
+
+    Raises:
+        ModelError: what is wrong, in which file, and what to do.
+    """
+    weights = any(folder.glob("*.safetensors"))
+    if weights:
+        check_files(folder, str(folder))
+    else:
+        check_settings(folder)
+    settings.check(folder, trained=trained)
+    own_template.check_choice(folder)
+    structure.import_for(folder)
+
+    def look(say: bounded.Say) -> list[str]:
+        say("config")
+        config = structure.read_config(folder)
+        say("tokenizer")
+        tokenizer = tokenizer_files.load(folder)
+        say("template")
+        _check_template(folder, tokenizer, prompts)
+        say("model")
+        return structure.check(folder, config, len(tokenizer), weights=weights, trained=trained)
+
+    try:
+        unused = bounded.run(look, seconds=_SECONDS, memory=_MEMORY)
+    except bounded.OutOfBoundsError as error:
+        raise _out_of_bounds(folder, error) from error
+    if weights:
+        finite.check(folder)
+    return unused
+
+
+def _check_template(folder: Path, tokenizer: Any, prompts: Sequence[Sequence[Message]]) -> None:
+    try:
+        check_template(tokenizer, end_ids(folder), prompts)
+    except ModelError as error:
+        raise ModelError(
+            error.message,
+            file=error.file or own_template.where(folder),
+            line=error.line,
+            hint=error.hint,
+            rule=error.rule,
+        ) from error
+    except Exception as error:
+        if type(error) is not Exception:  # which is what tokenizers raises
+            raise
+        raise ModelError(
+            f"the tokenizer cannot read the first prompts: {error}",
+            file=str(folder),
+            hint="use the tokenizer that the model was trained with",
+            rule="model-tokenizer-reads",
+        ) from error
+
+
+def end_ids(folder: Path) -> list[int]:
+    """The end tokens of the model's generation config, where it has one.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    from transformers import GenerationConfig
+
+    if not (folder / "generation_config.json").is_file():
+        return []
+    try:
+        named: Any = GenerationConfig.from_pretrained(folder).eos_token_id
+    except structure.refusals() as error:
+        raise ModelError(
+            f"transformers cannot read it: {structure.first_line(error)}",
+            file=str(folder / "generation_config.json"),
+            hint="mend it, or remove it: sampling is set in the recipe",
+            rule="model-generation-config",
+        ) from error
+    return named if isinstance(named, list) else [] if named is None else [named]
+
+
+def _out_of_bounds(folder: Path, error: bounded.OutOfBoundsError) -> ModelError:
+    if error.how == "time":
+        how = f"takes more than {_SECONDS} seconds of a processor"
+    elif error.how == "memory":
+        how = f"takes more than {_MEMORY >> 30} GiB of memory"
+    else:
+        how = f"ends the process ({error.how})"
+    if error.doing == "template":
+        return ModelError(
+            f"rendering the first prompts with the chat template {how}",
+            file=own_template.where(folder),
+            hint="look for a loop or a multiplied text in it, or name another: model.chat_template: FILE",
+            rule="template-out-of-bounds",
+        )
+    if error.doing == "tokenizer":
+        return ModelError(
+            f"loading the tokenizer {how}",
+            file=str(folder),
+            hint="fetch its files again, from where the model comes from",
+            rule="model-tokenizer-out-of-bounds",
+        )
+    return ModelError(
+        f"building the model of this config, without its weights, {how}",
+        file=str(folder / "config.json"),
+        hint="take the config that belongs to the weights",
+        rule="model-out-of-bounds",
+    )

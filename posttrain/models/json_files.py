@@ -1,0 +1,120 @@
+"""The JSON files of a model folder, read with bounds: what transformers reads next is then an object of sane size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import ModelError
+
+LFS = b"version https://git-lfs.github.com/spec/"  # how a file begins that stands for one of Git LFS
+_LARGEST = 10 << 20  # bytes of a config
+TOKENIZER = 256 << 20  # bytes of a tokenizer.json
+_DEEPEST = 64  # objects and lists in one another
+_LONGEST = 100_000  # members of one list, such as `layer_types`
+_MOST = 1024  # layers, experts or attention heads: several times those of models that are known
+_COUNTS = ("layer", "layers", "expert", "experts", "head", "heads")  # how the names of these numbers end
+
+
+def read(file: Path, largest: int = _LARGEST) -> dict[str, Any]:
+    """The object in a JSON file of a model folder; nothing where there is no such file.
+
+    Raises:
+        ModelError: it is a Git LFS pointer, too large, no JSON, no object, or nested too deep.
+    """
+    if not file.is_file():
+        return {}
+    check_no_pointer(file)
+    size = file.stat().st_size
+    if size > largest:
+        raise ModelError(
+            f"the file has {size:,} bytes; more than {largest:,} are not read",
+            file=str(file),
+            hint="fetch it again from where the model comes from",
+            rule="model-json-size",
+        )
+    try:
+        found = json.loads(file.read_bytes())
+    except RecursionError:
+        raise _too_deep(file) from None
+    except ValueError as error:  # no UTF-8, or no JSON
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else None
+        raise ModelError(
+            f"this is no JSON: {error}",
+            file=str(file),
+            line=line,
+            hint="fetch the file again, or mend it",
+            rule="model-json",
+        ) from None
+    if not isinstance(found, dict):
+        raise ModelError(
+            f"this holds a {type(found).__name__}, where an object in braces is expected",
+            file=str(file),
+            hint="fetch the file again from where the model comes from",
+            rule="model-json-object",
+        )
+    if _depth(found) > _DEEPEST:
+        raise _too_deep(file)
+    return found
+
+
+def check_no_pointer(file: Path) -> None:
+    """Raises ModelError where a file is only a Git LFS pointer to what it should be."""
+    with file.open("rb") as opened:
+        begins = opened.read(len(LFS))
+    if begins == LFS:
+        raise ModelError(
+            "this is a Git LFS pointer, not the file itself",
+            file=str(file),
+            hint=f"fetch the file: git lfs pull, in {file.parent}",
+            rule="model-lfs-pointer",
+        )
+
+
+def check_counts(config: dict[str, Any], file: Path) -> None:
+    """Raises ModelError where a config asks for so many layers, experts or heads that building it would take hours."""
+    waiting: list[dict[str, Any]] = [config]
+    while waiting:
+        for key, value in waiting.pop().items():
+            if isinstance(value, dict):
+                waiting.append(value)
+            elif _is_count(key) and isinstance(value, int) and not isinstance(value, bool) and value > _MOST:
+                raise ModelError(
+                    f"{key} is {value:,}; more than {_MOST:,} are not built",
+                    file=str(file),
+                    hint="take the config that belongs to the weights",
+                    rule="model-config-size",
+                )
+            elif isinstance(value, list) and len(value) > _LONGEST:
+                raise ModelError(
+                    f"{key} is a list of {len(value):,}; more than {_LONGEST:,} are not read",
+                    file=str(file),
+                    hint="take the config that belongs to the weights",
+                    rule="model-config-list",
+                )
+
+
+def _is_count(key: str) -> bool:
+    return key.rpartition("_")[2] in _COUNTS
+
+
+def _too_deep(file: Path) -> ModelError:
+    return ModelError(
+        f"objects and lists are nested more than {_DEEPEST} deep",
+        file=str(file),
+        hint="fetch the file again from where the model comes from",
+        rule="model-json-nesting",
+    )
+
+
+def _depth(value: Any) -> int:
+    deepest, waiting = 0, [(value, 1)]
+    while waiting:
+        one, depth = waiting.pop()
+        deepest = max(deepest, depth)
+        if depth > _DEEPEST:
+            break
+        members = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        waiting += [(member, depth + 1) for member in members if isinstance(member, dict | list)]
+    return deepest

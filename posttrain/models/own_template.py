@@ -1,0 +1,146 @@
+"""The chat template that a recipe names: one of several that a model brings, or a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from posttrain import store
+from posttrain.errors import ModelError
+from posttrain.models import json_files
+
+FILE = "chat_template.jinja"
+_MORE = "additional_chat_templates"  # a folder of NAME.jinja
+_HOLD_TEMPLATES = (FILE, "chat_template.json", "tokenizer_config.json", _MORE)
+_LARGEST = 1 << 20  # bytes of a template; the longest of well-known models has 20,000
+
+
+def templates(folder: Path) -> dict[str, str]:
+    """The chat templates of a model folder by their names; one that stands alone is `default`.
+
+    Raises:
+        ModelError: they are no text, or have no names.
+    """
+    file = folder / "tokenizer_config.json"
+    found = _named(json_files.read(file).get("chat_template"), file)
+    if (folder / FILE).is_file():
+        found["default"] = _text(folder / FILE)
+    for path in sorted((folder / _MORE).glob("*.jinja")):
+        found[path.stem] = _text(path)
+    return found
+
+
+def check_choice(folder: Path) -> None:
+    """Raises ModelError where there are several templates and none of them is the default."""
+    found = templates(folder)
+    if found and "default" not in found:
+        raise ModelError(
+            f"the model has several chat templates and no default: {', '.join(sorted(found))}",
+            file=str(folder),
+            hint=f"choose one in the recipe, as in model.chat_template: {min(found)}",
+            rule="template-no-default",
+        )
+
+
+def where(folder: Path) -> str:
+    """The file that the model's chat template is in."""
+    file = folder / FILE
+    return str(file if file.is_file() else folder / "tokenizer_config.json")
+
+
+def with_template(folder: Path, digest: str, chosen: str) -> tuple[Path, str]:
+    """A folder of links to the files of `folder`, with the template that is `chosen`: a name of the model's own, or a
+    path with a slash. And the hash of both, `digest` being that of `folder`.
+
+    It lies in the user's cache. What is trained from it has the template in a file of its own.
+
+    Raises:
+        ModelError: the model has no template of that name, or there is no such file.
+    """
+    text = _text(Path(chosen)) if "/" in chosen else _chosen(folder, chosen)
+    combined = hashlib.sha256(store.canonical_json({"model": digest, "chat_template": text}).encode()).hexdigest()
+    place = hashlib.sha256(f"{folder} {combined}".encode()).hexdigest()[:16]
+    target = _cache() / place
+    if not target.is_dir():
+        _link(folder, text, target)
+    return target, combined
+
+
+def _chosen(folder: Path, name: str) -> str:
+    found = templates(folder)
+    if name in found:
+        return found[name]
+    if not found:
+        told = "the model brings no chat template"
+    else:
+        told = f"the model brings no chat template called {name!r}; it has {', '.join(sorted(found))}"
+    raise ModelError(
+        told,
+        file=str(folder),
+        hint="name one of these, or a file with a slash, as in ./template.jinja",
+        rule="template-unknown-name",
+    )
+
+
+def _named(said: Any, file: Path) -> dict[str, str]:
+    if said is None:
+        return {}
+    if isinstance(said, str):
+        return {"default": said}
+    if isinstance(said, list) and all(isinstance(one, dict) for one in said):
+        said = {one.get("name"): one.get("template") for one in said}
+    if isinstance(said, dict) and all(isinstance(part, str) for pair in said.items() for part in pair):
+        return dict(said)
+    raise ModelError(
+        "chat_template is neither a text nor a list of names and templates",
+        file=str(file),
+        hint=f"put the template into {FILE} beside it, and take chat_template out",
+        rule="template-form",
+    )
+
+
+def _text(file: Path) -> str:
+    json_files.check_no_pointer(file)
+    if file.stat().st_size > _LARGEST:
+        raise ModelError(
+            f"the template has {file.stat().st_size:,} bytes; more than {_LARGEST:,} are not read",
+            file=str(file),
+            hint="name the file of a chat template",
+            rule="template-size",
+        )
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ModelError(
+            "the template is no UTF-8", file=str(file), hint="save it as UTF-8", rule="template-encoding"
+        ) from None
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posttrain" / "models"
+
+
+def _link(folder: Path, text: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as made:
+        part = Path(made) / "model"
+        part.mkdir()
+        for path in folder.iterdir():
+            if path.name not in _HOLD_TEMPLATES:
+                (part / path.name).symlink_to(path.absolute())
+        settings = {key: value for key, value in _settings(folder).items() if key != "chat_template"}
+        (part / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
+        (part / FILE).write_text(text, encoding="utf-8")
+        try:
+            part.rename(target)
+        except OSError:  # another command was faster
+            if not target.is_dir():
+                raise
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return json_files.read(folder / "tokenizer_config.json")

@@ -1,0 +1,126 @@
+"""What the settings of a model folder say, before transformers reads them: types, dtypes, ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from posttrain.errors import ModelError
+from posttrain.models import json_files
+
+_DTYPES = {"float32", "float16", "bfloat16", "float64", "half", "float", "double"}
+_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TYPES: dict[str, tuple[type, ...]] = {
+    "model_max_length": (int, float),
+    "tokenizer_class": (str,),
+    "extra_special_tokens": (list, dict),
+    "additional_special_tokens": (list,),
+    "added_tokens_decoder": (dict,),
+    "padding_side": (str,),
+    "truncation_side": (str,),
+    "model_input_names": (list,),
+}
+_WORDS = {str: "a text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+_MEND = "set it to what the model's authors have, or take it out"
+
+
+def check(folder: Path, *, trained: bool) -> None:
+    """Raises ModelError: a setting of the config, the generation config or the tokenizer's is of a type or value that
+    no model has; or where it is to be `trained`, that what trains it goes by."""
+    file = folder / "config.json"
+    config = json_files.read(file)
+    for part in _parts(config):
+        _check_dtype(part, file)
+    if trained:
+        _check_architectures(config, file)
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    size = text.get("vocab_size") if isinstance(text, dict) else None
+    if isinstance(size, int) and not isinstance(size, bool):
+        _check_ids(config, file, size)
+        _check_ids(json_files.read(folder / "generation_config.json"), folder / "generation_config.json", size)
+    _check_tokenizer(folder)
+
+
+def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The config, and those of its parts."""
+    yield config
+    for key, value in config.items():
+        if key.endswith("_config") and key != "quantization_config" and isinstance(value, dict):
+            yield value
+
+
+def _check_dtype(config: dict[str, Any], file: Path) -> None:
+    for key in ("dtype", "torch_dtype"):
+        said = config.get(key)
+        names = list(said.values()) if isinstance(said, dict) else [said]
+        for name in names:
+            if name is not None and (not isinstance(name, str) or name.removeprefix("torch.") not in _DTYPES):
+                raise ModelError(
+                    f"{key} is {str(name)[:80]!r}, which no weights can be computed in",
+                    file=str(file),
+                    hint="set it to float32, bfloat16 or float16: the type in which the weights are saved",
+                    rule="model-dtype",
+                )
+
+
+def _check_architectures(config: dict[str, Any], file: Path) -> None:
+    said = config.get("architectures")
+    if not isinstance(said, list) or not said or not all(isinstance(name, str) for name in said):
+        raise ModelError(
+            "the config does not say in `architectures` which class of transformers the model is",
+            file=str(file),
+            hint='add it, as in "architectures": ["LlamaForCausalLM"]',
+            rule="model-architectures",
+        )
+
+
+def _check_ids(settings: dict[str, Any], file: Path, size: int) -> None:
+    pad = settings.get("pad_token_id")
+    if pad is not None and not _is_id(pad, size) and pad != -1:  # the first conversions of Llama say -1 for none
+        raise ModelError(
+            f"pad_token_id is {str(pad)[:40]}, and the vocabulary has {size:,} tokens",
+            file=str(file),
+            hint="set it to the id of the tokenizer's padding token, or to null",
+            rule="model-padding-id",
+        )
+    ends = settings.get("eos_token_id")
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and not _is_id(end, size) and end != -1:
+            raise ModelError(
+                f"eos_token_id is {str(end)[:40]}, and the vocabulary has {size:,} tokens",
+                file=str(file),
+                hint="set it to the id of the token that ends an answer",
+                rule="model-end-id",
+            )
+
+
+def _is_id(value: Any, size: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < size
+
+
+def _check_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    settings = json_files.read(file)
+    for key, types in _TYPES.items():
+        if settings.get(key) is not None and not isinstance(settings[key], types):
+            raise _odd(file, key, settings[key], " or ".join(sorted({_WORDS[one] for one in types})))
+    special = json_files.read(folder / "special_tokens_map.json")
+    for path, said in ((file, settings), (folder / "special_tokens_map.json", special)):
+        for key in _TOKENS:
+            token = said.get(key)
+            if token is not None and not _is_token(token):
+                raise _odd(path, key, token, "a text, or an object with its `content`")
+
+
+def _is_token(token: Any) -> bool:
+    return isinstance(token, str) or (isinstance(token, dict) and isinstance(token.get("content"), str))
+
+
+def _odd(file: Path, key: str, value: Any, wanted: str) -> ModelError:
+    return ModelError(
+        f"{key} is {str(value)[:60]!r} ({type(value).__name__}), where {wanted} is expected",
+        file=str(file),
+        hint=_MEND,
+        rule="model-tokenizer-setting",
+    )

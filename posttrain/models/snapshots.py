@@ -1,0 +1,80 @@
+"""Models of the Hub: fetched into its cache, or looked at there."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from posttrain import store
+from posttrain.errors import DamagedError, ModelError
+
+_SHA256 = 64  # its length in hex digits
+_SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
+_NEVER = ["*.bin", "*.pt", "*.pth", "*.gguf"]
+
+
+def fetch(name: str, revision: str | None) -> Path:
+    """The folder of a Hub id in the cache; its name is the commit.
+
+    Raises:
+        ModelError: the Hub does not have it, or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=_NEVER))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise _unreachable(name, error) from error
+
+
+def look(name: str, revision: str | None) -> tuple[Path, int | None]:
+    """The folder of a Hub id with its config and tokenizer, and the bytes of its weights: None where they are here."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        if any(path.glob("*.safetensors")):
+            return path, None
+    except (LocalEntryNotFoundError, OSError):
+        pass  # not here yet
+    try:
+        files = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise _unreachable(name, error) from error
+    return path, sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
+
+
+def _unreachable(name: str, error: Exception) -> ModelError:
+    cause = (str(error).splitlines() or [type(error).__name__])[0]
+    return ModelError(
+        f"cannot get {name} from the Hub: {cause}",
+        hint="check the name and the network, or name a folder that is here, as in ./folder",
+        rule="model-hub",
+    )
+
+
+def check_snapshot(path: Path) -> None:
+    """Hash the files of a Hub snapshot. The Hub's cache calls each by its hash: SHA-256, or git's for small ones.
+
+    A folder that is none is passed over: `resolve` hashed it. Raises DamagedError.
+    """
+    for file in sorted(path.rglob("*")):
+        blob = file.resolve()
+        if blob.parent.name != "blobs" or not blob.is_file():
+            continue
+        git = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+        found = store.file_hash(blob) if len(blob.name) == _SHA256 else _more(git, blob)
+        if found != blob.name:
+            raise DamagedError(
+                f"{file}: is not what came from the Hub; remove {blob}, and the same command fetches it again"
+            )
+
+
+def _more(digest: hashlib._Hash, path: Path) -> str:
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
