@@ -210,6 +210,11 @@ def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[
     return values
 
 
+def scored_slowly(reward_model: str) -> str | None:
+    """Why this reward model takes the slow way to score; None where it does not."""
+    return _scorer(reward_model).fallback
+
+
 def _rendered(
     tokenizer: Any, prompt: Sequence[Message], answers: Sequence[Sequence[Message]], tails: Tails
 ) -> tuple[list[int], list[list[int]]]:

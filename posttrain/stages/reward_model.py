@@ -17,7 +17,8 @@ from posttrain import statistics
 from posttrain.errors import EmptyStageError
 from posttrain.pairing import once
 from posttrain.recipe import RewardModel
-from posttrain.rollouts import model_rewards
+from posttrain.rollouts import model_rewards, scored_slowly
+from posttrain.sampling import reward_head
 from posttrain.shards import Pieces, cut
 from posttrain.stages import Job
 from posttrain.training.lora import lora_config
@@ -41,6 +42,7 @@ def run(job: Job) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     if tokenizer.pad_token_id is None:  # as TRL would do, but before the rows are made: whoever scores sees this one
         tokenizer.pad_token = tokenizer.eos_token
+    reward_head.provide(job.inputs["model"])
     args = arguments(RewardConfig, section, job)
     margins = LLAMA2_MARGINS if section.margin == "llama2" else None
     rows, dropped = ranked_rows(tokenizer, training, section.trl.get("max_length"), margins, section.max_similarity)
@@ -63,7 +65,9 @@ def run(job: Job) -> dict[str, Any]:
         ),
     )
     accuracy = statistics.proportion(pairs_right(heldout_pairs(job), str(job.out), Pieces(job.scratch / "heldout")))
-    return {**metrics, "pairs": len(rows), "dropped": dropped, "pair_accuracy": accuracy}
+    slow = scored_slowly(str(job.out))
+    fallback = {"fallback": [*metrics.get("fallback", []), slow]} if slow else {}
+    return {**metrics, "pairs": len(rows), "dropped": dropped, "pair_accuracy": accuracy, **fallback}
 
 
 def _preferences(job: Job) -> list[str]:

@@ -55,7 +55,7 @@ def run(job: Job) -> dict[str, Any]:
         "sft",
         job,
         args,
-        lambda: AnswerSFTTrainer(
+        lambda: AnswerSFTTrainer.made(
             model=str(job.inputs["model"]),
             args=args,
             train_dataset=rows,
