@@ -59,6 +59,8 @@ class Steps:
             outside={"train": of_round(self.outside.train, self.number), **self.outside.evaluated},
             settings={
                 "load_in_4bit": bool(recipe.model.lora and recipe.model.lora.load_in_4bit),
+                "lora": recipe.model.lora.model_dump(mode="json") if recipe.model.lora else None,
+                "reward_model": recipe.reward_model is not None,
                 "prompts": recipe.prompts.model_copy(update={"train": train}).model_dump(mode="json"),
                 **({} if self.number else later),
                 **({"reference": str(self.outside.reference.path)} if self.outside.reference else {}),

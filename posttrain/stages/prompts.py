@@ -44,6 +44,8 @@ def run(job: Job) -> dict[str, Any]:
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    from posttrain.training import architecture  # here, since it imports peft
+
     if job.settings.get("load_in_4bit"):
         from posttrain.training.lora import check_four_bits  # here, since it imports peft
 
@@ -55,6 +57,7 @@ def run(job: Job) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(model).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot read the model's config and tokenizer: {error}", file=str(model)) from error
+    architecture.check(model, job.settings.get("lora"), bool(job.settings.get("reward_model")))
     if "reference" in job.settings:  # asked again where it is used; here before anything is sampled
         models.check_same_tokens(model, Path(job.settings["reference"]))
     if len(tokenizer) > config.vocab_size:

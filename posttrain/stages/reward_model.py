@@ -65,9 +65,9 @@ def run(job: Job) -> dict[str, Any]:
         ),
     )
     accuracy = statistics.proportion(pairs_right(heldout_pairs(job), str(job.out), Pieces(job.scratch / "heldout")))
-    slow = scored_slowly(str(job.out))
-    fallback = {"fallback": [*metrics.get("fallback", []), slow]} if slow else {}
-    return {**metrics, "pairs": len(rows), "dropped": dropped, "pair_accuracy": accuracy, **fallback}
+    fallback = [*metrics.pop("fallback", []), *scored_slowly(str(job.out))]
+    told = {"fallback": fallback} if fallback else {}
+    return {**metrics, "pairs": len(rows), "dropped": dropped, "pair_accuracy": accuracy, **told}
 
 
 def _preferences(job: Job) -> list[str]:
