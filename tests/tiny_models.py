@@ -58,6 +58,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "bloom": {"vocab_size": 300, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "mamba": {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
     "ministral": {**_COMMON, "sliding_window": 12},
+    "ministral3": {
+        **_COMMON,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 96,
+        },
+    },
     "phi3": _COMMON,
     "gpt_neox": {**_COMMON, "num_key_value_heads": None},
     "gpt_bigcode": _GPT2,

@@ -81,7 +81,9 @@ def refusal(model: Any, longest: int, measured: Callable[[bool], torch.Tensor]) 
         return f"{config.model_type} fails on packed rows ({type(error).__name__}: {_first_line(error)})"
     apart, size = (ours - wanted).abs().max().item(), wanted.abs().max().item()
     coarse = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters())
-    if apart <= (COARSE * size if coarse else TOLERANCE):  # not so if either is no number
+    if not torch.isfinite(wanted).all():  # broken weights, which the training itself tells
+        return None
+    if apart <= (COARSE * size if coarse else TOLERANCE):  # not so if a packed one is no number
         return None
     return f"{config.model_type} gives other values on packed rows, by {apart:.2g} (up to {size:.2g} in size)"
 
@@ -102,21 +104,23 @@ def answer_log_probs(model: Any, pad: int, is_packed: bool, additive: bool, **as
     return _chosen(logits[at], ids)
 
 
-def text_log_probs(model: Any, pad: int, is_packed: bool) -> torch.Tensor:
-    """What SFT reads: the log-probs of the texts of `probe_rows`, (tokens,); packed as TRL packs examples: one row, in
-    which positions start again, and no mask."""
+def text_log_probs(model: Any, collator: Any, pad: int, is_packed: bool) -> torch.Tensor:
+    """What SFT reads: the log-probs of the texts of `probe_rows`, (tokens,).
+
+    collator: TRL's, which puts them into one row, where positions start again, and says where each begins in all the
+    ways that kernels ask for.
+    """
     texts = probe_rows(model, pad).texts()
     if is_packed:
-        position = [at for text in texts for at in range(len(text))]
-        flat = [an_id for text in texts for an_id in text]
-        inputs = {"input_ids": torch.tensor([flat]), "position_ids": torch.tensor([position])}
-        begins = [at for at, place in enumerate(position) if place == 0]
+        batch = collator([{"input_ids": text} for text in texts])
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        begins = (inputs["position_ids"][0] == 0).nonzero()[:, 0].tolist()
     else:
         inputs = separate([text[:1] for text in texts], [[text[1:]] for text in texts], pad).inputs
         begins = [at * inputs["input_ids"].shape[1] for at in range(len(texts))]
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
     logits = model(**inputs, use_cache=False).logits.float().flatten(0, 1)
-    at = [begin + place for begin, text in zip(begins, texts, strict=True) for place in range(len(text) - 1)]
+    at = [begin + place for begin, text in zip(begins, texts, strict=False) for place in range(len(text) - 1)]
     return _chosen(logits[at], [an_id for text in texts for an_id in text[1:]])
 
 

@@ -48,6 +48,7 @@ import posttrain.stages.samples
 import posttrain.stages.scores
 import posttrain.stages.sft
 import posttrain.stages.watch
+import posttrain.training.architecture
 
 # What is imported stays: a collection in a child need not walk it (0.3 s each), nor copy its pages by doing so.
 gc.collect()

@@ -214,8 +214,9 @@ class AnswerSFTTrainer(SFTTrainer):
         trainer, args = cls(**options), options["args"]
         if not trainer.padding_free:
             return trainer
-        pad: Any = trainer.processing_class.pad_token_id  # pyright: ignore[reportOptionalMemberAccess,reportAttributeAccessIssue] # TRL set it
-        why = refusal(trainer.model, 0, functools.partial(text_log_probs, trainer.model, pad))  # windows are TRL's own
+        collator: Any = trainer.data_collator
+        measured = functools.partial(text_log_probs, trainer.model, collator, collator.pad_token_id)
+        why = refusal(trainer.model, 0, measured)  # a window holds in such rows, too: the mask is made of positions
         if why is None:
             return trainer
         del trainer
