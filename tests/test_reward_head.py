@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import EOS, PAD, causal_lm, reward_model, tokenizer
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from posttrain.sampling.reward_head import RewardHead, load_reward_model
 from posttrain.sampling.scoring import load_scorer
@@ -27,7 +27,7 @@ def policy(folder: Path, kind: str, **changes: Any) -> Path:
 
 
 def by_hand(policy: Any, weight: torch.Tensor) -> list[list[float]]:
-    """The head's weight times the policy's own last hidden state at each text's last token, a text at a time and unpadded."""
+    """The head's weight times the policy's own last hidden state at each text's last token, without padding."""
     scores = []
     for prompt, answers in zip(PROMPTS, ANSWERS, strict=True):
         scores.append([])
@@ -45,7 +45,7 @@ def test_its_scores_are_those_computed_by_hand_before_and_after_it_is_saved(tmp_
     torch.manual_seed(1)
     made = load_reward_model(folder, num_labels=1).eval()
     assert isinstance(made, RewardHead)
-    wanted = by_hand(causal_lm(kind), made.score.weight)
+    wanted = by_hand(AutoModelForCausalLM.from_pretrained(folder).eval(), made.score.weight.detach())
     texts = [[*prompt, *answer] for prompt, some in zip(PROMPTS, ANSWERS, strict=True) for answer in some]
     longest = max(map(len, texts))
     ids = torch.tensor([text + [PAD] * (longest - len(text)) for text in texts])
