@@ -59,7 +59,8 @@ def provide(path: str | Path) -> None:
     body = AutoModel._model_mapping[type(config)]
     family = [each for each in body.__mro__ if issubclass(each, PreTrainedModel) and each is not PreTrainedModel][-1]
     name = family.__name__.removesuffix("PreTrainedModel") + "ForSequenceClassification"
-    made = type(name, (RewardHead, family), {"__module__": __name__, "config_class": type(config)})
+    # transformers reads a class's module to see which kernels its layers can be given.
+    made = type(name, (RewardHead, family), {"__module__": family.__module__, "config_class": type(config)})
     # Without exist_ok transformers registers nothing, in silence, for a config that is its own.
     AutoModelForSequenceClassification.register(type(config), made, exist_ok=True)
 
