@@ -2,8 +2,8 @@
 
     python benchmarks/architectures.py [TYPE …]     # default: all, and the table is written; about five minutes
 
-Each type is a random model of two layers with the tokenizer of the tests. The round is the real loop, its stages forked
-from one warm process: sampling, reward model, scoring, SFT, pairs and DPO; then once more with LoRA.
+Each type is a random model of two layers with the tokenizer of the tests. The round is the real loop, all in this one
+warm process: sampling, reward model, scoring, SFT, pairs and DPO; then once more with LoRA.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from tables import fill  # noqa: E402
 from tiny_models import KINDS, causal_lm, tokenizer  # noqa: E402 - found through the line above
+from transformers.utils import logging  # noqa: E402
 
 from posttrain.errors import PosttrainError  # noqa: E402
-from posttrain.launch import Forked, Launcher  # noqa: E402
+from posttrain.launch import InProcess, Launcher  # noqa: E402
 from posttrain.recipe import load  # noqa: E402
 from posttrain.rounds import play  # noqa: E402
 from posttrain.runner import Runner  # noqa: E402
@@ -136,14 +137,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="of those in the page; then the table is shown, not written")
     asked = parser.parse_args().types
-    launcher = Forked()
-    launcher.warm()
-    rows = {}
+    logging.disable_progress_bar()
+    launcher, rows = InProcess(), {}
     with tempfile.TemporaryDirectory() as folder:
         for kind in asked or TYPES:
             rows[kind] = row(kind, Path(folder), launcher)
             print(kind, {column: verdict for column, (verdict, _) in rows[kind].items()}, flush=True)
-    launcher.stop()
     if asked:
         print(table(rows))
     else:

@@ -139,7 +139,7 @@ def test_of_experts_rows_are_packed_only_without_the_loss_that_balances_them(tmp
     )
     assert (made.fallback is None) == (aux == 0.0)
     (batch,) = list(made.get_train_dataloader())
-    assert math.isfinite(made.compute_loss(made.model, batch).item())
+    assert made.model is not None and math.isfinite(made.compute_loss(made.model, batch).item())
 
 
 def test_the_reward_model_goes_on_with_separate_rows(tmp_path: Path) -> None:

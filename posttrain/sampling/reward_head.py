@@ -26,9 +26,9 @@ class RewardHead:
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)  # pyright: ignore[reportCallIssue] # the PreTrainedModel that it is mixed into
-        self.num_labels = config.num_labels
+        self.num_labels: int = config.num_labels or 1
         setattr(self, self.base_model_prefix, AutoModel.from_config(config))
-        self.score = torch.nn.Linear(config.get_text_config().hidden_size, config.num_labels, bias=False)
+        self.score = torch.nn.Linear(config.get_text_config().hidden_size, self.num_labels, bias=False)
         self.post_init()  # pyright: ignore[reportAttributeAccessIssue] # as above
 
     def forward(
@@ -56,7 +56,7 @@ def provide(path: str | Path) -> None:
     known = AutoModelForSequenceClassification._model_mapping
     if type(config) in known or type(config) not in AutoModel._model_mapping:
         return
-    body = AutoModel._model_mapping[type(config)]
+    body: Any = AutoModel._model_mapping[type(config)]
     family = [each for each in body.__mro__ if issubclass(each, PreTrainedModel) and each is not PreTrainedModel][-1]
     name = family.__name__.removesuffix("PreTrainedModel") + "ForSequenceClassification"
     # transformers reads a class's module to see which kernels its layers can be given.

@@ -152,12 +152,13 @@ def _quietly(model: torch.nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     devices = sorted({weight.device.index or 0 for weight in model.parameters() if weight.device.type == "cuda"})
-    precision = torch.backends.fp32_precision
+    backends: Any = torch.backends  # its stub has no fp32_precision
+    precision = backends.fp32_precision
     try:
-        torch.backends.fp32_precision = "ieee"
+        backends.fp32_precision = "ieee"
         with torch.random.fork_rng(devices), torch.no_grad():
             yield
     finally:
-        torch.backends.fp32_precision = precision
+        backends.fp32_precision = precision
         for module in training:
             module.training = True

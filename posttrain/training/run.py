@@ -86,7 +86,7 @@ def has_sdpa(model: Path | None) -> bool:
     """Whether transformers has torch's fused attention for the type of this model (Gemma 2, BLOOM, gpt-oss: no)."""
     if model is None:
         return True
-    kind = AutoModelForCausalLM._model_mapping.get(type(AutoConfig.from_pretrained(model)), None)
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(AutoConfig.from_pretrained(model)), None)
     return kind is None or kind._supports_sdpa
 
 
@@ -200,13 +200,14 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
         raise LossError(f"{stage}: the training loss is {loss}; nothing was published. {began(job)}")
     save(stage, trainer, job)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    why: str | None = getattr(trainer, "fallback", None)
     return {
         "steps": trainer.state.global_step,
         "loss": loss,
         "first_loss": history[0]["loss"] if history else None,
         "last": {name: value for name, value in (history[-1] if history else {}).items() if name != "step"},
         "resumed_at": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
-        **({"fallback": [told(trainer.fallback)]} if getattr(trainer, "fallback", None) else {}),
+        **({"fallback": [told(why)]} if why else {}),
     }
 
 
