@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # -c does not reach the environment in which this package itself is built; the variables do (pip before and from 25.3).
 INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/pip install -c constraints.txt
 
-.PHONY: quickstart test test-long lint types unit docs benchmarks constraints
+.PHONY: quickstart test test-long lint types unit docs architectures benchmarks constraints
 
 quickstart: $(VENV)/installed
 	$(BIN)/posttrain round --n 6
@@ -31,6 +31,10 @@ test-long: $(VENV)/installed-dev
 # The page of the recipe's keys and the schema, after a change of a key or its description.
 docs: $(VENV)/installed
 	$(BIN)/python docs/recipe_page.py
+
+# The table of docs/models.md: a tiny round of each model type, some five minutes.
+architectures: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/architectures.py
 
 # A stamp is newer than what it was installed from: then nothing is installed again.
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from posttrain import judging, rewards
 from posttrain.chat import Tails, render_answers, render_prompt, render_turns
@@ -34,6 +35,8 @@ from posttrain.weighing import REWARD_MODEL
 if TYPE_CHECKING:
     from posttrain.sampling.scoring import Scorer
     from posttrain.sampling.server import ServerEngine
+
+_FALLBACK = b"fallback"  # among a table's own words: why the engine was not the one that was asked for
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,14 @@ def rollout(shard: Shard) -> pa.Table:
         for prompt, completions in zip(shard.prompts, engine.generate(requests, sampling.params), strict=True)
         for (tag, index), completion in zip(named, completions, strict=True)
     ]
-    return judge(pa.Table.from_pylist(rows, schema=SAMPLES), shard.judges)
+    table = judge(pa.Table.from_pylist(rows, schema=SAMPLES), shard.judges)
+    return table.replace_schema_metadata({_FALLBACK: engine.fallback}) if engine.fallback else table
+
+
+def sampled_slowly(samples: Path) -> dict[str, list[str]]:
+    """For a stage's metrics, where the table's answers came from a slower engine than the recipe names: why."""
+    reason = (pq.read_schema(samples).metadata or {}).get(_FALLBACK)
+    return {"fallback": [f"answers are sampled one by one, which takes longer: {reason.decode()}"]} if reason else {}
 
 
 def judge(samples: pa.Table, judges: Judges) -> pa.Table:
@@ -218,6 +228,12 @@ def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[
                 f"nothing was published. Its training or its weights are at fault: {reward_model}"
             )
     return values
+
+
+def scored_slowly(reward_model: str) -> list[str]:
+    """For a stage's metrics: why this reward model scores in the slow way. Empty where it does not."""
+    reason = _scorer(reward_model).fallback
+    return [f"answers are scored one by one, which takes longer: {reason}"] if reason else []
 
 
 def _rendered(

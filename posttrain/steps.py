@@ -61,6 +61,8 @@ class Steps:
                 external_hashes={"train": of_round(self.external.train, self.number), **self.external.evaluated},
                 runtime={
                     "load_in_4bit": bool(recipe.model.lora and recipe.model.lora.load_in_4bit),
+                    "lora": recipe.model.lora.model_dump(mode="json") if recipe.model.lora else None,
+                    "reward_model": recipe.reward_model is not None,
                     "prompts": recipe.prompts.model_copy(update={"train": train}).model_dump(mode="json"),
                     **({} if self.number else later),
                     **({"reference": str(self.external.reference.path)} if self.external.reference else {}),

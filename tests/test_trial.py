@@ -24,7 +24,7 @@ def tried(folder: Path, *changes: str) -> dict[str, Any]:
     recipe = load("quickstart", changes)
     assert recipe.sft
     section = recipe.sft.model_dump(mode="json", include={*recipe.sft.trl, *TRIED})
-    config = {"trainings": [{"key": "sft", "stage": "sft", "section": section}], "model": recipe.model.training()}
+    config = {"trainings": [{"key": "sft", "stage": "sft", "section": section}], "model": recipe.model.in_key()}
     job = Job(config, {"model": Path(MODEL)}, folder / "out", folder, 0, {"places": recipe.places})
     return trial.run(job)
 

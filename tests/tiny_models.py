@@ -38,6 +38,13 @@ _GPT2 = {
     "bos_token_id": BOS,
     "eos_token_id": EOS,
 }
+_EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
 # Sliding windows shorter than the texts, so that they matter.
 KINDS: dict[str, dict[str, Any]] = {
     "llama": _COMMON,
@@ -50,6 +57,36 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt2": _GPT2,
     "bloom": {"vocab_size": 300, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "mamba": {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "ministral": {**_COMMON, "sliding_window": 12},
+    "ministral3": {
+        **_COMMON,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 96,
+        },
+    },
+    "phi3": _COMMON,
+    "gpt_neox": {**_COMMON, "num_key_value_heads": None},
+    "gpt_bigcode": _GPT2,
+    "opt": {**_COMMON, "ffn_dim": 64, "word_embed_proj_dim": 32},
+    "falcon": {name: value for name, value in _COMMON.items() if name not in ("head_dim", "num_key_value_heads")},
+    "stablelm": _COMMON,
+    "smollm3": _COMMON,
+    "olmo2": _COMMON,
+    "olmoe": {**_COMMON, **_EXPERTS},
+    "granite": _COMMON,
+    "cohere": _COMMON,
+    "mixtral": {**_COMMON, **_EXPERTS},
+    "qwen2_moe": {**_COMMON, **_EXPERTS},
+    "qwen3_moe": {**_COMMON, **_EXPERTS},
+    "gpt_oss": {
+        **_COMMON,
+        **_EXPERTS,
+        "sliding_window": 12,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
 }
 
 

@@ -33,6 +33,7 @@ class Terminal:
         self._begun: dict[str, tuple[float, int]] = {}  # when each stage first told how far it was, and how far
         self._told: dict[str, float] = {}  # when a line of each stage was printed last
         self._running: dict[str, str] = {}  # what is shown of each stage that runs
+        self._slow: set[str] = set()  # why a slower way was taken, as it was said
 
     def runs_again(self, reason: str) -> None:
         self._print(reason)
@@ -64,6 +65,10 @@ class Terminal:
     def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None:
         del self._running[_label(number, stage)]
         self._print(f"{_label(number, stage):<24}{seconds:6.1f} s  {summary(stage, metrics)}")
+        for reason in metrics.get("fallback", ()):  # the same in every round: said in the first
+            if reason not in self._slow:
+                self._slow.add(reason)
+                self._print(f"warning: {stage.replace('_', ' ')}: {reason}")
 
     def _print(self, text: str) -> None:
         print("\r\x1b[K" if self._live else "", end="")

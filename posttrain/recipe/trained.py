@@ -121,7 +121,7 @@ class RewardModel(Trained):
     )
     packed: bool = Field(
         default=True,
-        description="A prompt and its responses in one row. Not for models with sliding windows shorter than a row.",
+        description="A prompt and its responses in one row, where the model gives the same so (see models.md).",
     )
     margin: Literal["none", "llama2"] = Field(
         default="none", description="Margin in the loss by preference level: none, or Llama 2's 1, 2/3, 1/3, 0."
@@ -274,7 +274,7 @@ class Dpo(Trained):
     )
     packed: bool = Field(
         default=True,
-        description="A prompt and its two answers in one row. Not for models with sliding windows shorter than a row.",
+        description="A prompt and its two answers in one row, where the model gives the same so (see models.md).",
     )
     mask_format: bool = Field(
         default=True, description="Leave what the template writes after an answer out of the preference loss."

@@ -77,12 +77,21 @@ def prepare(model: Any, tokenizer: Any, dtype: str, device: str) -> Loaded:
     """
     chosen = pick_dtype(dtype, device)
     model = model.to(device=device, dtype=kept_dtype(chosen, device)).eval()
+    without_router_logits(model.config)
     if device == "cpu":
         keep_memory()
     eos_ids = end_tokens(model.generation_config, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
     return Loaded(model, tokenizer, chosen, eos_ids, pad_id, context)
+
+
+def without_router_logits(config: Any) -> None:
+    """Experts are balanced in training alone. Asked for in sampling, the balance is computed of a mask that holds more
+    tokens than the forward does, and fails. Configs that came out of a training often ask for it."""
+    text = config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        text.output_router_logits = False
 
 
 def kept_dtype(chosen: torch.dtype, device: str) -> torch.dtype:

@@ -17,7 +17,7 @@ from posttrain.memory import keep_memory
 from posttrain.sampling import attention
 from posttrain.sampling.attention import Options, Unsupported
 from posttrain.sampling.lean import LeanLlama
-from posttrain.sampling.loading import kept_dtype, pick_dtype
+from posttrain.sampling.loading import kept_dtype, pick_dtype, without_router_logits
 from posttrain.sampling.packed import Packed
 from posttrain.sampling.products import quicken
 
@@ -40,6 +40,7 @@ class Scorer:
         chosen = pick_dtype(dtype, device)
         self.model = model.to(device=device, dtype=kept_dtype(chosen, device)).eval()
         self.device = self.model.device
+        without_router_logits(model.config)
         config = model.config.get_text_config()
         if config.num_labels != 1:
             raise ModelError(f"a reward model gives one score; this one has num_labels={config.num_labels}")
@@ -218,12 +219,10 @@ def load_scorer(path: str | Path, dtype: str = "float32", device: str = "cpu") -
     Raises:
         ModelError: it cannot be loaded or has more than one label.
     """
-    from transformers import AutoModelForSequenceClassification
+    from posttrain.sampling.reward_head import load_reward_model
 
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=kept_dtype(pick_dtype(dtype, device), device)
-        )
+        model = load_reward_model(path, dtype=kept_dtype(pick_dtype(dtype, device), device))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load a reward model from {path}: {error}", file=str(path)) from error
     return Scorer(model, dtype, device)

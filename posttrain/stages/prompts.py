@@ -47,6 +47,8 @@ def run(job: Job) -> dict[str, Any]:
     """
     from transformers import AutoTokenizer
 
+    from posttrain.training import architecture  # here, since it imports peft
+
     if job.runtime.get("load_in_4bit"):
         from posttrain.training.lora import check_four_bits  # here, since it imports peft
 
@@ -57,6 +59,7 @@ def run(job: Job) -> dict[str, Any]:
     unused = inspect(model, first)
     for other in [*job.runtime.get("judge_models", []), *filter(None, [job.runtime.get("reference")])]:
         inspect(Path(other), first, trained=False)
+    architecture.check(model, job.runtime.get("lora"), bool(job.runtime.get("reward_model")))
     tokenizer = AutoTokenizer.from_pretrained(model)
     if "reference" in job.runtime:  # asked again where it is used; here before anything is sampled
         models.check_same_tokens(model, Path(job.runtime["reference"]))

@@ -18,7 +18,8 @@ from posttrain import statistics
 from posttrain.errors import EmptyStageError
 from posttrain.pairing import once
 from posttrain.recipe import RewardModel
-from posttrain.rollouts import model_rewards
+from posttrain.rollouts import model_rewards, scored_slowly
+from posttrain.sampling import reward_head
 from posttrain.shards import Pieces, cut
 from posttrain.stages import Job
 from posttrain.training.lora import lora_config
@@ -54,7 +55,9 @@ def run(job: Job) -> dict[str, Any]:
         lambda: trainer(job, section, args, rows, tokenizer),
     )
     accuracy = statistics.proportion(pairs_right(heldout_pairs(job), str(job.out), Pieces(job.scratch / "heldout")))
-    return {**metrics, "pairs": len(rows), "dropped": dropped, "pair_accuracy": accuracy}
+    fallback = [*metrics.pop("fallback", []), *scored_slowly(str(job.out))]
+    told = {"fallback": fallback} if fallback else {}
+    return {**metrics, "pairs": len(rows), "dropped": dropped, "pair_accuracy": accuracy, **told}
 
 
 def trainer(
@@ -64,6 +67,7 @@ def trainer(
     options: Any = args.model_init_kwargs
     eager = options["attn_implementation"] == "eager"
     pad: Any = tokenizer.pad_token_id
+    reward_head.provide(job.inputs["model"])
     return RankingTrainer(
         model=str(job.inputs["model"]),
         args=args,

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from posttrain.collapse import check_not_empty
 from posttrain.recipe import Samples
-from posttrain.rollouts import Judges, Sampling, engine, plan, run_rollouts, sampled_by
+from posttrain.rollouts import Judges, Sampling, engine, plan, run_rollouts, sampled_by, sampled_slowly
 from posttrain.sampling.protocol import SamplingParams
 from posttrain.schedule import take
 from posttrain.stages import Job
@@ -50,4 +50,5 @@ def run(job: Job) -> dict[str, Any]:
         "mean_length": sum(lengths) / count,
         "finished": table["finish"].to_pylist().count("stop") / count,
         **sampled_by(job),
+        **sampled_slowly(target),
     }

@@ -66,7 +66,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def trainer(job: Job, args: SFTConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> AnswerSFTTrainer:
     """What trains on `rows` of `sft_rows`."""
-    return AnswerSFTTrainer(
+    return AnswerSFTTrainer.made(
         model=str(job.inputs["model"]),
         args=args,
         train_dataset=rows,

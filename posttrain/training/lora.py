@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
 from posttrain.errors import InputError
@@ -22,6 +22,10 @@ from posttrain.recipe import Lora
 from posttrain.stages import Job
 
 ADAPTER = "adapter"
+# Types whose mixers use the weights of these layers and not the layers, so that an adapter would do nothing: peft
+# refuses the first by name (`peft.tuners.tuners_utils`).
+_MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+_MAMBA_OWN = ["out_proj", "dt_proj"]
 
 
 def lora_config(job: Job, task: TaskType) -> LoraConfig | None:
@@ -29,9 +33,16 @@ def lora_config(job: Job, task: TaskType) -> LoraConfig | None:
     lora = _lora(job)
     if lora is None:
         return None
+    return peft_config(lora, task, AutoConfig.from_pretrained(job.inputs["model"]).model_type)
+
+
+def peft_config(lora: Lora, task: TaskType, model_type: str) -> LoraConfig:
+    """The recipe's `model.lora` in peft's words. `all-linear` leaves out what peft cannot adapt in this type."""
+    left_out = _MAMBA_OWN if lora.target_modules == "all-linear" and model_type in _MAMBA else None
     return LoraConfig(
         task_type=task,
         modules_to_save=["score"] if task == TaskType.SEQ_CLS else None,
+        exclude_modules=left_out,
         **lora.model_dump(exclude={"adapters", "load_in_4bit"}),
     )
 

@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import posttrain.rollouts
 import posttrain.sampling.scoring
 import posttrain.sampling.shared_prefix
+import posttrain.training.architecture
 from posttrain.stages.registry import STAGES
 
 for _stage in STAGES:

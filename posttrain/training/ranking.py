@@ -7,8 +7,9 @@ themselves.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -17,6 +18,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from trl import RewardTrainer
 
+from posttrain.training import packing
 from posttrain.training.layout import packed, separate
 from posttrain.training.rows import Rendering
 from posttrain.training.trainers import KeepsLength
@@ -108,7 +110,17 @@ def ranking_loss(rewards: torch.Tensor, there: torch.Tensor, margin: torch.Tenso
 
 
 class RankingTrainer(KeepsLength, RewardTrainer):
-    """TRL's reward trainer on rankings. The data set is that of `ranked_rows`, the collator a `RankingCollator`."""
+    """TRL's reward trainer on rankings. The data set is that of `ranked_rows`, the collator a `RankingCollator`, which
+    is told to give separate rows where the model does not take packed ones: then `fallback` says why."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.fallback: str | None = None
+        collator = options["data_collator"]
+        if collator.packed:
+            longest = max(options["train_dataset"]["length"])
+            self.fallback = packing.refusal(self.model, longest, functools.partial(_ends, self.model, collator))
+            collator.packed = self.fallback is None
 
     def _prepare_dataset(  # pyright: ignore[reportIncompatibleMethodOverride] # arguments are passed on unread
         self, dataset: Dataset | IterableDataset, *args: Any
@@ -136,6 +148,17 @@ class RankingTrainer(KeepsLength, RewardTrainer):
             metrics["accuracy"].append((gap > 0).float().mean().item())
             metrics["margin"].append(gap.mean().item())
         return (loss, rewards) if return_outputs else loss
+
+
+def _ends(model: Any, collator: RankingCollator, is_packed: bool) -> torch.Tensor:
+    """The rewards of `packing.probe_rows`, (responses,)."""
+    rows = packing.probe_rows(model, collator.pad_token_id)
+    made = [
+        {"prompt_ids": prompt, "responses": responses, "margin": 0.0}
+        for prompt, responses in zip(rows.prompts, rows.responses, strict=True)
+    ]
+    batch = replace(collator, packed=is_packed)(made)
+    return ending_rewards(model, {name: value.to(model.device) for name, value in batch.items()}).flatten()
 
 
 def ending_rewards(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

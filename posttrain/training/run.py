@@ -6,12 +6,15 @@ import gc
 import json
 import math
 from collections.abc import Callable, Iterable, Sized
+from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
 import torch
 from peft import PeftModel
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -24,10 +27,12 @@ from transformers import (
 from posttrain.errors import LossError, StageError
 from posttrain.memory import keep_memory, ran_out
 from posttrain.recipe import Trained
+from posttrain.sampling.loading import without_router_logits
 from posttrain.stages import Job
 from posttrain.store import write_durably
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, merged
+from posttrain.training.packing import told
 from posttrain.training.seals import latest_whole
 from posttrain.training.trackers import trackers
 
@@ -71,8 +76,18 @@ def fields(section: Trained, job: Job, cuda: bool, **over: Any) -> dict[str, Any
         chosen.setdefault("activation_checkpointing", False)
         # On CPU the backward of bf16 flash attention is 8 times slower than plain attention's (measured).
         attention = "eager" if chosen["bf16"] else "sdpa"
+    if not has_sdpa(job.inputs.get("model")):
+        attention = "eager"
     chosen["model_init_kwargs"] = {"attn_implementation": attention, "dtype": "float32", **four_bits(job)}
     return chosen
+
+
+def has_sdpa(model: Path | None) -> bool:
+    """Whether transformers has torch's fused attention for the type of this model (Gemma 2, BLOOM, gpt-oss: no)."""
+    if model is None:
+        return True
+    kind: Any = AutoModelForCausalLM._model_mapping.get(type(AutoConfig.from_pretrained(model)), None)
+    return kind is None or kind._supports_sdpa
 
 
 def _fast_bf16() -> bool:
@@ -186,12 +201,14 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
         raise LossError(f"{stage}: the training loss is {loss}; nothing was published. {began(job)}")
     save(stage, trainer, job)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    why: str | None = getattr(trainer, "fallback", None)
     return {
         "steps": trainer.state.global_step,
         "loss": loss,
         "first_loss": history[0]["loss"] if history else None,
         "last": {name: value for name, value in (history[-1] if history else {}).items() if name != "step"},
         "resumed_at": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        **({"fallback": [told(why)]} if why else {}),
     }
 
 
@@ -214,6 +231,7 @@ def save(stage: str, trainer: Trainer, job: Job) -> None:
     assert isinstance(model, PreTrainedModel)
     check_finite(stage, job, model.named_parameters(), trainer.state.global_step)
     model.config.use_cache = True  # the trainer turned it off; whoever samples wants it
+    without_router_logits(model.config)  # the trainer turned them on, for the loss that balances experts
     model.config._attn_implementation_internal = None  # what trained it is not what must run it
     model.to(getattr(torch, job.config["model"]["dtype"])).save_pretrained(job.out)
     assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)

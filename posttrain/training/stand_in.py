@@ -42,7 +42,8 @@ def stand_ins(model: Path, vocabulary: int, folder: Path) -> list[tuple[str, Pat
     config = AutoConfig.from_pretrained(model)
     vocabulary = max(vocabulary, getattr(config, "vocab_size", None) or 0)
     ids = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    sizes = {name: size for name, size in SMALL.items() if hasattr(LlamaConfig(), name)}
+    known = LlamaConfig()
+    sizes: dict[str, Any] = {name: size for name, size in SMALL.items() if hasattr(known, name)}
     llama = LlamaConfig(vocab_size=vocabulary, **ids, **sizes)
     found = []
     for name, small in ((config.model_type, lambda: _small(config)), ("a small Llama", lambda: llama)):
@@ -57,7 +58,9 @@ def stand_ins(model: Path, vocabulary: int, folder: Path) -> list[tuple[str, Pat
 
 def _small(config: PretrainedConfig) -> PretrainedConfig:
     told = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
-    sizes = {name: min(size, told[name]) for name, size in SMALL.items() if isinstance(told.get(name), int)}
+    sizes: dict[str, Any] = {
+        name: min(size, told[name]) for name, size in SMALL.items() if isinstance(told.get(name), int)
+    }
     layers = next((sizes[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in sizes), None)
     kinds = told.get("layer_types")
     if layers and isinstance(kinds, list):  # one of each kind, first those that come first

@@ -16,6 +16,7 @@ from posttrain.chat import OTHER, TEXT
 from posttrain.shards import Pieces
 from posttrain.training.answers import head_at_answers
 from posttrain.training.layout import packed, separate
+from posttrain.training.packing import answer_log_probs, refusal, text_log_probs
 
 _REFERENCE_ROWS = 256  # pairs whose log-probs by the reference are kept together, to resume from
 
@@ -94,18 +95,35 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
     def __init__(self, *, nll_weight: float, pieces: Pieces, **options: Any) -> None:
         """`pieces`: where the reference's log-probs are kept, so that a training that is resumed need not ask again."""
         self.nll_weight, self._pieces = nll_weight, pieces
+        self.fallback: str | None = None
+        self._longest = max(options["train_dataset"]["length"])
+        if options.get("ref_model") is not None:  # now, since TRL's `__init__` puts its forward under autocast
+            self._ask(options["ref_model"], options["data_collator"])
         super().__init__(**options)
         self._attach()
 
     _attached = False
 
     def _attach(self) -> None:
-        """Once, before the first forward: that is the reference's, in TRL's `__init__`."""
+        """Once, before the first batch is made and the first forward: those of the reference, in TRL's `__init__`."""
         if not self._attached:
             self._attached = True
+            assert isinstance(self.data_collator, PairCollator)
+            self._ask(
+                self.model, self.data_collator, **({"output_router_logits": True} if self.aux_loss_enabled else {})
+            )
             for model in (self.model, self.ref_model):
                 if model is not None:
                     head_at_answers(self.accelerator.unwrap_model(model))
+
+    def _ask(self, model: Any, collator: PairCollator, **asked: Any) -> None:
+        """Separate rows, from now on, where the model does not take packed ones. `asked`: see `answer_log_probs`."""
+        if collator.packed:
+            measured = functools.partial(
+                answer_log_probs, model, collator.pad_token_id, additive=collator.additive, **asked
+            )
+            self.fallback = refusal(model, self._longest, measured)
+            collator.packed = self.fallback is None
 
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         self._attach()
@@ -124,6 +142,7 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
         return super()._prepare_dataset(dataset, *args)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        self._attach()
         random = torch.get_rng_state()
         size = batch_size * max(1, _REFERENCE_ROWS // batch_size)
         logps = super()._precompute_ref_logps
@@ -180,6 +199,28 @@ def chosen_nll(log_probs: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
 class AnswerSFTTrainer(SFTTrainer):
     """TRL's SFT trainer with the head where there are labels alone: the same loss, of fewer logits."""
 
+    fallback: str | None = None
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         head_at_answers(self.accelerator.unwrap_model(self.model))
+
+    @classmethod
+    def made(cls, **options: Any) -> AnswerSFTTrainer:
+        """One whose examples are packed only where the model takes that; else with `fallback`, and `args` changed.
+
+        A model that refuses is loaded twice: the rows are packed as the trainer is made.
+        """
+        trainer, args = cls(**options), options["args"]
+        if not trainer.padding_free:
+            return trainer
+        collator: Any = trainer.data_collator
+        measured = functools.partial(text_log_probs, trainer.model, collator, collator.pad_token_id)
+        why = refusal(trainer.model, 0, measured)  # a window holds in such rows, too: the mask is made of positions
+        if why is None:
+            return trainer
+        del trainer
+        args.packing = args.padding_free = False
+        trainer = cls(**options)
+        trainer.fallback = why
+        return trainer

@@ -1,0 +1,62 @@
+"""What no model of a type can be put through, found before anything is sampled: on its config, without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import TaskType, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from posttrain.errors import ModelError
+from posttrain.recipe import Lora
+from posttrain.sampling import reward_head
+from posttrain.training.lora import peft_config
+
+
+def check(folder: Path, lora: Mapping[str, Any] | None, reward_model: bool) -> None:
+    """Whether the type of the model in `folder` can be a policy, a reward model (where one is trained) and be adapted
+    (with `lora`, the recipe's `model.lora`). Types that docs/models.md does not list are asked in the same way.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    kind = config.model_type
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ModelError(
+            f"transformers has no causal language model of the type {kind!r}",
+            file=str(folder),
+            hint="choose a model that writes text from left to right; docs/models.md lists types that were tried",
+            rule="architecture-no-causal-lm",
+        )
+    with torch.device("meta"):  # shapes alone
+        policy = AutoModelForCausalLM.from_config(config)
+        if reward_model:
+            reward_head.provide(folder)
+            config.num_labels = 1
+            scorer = AutoModelForSequenceClassification.from_config(config)
+            if not hasattr(scorer, "score"):
+                raise ModelError(
+                    f"transformers' {type(scorer).__name__} has no linear head called score, so it gives no reward at "
+                    "the end of an answer",
+                    file=str(folder),
+                    hint="take the reward_model section out, or start from a model of a type in docs/models.md",
+                    rule="architecture-no-reward-head",
+                )
+        if lora:
+            _check_adapters(folder, policy, Lora.model_validate(lora))
+
+
+def _check_adapters(folder: Path, policy: Any, lora: Lora) -> None:
+    try:
+        get_peft_model(policy, peft_config(lora, TaskType.CAUSAL_LM, policy.config.model_type))
+    except ValueError as error:
+        raise ModelError(
+            f"peft puts no adapters on {policy.config.model_type!r}: {error}",
+            file=str(folder),
+            hint="name other layers in model.lora.target_modules, or train all weights (model.lora: null)",
+            rule="architecture-lora",
+        ) from error
