@@ -41,7 +41,7 @@ class Model(Section):
     revision: Annotated[str | None, NotInKey()] = Field(default=None, description="Branch, tag or commit of a Hub id.")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type in which models are saved.")
     lora: Lora | None = Field(default=None, description="LoRA adapters instead of full fine-tuning.")
-    chat_template: str | None = Field(
+    chat_template: Annotated[str | None, NotInKey()] = Field(
         default=None,
         description="In place of the model's own: the name of one that it brings, or a file (with a slash). What is "
         "trained carries it.",
