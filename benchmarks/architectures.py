@@ -51,7 +51,7 @@ filters: [{{use: best-of-k}}]
 sft: {{max_steps: 2, per_device_train_batch_size: 4, bf16: false, packing: true, max_length: 90}}
 pairs: {{prompts: 8, k: 3, max_new_tokens: 12, margin: 0}}
 dpo: {{max_steps: 2, per_device_train_batch_size: 4, bf16: false}}
-evaluate: {{k: 1, max_new_tokens: 12}}
+evaluate: {{k: 1, max_new_tokens: 4}}
 promote: always
 """
 
