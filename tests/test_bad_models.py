@@ -19,7 +19,7 @@ from posttrain.tables import PAIRS, SAMPLES
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 MODEL = {"dtype": "float32", "lora": None}
-BREAKS = {"bf16": False, "max_steps": 3, "logging_steps": 1, "learning_rate": 1e30, "max_grad_norm": 0.0}
+BREAKS = {"bf16": False, "max_steps": 3, "logging_steps": 1, "learning_rate": 1e9, "max_grad_norm": 0.0}
 
 
 def says(role: str, text: str) -> list[dict[str, str]]:
@@ -112,7 +112,7 @@ def test_averaging_over_no_models(tmp_path: Path, stage: str) -> None:
 
 @pytest.mark.parametrize(("stage", "section"), [("sft", Sft), ("dpo", Dpo), ("reward_model", RewardModel)])
 def test_a_loss_that_is_no_number(tmp_path: Path, stage: str, section: type[Trained]) -> None:
-    """A learning rate of 1e30 breaks the weights in the first step, and the second step's loss."""
+    """A learning rate of 1e9, without clipping, breaks the weights in the first step, and the second step's loss."""
     tables = {
         "sft": {"kept": kept(tmp_path / "kept")},
         "dpo": {"pairs": pairs(tmp_path / "pairs")},

@@ -82,7 +82,10 @@ def test_a_folder_that_is_no_stage_s_ends_with_2_and_stays_as_it_was(tmp_path: P
     (tmp_path / "empty").mkdir()
     for folder in ("none", "empty"):
         done = shell(f"posttrain stage {folder}", tmp_path)
-        assert (done.returncode, done.stderr.splitlines()[0]) == (2, f"posttrain: {folder}: no stage.json is here")
+        assert (done.returncode, done.stderr.splitlines()[0]) == (
+            2,
+            f"posttrain: {folder}: no stage.json is here [command-no-stage]",
+        )
     assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
 
 

@@ -586,7 +586,7 @@ def test_the_command_pushes_says_what_and_writes_it_down(
     ("words", "code", "said"),
     [
         (["--to", "mine"], 2, "is not of the form owner/name"),
-        (["--to", REPO, "--round", "9"], 2, "there is no round 9\n  promoted: 1, 2; 0 is the base"),
+        (["--to", REPO, "--round", "9"], 2, "there is no round 9 [hub-no-round]\n  promoted: 1, 2; 0 is the base"),
         (["--to", REPO, "--round", "1", "--all-rounds"], 2, "exclude each other"),
         (["--to", REPO], 6, "there is no token to push with"),
     ],

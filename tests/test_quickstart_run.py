@@ -56,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_rounds_leave_whole_artifacts_links_and_figures(run: Path) -> None:
     artifacts = list((run / "artifacts").iterdir())
-    assert len(artifacts) == 3 + 2 * 11
+    assert len(artifacts) == 4 + 2 * 11
     assert [name for artifact in artifacts for name in store.damaged_files(artifact)] == []
     assert list((run / "work").iterdir()) == []
     shown = subprocess.run(

@@ -90,7 +90,7 @@ def test_a_round_ends_at_the_line_with_nothing_sampled(tmp_path: Path, monkeypat
     lines = "extends: quickstart\nname: mine\nsft:\n  learning_rate: 1e-4\nwatch:\n  reward_model:\n    optim: lomo\n"
     (tmp_path / "mine.yaml").write_text(lines)
     done = CliRunner().invoke(app, ["round", "./mine.yaml"])
-    assert done.exit_code == 2, done.output
-    assert "mine.yaml:7:5" in str(done.exception) + done.output
-    made = {path.name.rpartition("-")[0] for path in (tmp_path / "runs" / "mine" / "artifacts").iterdir()}
+    assert isinstance(done.exception, RecipeError)  # which `main` makes exit code 2
+    assert "mine.yaml:7:5" in str(done.exception) and done.exception.rule == "training-package-absent"
+    made = {path.name.rpartition("-")[0] for path in tmp_path.glob("runs/mine/artifacts/*")}
     assert made <= {"prompts"}

@@ -86,12 +86,21 @@ def matches(pattern: Path_, path: Path_) -> bool:
     return len(pattern) == len(path) and all(p in ("*", q) for p, q in zip(pattern, path, strict=True))
 
 
-def places(node: Node, path: Path_ = ()) -> dict[str, tuple[str, int | None, int | None]]:
-    """File, line and column of every key of the tree, by its name: `dpo.variants.0.optim`."""
+class Places(dict[str, tuple[str, int | None, int | None]]):
+    """File, line and column of keys, by their names. Two recipes that say the same are equal wherever they say it."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Places)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType] # as of every dict
+
+
+def places(node: Node, path: Path_ = ()) -> Places:
+    """The place of every key of the tree, by its name: `dpo.variants.0.optim`."""
     place = node.key_place or node.place
-    found = {".".join(map(str, path)): (place.file, place.line, place.column)} if path else {}
+    found = Places({".".join(map(str, path)): (place.file, place.line, place.column)} if path else {})
     if isinstance(node.value, (dict, list)):
         below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
         for key, child in below:
-            found |= places(child, (*path, key))
+            found.update(places(child, (*path, key)))
     return found

@@ -27,6 +27,7 @@ from posttrain.recipe.sections import (
     Samples,
 )
 from posttrain.recipe.trained import Dpo, RewardModel, Sft
+from posttrain.recipe.tree import Places
 from posttrain.recipe.watch import SECOND, Judge, Watch, as_the_first
 
 _ADD_OR_NULL = "add `preferences:`, or leave the reward model out by `reward_model: null`"
@@ -36,7 +37,7 @@ _ADD_OR_TAKE = "name a reward file that is not `for: preferences`, or add `rewar
 class Recipe(Section):
     """A whole recipe. `places`: file, line and column of each key, for errors that only show later."""
 
-    _places: dict[str, tuple[str, int | None, int | None]] = PrivateAttr(default={})
+    _places: Places = PrivateAttr(default_factory=Places)
 
     name: str = Field(pattern=r"^[^/\\\s.][^/\\]*$", description="Default: the file's name. Runs go to runs/NAME.")
     model: Model = Field(description="The base model.")
@@ -276,10 +277,10 @@ class Recipe(Section):
                 complain(loc, "a reward model has no `function`", rule="recipe-belongs")
 
     @property
-    def places(self) -> dict[str, tuple[str, int | None, int | None]]:
+    def places(self) -> Places:
         return self._places
 
-    def placed(self, places: dict[str, tuple[str, int | None, int | None]]) -> Recipe:
+    def placed(self, places: Places) -> Recipe:
         self._places = places
         return self
 
