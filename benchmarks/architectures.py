@@ -25,8 +25,8 @@ from transformers.utils import logging  # noqa: E402
 
 from posttrain.errors import PosttrainError  # noqa: E402
 from posttrain.launch import InProcess, Launcher  # noqa: E402
+from posttrain.loop import play  # noqa: E402
 from posttrain.recipe import load  # noqa: E402
-from posttrain.rounds import play  # noqa: E402
 from posttrain.runner import Runner  # noqa: E402
 from posttrain.stage_queue import Silent  # noqa: E402
 from posttrain.store import Store  # noqa: E402

@@ -35,7 +35,7 @@ from typing import Any
 
 from measuring import Cost, cost
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.judged import BASE_TEMPERATURES
 from posttrain.recipe import PromptSet, Recipe, load
 
@@ -92,7 +92,7 @@ class Glued:
         sets = recipe.prompts
         self.sets = {name: self._prompts(getattr(sets, name)) for name in ("train", "dev", "heldout")}
         random.Random(recipe.seed).shuffle(self.sets["train"])
-        self.base = self.policy = self.previous = str(content.data_path(recipe.model.path))
+        self.base = self.policy = self.previous = str(shipped.data_path(recipe.model.path))
         self.reward_model = self.base
         self.best = -1.0
         self.heldout: dict[str, float] = {}
@@ -121,7 +121,7 @@ class Glued:
             preferences = preferences / str(number)
         self._choose(
             *("preferences", "--first", *now, "--second", *before, "--margin", prefer.levels.better),
-            *("--readers", content.locate("reward", "readers.py")),
+            *("--readers", shipped.locate("reward", "readers.py")),
             out=preferences / f"train-{number}.jsonl",
         )
         start = self.reward_model if recipe.reward_model.start == "previous" else self.base
@@ -147,7 +147,7 @@ class Glued:
         command = [
             *("evaluate.py", "--model", policy, "--sets", *sets, "--k", section.k),
             *("--max-new-tokens", section.max_new_tokens, "--temperatures", *temperatures),
-            *("--functions", *(content.locate("reward", name) for name in ("word-problems.py", "notes.py"))),
+            *("--functions", *(shipped.locate("reward", name) for name in ("word-problems.py", "notes.py"))),
             *(("--reward-model", reward_model) if reward_model else ()),
             *("--score-batch", self.fastest["score"][0], "--score-dtype", self.fastest["score"][1]),
         ]
@@ -176,7 +176,7 @@ class Glued:
         batch, dtype = self.fastest["score"]
         outs = [path.with_suffix(".scored.jsonl") for path in samples]
         command = ["score.py", "--reward-model", self.reward_model, "--batch", batch, "--dtype", dtype]
-        command += ["--functions", content.locate("reward", "word-problems.py")]
+        command += ["--functions", shipped.locate("reward", "word-problems.py")]
         sides = zip(samples, outs, strict=True)
         self._run(
             f"score {samples[0].name.split('.')[0]}",
@@ -241,7 +241,7 @@ class Glued:
 
     def _prompts(self, prompt_set: PromptSet) -> list[Row]:
         bounds = (int(bound) if bound else None for bound in (prompt_set.rows or ":").split(":"))
-        return read(content.data_path(prompt_set.path or ""))[slice(*bounds)]
+        return read(shipped.data_path(prompt_set.path or ""))[slice(*bounds)]
 
 
 def figures(rows: Iterable[Row]) -> dict[str, float]:

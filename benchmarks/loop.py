@@ -70,16 +70,17 @@ def again(run: Path, stage: str, workers: int) -> float:
 def _again(run: Path, stage: str, workers: int, sender: Connection) -> None:
     import torch
 
-    from posttrain import content
+    from posttrain import shipped
+    from posttrain.job import Job
     from posttrain.recipe import load
-    from posttrain.stages import Job, run_stage
+    from posttrain.stages import run_stage
 
     torch.set_num_threads(1)
     key = json.loads((run / "run.json").read_text(encoding="utf-8"))["rounds"][-1]["stages"][stage]
     manifest = json.loads((run / "artifacts" / key / "artifact.json").read_text(encoding="utf-8"))
     recipe = load(str(run / "recipe.yaml"), files=False)
     inputs = {role: run / "artifacts" / key for role, key in manifest["input_keys"].items()}
-    base = content.data_path(recipe.model.path)
+    base = shipped.data_path(recipe.model.path)
     inputs = {role: path if path.exists() else base for role, path in inputs.items()}
     files = {Path(entry.use).name: entry.use for entry in recipe.reward if not entry.is_reward_model}
     with tempfile.TemporaryDirectory() as folder:

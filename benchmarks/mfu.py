@@ -33,10 +33,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.utils import logging
 
-from posttrain import content
+from posttrain import shipped
+from posttrain.job import Job
 from posttrain.recipe import load
 from posttrain.sampling.loading import pick_dtype
-from posttrain.stages import Job, run_stage
+from posttrain.stages import run_stage
 
 WARM_UP = 3
 
@@ -105,7 +106,7 @@ def _wait(device: torch.device) -> None:
 def write_model(size: Size, folder: Path) -> int:
     """A random model with the tiny base's tokenizer; how many parameters it has."""
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(content.data_path("tiny-base"))
+    tokenizer = AutoTokenizer.from_pretrained(shipped.data_path("tiny-base"))
     config = LlamaConfig(
         vocab_size=size.vocab,
         hidden_size=size.hidden,
@@ -126,8 +127,8 @@ def write_model(size: Size, folder: Path) -> int:
 
 def write_rows(folder: Path, length: int, tokens: int) -> float:
     """kept.parquet with about so many tokens, made of the quickstart's prompts; the mean tokens of a row."""
-    tokenizer = AutoTokenizer.from_pretrained(content.data_path("tiny-base"))
-    with content.data_path("word-problems.train.jsonl").open(encoding="utf-8") as file:
+    tokenizer = AutoTokenizer.from_pretrained(shipped.data_path("tiny-base"))
+    with shipped.data_path("word-problems.train.jsonl").open(encoding="utf-8") as file:
         texts = [json.loads(line)["prompt"] for line in file]
     sizes = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     draw, rows, lengths = random.Random(0), [], []

@@ -25,11 +25,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import content, store
+from posttrain import shipped, store
 from posttrain.commands.terminal import Terminal
 from posttrain.launch import Forked, execute
+from posttrain.loop import play
 from posttrain.recipe import load
-from posttrain.rounds import play
 from posttrain.runner import Runner
 from posttrain.status import HEADER, line, status
 from posttrain.store import Store
@@ -133,7 +133,7 @@ def run_stage(folder: Path, workers: int, progress: Callable[[int, int, str], No
     if stage["stage"] == "filters":
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(content.locate("data", "tiny-base"))
+        tokenizer = AutoTokenizer.from_pretrained(shipped.locate("data", "tiny-base"))
 
         def encode(text: str) -> list[int]:
             return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)

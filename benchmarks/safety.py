@@ -26,8 +26,8 @@ from transformers import Trainer
 from posttrain import drift, room
 from posttrain.commands.terminal import Terminal
 from posttrain.launch import Forked, execute
+from posttrain.loop import play
 from posttrain.recipe import load
-from posttrain.rounds import play
 from posttrain.runner import Runner
 from posttrain.status import HEADER, line, status
 from posttrain.store import Store

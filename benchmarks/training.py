@@ -42,8 +42,9 @@ from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from posttrain import models
+from posttrain.job import Job
 from posttrain.recipe import load
-from posttrain.stages import Job, run_stage
+from posttrain.stages import run_stage
 from posttrain.training.rows import pair_rows, sft_rows
 
 TRAINERS: dict[str, tuple[Any, Any]] = {

@@ -19,6 +19,9 @@ PosttrainError                 1   anything of ours
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PosttrainError(Exception):
     """One message for the person at the terminal: what is wrong, where, and what to do.
@@ -139,3 +142,9 @@ class HubError(PosttrainError):
     """The Hub refused, or could not be reached. Nothing of the run was changed; the same command goes on."""
 
     exit_code = 6
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'x'?` for the nearest known name; empty when none is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return f", did you mean {near[0]!r}?" if near else ""

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from posttrain.content import did_you_mean
-from posttrain.errors import DataError
+from posttrain.errors import DataError, did_you_mean
 from posttrain.records import Message
 
 ROLES = ("system", "user", "assistant")

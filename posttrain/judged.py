@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.recipe import Recipe, RewardEntry
 from posttrain.recipe.keys import Keyed, name_of
 from posttrain.runner import Artifact, StageCall, Stages
-from posttrain.schedule import derive_seed
+from posttrain.seeds import derive_seed
 
 # Temperatures at which the starting model is measured: sharpening alone is no progress.
 BASE_TEMPERATURES = [1.0, 0.7, 0.5, 0.3]

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -28,7 +28,9 @@ from typing import Any, Protocol, cast
 from posttrain import drift, lock, recovery, store
 from posttrain.errors import DiedError, PosttrainError, StageError
 from posttrain.hidden import Log, shown
-from posttrain.stages import Job, no_progress, run_stage
+from posttrain.job import Job, no_progress
+from posttrain.stages import run_stage
+from posttrain.system import die_with_parent, versions
 
 
 @dataclass(frozen=True)
@@ -122,17 +124,6 @@ def _finishing() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def versions(further: Iterable[str] = ()) -> dict[str, str]:
-    """Versions of Python, of the libraries that decide a stage's bits, and of `further` ones that are installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": sys.version.split()[0]}
-    for name in ("posttrain", "torch", "transformers", "trl", "peft", "datasets", "accelerate", *further):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
 # A folder, workers, progress: as in `execute`.
 Run = Callable[[Path, int, Callable[[int, int, str], None]], object]
 
@@ -218,19 +209,6 @@ def _died(folder: Path, exitcode: int) -> str:
     how = f"was killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with code {exitcode}"
     hint = " (out of memory?)" if exitcode == -signal.SIGKILL else ""
     return f"{folder.name} {how}{hint}; log: {folder / 'scratch' / 'log.txt'}. The same command goes on from there."
-
-
-def die_with_parent() -> None:
-    """End this process when the one that asked for it is gone, so that nothing writes behind a new run's back."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _child(folder: Path, workers: int, background: bool, sender: Connection, run: Run) -> None:

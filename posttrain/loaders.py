@@ -17,8 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from posttrain import formats
-from posttrain.content import did_you_mean
-from posttrain.errors import DataError
+from posttrain.errors import DataError, did_you_mean
 from posttrain.json_values import as_json
 from posttrain.pairing import Level
 from posttrain.recipe import PromptSet

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
-from posttrain.schedule import derive_seed
+from posttrain.seeds import derive_seed
 
 Level = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
 Split = Literal["train", "heldout", "watch"]

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from posttrain import judging, rewards
 from posttrain.chat import Tails, render_answers, render_prompt, render_turns
 from posttrain.errors import StageError
+from posttrain.job import Job
 from posttrain.judging import JudgeReward
 from posttrain.recipe import RewardEntry
 from posttrain.records import Message, under
@@ -28,7 +29,7 @@ from posttrain.rewards import Reward
 from posttrain.sampling.dialects import DIALECTS, ServerSettings
 from posttrain.sampling.protocol import Engine, Request, SamplingParams, completion_seed
 from posttrain.shards import concatenate, cut, even, run_shards
-from posttrain.stages import Job
+from posttrain.system import device
 from posttrain.tables import GREEDY, SAMPLES
 from posttrain.weighing import REWARD_MODEL
 
@@ -268,12 +269,6 @@ def run_rollouts(
 def processes(workers: int, served: bool = False) -> int:
     """A GPU is used by one process; it is full with one. So is a server: the threads of one process keep it busy."""
     return workers if device() == "cpu" and not served else 1
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @functools.lru_cache(maxsize=2)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.environment import gpu
 from posttrain.errors import RoomError
 from posttrain.models import look, weights
 from posttrain.planning import sizes
 from posttrain.recipe import Model, Recipe
 from posttrain.stages.registry import STAGES
 from posttrain.store import Store
+from posttrain.system import gpu
 
 _SETS = ("train", "dev", "heldout")
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from posttrain.content import did_you_mean
-from posttrain.errors import DataError
+from posttrain.errors import DataError, did_you_mean
+from posttrain.seeds import derive_seed
 
 T = TypeVar("T")
 
@@ -16,12 +15,6 @@ T = TypeVar("T")
 def of_round(entries: Sequence[T], number: int) -> T:
     """What a list by round has for round `number`, from 1 on: the last entry goes on."""
     return entries[min(max(number, 1), len(entries)) - 1]
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed in [0, 2**31) from whatever names a draw: run seed, stage, round, ..."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) >> 1
 
 
 def take(prompts: Sequence[Mapping[str, Any]], seed: int, start: int, count: int | None) -> list[Mapping[str, Any]]:

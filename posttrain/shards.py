@@ -17,9 +17,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain.launch import die_with_parent
-from posttrain.memory import give_back
 from posttrain.store import file_hash, fsync
+from posttrain.system import die_with_parent, give_back
 
 T = TypeVar("T")
 _DIGITS = 32  # of a SHA-256, in a name: 128 bits

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from posttrain import content, judging, learned_quality, models, store
+from posttrain import judging, learned_quality, models, shipped, store
 from posttrain.judged import in_key, not_in_key
 from posttrain.judging import rubric
 from posttrain.recipe import Recipe
 from posttrain.runner import Artifact, StageCall, Stages
-from posttrain.schedule import derive_seed
+from posttrain.seeds import derive_seed
 
 if TYPE_CHECKING:  # it imports pyarrow
     from posttrain.filters import Filter
@@ -56,7 +56,7 @@ class Sifting:
         section = self.recipe.quality_classifier
         if section is None or not (filtered or section.labels):
             return None
-        labels = content.locate("data", section.labels) if section.labels else None
+        labels = shipped.locate("data", section.labels) if section.labels else None
         return self.runner.submit(
             StageCall(
                 "quality_classifier",

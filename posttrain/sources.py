@@ -13,9 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from posttrain import content
-from posttrain.content import did_you_mean
-from posttrain.errors import DataError
+from posttrain import shipped
+from posttrain.errors import DataError, did_you_mean
 from posttrain.formats import has_prompt, kind
 from posttrain.recipe import PromptSet
 from posttrain.text_lines import MOST_ROW, csv_rows, open_lines, too_long
@@ -34,7 +33,7 @@ class Source:
 
     def __init__(self, prompts: PromptSet, where: str) -> None:
         self.prompts, self.where = prompts, where
-        self.path = content.locate("data", prompts.path) if prompts.path is not None else Path()
+        self.path = shipped.locate("data", prompts.path) if prompts.path is not None else Path()
         self.name = str(self.path) if prompts.path is not None else f"{prompts.dataset_name}[{prompts.split}]"
         self.has_lines = self.path.suffix in (".jsonl", ".ndjson", ".csv")
         self.unit = "line" if self.has_lines else "row"

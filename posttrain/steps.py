@@ -9,13 +9,14 @@ from posttrain.judged import Comparison, Evaluated, Judging, in_key, not_in_key
 from posttrain.outside import external_inputs
 from posttrain.recipe import Dpo, PromptSet, Recipe, RewardEntry, RewardModel, Sft, by_round
 from posttrain.runner import Artifact, StageCall, Stages
-from posttrain.schedule import derive_seed, of_round
+from posttrain.schedule import of_round
+from posttrain.seeds import derive_seed
 from posttrain.sifting import Sifting, earlier
 from posttrain.variants import Training
 
 
 class Steps:
-    """One method a stage, called by the loop in `posttrain.rounds`."""
+    """One method a stage, called by the loop in `posttrain.loop`."""
 
     def __init__(self, recipe: Recipe, runner: Stages) -> None:
         self.recipe, self.runner = recipe, runner

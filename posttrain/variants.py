@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from posttrain.environment import gpu
 from posttrain.judged import Comparison, Inputs
-from posttrain.launch import versions
 from posttrain.outside import ExternalInputs
 from posttrain.recipe import Recipe, Sft, Trained
 from posttrain.runner import Artifact, StageCall, Stages
-from posttrain.schedule import derive_seed
+from posttrain.seeds import derive_seed
 from posttrain.store import link_name
+from posttrain.system import gpu, versions
 
 # Beside TRL's fields, what of a section a trainer is made with.
 TRIED = ("packed", "mask_format", "nll_weight")

@@ -13,10 +13,11 @@ import pytest
 from test_judges import FakeJudge, asked_form, judged, serving
 from test_rounds import go
 
-from posttrain import annotations, content
+from posttrain import annotations, shipped
 from posttrain.errors import DataError, RecipeError, RewardError
+from posttrain.job import Job
 from posttrain.recipe import Balance, Sft, load
-from posttrain.stages import Job, annotate, run_stage, scores
+from posttrain.stages import annotate, run_stage, scores
 from posttrain.store import read_json
 from posttrain.tables import MESSAGES, SAMPLES
 from posttrain.topics import topics
@@ -270,7 +271,7 @@ def test_sft_learns_from_the_balanced_rows(tmp_path: Path, by: str) -> None:
     for name in ("out", "scratch"):
         (tmp_path / name).mkdir()
     config = {"sft": section.model_dump(), "model": {"dtype": "float32", "lora": None}}
-    inputs = {"model": content.data_path("tiny-base"), "kept": tmp_path / "kept"}
+    inputs = {"model": shipped.data_path("tiny-base"), "kept": tmp_path / "kept"}
     metrics = run_stage("sft", Job(config, inputs, tmp_path / "out", tmp_path / "scratch", 0))
     assert metrics["balance"] == {"letter": {"in": 2, "out": 4}, "sum": {"in": 6, "out": 4}}
     assert (metrics["rows"], metrics["mix"]) == (8, 8)

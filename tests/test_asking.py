@@ -10,10 +10,9 @@ import pytest
 from parrot import CHAIN, LOOP, save
 from typer.testing import CliRunner, Result
 
-from posttrain import models
-from posttrain.asking import Conversation
 from posttrain.cli import app
 from posttrain.errors import InputError
+from posttrain.inference import Conversation, find
 from posttrain.store import Store
 
 FEW = ["prompts.train.rows=:40", "prompts.dev.rows=:12", "prompts.heldout.rows=:8"]
@@ -103,12 +102,12 @@ class TestSample:
 def test_a_run_means_its_promoted_policy(model: Path, tmp_path: Path) -> None:
     run = Store(tmp_path)
     run.write_run({"version": 1, "recipe": "r", "rounds": [{"round": 0, "stages": {}, "policy": str(model)}]}, "")
-    assert models.find(str(tmp_path)) == model
+    assert find(str(tmp_path)) == model
     run.write_run({"version": 1, "recipe": "r", "rounds": [{"round": 0, "stages": {}}]}, "")
     with pytest.raises(InputError, match=r"no policy yet \[model-no-policy-yet\]"):
-        models.find(str(tmp_path))
+        find(str(tmp_path))
     with pytest.raises(InputError, match="did you mean 'tiny-base'"):
-        models.find("tiny-bas")
+        find("tiny-bas")
 
 
 @pytest.mark.slow

@@ -13,8 +13,9 @@ import torch
 from tiny_models import causal_lm, reward_model, tokenizer
 
 from posttrain.errors import EngineError, ModelError, PosttrainError, StageError
+from posttrain.job import Job
 from posttrain.recipe import Dpo, RewardModel, Sft, Trained
-from posttrain.stages import Job, _named, run_stage
+from posttrain.stages import _named, run_stage
 from posttrain.tables import PAIRS, SAMPLES
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"

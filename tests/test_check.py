@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.errors import RewardError
 from posttrain.launch import InProcess
 from posttrain.planning import checks as planning
@@ -96,7 +96,7 @@ PROBLEM = {
 STAND_IN = ["model.path=tiny-base", "samples.max_new_tokens=48"]
 
 
-@pytest.mark.parametrize("name", content.names("recipes"))
+@pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_every_shipped_recipe_passes_offline_with_a_model_and_prompts_that_stand_in(tmp_path: Path, name: str) -> None:
     changes = list(STAND_IN)
     if name != "quickstart":

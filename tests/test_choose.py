@@ -16,13 +16,14 @@ from test_ranking import alone, pair
 from tiny_models import reward_model
 from transformers import AutoTokenizer
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.errors import ModelError, StageError
-from posttrain.stages import Job, prompts, run_stage
+from posttrain.job import Job
+from posttrain.stages import prompts, run_stage
 from posttrain.stages.choose import choose
 from posttrain.tables import PAIRS
 
-BASE = content.data_path("tiny-base")
+BASE = shipped.data_path("tiny-base")
 
 
 def by_prompt(*values: float) -> dict[str, float]:
@@ -48,7 +49,7 @@ def test_models_that_nothing_on_dev_judges_are_an_error() -> None:
 
 def dev(folder: Path, count: int = 6) -> Path:
     """The prompts artifact, with the first dev prompts of the quickstart that have an answer."""
-    rows = [json.loads(line) for line in content.data_path("word-problems.dev.jsonl").read_text("utf-8").splitlines()]
+    rows = [json.loads(line) for line in shipped.data_path("word-problems.dev.jsonl").read_text("utf-8").splitlines()]
     rows = [row for row in rows if row["answer"] is not None][: 3 * count]
     paths = {}
     for at, name in enumerate(("dev", "train", "heldout")):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import content
+from posttrain import shipped as content
 from posttrain.errors import InputError
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain.job import Job
 from posttrain.records import prompt_id
-from posttrain.stages import Job, run_stage
+from posttrain.stages import run_stage
 from posttrain.stages.prompts import SCHEMA
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"

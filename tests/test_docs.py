@@ -20,7 +20,7 @@ import pytest
 import typer.main
 from ruamel.yaml import YAML
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.cli import app
 from posttrain.recipe import load
 from posttrain.recipe.schema import schema
@@ -69,7 +69,7 @@ def recipe_of(words: list[str], text: str, folder: Path) -> str | None:
     if words[0] not in ("round", "check", "eval", "sample", "filter"):
         return None
     named = words[words.index("--recipe") + 1] if "--recipe" in words else words[1] if len(words) > 1 else ""
-    if named in content.names("recipes"):
+    if named in shipped.names("recipes"):
         return named
     for block in blocks(text, "yaml"):
         if block.startswith(f"# {Path(named).name}\n"):

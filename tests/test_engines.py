@@ -21,10 +21,11 @@ from tiny_models import tokenizer
 from transformers.utils.import_utils import is_serve_available
 
 from posttrain.errors import EngineError, ModelError
+from posttrain.job import Job
 from posttrain.records import Completion
 from posttrain.sampling import Engine, Request, SamplingParams, ServerSettings, load_engine, own_server
 from posttrain.sampling.server import ServerEngine
-from posttrain.stages import Job, run_stage
+from posttrain.stages import run_stage
 
 HERE = Path(__file__).parent
 SERVE = ("transformers", "serve", "{model}", "--port", "{port}", "--host", "127.0.0.1", "--device", "cpu")

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain.stages import Job, filters, prompts
+from posttrain.job import Job
+from posttrain.stages import filters, prompts
 
 
 def said(role: str, content: str) -> list[dict[str, str]]:

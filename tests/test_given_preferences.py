@@ -15,14 +15,15 @@ import torch
 from tiny_models import reward_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.errors import DataError, EmptyStageError
+from posttrain.job import Job
 from posttrain.loaders import read_preferences
 from posttrain.pairing import once, ordered_pairs
 from posttrain.recipe import Dpo, PromptSet
 from posttrain.records import prompt_id
 from posttrain.shards import Pieces
-from posttrain.stages import Job, run_stage
+from posttrain.stages import run_stage
 from posttrain.stages.prompts import SCHEMA
 from posttrain.stages.reward_model import pairs_right
 from posttrain.tables import PAIRS
@@ -212,4 +213,4 @@ def test_the_reward_model_reads_an_answer_of_several_turns_whole(tmp_path: Path)
 def test_the_shipped_example_is_read() -> None:
     read = read_preferences(PromptSet(path="edited-notes.jsonl"))
     assert len(read) == 13 and all(pair.edited for pair in read)
-    assert (content.folder("data") / "edited-notes.md").is_file()
+    assert (shipped.folder("data") / "edited-notes.md").is_file()

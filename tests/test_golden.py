@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from posttrain import store
+from posttrain.loop import play
 from posttrain.recipe import load
-from posttrain.rounds import play
 from posttrain.runner import Artifact, StageCall
 from posttrain.stages.registry import STAGES
 
@@ -75,6 +75,6 @@ def test_no_artifact_of_a_shipped_recipe_has_another_key(name: str):
 
 
 def test_every_shipped_recipe_is_walked():
-    from posttrain import content
+    from posttrain import shipped
 
-    assert sorted(RECIPES) == content.names("recipes")
+    assert sorted(RECIPES) == shipped.names("recipes")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from posttrain import content
+from posttrain import shipped as content
 from posttrain.cli import app
 from posttrain.errors import InputError
 from posttrain.outside import external_inputs

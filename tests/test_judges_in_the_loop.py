@@ -14,8 +14,9 @@ from test_judges import FakeJudge, gives, judged, serving
 from test_rounds import go
 
 from posttrain.errors import EngineError, RecipeError, RewardError
+from posttrain.job import Job
 from posttrain.recipe import Recipe, RewardEntry, load
-from posttrain.stages import Job, filters, scores
+from posttrain.stages import filters, scores
 from posttrain.store import Store, read_json
 from posttrain.tables import SAMPLES
 

@@ -18,9 +18,10 @@ from tiny_models import causal_lm, tokenizer
 from posttrain import filters, learned_quality
 from posttrain.errors import DataError, RecipeError
 from posttrain.filters import FilterContext, dropped_schema
+from posttrain.job import Job
 from posttrain.recipe import load
 from posttrain.sampling.embedding import Embedder
-from posttrain.stages import Job, quality_classifier
+from posttrain.stages import quality_classifier
 from posttrain.store import Store, read_json
 
 ROWS = pa.schema([("prompt_id", pa.string()), ("prompt", pa.string()), ("completion", pa.string())])

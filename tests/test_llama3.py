@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import content, store
+from posttrain import shipped, store
 from posttrain.recipe import load
 
 REWARD = "reward=[{use: word-problems.py}, {use: readers.py, for: preferences}, {use: reward-model, weight: 0.2}]"
@@ -23,7 +23,7 @@ def prompts(name: str, rows: str) -> list[str]:
 
 def test_every_value_says_where_it_is_from() -> None:
     """By a comment on its line, or on that of the key above it: a section of the paper, or "ours"."""
-    text = content.recipe_path("llama3").read_text("utf-8")
+    text = shipped.recipe_path("llama3").read_text("utf-8")
     above: list[tuple[int, bool]] = []  # indentation of the keys that a line is below, and whether they say it
     said = 0
     for line in text.splitlines():

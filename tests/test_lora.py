@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from posttrain import store
 from posttrain.errors import InputError
+from posttrain.job import Job, no_progress
 from posttrain.recipe import Dpo, Lora, Model, RewardModel, Sft
-from posttrain.stages import Job, no_progress, run_stage
+from posttrain.stages import run_stage
 from posttrain.tables import PAIRS as PAIR_TABLE
 from posttrain.training import run
 from posttrain.training.averaging import average

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.planning import probe
 from posttrain.planning.amounts import Amounts, Sets, Shares, amounts, training_steps
 from posttrain.planning.costs import Cost, Measured, cost, cost_of, work
@@ -211,7 +211,7 @@ def test_a_miniature_is_the_same_recipe_and_small(tmp_path: Path) -> None:
     assert small.watch is None and small.dpo is not None and small.dpo.variants == []
 
 
-@pytest.mark.parametrize("name", content.names("recipes"))
+@pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_a_miniature_of_every_recipe_is_a_recipe(name: str) -> None:
     assert load(name, probe.miniature(load(name, files=False), 64), files=False).promote == "always"
 

@@ -15,8 +15,9 @@ import pytest
 from tiny_models import reward_model, tokenizer
 
 from posttrain.errors import StageError
+from posttrain.job import Job
 from posttrain.rollouts import model_rewards
-from posttrain.stages import Job, promote
+from posttrain.stages import promote
 from posttrain.tables import GREEDY, SAMPLED, SAMPLES
 
 CHECK = {"use": "check.py", "function": None, "weight": 1.0, "for": None}

@@ -9,7 +9,8 @@ import pytest
 from tiny_models import tokenizer
 
 from posttrain.errors import DataError, InputError, ModelError, RewardError
-from posttrain.stages import Job, prompts
+from posttrain.job import Job
+from posttrain.stages import prompts
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 

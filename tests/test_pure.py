@@ -11,7 +11,8 @@ from scipy.stats import binomtest
 from posttrain import statistics, weighing
 from posttrain.errors import DataError
 from posttrain.pairing import across_policies, best_and_worst, level
-from posttrain.schedule import derive_seed, matching, nearest, of_round, take
+from posttrain.schedule import matching, nearest, of_round, take
+from posttrain.seeds import derive_seed
 from posttrain.stages.promote import decide
 
 LEVELS = {"significantly_better": 0.75, "better": 0.5, "slightly_better": 0.25}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.errors import RecipeError
 from posttrain.filters import FILTERS
 from posttrain.recipe import Recipe, RewardEntry, by_round, load, trl_fields
@@ -423,7 +423,7 @@ class TestSet:
 
 
 class TestDump:
-    @pytest.mark.parametrize("name", content.names("recipes"))
+    @pytest.mark.parametrize("name", shipped.names("recipes"))
     def test_every_shipped_recipe_is_read_and_dumped(self, name: str, tmp_path: Path) -> None:
         recipe = load(name, files=False)
         (tmp_path / "recipe.yaml").write_text(recipe.dump())

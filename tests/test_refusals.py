@@ -12,7 +12,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from posttrain import asking, filters, learned_quality, schedule
+from posttrain import filters, inference, learned_quality, schedule
 from posttrain.commands.stage import stage
 from posttrain.errors import InputError
 from posttrain.filters import FilterContext
@@ -45,7 +45,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_talk_longer_than_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=4))
-    talk = object.__new__(asking.Conversation)
+    talk = object.__new__(inference.Conversation)
     talk.messages, talk.tokenizer, talk.device = [], None, "cpu"
     talk.model = cast(Any, SimpleNamespace(config=config))
     monkeypatch.setattr("posttrain.chat.render_prompt", lambda *_: [1] * 5)

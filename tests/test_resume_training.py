@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from posttrain import store
+from posttrain.job import Job
 from posttrain.recipe import Dpo, RewardModel, Sft
-from posttrain.stages import Job, run_stage
+from posttrain.stages import run_stage
 from posttrain.tables import MESSAGES, PAIRS
 from posttrain.training.seals import newest_first
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.errors import RewardError
 from posttrain.recipe import RewardEntry
 from posttrain.records import Prompt
@@ -192,7 +192,7 @@ class TestProbe:
 
 
 class TestGoldenCases:
-    @pytest.mark.parametrize("name", [name for name in content.names("reward") if name.endswith(".py")])
+    @pytest.mark.parametrize("name", [name for name in shipped.names("reward") if name.endswith(".py")])
     def test_shipped_rewards(self, name: str) -> None:
         reward = load(RewardEntry(use=name))
         assert Path(reward.file).with_suffix(".cases.jsonl").is_file()

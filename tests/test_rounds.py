@@ -10,8 +10,8 @@ import pytest
 from posttrain import store
 from posttrain.errors import DamagedError, EmptyStageError, InputError, LockedError, PosttrainError, StageError
 from posttrain.launch import Ended
+from posttrain.loop import play
 from posttrain.recipe import load
-from posttrain.rounds import play
 from posttrain.runner import Runner
 from posttrain.stage_queue import Silent
 from posttrain.status import status, table

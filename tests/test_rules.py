@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from posttrain import content, filters, models
+from posttrain import filters, models, shipped
 from posttrain.errors import DataError, RecipeError
 from posttrain.filters import FilterContext
 from posttrain.recipe import load
@@ -96,7 +96,7 @@ def test_prose_does_not_end_on_a_letter(text: str, found: bool):
 
 
 def test_residue_knows_the_tokens_of_the_shipped_model():
-    tokens = models.special_tokens(content.data_path("tiny-base"))
+    tokens = models.special_tokens(shipped.data_path("tiny-base"))
     assert "<|end|>" in tokens
     rows = [{"prompt": "p", "completion": text} for text in ("12<|end|>", "12", "Dear [Your Name],")]
     kept, dropped, _ = sift(rows, {"use": "residue"}, special_tokens=tokens)

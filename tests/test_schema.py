@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.cli import app
 from posttrain.recipe import load
 from posttrain.recipe.schema import FILE, MODELINE, schema
@@ -29,15 +29,15 @@ def test_the_schema_is_one() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
 
 
-@pytest.mark.parametrize("name", content.names("recipes"))
+@pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_every_shipped_recipe_fits_and_tells_editors_where_the_schema_is(name: str) -> None:
-    text = content.recipe_path(name).read_text("utf-8")
+    text = shipped.recipe_path(name).read_text("utf-8")
     assert fits(text)
     assert text.splitlines()[0] == MODELINE
-    assert (content.folder("recipes") / FILE).is_file()
+    assert (shipped.folder("recipes") / FILE).is_file()
 
 
-@pytest.mark.parametrize("name", content.names("recipes"))
+@pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_a_resolved_recipe_fits(name: str) -> None:
     assert fits(load(name, files=False).dump())
 

@@ -9,8 +9,8 @@ from test_rounds import FakeLauncher
 
 from posttrain.errors import StageError
 from posttrain.launch import Ended
+from posttrain.loop import play
 from posttrain.recipe import load
-from posttrain.rounds import play
 from posttrain.runner import Runner
 from posttrain.stage_queue import Silent
 from posttrain.store import Store

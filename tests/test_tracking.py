@@ -13,9 +13,9 @@ from trl import SFTConfig, SFTTrainer
 
 from posttrain import tracking
 from posttrain.errors import InputError, RecipeError
+from posttrain.job import Job
 from posttrain.recipe import Sft, load
 from posttrain.stage_queue import Silent
-from posttrain.stages import Job
 from posttrain.store import Store
 from posttrain.training import run
 from posttrain.training.rows import sft_rows

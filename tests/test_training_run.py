@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from posttrain.errors import StageError
+from posttrain.job import Job
 from posttrain.recipe import Sft
-from posttrain.stages import Job, sft
+from posttrain.stages import sft
 from posttrain.stages.prompts import REAL
 from posttrain.training import run
 from posttrain.training.rows import sft_rows

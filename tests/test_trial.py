@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.cli import app
 from posttrain.errors import RecipeError, StageError
+from posttrain.job import Job
 from posttrain.recipe import load
-from posttrain.stages import Job, trial
+from posttrain.stages import trial
 from posttrain.training.run import _check_rows
 from posttrain.variants import TRIED
 
-MODEL = content.locate("data", "tiny-base")
+MODEL = shipped.locate("data", "tiny-base")
 
 
 def tried(folder: Path, *changes: str) -> dict[str, Any]:

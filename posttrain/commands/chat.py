@@ -24,8 +24,8 @@ def chat_(
 
     echo "Mia has 7 apples and buys 12 more. How many has she?" | posttrain chat runs/quickstart
     """
-    from posttrain.asking import Conversation
     from posttrain.errors import InputError
+    from posttrain.inference import Conversation
 
     talk = Conversation(model, system, temperature, max_new_tokens, seed)
     asking = sys.stdin.isatty()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from posttrain import content
+from posttrain import shipped
 
 
 def recipes(incomplete: str) -> Iterator[tuple[str, str]]:
     """The shipped recipes that begin so, each with what it is."""
     from posttrain.recipe.copying import first_sentence
 
-    for name in content.names("recipes"):
+    for name in shipped.names("recipes"):
         if name.startswith(incomplete):
-            yield name, first_sentence(content.recipe_path(name).read_text("utf-8"))
+            yield name, first_sentence(shipped.recipe_path(name).read_text("utf-8"))

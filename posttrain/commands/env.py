@@ -18,7 +18,7 @@ def env_(
 
     posttrain env
     """
-    from posttrain.environment import describe
+    from posttrain.system import describe
 
     found = describe(Path())
     say(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))

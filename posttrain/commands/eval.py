@@ -35,7 +35,7 @@ def eval_(
 
     posttrain eval ./my-model --recipe ./mine.yaml --on dev --k 16 --json
     """
-    from posttrain.asking import figures
+    from posttrain.inference import figures
     from posttrain.stage_queue import Silent
 
     changes = [*(set_ or []), *([f"evaluate.k={k}"] if k else [])]

@@ -102,7 +102,8 @@ def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | Non
 
 def _special_tokens(recipe: Recipe) -> list[str]:
     """Of the recipe's model, where it lies on this machine: no model is fetched to filter a file."""
-    from posttrain import content, models
+    from posttrain import models
+    from posttrain import shipped as content
 
     name = recipe.model.path
     shipped = name in content.names("data")

@@ -19,10 +19,10 @@ def recipes_(
 
     `posttrain init DIR --recipe NAME` copies one to edit; `posttrain round NAME` runs it as it is.
     """
-    from posttrain import content
+    from posttrain import shipped
     from posttrain.recipe.copying import first_sentence
 
-    found = {name: content.recipe_path(name) for name in content.names("recipes")}
+    found = {name: shipped.recipe_path(name) for name in shipped.names("recipes")}
     told = {name: first_sentence(path.read_text("utf-8")) for name, path in found.items()}
     if as_json:
         say(

@@ -61,7 +61,7 @@ def _round(recipe: str, n: int, run: Path | None, overrides: list[str]) -> None:
 def _play(store: Any, recipe: Any, n: int) -> None:
     from posttrain import room
     from posttrain.launch import Forked
-    from posttrain.rounds import play
+    from posttrain.loop import play
     from posttrain.runner import Runner
     from posttrain.status import HEADER
     from posttrain.tracking import Tracked

@@ -39,8 +39,8 @@ def sample_(
 
     posttrain sample ./my-model --prompts questions.jsonl --temperature 0 --out answers.jsonl
     """
-    from posttrain.asking import prompts_in, prompts_of, sample
     from posttrain.errors import InputError
+    from posttrain.inference import prompts_in, prompts_of, sample
     from posttrain.recipe import Engine, load
 
     if (recipe is None) == (prompts is None):

@@ -16,8 +16,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from posttrain.content import did_you_mean
-from posttrain.errors import RecipeError
+from posttrain.errors import RecipeError, did_you_mean
 from posttrain.filters.base import AcrossRounds, Filter, FilterContext, Mask, Verdict
 from posttrain.filters.classifier import Classifier
 from posttrain.filters.contamination import Overlap

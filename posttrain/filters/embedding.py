@@ -51,8 +51,8 @@ def by_model(parts: Iterable[Sequence[str]], name: str) -> Points:
     Raises:
         ModelError: the model is not there, and cannot be had.
     """
-    from posttrain.rollouts import device
     from posttrain.sampling.embedding import Embedder
+    from posttrain.system import device
 
     try:
         embed = Embedder(Path(resolved(name)), device(), _TOKENS, special_tokens=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.errors import RewardError
 
 _HINT = "it begins with ---, then `lowest: 1` and `highest: 5` (or `tags: 5`), then ---, then the text"
@@ -53,7 +53,7 @@ class Rubric:
 
 def load(use: str) -> Rubric:
     """The rubric of a shipped name or a path. Raises RewardError with the place where it cannot be read."""
-    path = content.locate("reward", use)
+    path = shipped.locate("reward", use)
     if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST):
         raise RewardError(
             f"no regular file of at most {_LARGEST:,} bytes", file=str(path), rule="judge-rubric-unreadable"

@@ -1,7 +1,7 @@
 """Model folders: where they lie, what is in them, and whether they are what they seem."""
 
 from posttrain.models.compatibility import check_same_tokens, context_length
-from posttrain.models.folder import Look, Resolved, find, look, resolve, special_tokens, weights
+from posttrain.models.folder import Look, Resolved, look, resolve, special_tokens, weights
 from posttrain.models.snapshots import check_snapshot
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "check_same_tokens",
     "check_snapshot",
     "context_length",
-    "find",
     "look",
     "resolve",
     "special_tokens",

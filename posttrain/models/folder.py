@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain import content, store
-from posttrain.errors import InputError, ModelError
+from posttrain import shipped, store
+from posttrain.errors import ModelError
 from posttrain.models import json_files, own_template, snapshots, weight_files
 from posttrain.recipe import Model
-from posttrain.status import status
 
 _MODELS = "name a folder that is here, a shipped model, or a Hub id such as owner/name"
 
@@ -55,28 +54,6 @@ def resolve(model: Model) -> Resolved:
     return Resolved(made, digest, found.hub_id)
 
 
-def find(name: str) -> Path:
-    """The folder of a model that a command is given: a run's promoted policy, a folder, a shipped name, or a Hub id.
-
-    Raises:
-        InputError: it is none of these, or a run that has no policy yet.
-    """
-    folder = Path(name)
-    if (folder / "run.json").is_file():
-        policy = status(store.Store(folder))["policy"]
-        if policy is None:
-            raise InputError(
-                "the run has no policy yet",
-                file=name,
-                hint="wait for its first round, or name a model",
-                rule="model-no-policy-yet",
-            )
-        name = str(folder / policy)
-    elif folder.is_dir():
-        name = f"./{name}" if "/" not in name else name
-    return resolve(Model(path=name)).path
-
-
 def look(model: Model) -> Look:
     """The same without its weights, where they are on the Hub and not here yet.
 
@@ -107,7 +84,7 @@ def weights(folder: Path) -> int:
 def _folder(name: str) -> Path | None:
     """The folder of a model that is shipped or on this machine; None for a Hub id."""
     if "/" not in name:
-        return content.data_path(name)
+        return shipped.data_path(name)
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/")) or name.count("/") != 1:

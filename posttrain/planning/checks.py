@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import models, pairwise, rewards
-from posttrain.environment import cores, gpu
 from posttrain.errors import EmptyStageError, EngineError, PosttrainError, RewardError, StageError
 from posttrain.launch import Forked, Launcher
+from posttrain.loop import play
 from posttrain.models import Look, structure
 from posttrain.planning import probe, sizes
 from posttrain.planning.amounts import Sets, Shares
@@ -20,12 +20,12 @@ from posttrain.planning.costs import Cost, cost
 from posttrain.planning.plan import Machine, plan
 from posttrain.planning.rehearsal import rehearse
 from posttrain.recipe import Model, Recipe, load
-from posttrain.rounds import play
 from posttrain.runner import Artifact, Runner, StageCall
 from posttrain.schedule import matching
 from posttrain.stage_queue import Silent
 from posttrain.steps import Steps
 from posttrain.store import Store
+from posttrain.system import cores, gpu
 
 SMALL = 5_000_000  # as posttrain.training.run.SMALL, which cannot be imported without torch
 

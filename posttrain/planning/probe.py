@@ -160,7 +160,7 @@ def _load(stage: Mapping[str, Any], root: Path) -> None:
 
 
 def _clock() -> Callable[[], float]:
-    from posttrain.rollouts import device
+    from posttrain.system import device
 
     return time.perf_counter if device() == "cuda" else lambda: sum(os.times()[:4])
 

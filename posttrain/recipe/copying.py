@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.errors import InputError
 from posttrain.recipe.files import PATHS
 from posttrain.recipe.reader import read
@@ -31,7 +31,7 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
     Raises:
         InputError: no recipe is called so, or the folder is not empty.
     """
-    source = content.recipe_path(name)
+    source = shipped.recipe_path(name)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
             "is there already, and is no empty folder", file=str(target), hint="name a new folder", rule="recipe-target"
@@ -72,21 +72,21 @@ def _add_recipe(source: Path, copy: _Copy) -> None:
     for node, kind in _named(tree, ()):
         assert isinstance(node.value, str)
         if kind == "recipes":
-            _add_recipe(content.recipe_path(node.value), copy)
+            _add_recipe(shipped.recipe_path(node.value), copy)
         else:
             _add_file(kind, node.value, copy)
-    copy.files[FILE] = content.folder("recipes") / FILE
+    copy.files[FILE] = shipped.folder("recipes") / FILE
 
 
-def _add_file(kind: content.Kind, name: str, copy: _Copy) -> None:
+def _add_file(kind: shipped.Kind, name: str, copy: _Copy) -> None:
     """The file, its golden cases and its card."""
-    root = content.folder(kind)
+    root = shipped.folder(kind)
     for beside in (name, f"{Path(name).stem}.cases.jsonl", f"{name.partition('.')[0]}.md"):
         if (root / beside).is_file():
             copy.files[f"{kind}/{beside}"] = root / beside
 
 
-def _named(node: Node, path: Path_) -> Iterator[tuple[Node, content.Kind]]:
+def _named(node: Node, path: Path_) -> Iterator[tuple[Node, shipped.Kind]]:
     """The shipped files that a recipe names, and recipes that it extends."""
     if isinstance(node.value, dict | list):
         below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
@@ -96,10 +96,10 @@ def _named(node: Node, path: Path_) -> Iterator[tuple[Node, content.Kind]]:
         if path == ("extends",):
             yield node, "recipes"
         for pattern, kind in PATHS.items():
-            if matches(pattern, path) and (content.folder(kind) / node.value).is_file():
+            if matches(pattern, path) and (shipped.folder(kind) / node.value).is_file():
                 yield node, kind
 
 
-def _where(node: Node | tuple[Node, content.Kind]) -> tuple[int, int]:
+def _where(node: Node | tuple[Node, shipped.Kind]) -> tuple[int, int]:
     place = (node if isinstance(node, Node) else node[0]).place
     return place.line or 0, place.column or 0

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from posttrain import content
+from posttrain import shipped
 from posttrain.errors import InputError, RecipeError
 from posttrain.recipe.problems import check
 from posttrain.recipe.reader import override, read
@@ -25,7 +25,7 @@ _EXCLUSIVE: dict[Path_, tuple[set[str], set[str]]] = {
     ("engine", "server"): ({"start"}, {"url"}),
     ("reward", "*", "judge"): ({"path"}, {"url", "model"}),
 }
-PATHS: dict[Path_, content.Kind] = {
+PATHS: dict[Path_, shipped.Kind] = {
     ("model", "path"): "data",
     ("prompts", "*", "path"): "data",
     ("prompts", "train", "*", "path"): "data",
@@ -100,12 +100,12 @@ def _recipe_file(name: str, place: Place) -> Path:
         path = place.folder / os.path.expanduser(name)
         if os.path.exists(path):
             return path
-        if "/" not in name and Path(name).stem in content.names("recipes"):
+        if "/" not in name and Path(name).stem in shipped.names("recipes"):
             hint = f"the shipped recipe is called {Path(name).stem!r}"
             raise place.error(f"no such file: {path}", hint, rule="recipe-no-such-file")
         raise place.error(f"no such recipe file: {path}", rule="recipe-no-such-file")
     try:
-        return content.recipe_path(name)
+        return shipped.recipe_path(name)
     except InputError as error:
         beside = next((each for each in (name, f"{name}.yaml") if (place.folder / each).is_file()), None)
         hint = f"for the file here write ./{beside}" if beside else error.hint
@@ -125,7 +125,7 @@ def _resolve(node: Node, path: Path_, files: bool) -> None:
         for key, child in below:
             _resolve(child, (*path, key), files)
     elif isinstance(node.value, str):
-        kinds: list[content.Kind] = [kind for pattern, kind in PATHS.items() if matches(pattern, path)]
+        kinds: list[shipped.Kind] = [kind for pattern, kind in PATHS.items() if matches(pattern, path)]
         if path == ("engine", "server", "start", 0):
             node.value = _program(node.value, node.place, files)
         if path == ("model", "chat_template") and "/" in node.value:  # without: a name that the model's folder knows
@@ -145,12 +145,12 @@ def _program(word: str, place: Place, files: bool) -> str:
     return word
 
 
-def _resolved(value: str, place: Place, kind: content.Kind, *, is_model: bool, files: bool) -> str:
+def _resolved(value: str, place: Place, kind: shipped.Kind, *, is_model: bool, files: bool) -> str:
     path = Path(os.path.abspath(place.folder / os.path.expanduser(value)))
     if "/" not in value:
         try:
             if files:
-                content.locate(kind, value)
+                shipped.locate(kind, value)
             return value
         except InputError as error:
             hint = f"for the one beside the recipe write ./{value}" if os.path.exists(path) else error.hint

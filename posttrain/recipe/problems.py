@@ -8,8 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from posttrain.content import did_you_mean
-from posttrain.errors import RecipeError
+from posttrain.errors import RecipeError, did_you_mean
 from posttrain.recipe.tree import Node, Path_
 
 _RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, NoReturn
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from posttrain.content import did_you_mean
+from posttrain.errors import did_you_mean
 from posttrain.recipe.keys import Keyed
 from posttrain.recipe.tree import Path_
 

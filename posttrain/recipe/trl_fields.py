@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from posttrain.content import did_you_mean
+from posttrain.errors import did_you_mean
 from posttrain.recipe.section import MOST
 
 Trainer = Literal["sft", "dpo", "reward_model"]

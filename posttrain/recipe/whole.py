@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny, ValidationEr
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
-from posttrain.content import did_you_mean
+from posttrain.errors import did_you_mean
 from posttrain.recipe.annotate import ANNOTATED, Annotate
 from posttrain.recipe.collapse import Collapse
 from posttrain.recipe.engine import Compute, Engine

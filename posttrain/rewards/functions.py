@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from posttrain.content import did_you_mean
-from posttrain.errors import PosttrainError, RewardError
+from posttrain.errors import PosttrainError, RewardError, did_you_mean
 from posttrain.recipe import RewardEntry
 from posttrain.records import Message, Prompt
 from posttrain.rewards import client, faults

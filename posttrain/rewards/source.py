@@ -6,9 +6,8 @@ import ast
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from posttrain import content
-from posttrain.content import did_you_mean
-from posttrain.errors import RewardError
+from posttrain import shipped
+from posttrain.errors import RewardError, did_you_mean
 from posttrain.recipe import RewardEntry
 
 
@@ -20,7 +19,7 @@ def arguments(entry: RewardEntry) -> set[str]:
 
 def found(entry: RewardEntry) -> tuple[Path, str, str, ast.FunctionDef]:
     """The file of an entry, its text, the function's name and the function."""
-    path = content.locate("reward", entry.use)
+    path = shipped.locate("reward", entry.use)
     text = text_of(path)
     functions = _public_functions(path, text)
     name = entry.function or _only(path, functions)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from posttrain.errors import ModelError, StageError
-from posttrain.memory import keep_memory
+from posttrain.system import keep_memory
 
 _TOKENS = 8192  # in one forward, padding included
 _WINDOW = 512  # tokens; longer texts are read window by window

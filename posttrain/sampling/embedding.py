@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from posttrain.errors import ModelError
-from posttrain.memory import keep_memory
+from posttrain.system import keep_memory
 
 _TOKENS = 8192  # in one forward, padding included
 _LONGEST = 1024  # tokens of a text that are read

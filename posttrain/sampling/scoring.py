@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from posttrain.errors import ModelError
-from posttrain.memory import keep_memory
 from posttrain.sampling import attention
 from posttrain.sampling.attention import Options, Unsupported
 from posttrain.sampling.lean import LeanLlama
 from posttrain.sampling.loading import kept_dtype, pick_dtype, without_router_logits
 from posttrain.sampling.packed import Packed
 from posttrain.sampling.products import quicken
+from posttrain.system import keep_memory
 
 # Tokens in one forward: enough that starting operations costs little, few enough for a CPU's cache.
 _TOKENS = 4096

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 
-from posttrain.memory import ran_out
 from posttrain.records import Completion
 from posttrain.sampling import attention
 from posttrain.sampling.answers import StopStrings, completions
@@ -22,6 +21,7 @@ from posttrain.sampling.decoder import fitting_decoder
 from posttrain.sampling.draws import uniforms, unseeded
 from posttrain.sampling.loading import Loaded, check_lengths
 from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
+from posttrain.system import ran_out
 
 # Beyond this many samples at once a step's fixed cost no longer shows.
 _AT_ONCE = {"cpu": 2048, "cuda": 4096}

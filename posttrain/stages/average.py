@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from posttrain.stages import Job
+from posttrain.job import Job
 from posttrain.training.averaging import average
 
 

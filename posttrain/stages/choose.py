@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 
 from posttrain import statistics
 from posttrain.errors import StageError
+from posttrain.job import Job
 from posttrain.recipe import Evaluate
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts
 from posttrain.sampling.protocol import SamplingParams
 from posttrain.shards import Pieces
-from posttrain.stages import Job
 from posttrain.stages.promote import decide, prompt_figures
 from posttrain.stages.reward_model import heldout_pairs, pairs_right
 from posttrain.store import MANIFEST, read_json

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from posttrain import diversity, filters
 from posttrain.filters.near_duplicates import NearDuplicates
 from posttrain.filters.rows import Rows
+from posttrain.job import Job
 from posttrain.recipe.collapse import Collapse
-from posttrain.schedule import derive_seed
-from posttrain.stages import Job
+from posttrain.seeds import derive_seed
 
 BLEU = 200  # answers of the sample that self-BLEU looks at
 RISES = ("compression_ratio", "self_bleu")  # with collapse; the distinct-n fall

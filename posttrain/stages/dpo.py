@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import DPOConfig
 
 from posttrain.errors import EmptyStageError
+from posttrain.job import Job
 from posttrain.models import check_same_tokens
 from posttrain.pairing import best_worst_pairs, once, ordered_pairs
 from posttrain.recipe import Dpo
 from posttrain.shards import Pieces
-from posttrain.stages import Job
 from posttrain.tables import by_prompt
 from posttrain.training.lora import lora_config
 from posttrain.training.rows import pair_rows

@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from posttrain import statistics
+from posttrain.job import Job
 from posttrain.recipe import Evaluate
 from posttrain.records import Prompt
 from posttrain.rollouts import Judges, Sampling, engine, judges, load_rewards, plan, run_rollouts
 from posttrain.sampling.protocol import SamplingParams
-from posttrain.schedule import derive_seed
+from posttrain.seeds import derive_seed
 from posttrain.shards import concatenate
-from posttrain.stages import Job
 from posttrain.tables import GREEDY, SAMPLED, by_prompt
 from posttrain.weighing import REWARD_MODEL, RIGHT, combine
 

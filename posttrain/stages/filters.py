@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 
 from posttrain import filters
 from posttrain.errors import EmptyStageError
+from posttrain.job import Job
 from posttrain.judging import told
 from posttrain.recipe.keys import join
 from posttrain.shards import Pieces
-from posttrain.stages import Job
 
 ROWS = 8192  # in a batch
 

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from posttrain import loaders
 from posttrain.errors import EmptyStageError
+from posttrain.job import Job
 from posttrain.judging import told
 from posttrain.models import context_length
 from posttrain.pairing import GIVEN, across_policies, level, split
@@ -27,8 +28,8 @@ from posttrain.recipe import Preferences, PromptSet
 from posttrain.records import Preference
 from posttrain.rollouts import Judges, Sampling, engine, judges, plan, run_rollouts, sampled_by
 from posttrain.sampling.protocol import SamplingParams
-from posttrain.schedule import derive_seed, matching, take
-from posttrain.stages import Job
+from posttrain.schedule import matching, take
+from posttrain.seeds import derive_seed
 from posttrain.tables import PAIRS, by_prompt
 from posttrain.training.rows import Rendering
 from posttrain.weighing import combine

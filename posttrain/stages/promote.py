@@ -18,9 +18,9 @@ import pyarrow as pa
 from posttrain import statistics
 from posttrain.collapse import collapsed, shares
 from posttrain.errors import StageError
+from posttrain.job import Job
 from posttrain.rollouts import judges, model_rewards
 from posttrain.shards import Pieces
-from posttrain.stages import Job
 from posttrain.tables import SAMPLED, by_prompt
 from posttrain.weighing import REWARD_MODEL, combine
 

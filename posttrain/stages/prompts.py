@@ -17,13 +17,13 @@ from posttrain.chat import render_prompt
 from posttrain.errors import DataError, RewardError
 from posttrain.filters import message_text
 from posttrain.filters.contamination import overlap
+from posttrain.job import Job
 from posttrain.judging import JudgeReward
 from posttrain.models.inspection import inspect
 from posttrain.pairwise import Pairwise
 from posttrain.recipe import Decontaminate, Judge, Prompts, PromptSet, RewardEntry
 from posttrain.records import Message, Prompt, under
 from posttrain.rewards import Reward
-from posttrain.stages import Job
 from posttrain.tables import MESSAGES
 
 SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.string()), ("line", pa.int64())])

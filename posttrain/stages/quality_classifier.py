@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from posttrain import content, learned_quality
+from posttrain import learned_quality, shipped
 from posttrain.errors import DataError
 from posttrain.filters.rows import Rows, message_text
+from posttrain.job import Job
 from posttrain.learned_quality import Embed
 from posttrain.recipe import QualityClassifier
-from posttrain.rollouts import device
-from posttrain.schedule import derive_seed
-from posttrain.stages import Job
+from posttrain.seeds import derive_seed
+from posttrain.system import device
 
 _MOST_CHARACTERS = 20_000  # of a text
 
@@ -43,7 +43,7 @@ def run(job: Job) -> dict[str, Any]:
     section = job.section("classifier", QualityClassifier)
     rows = [row for role in sorted(job.inputs) if role != "policy" for row in judged(job.inputs[role], section)]
     if section.labels:
-        rows += labelled(content.locate("data", section.labels))
+        rows += labelled(shipped.locate("data", section.labels))
     heldout = [derive_seed(job.seed, "heldout", row.prompt) / 2**31 < section.heldout for row in rows]
     train = [row for row, out in zip(rows, heldout, strict=True) if not out]
     test = [row for row, out in zip(rows, heldout, strict=True) if out]

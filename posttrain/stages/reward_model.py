@@ -16,12 +16,12 @@ from trl import RewardConfig
 
 from posttrain import statistics
 from posttrain.errors import EmptyStageError
+from posttrain.job import Job
 from posttrain.pairing import once
 from posttrain.recipe import RewardModel
 from posttrain.rollouts import model_rewards, scored_slowly
 from posttrain.sampling import reward_head
 from posttrain.shards import Pieces, cut
-from posttrain.stages import Job
 from posttrain.training.lora import lora_config
 from posttrain.training.ranking import LLAMA2_MARGINS, RankingCollator, RankingTrainer, ranked_rows
 from posttrain.training.run import arguments, train

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from posttrain import annotations
 from posttrain.collapse import check_scores, constant
 from posttrain.errors import EmptyStageError
+from posttrain.job import Job
 from posttrain.judging import told
 from posttrain.rollouts import Judges, judge, judges, processes
 from posttrain.shards import even, run_shards
-from posttrain.stages import Job
 from posttrain.weighing import REWARD_MODEL, combine, spread
 
 _ROWS = 2048

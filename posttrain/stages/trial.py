@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from posttrain.errors import RecipeError
-from posttrain.stages import Job
+from posttrain.job import Job
 from posttrain.training.blame import to_blame, told
 from posttrain.training.stand_in import stand_ins
 from posttrain.training.trying import Trial, one_step

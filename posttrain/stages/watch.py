@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from posttrain import pairwise, winrate
 from posttrain.errors import RewardError, StageError
+from posttrain.job import Job
 from posttrain.pairwise import Pairwise
 from posttrain.recipe import Judge, RewardEntry
 from posttrain.recipe.watch import SECOND
@@ -33,7 +34,6 @@ from posttrain.rewards import Reward
 from posttrain.rollouts import columns_of, model_rewards, processes, reward_values
 from posttrain.shards import run_shards
 from posttrain.side_by_side import BASE, OTHERS, POLICY, summary
-from posttrain.stages import Job
 from posttrain.stages.scores import slices
 from posttrain.tables import GREEDY, SAMPLED, SAMPLES, by_prompt
 from posttrain.weighing import REWARD_MODEL, RIGHT, combine

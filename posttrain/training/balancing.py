@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.annotations import PASS_RATE, level
-from posttrain.content import did_you_mean
-from posttrain.errors import DataError
+from posttrain.errors import DataError, did_you_mean
 from posttrain.recipe import Balance
 
 Row = Mapping[str, Any]

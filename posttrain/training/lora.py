@@ -18,8 +18,8 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
 from posttrain.errors import InputError
+from posttrain.job import Job
 from posttrain.recipe import Lora
-from posttrain.stages import Job
 
 ADAPTER = "adapter"
 # Types whose mixers use the weights of these layers and not the layers, so that an adapter would do nothing: peft

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from posttrain.recipe import Anneal, Source
-from posttrain.schedule import derive_seed
+from posttrain.seeds import derive_seed
 
 Row = Mapping[str, Any]
 

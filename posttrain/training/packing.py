@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from posttrain.memory import ran_out
+from posttrain.system import ran_out
 from posttrain.training.layout import packed, separate
 
 # How far log-probs, or rewards, of packed rows may be from those of separate ones, in float32; in coarser types, as a

@@ -25,11 +25,11 @@ from transformers import (
 )
 
 from posttrain.errors import LossError, StageError
-from posttrain.memory import keep_memory, ran_out
+from posttrain.job import Job
 from posttrain.recipe import Trained
 from posttrain.sampling.loading import without_router_logits
-from posttrain.stages import Job
 from posttrain.store import write_durably
+from posttrain.system import keep_memory, ran_out
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, merged
 from posttrain.training.packing import told

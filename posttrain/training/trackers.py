@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
 from posttrain import tracking
-from posttrain.stages import Job
+from posttrain.job import Job
 
 
 def trackers(job: Job, args: TrainingArguments) -> list[TrainerCallback]:

@@ -7,12 +7,10 @@ pick up somebody else's `data` folder from site-packages.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from posttrain.errors import InputError
+from posttrain.errors import InputError, did_you_mean
 
 Kind = Literal["recipes", "reward", "data"]
 
@@ -69,9 +67,3 @@ def _path(kind: Kind, name: str, ending: str = "") -> Path:
         hint=f"shipped: {', '.join(shipped) or 'nothing'}; a path of your own holds a slash, as in ./{name}{ending}",
         rule="recipe-not-shipped",
     )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`, did you mean 'x'?` for the nearest known name; empty when none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f", did you mean {near[0]!r}?" if near else ""

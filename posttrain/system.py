@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import multiprocessing
 import os
 import platform
 import shutil
 import sys
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from posttrain.launch import versions
 
 # Variables that decide how a run goes. Their values are shown, so none that may hold a token or a password is here.
 VARIABLES = (
@@ -71,3 +74,63 @@ def _processor() -> str:
     lines = info.read_text("utf-8", "replace").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions(further: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of Python, of the libraries that decide a stage's bits, and of `further` ones that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": sys.version.split()[0]}
+    for name in ("posttrain", "torch", "transformers", "trl", "peft", "datasets", "accelerate", *further):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def die_with_parent() -> None:
+    """End this process when the one that asked for it is gone, so that nothing writes behind a new run's back."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether this is torch's way to say that memory ran out: its own error on a GPU, a plain one on a CPU."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def give_back() -> None:
+    """Gives the system what is free between two pieces of work. Nothing happens without glibc."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def keep_memory() -> None:
+    """Lets glibc reuse large blocks instead of giving each back to the system, which faults every page in anew.
+
+    For the whole process; it may then hold its peak memory until it ends. Nothing happens without glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, top_pad, mmap_threshold = -1, -2, -3
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, (1 << 31) - 1)
+        mallopt(top_pad, 64 << 20)

@@ -9,16 +9,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain import loaders, models
+from posttrain import loaders, store
 from posttrain.errors import InputError
+from posttrain.job import Job, no_progress
 from posttrain.launch import Forked
+from posttrain.models.folder import resolve
 from posttrain.models.inspection import inspect
-from posttrain.recipe import Engine, PromptSet, Recipe, by_round, load
+from posttrain.recipe import Engine, Model, PromptSet, Recipe, by_round, load
 from posttrain.records import Message, Prompt
 from posttrain.runner import Runner
-from posttrain.schedule import derive_seed
+from posttrain.seeds import derive_seed
 from posttrain.stage_queue import Watcher
-from posttrain.stages import Job, no_progress
+from posttrain.status import status
 from posttrain.steps import Steps
 from posttrain.store import Store
 
@@ -33,7 +35,7 @@ def figures(
     Raises:
         InputError: recipe, model, prompts or rewards are not right.
     """
-    recipe_ = load(recipe, [*overrides, f"model.path={models.find(model)}", "model.chat_template=null"])
+    recipe_ = load(recipe, [*overrides, f"model.path={find(model)}", "model.chat_template=null"])
     with tempfile.TemporaryDirectory(prefix="posttrain-eval-", ignore_cleanup_errors=True) as folder:
         run, launcher = Store(Path(folder) / "run"), Forked()
         with run.session():
@@ -68,7 +70,7 @@ def sample(
     if not out.absolute().parent.is_dir():
         raise InputError("there is no such folder", file=str(out.parent), rule="command-output")
     torch.set_num_threads(1)  # sampling uses processes
-    path = models.find(model)
+    path = find(model)
     inspect(path, [prompt.messages for prompt in prompts[:8]], trained=False)
     rows = [
         {"id": prompt.id, "prompt": list(prompt.messages), "columns": json.dumps(dict(prompt.columns))}
@@ -133,7 +135,7 @@ class Conversation:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        path = models.find(model)
+        path = find(model)
         inspect(path, [], trained=False)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -197,3 +199,25 @@ class Conversation:
         if failed:
             raise failed[0]
         self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+
+
+def find(name: str) -> Path:
+    """The folder of a model that a command is given: a run's promoted policy, a folder, a shipped name, or a Hub id.
+
+    Raises:
+        InputError: it is none of these, or a run that has no policy yet.
+    """
+    folder = Path(name)
+    if (folder / "run.json").is_file():
+        policy = status(store.Store(folder))["policy"]
+        if policy is None:
+            raise InputError(
+                "the run has no policy yet",
+                file=name,
+                hint="wait for its first round, or name a model",
+                rule="model-no-policy-yet",
+            )
+        name = str(folder / policy)
+    elif folder.is_dir():
+        name = f"./{name}" if "/" not in name else name
+    return resolve(Model(path=name)).path
