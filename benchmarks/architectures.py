@@ -29,7 +29,7 @@ from posttrain.loop import play  # noqa: E402
 from posttrain.recipe import load  # noqa: E402
 from posttrain.runner import Runner  # noqa: E402
 from posttrain.stage_queue import Silent  # noqa: E402
-from posttrain.store import Store  # noqa: E402
+from posttrain.storage.store import Store  # noqa: E402
 
 REWARD = """
 def variety(prompts, completions, **columns):

@@ -121,7 +121,7 @@ def play(case: Case, folder: Path, workers: int, sender: Connection) -> None:
     from posttrain.runner import Artifact, Runner
     from posttrain.stage_queue import Silent
     from posttrain.steps import Steps
-    from posttrain.store import Store
+    from posttrain.storage.store import Store
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)

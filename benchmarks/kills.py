@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import faults
 
-from posttrain import store, verify
-from posttrain.store import Store
+from posttrain.storage import store, verify
+from posttrain.storage.store import Store
 
 
 def main() -> None:

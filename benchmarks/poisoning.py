@@ -25,14 +25,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import shipped, store
+from posttrain import shipped
 from posttrain.commands.terminal import Terminal
 from posttrain.launch import Forked, execute
 from posttrain.loop import play
 from posttrain.recipe import load
 from posttrain.runner import Runner
 from posttrain.status import HEADER, line, status
-from posttrain.store import Store
+from posttrain.storage.files import read_json, write_durably
+from posttrain.storage.store import Store
 
 SHARE = 0.3  # of all samples
 COLUMN = "junk"  # what kind of junk the row is; null: none
@@ -129,7 +130,7 @@ def poisoned(scored: pa.Table, seed: int, encode: Callable[[str], list[int]]) ->
 
 def run_stage(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> None:
     """Run a stage as `execute` does; the filters are given poisoned samples."""
-    stage = store.read_json(folder / "stage.json")
+    stage = read_json(folder / "stage.json")
     if stage["stage"] == "filters":
         from transformers import AutoTokenizer
 
@@ -144,7 +145,7 @@ def run_stage(folder: Path, workers: int, progress: Callable[[int, int, str], No
         scored = pq.read_table(root / "artifacts" / target.name / "scored.parquet")
         pq.write_table(poisoned(scored, stage["seed"], encode), target / "scored.parquet")
         stage["inputs"]["scored"] = str(target.relative_to(root))
-        store.write_durably(folder / "stage.json", json.dumps(stage))
+        write_durably(folder / "stage.json", json.dumps(stage))
     execute(folder, workers, progress)
 
 

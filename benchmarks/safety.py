@@ -30,7 +30,7 @@ from posttrain.loop import play
 from posttrain.recipe import load
 from posttrain.runner import Runner
 from posttrain.status import HEADER, line, status
-from posttrain.store import Store
+from posttrain.storage.store import Store
 from posttrain.training import run as training
 
 # None calls another, but that `of_inputs` takes the fingerprint of a model from outside: that counts twice.

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import faults
 
-from posttrain import store
+from posttrain.storage import store
+from posttrain.storage.files import file_hash
 
 
 def main() -> None:
@@ -27,10 +28,10 @@ def main() -> None:
         run = faults.finished(Path(folder) / "run", parser.parse_args().n)
         last = store.Store(run.root).read_run()["rounds"][-1]
         weights = run.root / last["policy"] / "model.safetensors"
-        print(store.file_hash(weights), "policy")
+        print(file_hash(weights), "policy")
         for role, key in last["stages"].items():
             for name, path in store.payload(run.root / "artifacts" / key).items():
-                print(store.file_hash(path), role, name)
+                print(file_hash(path), role, name)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from posttrain.commands.status import status_
 from posttrain.commands.terminal import say
 from posttrain.commands.verify import verify_
 from posttrain.errors import PosttrainError
-from posttrain.hidden import shown
+from posttrain.storage.redact import shown
 
 # The same table is in docs/commands.md. What is between two empty lines is a paragraph.
 EPILOG = """

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain import store
 from posttrain.errors import DamagedError, StageError
+from posttrain.storage import store
+from posttrain.storage.files import canonical_json
 
 Fingerprint = Mapping[str, Any]
 _TOLD = {"vocabulary": "vocabulary", "chat_template": "chat template", "special": "special ids"}
@@ -73,4 +74,4 @@ def _shown(role: str, folder: Path) -> str:
 
 
 def _hash(value: Any) -> str:
-    return hashlib.sha256(store.canonical_json(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]

@@ -18,12 +18,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import filters, store
+from posttrain import filters
 from posttrain.errors import DataError, InputError
 from posttrain.filters.driver import Count
 from posttrain.filters.rows import ANSWERS, Rows
 from posttrain.judging import told
 from posttrain.row_files import Part, RowFile, open_rows
+from posttrain.storage.files import fsync
 
 # Where the text of an evaluation set stands: the first of these columns that there is.
 QUESTIONS = ("prompt", "question", "instruction", "problem", "messages")
@@ -205,9 +206,9 @@ def _whole(out: Path) -> Iterator[Path]:
     try:
         yield work
         for path in work.iterdir():
-            store.fsync(path)
-        store.fsync(work)
+            fsync(path)
+        fsync(work)
         work.rename(out)  # onto an empty folder too
-        store.fsync(out.parent)
+        fsync(out.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain import loaders, store
+from posttrain import loaders
 from posttrain.errors import InputError
 from posttrain.job import Job, no_progress
 from posttrain.launch import Forked
@@ -22,7 +22,8 @@ from posttrain.seeds import derive_seed
 from posttrain.stage_queue import Watcher
 from posttrain.status import status
 from posttrain.steps import Steps
-from posttrain.store import Store
+from posttrain.storage import store
+from posttrain.storage.store import Store
 
 WRITTEN = ("prompt_id", "sample_index", "prompt", "completion", "n_tokens", "finish", "columns")
 

@@ -25,11 +25,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from posttrain import drift, lock, recovery, store
+from posttrain import drift, recovery
 from posttrain.errors import DiedError, PosttrainError, StageError
-from posttrain.hidden import Log, shown
 from posttrain.job import Job, no_progress
 from posttrain.stages import run_stage
+from posttrain.storage import lock, store
+from posttrain.storage.files import read_json
+from posttrain.storage.redact import Log, shown
 from posttrain.system import die_with_parent, versions
 
 
@@ -80,7 +82,7 @@ def execute(folder: Path, workers: int, progress: Callable[[int, int, str], None
 
 
 def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
-    stage = store.read_json(folder / "stage.json")
+    stage = read_json(folder / "stage.json")
     root = folder.parent.parent
     started = time.monotonic()
     job = Job(

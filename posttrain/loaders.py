@@ -22,8 +22,8 @@ from posttrain.json_values import as_json
 from posttrain.pairing import Level
 from posttrain.recipe import PromptSet
 from posttrain.records import Message, Preference, Prompt, under
-from posttrain.regular_files import open_regular
 from posttrain.sources import Source, cut
+from posttrain.storage.regular_files import open_regular
 
 MOST_SET = 1_500_000_000  # bytes of memory
 

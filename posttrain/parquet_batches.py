@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.errors import DataError
-from posttrain.regular_files import open_regular
+from posttrain.storage.regular_files import open_regular
 from posttrain.text_lines import MOST_RATIO, MOST_ROW, inflated
 
 _MOST_CHUNK = 200_000_000  # bytes of a column's chunk, where it is compressed more than MOST_RATIO times

@@ -15,9 +15,9 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain import store
 from posttrain.errors import DiedError, LossError, PosttrainError, RoomError, StageError
-from posttrain.hidden import shown
+from posttrain.storage.files import write_durably
+from posttrain.storage.redact import shown
 
 How = Literal["same", "halved"]
 TOLD: Mapping[How, str] = {
@@ -63,14 +63,14 @@ def halve(folder: Path, stage: Mapping[str, Any]) -> None:
         return
     fitted = folder / "scratch" / "micro_batch.json"  # see posttrain.training.run.train
     now = json.loads(fitted.read_text("utf-8")) if fitted.exists() else stage["runtime"].get("micro_batch", asked)
-    store.write_durably(fitted, json.dumps(max(1, now // 2)))
+    write_durably(fitted, json.dumps(max(1, now // 2)))
 
 
 def note(folder: Path, error: Exception, seconds: float, how: How | None) -> None:
     """Write down a try that failed, and what comes next, for the artifact's manifest and in the stage's log."""
     then, said = TOLD[how] if how else "is not tried again", shown(str(error))
     made = {"error": type(error).__name__, "message": said, "seconds": round(seconds, 3), "then": then}
-    store.write_durably(_record(folder), json.dumps([*failed_before(folder), made], ensure_ascii=False))
+    write_durably(_record(folder), json.dumps([*failed_before(folder), made], ensure_ascii=False))
     with (folder / "scratch" / "log.txt").open("a", encoding="utf-8") as log:
         log.write(f"{said}\n{folder.name} {then}\n")
 

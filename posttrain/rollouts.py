@@ -28,7 +28,8 @@ from posttrain.records import Message, under
 from posttrain.rewards import Reward
 from posttrain.sampling.dialects import DIALECTS, ServerSettings
 from posttrain.sampling.protocol import Engine, Request, SamplingParams, completion_seed
-from posttrain.shards import concatenate, cut, even, run_shards
+from posttrain.storage.pieces import cut, even
+from posttrain.storage.shards import concatenate, run_shards
 from posttrain.system import device
 from posttrain.tables import GREEDY, SAMPLES
 from posttrain.weighing import REWARD_MODEL

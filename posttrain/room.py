@@ -18,7 +18,7 @@ from posttrain.models import look, weights
 from posttrain.planning import sizes
 from posttrain.recipe import Model, Recipe
 from posttrain.stages.registry import STAGES
-from posttrain.store import Store
+from posttrain.storage.store import Store
 from posttrain.system import gpu
 
 _SETS = ("train", "dev", "heldout")

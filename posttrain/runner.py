@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from posttrain import store
 from posttrain.errors import DamagedError, InputError
 from posttrain.launch import Launcher
 from posttrain.recipe import Recipe
 from posttrain.stage_queue import Planned, StageQueue, Watcher
 from posttrain.stages.registry import STAGES, spec
+from posttrain.storage import store
+from posttrain.storage.files import remove, write_durably
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class Runner:
                 f"{self.store.path(key)}: {', '.join(lost)} is gone or damaged. `posttrain verify {self.store.root} "
                 "--repair` sets it aside; the same command then does this stage anew"
             )
-        store.remove(self.store.work / key)  # left by a kill that came right after it was published
+        remove(self.store.work / key)  # left by a kill that came right after it was published
         self._compare(key)
 
     def _compare(self, key: str) -> None:
@@ -220,7 +221,7 @@ class Runner:
             if text is None:
                 path.unlink(missing_ok=True)
             elif path.read_text("utf-8") != text:
-                store.write_durably(path, text)
+                write_durably(path, text)
         self.store.relink(self.old)
 
     def _relative(self, path: Path) -> str:

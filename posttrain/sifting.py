@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from posttrain import judging, learned_quality, models, shipped, store
+from posttrain import judging, learned_quality, models, shipped
 from posttrain.judged import in_key, not_in_key
 from posttrain.judging import rubric
 from posttrain.recipe import Recipe
 from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.seeds import derive_seed
+from posttrain.storage.files import file_hash
 
 if TYPE_CHECKING:  # it imports pyarrow
     from posttrain.filters import Filter
@@ -66,7 +67,7 @@ class Sifting:
                     **({"policy": policy} if section.features == "policy" else {}),
                 },
                 seed=derive_seed(self.recipe.seed, "quality_classifier", number),
-                external_hashes={"labels": store.file_hash(labels)} if labels else {},
+                external_hashes={"labels": file_hash(labels)} if labels else {},
                 runtime={"classifier": section.not_in_key()},
             )
         )

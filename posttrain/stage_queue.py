@@ -18,7 +18,7 @@ from posttrain import recovery, room
 from posttrain.errors import InputError, PosttrainError
 from posttrain.launch import Launcher, Progress
 from posttrain.models import check_snapshot
-from posttrain.store import Store
+from posttrain.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.errors import InputError
-from posttrain.hub import record
 from posttrain.stages.registry import spec
-from posttrain.store import Store
+from posttrain.storage import pushed
+from posttrain.storage.store import Store
 
 
 def status(run: Store) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def status(run: Store) -> dict[str, Any]:
         "recipe": state["recipe"],
         "policy": policies[-1] if policies else None,
         "rounds": rounds,
-        "pushed": record.read(run),
+        "pushed": pushed.read(run),
     }
 
 

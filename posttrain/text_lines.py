@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from posttrain.errors import DataError
-from posttrain.regular_files import open_regular
+from posttrain.storage.regular_files import open_regular
 
 MOST_ROW = 10_000_000  # bytes of a row: some two million tokens
 _MOST_PASSED = 100_000_000  # bytes of too long a line that are read over

@@ -7,7 +7,6 @@ what there is one of in a run: the series over rounds, under the name `rounds`, 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -17,9 +16,9 @@ from typing import Any
 from posttrain.errors import InputError
 from posttrain.stage_queue import Watcher
 from posttrain.status import status
-from posttrain.store import Store
+from posttrain.storage.logs import FOLDER, at_home
+from posttrain.storage.store import Store
 
-FOLDER = "logs"  # of the run
 SERIES = "rounds"
 
 
@@ -30,12 +29,6 @@ def check(report_to: Sequence[str]) -> None:
             raise InputError(
                 f"report_to: {backend} is not installed", hint=f"pip install {backend}", rule="recipe-package"
             )
-
-
-def at_home(folder: Path) -> None:
-    """Tell trackers that choose a place themselves to write below the run's `logs`, unless the user has told them."""
-    os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
-    os.environ.setdefault("WANDB_DIR", str(folder))
 
 
 def values(shown: Mapping[str, Any]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from posttrain.outside import ExternalInputs
 from posttrain.recipe import Recipe, Sft, Trained
 from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.seeds import derive_seed
-from posttrain.store import link_name
+from posttrain.storage.store import link_name
 from posttrain.system import gpu, versions
 
 # Beside TRL's fields, what of a section a trainer is made with.

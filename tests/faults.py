@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from posttrain import store
+from posttrain.storage import store
+from posttrain.storage.files import file_hash
 
 HERE = Path(__file__).parent
 # The quickstart in seconds, with several shards and checkpoints in every stage.
@@ -107,8 +108,7 @@ class Faulty:
         """The hash of every file of every artifact, but for the manifests, which tell how long a stage took."""
         folders = sorted((self.root / "artifacts").iterdir())
         return {
-            folder.name: {name: store.file_hash(path) for name, path in store.payload(folder).items()}
-            for folder in folders
+            folder.name: {name: file_hash(path) for name, path in store.payload(folder).items()} for folder in folders
         }
 
     def repeated_steps(self) -> list[int]:

@@ -18,7 +18,7 @@ from posttrain.errors import DataError, RecipeError, RewardError
 from posttrain.job import Job
 from posttrain.recipe import Balance, Sft, load
 from posttrain.stages import annotate, run_stage, scores
-from posttrain.store import read_json
+from posttrain.storage.files import read_json
 from posttrain.tables import MESSAGES, SAMPLES
 from posttrain.topics import topics
 from posttrain.training.balancing import balanced

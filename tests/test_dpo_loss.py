@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from trl import DPOConfig
 
 from posttrain.recipe import Dpo
-from posttrain.shards import Pieces
+from posttrain.storage.pieces import Pieces
 from posttrain.training.rows import pair_rows
 from posttrain.training.trainers import Llama3DPOTrainer, PairCollator
 

@@ -13,10 +13,12 @@ from test_resume_training import BASE, Training
 from tiny_models import tokenizer
 from transformers import AutoTokenizer
 
-from posttrain import drift, store
+from posttrain import drift
 from posttrain.errors import StageError
 from posttrain.launch import execute
-from posttrain.store import Store
+from posttrain.storage import store
+from posttrain.storage.files import sealed, write_durably
+from posttrain.storage.store import Store
 
 
 def saved(folder: Path, change: Callable[[Any], None] = lambda tokenizer: None) -> Path:
@@ -74,7 +76,7 @@ def test_a_stage_writes_it_down_and_stops_where_a_table_was_made_with_other_toke
     assert tokens == drift.fingerprint(BASE) == drift.fingerprint(run.path("sft-1"))
     made = Path(shutil.copytree(kept, run.artifacts / "filters-2"))  # a table whose manifest tells of other tokens
     manifest = {"files": {}, "tokens": {**tokens, "chat_template": "another"}}
-    store.write_durably(made / store.MANIFEST, store.sealed(manifest))
+    write_durably(made / store.MANIFEST, sealed(manifest))
     training.inputs["kept"] = made
     with run.session(), pytest.raises(StageError, match=r"model \(tiny-base\) and kept \(filters-2\) do not agree"):
         execute(run.begin("sft-3", {**planned(training).stage, "key": "sft-3"}), 1)

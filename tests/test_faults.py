@@ -11,7 +11,7 @@ from pathlib import Path
 import faults
 import pytest
 
-from posttrain.store import Store
+from posttrain.storage.store import Store
 
 
 @pytest.fixture(scope="module")

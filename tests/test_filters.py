@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from posttrain import filters
 from posttrain.errors import DataError, RecipeError
 from posttrain.filters import FILTERS, Filter, FilterContext, Run
-from posttrain.shards import Pieces
+from posttrain.storage.pieces import Pieces
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SCORED = pa.schema(

@@ -22,10 +22,10 @@ from posttrain.loaders import read_preferences
 from posttrain.pairing import once, ordered_pairs
 from posttrain.recipe import Dpo, PromptSet
 from posttrain.records import prompt_id
-from posttrain.shards import Pieces
 from posttrain.stages import run_stage
 from posttrain.stages.prompts import SCHEMA
 from posttrain.stages.reward_model import pairs_right
+from posttrain.storage.pieces import Pieces
 from posttrain.tables import PAIRS
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"

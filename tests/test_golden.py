@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from posttrain import store
 from posttrain.loop import play
 from posttrain.recipe import load
 from posttrain.runner import Artifact, StageCall
 from posttrain.stages.registry import STAGES
+from posttrain.storage import store
 
 GOLDEN = Path(__file__).with_name("golden_keys.json")
 # What is on the Hub, put in its place from what is shipped: keys are made of contents, and nothing is fetched.

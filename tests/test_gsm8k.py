@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import store
+from posttrain.storage import store
+from posttrain.storage.files import read_json
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "gsm8k"
 
@@ -84,6 +85,6 @@ def test_one_round_runs_end_to_end(model: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("preferences", "reward-model", "samples", "scores", "filtered", "sft", "dpo", "evaluate", "heldout"):
         assert store.damaged_files((run / "round-1" / name).resolve()) == []
-    heldout = store.read_json(run / "round-1" / "heldout" / "artifact.json")["metrics"]["heldout"]
+    heldout = read_json(run / "round-1" / "heldout" / "artifact.json")["metrics"]["heldout"]
     assert heldout["greedy"]["n"] == 20
     assert heldout["greedy"]["value"] <= 0.2  # untrained: the mechanics are whole, the score is not

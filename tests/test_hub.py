@@ -23,15 +23,18 @@ from test_rounds import METRICS, FakeLauncher, go
 from tiny_models import causal_lm, tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from posttrain import cli, store
+from posttrain import cli
 from posttrain.errors import DamagedError, HubError, InputError, PosttrainError, RecipeError
-from posttrain.hub import names, record
+from posttrain.hub import names
 from posttrain.hub.after_rounds import AfterRounds
 from posttrain.hub.plan import RepoPlan, make, promoted_rounds
 from posttrain.hub.talk import Patience, Talk
-from posttrain.hub.upload import Pushed, push, sign_in
+from posttrain.hub.upload import push, sign_in
 from posttrain.recipe import Push, load
-from posttrain.store import Store
+from posttrain.storage import pushed
+from posttrain.storage.files import file_hash, read_json
+from posttrain.storage.pushed import Pushed
+from posttrain.storage.store import Store
 
 MINE, THEIRS, REPO = "hf_mine", "hf_theirs", "me/mine"
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "chat_template.jinja"}
@@ -55,7 +58,7 @@ class Models(FakeLauncher):
         self.base, self.adapter = base, adapter
 
     def run(self, folder: Path) -> None:
-        stage, out = store.read_json(folder / "stage.json"), folder / "out"
+        stage, out = read_json(folder / "stage.json"), folder / "out"
         if stage["stage"] in ("sft", "dpo"):
             self._model(out, int(stage["key"][-8:], 16))
         table = pa.table({"prompt": ["<b>Who?</b>"], "reason": [stage["key"]]})
@@ -547,7 +550,7 @@ def test_a_dry_run_shows_all_and_asks_nobody(run: Store, capsys: pytest.CaptureF
     assert command("push", run.root, "--to", REPO, "--all-rounds", "--data", "--dry-run") == 0
     shown = capsys.readouterr().out
     policy = run.root / "policy" / "model.safetensors"
-    assert store.file_hash(policy)[:12] in shown
+    assert file_hash(policy)[:12] in shown
     for word in ("round-1: dpo-", "round-2: dpo-", "tokenizer.json", f"{REPO}-data (dataset", "# mine", "model-index"):
         assert word in shown
     assert files_of(run.root) == before
@@ -572,7 +575,7 @@ def test_the_command_pushes_says_what_and_writes_it_down(
     assert f"{REPO}: round-2 is there already, all 7 files" in capsys.readouterr().out
     assert command("push", run.root, "--to", REPO, "--json") == 0
     told = json.loads(capsys.readouterr().out)["pushed"]
-    (written,) = record.read(run)
+    (written,) = pushed.read(run)
     assert told[0]["commit"] == written["commit"] == hub.model(REPO).tags["round-2"]
     assert (written["repo"], written["round"], written["tag"]) == (REPO, 2, "round-2")
     after = files_of(run.root)

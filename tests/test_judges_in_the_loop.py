@@ -17,7 +17,8 @@ from posttrain.errors import EngineError, RecipeError, RewardError
 from posttrain.job import Job
 from posttrain.recipe import Recipe, RewardEntry, load
 from posttrain.stages import filters, scores
-from posttrain.store import Store, read_json
+from posttrain.storage.files import read_json
+from posttrain.storage.store import Store
 from posttrain.tables import SAMPLES
 
 

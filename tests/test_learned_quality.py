@@ -22,7 +22,8 @@ from posttrain.job import Job
 from posttrain.recipe import load
 from posttrain.sampling.embedding import Embedder
 from posttrain.stages import quality_classifier
-from posttrain.store import Store, read_json
+from posttrain.storage.files import read_json
+from posttrain.storage.store import Store
 
 ROWS = pa.schema([("prompt_id", pa.string()), ("prompt", pa.string()), ("completion", pa.string())])
 WORDS = [

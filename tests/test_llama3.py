@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import shipped, store
+from posttrain import shipped
 from posttrain.recipe import load
+from posttrain.storage import store
+from posttrain.storage.files import read_json
 
 REWARD = "reward=[{use: word-problems.py}, {use: readers.py, for: preferences}, {use: reward-model, weight: 0.2}]"
 
@@ -76,14 +78,14 @@ def test_two_rounds_with_every_mechanism_on(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     for role in ("reward-model", "sft", "dpo"):
-        chosen = store.read_json(run / "round-2" / role / "artifact.json")
+        chosen = read_json(run / "round-2" / role / "artifact.json")
         assert (chosen["stage"], chosen["metrics"]["averaged"]) == ("choose", 2)
         assert chosen["metrics"]["chosen"] in ("mean", "model_1", "model_2")
         assert store.damaged_files((run / "round-2" / role).resolve()) == []
-    learned = store.read_json(run / "round-2" / "sft-variant-1" / "artifact.json")
+    learned = read_json(run / "round-2" / "sft-variant-1" / "artifact.json")
     assert {"kept", "earlier_001"} <= set(learned["input_keys"])
     assert learned["metrics"]["sources"]["earlier"] > 0
-    judged = store.read_json(run / "round-2" / "reward-model-variant-1" / "artifact.json")
+    judged = read_json(run / "round-2" / "reward-model-variant-1" / "artifact.json")
     assert {"preferences_1", "preferences_2"} <= set(judged["input_keys"])
-    paired = store.read_json(run / "round-2" / "dpo-variant-1" / "artifact.json")
+    paired = read_json(run / "round-2" / "dpo-variant-1" / "artifact.json")
     assert {role for role in paired["input_keys"] if role.startswith("preferences")} == {"preferences_2"}

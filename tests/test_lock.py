@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import lock
 from posttrain.errors import LockedError
+from posttrain.storage import lock
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 HOLDS = """
 import sys, time
 from pathlib import Path
-from posttrain import lock
+from posttrain.storage import lock
 with lock.held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

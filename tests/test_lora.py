@@ -21,11 +21,11 @@ from test_ranking import alone
 from tiny_models import reward_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from posttrain import store
 from posttrain.errors import InputError
 from posttrain.job import Job, no_progress
 from posttrain.recipe import Dpo, Lora, Model, RewardModel, Sft
 from posttrain.stages import run_stage
+from posttrain.storage.files import read_json
 from posttrain.tables import PAIRS as PAIR_TABLE
 from posttrain.training import run
 from posttrain.training.averaging import average
@@ -143,7 +143,7 @@ def test_a_kept_adapter_names_what_it_belongs_on_and_gives_the_same_model(tmp_pa
     assert all(torch.equal(weight, weights(plain)[name]) for name, weight in weights(keep).items())
     again: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(start), str(keep / "adapter"))
     close(dict(again.merge_and_unload().state_dict()), weights(keep))
-    config = store.read_json(keep / "adapter" / "adapter_config.json")
+    config = read_json(keep / "adapter" / "adapter_config.json")
     assert config["base_model_name_or_path"] == start.name  # an artifact's folder is called by its key
     assert {path.name for path in (keep / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert str(tmp_path) not in (keep / "adapter" / "adapter_config.json").read_text()
@@ -152,7 +152,7 @@ def test_a_kept_adapter_names_what_it_belongs_on_and_gives_the_same_model(tmp_pa
 def test_an_adapter_of_a_model_from_the_hub_names_id_and_commit(tmp_path: Path) -> None:
     start, data = saved(policy(), tmp_path / "start"), kept(tmp_path / "kept")
     hub = {"base_model_name_or_path": "owner/name", "revision": "0123abc"}
-    config = store.read_json(sft(tmp_path / "run", start, data, start=hub) / "adapter" / "adapter_config.json")
+    config = read_json(sft(tmp_path / "run", start, data, start=hub) / "adapter" / "adapter_config.json")
     assert {name: config[name] for name in hub} == hub
 
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from trl import DPOConfig, RewardConfig, SFTConfig
 
 from posttrain.commands.terminal import Terminal
-from posttrain.shards import Pieces
+from posttrain.storage.pieces import Pieces
 from posttrain.training.packing import answer_log_probs, refusal
 from posttrain.training.ranking import RankingCollator, RankingTrainer, ranked_rows
 from posttrain.training.rows import pair_rows, sft_rows

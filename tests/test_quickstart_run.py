@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import test_stages_page as stages_page
 
-from posttrain import store
+from posttrain.storage import store
+from posttrain.storage.files import file_hash, read_json
 
 REDUCED = [
     "prompts.train.rows=:240",
@@ -111,7 +112,7 @@ def test_the_page_of_stages_says_what_a_run_writes_and_reports(run: Path) -> Non
 
     general = stages_page.PAGE.partition("\n## ")[0]
     for artifact in (run / "artifacts").iterdir():
-        made = store.read_json(artifact / "artifact.json")
+        made = read_json(artifact / "artifact.json")
         name = made["stage"]
         for table in artifact.glob("*.parquet"):
             columns = pq.read_schema(table).names
@@ -147,7 +148,7 @@ def test_killed_in_the_middle_the_same_command_ends_with_the_same_bits(run: Path
         process.wait()
     done = posttrain(killed, 2)
     assert done.returncode == 0, done.stderr
-    weights = [store.file_hash(policy(folder) / "model.safetensors") for folder in (run, killed)]
+    weights = [file_hash(policy(folder) / "model.safetensors") for folder in (run, killed)]
     assert weights[0] == weights[1]
     assert policy(run).name == policy(killed).name
 
@@ -201,12 +202,12 @@ def test_two_rounds_with_lora_variants_and_averages(tmp_path: Path) -> None:
     two = [f"{name}.variants=[{{}}, {{seed: 1}}]" for name in ("reward_model", "sft", "dpo")]
     done = posttrain(folder, 2, "model.lora.r=4", "model.lora.adapters=keep", "average_rounds=2", *two)
     assert done.returncode == 0, done.stderr + done.stdout
-    stages = store.read_json(folder / "run.json")["rounds"][2]["stages"]
+    stages = read_json(folder / "run.json")["rounds"][2]["stages"]
     for name in ("reward_model", "sft", "dpo", "across_rounds"):
-        chosen = store.read_json(folder / "artifacts" / stages[name] / "artifact.json")
+        chosen = read_json(folder / "artifacts" / stages[name] / "artifact.json")
         assert chosen["stage"] == "choose" and chosen["metrics"]["averaged"] == 2
         assert chosen["metrics"]["chosen"] in chosen["metrics"]["dev"]
     adapter = folder / "round-2" / "dpo-variant-2" / "adapter" / "adapter_config.json"
-    assert store.read_json(adapter)["base_model_name_or_path"] == stages["sft"]
+    assert read_json(adapter)["base_model_name_or_path"] == stages["sft"]
     assert policy(folder).name in (stages["across_rounds"], stages["dpo"])
     assert str(tmp_path) not in adapter.read_text()

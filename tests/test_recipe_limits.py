@@ -11,7 +11,7 @@ import pytest
 from posttrain.errors import RecipeError
 from posttrain.recipe import load
 from posttrain.recipe.schema import schema
-from posttrain.regular_files import MOST_TEXT
+from posttrain.storage.regular_files import MOST_TEXT
 
 _NINE = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 30)]
 _STRINGS = "\n".join([f'a0: &a0 "{"x" * 2000}"', *_NINE[:4]])

@@ -14,11 +14,12 @@ import pytest
 from test_resume_training import STEPS, Training
 from test_rounds import FakeLauncher
 
-from posttrain import recovery, store
+from posttrain import recovery
 from posttrain.errors import DataError, DiedError, EmptyStageError, LossError, PosttrainError, RoomError, StageError
 from posttrain.launch import Ended, Forked, Launcher
 from posttrain.stage_queue import Planned, Silent, StageQueue
-from posttrain.store import Store
+from posttrain.storage.files import file_hash
+from posttrain.storage.store import Store
 
 DIED = DiedError("killed")
 
@@ -179,7 +180,7 @@ def test_a_training_that_dies_goes_on_by_itself_and_ends_with_the_same_bits(
     run, told = broken(tmp_path / "run", whole, how, step)
     assert len(told) == 1
     manifest = run.manifest(f"{name}-0123")
-    assert store.file_hash(run.path(f"{name}-0123") / "model.safetensors") == whole.bits()
+    assert file_hash(run.path(f"{name}-0123") / "model.safetensors") == whole.bits()
     assert manifest["metrics"]["resumed_at"] == (2 if step == 4 else 4)
     assert manifest["metrics"]["steps"] == STEPS
     (tried,) = manifest["attempts"]

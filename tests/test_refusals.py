@@ -23,7 +23,7 @@ from posttrain.recipe.tree import Place
 from posttrain.recipe.yaml_tree import parse
 from posttrain.report import plots, reading
 from posttrain.row_files import open_rows
-from posttrain.store import Store
+from posttrain.storage.store import Store
 
 
 def fails(call: Callable[[], object]) -> InputError:

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from posttrain import cli, store
+from posttrain import cli
 from posttrain.report import answers, page, reading
 from posttrain.report.lineage import lineage
-from posttrain.store import Store
+from posttrain.storage import store
+from posttrain.storage.store import Store
 from posttrain.tables import SAMPLES
 
 HOSTILE = "<script>alert('1')</script> & \"<b>\" $x_1$"

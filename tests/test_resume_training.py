@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from posttrain import store
 from posttrain.job import Job
 from posttrain.recipe import Dpo, RewardModel, Sft
 from posttrain.stages import run_stage
+from posttrain.storage.checkpoint_seals import newest_first
+from posttrain.storage.files import file_hash
 from posttrain.tables import MESSAGES, PAIRS
-from posttrain.training.seals import newest_first
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 ROWS, BATCH, SAVE_STEPS = 16, 4, 2
@@ -115,7 +115,7 @@ class Training:
         return run_stage(self.name, job)
 
     def bits(self) -> str:
-        return store.file_hash(self.folder / "out" / "model.safetensors")
+        return file_hash(self.folder / "out" / "model.safetensors")
 
     def checkpoints(self) -> list[Path]:
         return newest_first(self.folder / "scratch" / "checkpoints")

@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from posttrain import room, store
+from posttrain import room
 from posttrain.errors import RoomError
 from posttrain.planning import sizes
 from posttrain.recipe import load
 from posttrain.room import Need
-from posttrain.store import Store
+from posttrain.storage import store
+from posttrain.storage.store import Store
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 LORA = {"load_in_4bit": False}

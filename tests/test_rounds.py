@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from posttrain import store
 from posttrain.errors import DamagedError, EmptyStageError, InputError, LockedError, PosttrainError, StageError
 from posttrain.launch import Ended
 from posttrain.loop import play
@@ -15,7 +14,9 @@ from posttrain.recipe import load
 from posttrain.runner import Runner
 from posttrain.stage_queue import Silent
 from posttrain.status import status, table
-from posttrain.store import Store
+from posttrain.storage import store
+from posttrain.storage.files import read_json
+from posttrain.storage.store import Store
 
 FIGURES = {"value": 0.5, "ci95": [0.4, 0.6], "n": 10}
 F = {"greedy": FIGURES, "pass@1": FIGURES, "pass@8": FIGURES, "reward": FIGURES, "mean_length": 20.0}
@@ -82,7 +83,7 @@ class FakeLauncher:
         self.started.clear()
 
     def run(self, folder: Path) -> None:
-        stage = store.read_json(folder / "stage.json")
+        stage = read_json(folder / "stage.json")
         self.fails(stage["stage"])
         if stage["stage"] != "trial":  # test_trial.py looks at it
             self.ran.append(stage["stage"])
@@ -177,7 +178,7 @@ def test_without_a_server_the_key_knows_of_none(tmp_path: Path) -> None:
     engines = [
         manifest["config"]["engine"]
         for path in (tmp_path / "run" / "artifacts").glob("*/artifact.json")
-        if "engine" in (manifest := store.read_json(path))["config"]
+        if "engine" in (manifest := read_json(path))["config"]
     ]
     assert engines
     assert all(set(engine) == {"use", "dtype", "shard_prompts"} for engine in engines)
@@ -198,7 +199,7 @@ def test_another_seed_runs_everything_but_reading_the_prompts(tmp_path: Path) ->
 def test_a_policy_that_is_not_promoted_is_not_sampled_from(tmp_path: Path) -> None:
     go(tmp_path / "run", 2, launcher=FakeLauncher(promoted=False))
     rounds = json.loads((tmp_path / "run" / "run.json").read_text())["rounds"]
-    sampled = store.read_json(tmp_path / "run" / "artifacts" / rounds[2]["stages"]["samples"] / "artifact.json")
+    sampled = read_json(tmp_path / "run" / "artifacts" / rounds[2]["stages"]["samples"] / "artifact.json")
     assert sampled["input_keys"]["policy"].startswith("base-")
     assert rounds[2]["promoted"] is False
 
@@ -603,7 +604,7 @@ def test_an_adapter_that_is_kept_is_told_what_it_belongs_on(adapters: str, tmp_p
 
     class Listening(FakeLauncher):
         def run(self, folder: Path) -> None:
-            stage = store.read_json(folder / "stage.json")
+            stage = read_json(folder / "stage.json")
             if stage["stage"] in told:
                 told[stage["stage"]].append((stage["runtime"].get("start"), stage["input_keys"]["model"]))
             super().run(folder)

@@ -18,10 +18,10 @@ from test_resume_training import BASE, Killed, Training
 
 from posttrain import models, recipe
 from posttrain.errors import InputError, ModelError, RecipeError
-from posttrain.hidden import shown
 from posttrain.recipe import Model
 from posttrain.sampling.dialects import loopback
-from posttrain.training.seals import SEAL, seal
+from posttrain.storage.checkpoint_seals import SEAL, seal
+from posttrain.storage.redact import shown
 
 SOURCE = sorted((Path(__file__).parent.parent / "posttrain").rglob("*.py"))
 TOKEN = "hf_" + "Xq7" * 11

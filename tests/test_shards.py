@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from posttrain.shards import Pieces, even, run_shards
 from posttrain.stages.scores import slices
+from posttrain.storage.pieces import Pieces, even
+from posttrain.storage.shards import run_shards
 
 
 class Doubling:

@@ -13,7 +13,7 @@ from posttrain.loop import play
 from posttrain.recipe import load
 from posttrain.runner import Runner
 from posttrain.stage_queue import Silent
-from posttrain.store import Store
+from posttrain.storage.store import Store
 
 
 class Slow(FakeLauncher):

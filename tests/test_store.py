@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import store
 from posttrain.errors import DamagedError
-from posttrain.store import Store
+from posttrain.storage import store
+from posttrain.storage.files import write_durably
+from posttrain.storage.store import Store
 
 
 def publish(run: Store, key: str, files: dict[str, str]) -> Path:
@@ -99,7 +100,7 @@ def test_links_are_relative_and_replaced(run: Store) -> None:
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
-    store.write_durably(path, "old")
-    store.write_durably(path, json.dumps({"new": 1}))
+    write_durably(path, "old")
+    write_durably(path, json.dumps({"new": 1}))
     assert json.loads(path.read_text()) == {"new": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["run.json"]

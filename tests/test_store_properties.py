@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posttrain import store
 from posttrain.errors import DamagedError
-from posttrain.store import Store
+from posttrain.storage import files, store
+from posttrain.storage.files import canonical_json, read_sealed, sealed, write_durably
+from posttrain.storage.store import Store
 
 _NAME = st.text("abcxyz01é _-", min_size=1, max_size=6).filter(lambda name: name.strip() == name)
 _FOLDERS = st.lists(_NAME.map(lambda name: f"d{name}"), max_size=2)
@@ -67,7 +68,7 @@ class Cut(BaseException):
 def test_a_stop_before_any_call_of_the_system_leaves_all_or_nothing(tree: dict[str, bytes], survives: int) -> None:
     """`survives` calls that bring something to the disk are made, and the next is not."""
     left = survives
-    fsync, rename = store.fsync, Path.rename
+    fsync, rename = files.fsync, Path.rename
 
     def counted(call: Any) -> Any:
         def made(*arguments: Any) -> Any:
@@ -82,6 +83,7 @@ def test_a_stop_before_any_call_of_the_system_leaves_all_or_nothing(tree: dict[s
     with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
         folder = begun(Path(root), tree)
         patch.setattr(store, "fsync", counted(fsync))
+        patch.setattr(files, "fsync", counted(fsync))
         patch.setattr(Path, "rename", counted(rename))
         with contextlib.suppress(Cut):
             store.publish(folder, Path(root) / "artifacts", MANIFEST)
@@ -97,13 +99,13 @@ def test_a_stop_before_any_call_of_the_system_leaves_all_or_nothing(tree: dict[s
 def test_a_sealed_object_comes_back_or_is_known_to_be_damaged(value: dict[str, Any], at: int, bit: int) -> None:
     with tempfile.TemporaryDirectory() as root:
         path = Path(root) / "run.json"
-        store.write_durably(path, store.sealed(value))
-        assert store.read_sealed(path, ()) == value
+        write_durably(path, sealed(value))
+        assert read_sealed(path, ()) == value
         content = bytearray(path.read_bytes())
         content[at % len(content)] ^= 1 << bit
         path.write_bytes(content)
         with contextlib.suppress(DamagedError):
-            assert store.read_sealed(path, ()) == value  # a blank between two values says nothing
+            assert read_sealed(path, ()) == value  # a blank between two values says nothing
 
 
 @given(config=_OBJECT, other=_OBJECT)
@@ -113,4 +115,4 @@ def test_keys_are_of_what_is_said_and_not_of_its_order(config: dict[str, Any], o
         return store.artifact_key("sft", 1, of, {}, {})
 
     assert key(dict(reversed(config.items()))) == key(config)
-    assert (key(other) == key(config)) == (store.canonical_json(other) == store.canonical_json(config))
+    assert (key(other) == key(config)) == (canonical_json(other) == canonical_json(config))

@@ -9,7 +9,7 @@ import pytest
 from posttrain import cli
 from posttrain.commands.terminal import Terminal, duration, pace, say
 from posttrain.errors import EngineError, PosttrainError, RewardError
-from posttrain.hidden import Log, printable
+from posttrain.storage.redact import Log, printable
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "\x1b[2J\x1b]0;title\x07\x9b31m\r\u202eevil\u2066\u2028\ud800\x00\x08\x7f"

@@ -16,7 +16,7 @@ from posttrain.errors import InputError, RecipeError
 from posttrain.job import Job
 from posttrain.recipe import Sft, load
 from posttrain.stage_queue import Silent
-from posttrain.store import Store
+from posttrain.storage.store import Store
 from posttrain.training import run
 from posttrain.training.rows import sft_rows
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from posttrain.storage.checkpoint_seals import NEEDED, latest_whole, seal
 from posttrain.training.checkpoints import mean_loss
 from posttrain.training.rows import IGNORED, pair_rows, sft_rows
-from posttrain.training.seals import NEEDED, latest_whole, seal
 from posttrain.training.trainers import chosen_nll
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from test_rounds import ROUND, FakeLauncher, go
 
-from posttrain import store, verify
 from posttrain.errors import DamagedError
 from posttrain.models import check_snapshot
-from posttrain.store import Store
+from posttrain.storage import store, verify
+from posttrain.storage.store import Store
 
 
 def empty(path: Path) -> None:

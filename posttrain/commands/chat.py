@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from posttrain.commands.terminal import say
-from posttrain.hidden import shown
+from posttrain.storage.redact import shown
 
 
 def chat_(

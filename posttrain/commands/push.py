@@ -13,7 +13,7 @@ from posttrain.commands.terminal import say
 
 if TYPE_CHECKING:
     from posttrain.hub.plan import RepoPlan
-    from posttrain.hub.upload import Pushed
+    from posttrain.storage.pushed import Pushed
 
 
 def push_(
@@ -33,7 +33,7 @@ def push_(
     """
     from posttrain.errors import InputError
     from posttrain.hub.plan import make, promoted_rounds
-    from posttrain.store import Store
+    from posttrain.storage.store import Store
 
     store = Store(run)
     if all_rounds and number is not None:
@@ -54,9 +54,9 @@ def _push(store: Any, plans: list[RepoPlan], quiet: bool) -> list[dict[str, Any]
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import disable_progress_bars
 
-    from posttrain.hub import record
     from posttrain.hub.talk import Talk
     from posttrain.hub.upload import push, sign_in
+    from posttrain.storage import pushed as record
 
     if not sys.stderr.isatty():
         disable_progress_bars()

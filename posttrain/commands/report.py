@@ -20,7 +20,7 @@ def report(
     """
     from posttrain.errors import DamagedError, InputError
     from posttrain.report import page, reading
-    from posttrain.store import write_durably
+    from posttrain.storage.files import write_durably
 
     view = reading.read(run)
     text = page.html(view)

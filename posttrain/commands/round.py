@@ -37,7 +37,7 @@ def _round(recipe: str, n: int, run: Path | None, overrides: list[str]) -> None:
     from posttrain import recovery
     from posttrain.recipe import load
     from posttrain.status import status, table
-    from posttrain.store import Store
+    from posttrain.storage.store import Store
     from posttrain.tracking import check
 
     resolved = load(recipe, overrides)

@@ -20,7 +20,7 @@ def status_(
     posttrain status runs/quickstart --json
     """
     from posttrain.status import status, table
-    from posttrain.store import Store
+    from posttrain.storage.store import Store
 
     figures = status(Store(run))
     say(json.dumps(figures, indent=1) if as_json else table(figures))

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from posttrain.hidden import printable
 from posttrain.models import structure
+from posttrain.storage.redact import printable
 
 
 def say(text: object, *, error: bool = False, end: str = "\n") -> None:

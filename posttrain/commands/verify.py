@@ -22,9 +22,9 @@ def verify_(
 
     posttrain verify runs/quickstart --repair
     """
-    from posttrain import verify
     from posttrain.errors import DamagedError, InputError
-    from posttrain.store import Store
+    from posttrain.storage import verify
+    from posttrain.storage.store import Store
 
     store = Store(run)
     if not store.artifacts.is_dir():

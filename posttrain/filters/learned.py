@@ -29,9 +29,9 @@ class LearnedQuality(Filter):
     )
 
     def external_hashes(self) -> dict[str, str]:
-        from posttrain import store
+        from posttrain.storage.files import tree_hash
 
-        return {"classifier": store.tree_hash(Path(self.model))} if self.model else {}
+        return {"classifier": tree_hash(Path(self.model))} if self.model else {}
 
     def start(self, context: FilterContext) -> Judge:
         from posttrain import learned_quality

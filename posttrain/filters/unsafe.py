@@ -15,7 +15,7 @@ from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
 from posttrain.recipe.keys import KeyedAs
 from posttrain.recipe.section import MOST
-from posttrain.regular_files import read_text
+from posttrain.storage.regular_files import read_text
 
 # Ours, short, English: words that are seldom said in passing. A `*` after a word stands for any ending.
 WORDS = (

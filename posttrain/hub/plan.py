@@ -9,14 +9,15 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from posttrain import store
 from posttrain.errors import DamagedError, InputError
-from posttrain.hidden import secrets_here
 from posttrain.hub import names
 from posttrain.hub.card import model_card
 from posttrain.hub.data_card import TABLES, data_card
 from posttrain.hub.story import Story, tell
-from posttrain.store import Store
+from posttrain.storage import store
+from posttrain.storage.files import file_hash, tree_hash
+from posttrain.storage.redact import secrets_here
+from posttrain.storage.store import Store
 
 Kind = Literal["model", "dataset"]
 CARD = "README.md"
@@ -204,12 +205,10 @@ def _base(folder: Path, key: str | None) -> list[File]:
     """The files of the starting model, which lies outside the run: it must be what the run started from."""
     if not (folder / "config.json").is_file():
         raise InputError("the base model is not there any more", file=str(folder), rule="hub-no-policy")
-    if key and store.tree_hash(folder)[:16] != key.removeprefix("base-") and "snapshots" not in folder.parts:
+    if key and tree_hash(folder)[:16] != key.removeprefix("base-") and "snapshots" not in folder.parts:
         raise DamagedError(f"{folder}: the base model is not the one that the run started from; nothing was pushed")
     found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [
-        File(path.relative_to(folder).as_posix(), path.stat().st_size, store.file_hash(path), path) for path in found
-    ]
+    return [File(path.relative_to(folder).as_posix(), path.stat().st_size, file_hash(path), path) for path in found]
 
 
 def _made(path: str, text: str) -> File:

@@ -13,9 +13,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from posttrain.errors import DamagedError
-from posttrain.hidden import LEFT_OUT, without_secrets
 from posttrain.status import status
-from posttrain.store import Store
+from posttrain.storage.redact import LEFT_OUT, without_secrets
+from posttrain.storage.store import Store
 
 _SECRET_KEY = re.compile(r"api_?key|secret|password|passwd|credential|hub_token|access_token|auth", re.IGNORECASE)
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from posttrain.errors import HubError
-from posttrain.hidden import without_secrets
+from posttrain.storage.redact import without_secrets
 
 T = TypeVar("T")
 _TOKENS = "https://huggingface.co/settings/tokens"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
@@ -16,26 +15,12 @@ from huggingface_hub.utils.sha import git_hash
 from posttrain.errors import HubError
 from posttrain.hub.plan import CARD, File, RepoPlan, RoundPlan
 from posttrain.hub.talk import Talk
+from posttrain.storage.pushed import Pushed
 
 MAIN = "main"
 EARLIER = "earlier-rounds"  # where a round goes that is older than what main holds
 # Files of an older policy that would be loaded in place of the new one's, or beside it.
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "adapter/*")
-
-
-@dataclass(frozen=True)
-class Pushed:
-    """A round that is there now. `sent` and `there`: paths of its files, by whether they had to be committed."""
-
-    repo: str
-    kind: str
-    round: int
-    key: str
-    tag: str
-    commit: str
-    sent: tuple[str, ...]
-    there: tuple[str, ...]
-    bytes: int  # of the files that were committed; the Hub may have had their content already
 
 
 def push(plan: RepoPlan, talk: Talk, done: Callable[[Pushed], None]) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain import shipped, store
+from posttrain import shipped
 from posttrain.errors import ModelError
 from posttrain.models import json_files, own_template, snapshots, weight_files
 from posttrain.recipe import Model
+from posttrain.storage.files import tree_hash
 
 _MODELS = "name a folder that is here, a shipped model, or a Hub id such as owner/name"
 
@@ -43,7 +44,7 @@ def resolve(model: Model) -> Resolved:
     """
     path = _folder(model.path)
     if path:
-        found = Resolved(path.resolve(), store.tree_hash(path))
+        found = Resolved(path.resolve(), tree_hash(path))
     else:
         path = snapshots.fetch(model.path, model.revision)
         found = Resolved(path, path.name, model.path)

@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from posttrain import store
 from posttrain.errors import ModelError
 from posttrain.models import json_files
+from posttrain.storage.files import canonical_json
 
 FILE = "chat_template.jinja"
 _MORE = "additional_chat_templates"  # a folder of NAME.jinja
@@ -62,7 +62,7 @@ def with_template(folder: Path, digest: str, chosen: str) -> tuple[Path, str]:
         ModelError: the model has no template of that name, or there is no such file.
     """
     text = _text(Path(chosen)) if "/" in chosen else _chosen(folder, chosen)
-    combined = hashlib.sha256(store.canonical_json({"model": digest, "chat_template": text}).encode()).hexdigest()
+    combined = hashlib.sha256(canonical_json({"model": digest, "chat_template": text}).encode()).hexdigest()
     place = hashlib.sha256(f"{folder} {combined}".encode()).hexdigest()[:16]
     target = _cache() / place
     if not target.is_dir():

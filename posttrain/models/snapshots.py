@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from posttrain import store
 from posttrain.errors import DamagedError, ModelError
+from posttrain.storage.files import file_hash
 
 _SHA256 = 64  # its length in hex digits
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt"]
@@ -66,7 +66,7 @@ def check_snapshot(path: Path) -> None:
         if blob.parent.name != "blobs" or not blob.is_file():
             continue
         git = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
-        found = store.file_hash(blob) if len(blob.name) == _SHA256 else _more(git, blob)
+        found = file_hash(blob) if len(blob.name) == _SHA256 else _more(git, blob)
         if found != blob.name:
             raise DamagedError(
                 f"{file}: is not what came from the Hub; remove {blob}, and the same command fetches it again"

@@ -24,7 +24,7 @@ from posttrain.runner import Artifact, Runner, StageCall
 from posttrain.schedule import matching
 from posttrain.stage_queue import Silent
 from posttrain.steps import Steps
-from posttrain.store import Store
+from posttrain.storage.store import Store
 from posttrain.system import cores, gpu
 
 SMALL = 5_000_000  # as posttrain.training.run.SMALL, which cannot be imported without torch

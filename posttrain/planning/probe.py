@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain import store
 from posttrain.launch import execute
 from posttrain.planning.amounts import Shares
 from posttrain.planning.costs import Measured, steps_and_passes
 from posttrain.recipe import Recipe
 from posttrain.stages.registry import STAGES
+from posttrain.storage import store
+from posttrain.storage.files import read_json, write_durably
 
 STEPS = 4  # of each training
 # Completions of each sampling: as many as the engine has under way at once on a CPU. With fewer a batch is slower and
@@ -77,12 +78,12 @@ def write_few(prompts: Path, root: Path, dev: int) -> dict[str, int]:
 
 def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> None:
     """Run a stage as `execute` does, and write what it took beside the run. Evaluations see few prompts."""
-    stage = store.read_json(folder / "stage.json")
+    stage = read_json(folder / "stage.json")
     root = folder.parent.parent
     if STAGES[stage["stage"]].group == "evaluation" and "prompts" in stage["inputs"] and (root / FEW).is_dir():
         stage["inputs"]["prompts"] = FEW
         stage["config"].pop("temperatures", None)  # of the base alone, and no other work
-        store.write_durably(folder / "stage.json", json.dumps(stage))
+        write_durably(folder / "stage.json", json.dumps(stage))
     clock, memory = _clock(), _memory()
     started, events = clock(), list[tuple[float, int, int]]()
 
@@ -100,14 +101,12 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
         batch = stage["config"][stage["stage"]]["batch"]
         units = steps_and_passes(metrics["steps"], metrics["pairs"] if stage["stage"] == "dpo" else 0, batch)
         step = (events[-1][0] - events[0][0]) / max(len(events) - 1, 1)
-    size = sum(
-        file["size"] for file in store.read_json(root / "artifacts" / folder.name / store.MANIFEST)["files"].values()
-    )
+    size = sum(file["size"] for file in read_json(root / "artifacts" / folder.name / store.MANIFEST)["files"].values())
     found = Measured(stage["stage"], ended - started, loaded - started, units, step, _memory() - memory, size, metrics)
     target = root / "measured"
     target.mkdir(exist_ok=True)
     (root / "resident").write_text(str(memory), "utf-8")
-    store.write_durably(target / f"{folder.name}.json", json.dumps(vars(found)))
+    write_durably(target / f"{folder.name}.json", json.dumps(vars(found)))
 
 
 def read_measured(root: Path) -> dict[str, Measured]:

@@ -14,8 +14,8 @@ from posttrain.recipe.reader import override, read
 from posttrain.recipe.tree import Node, Path_, Place, matches, merge, places
 from posttrain.recipe.watch import SECOND
 from posttrain.recipe.whole import Recipe
-from posttrain.regular_files import MOST_TEXT, not_regular
 from posttrain.sampling.dialects import find_command
+from posttrain.storage.regular_files import MOST_TEXT, not_regular
 
 # Giving one on top of an inherited recipe takes the other away.
 _EXCLUSIVE: dict[Path_, tuple[set[str], set[str]]] = {

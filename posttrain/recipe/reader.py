@@ -10,7 +10,7 @@ from ruamel.yaml.nodes import ScalarNode
 
 from posttrain.recipe.tree import Node, Place, merge
 from posttrain.recipe.yaml_tree import MOST_DEPTH, Builder, parse
-from posttrain.regular_files import NotRegularError, TooLargeError, read_text
+from posttrain.storage.regular_files import NotRegularError, TooLargeError, read_text
 
 
 def read(path: Path, shown_as: str | None = None) -> Node:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from posttrain.errors import DamagedError, InputError
-from posttrain.store import Store
+from posttrain.storage.store import Store
 
 A = TypeVar("A")
 

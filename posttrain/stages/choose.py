@@ -19,10 +19,11 @@ from posttrain.job import Job
 from posttrain.recipe import Evaluate
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts
 from posttrain.sampling.protocol import SamplingParams
-from posttrain.shards import Pieces
 from posttrain.stages.promote import decide, prompt_figures
 from posttrain.stages.reward_model import heldout_pairs, pairs_right
-from posttrain.store import MANIFEST, read_json
+from posttrain.storage.files import read_json
+from posttrain.storage.pieces import Pieces
+from posttrain.storage.store import MANIFEST
 from posttrain.tables import SAMPLED
 from posttrain.training.averaging import average
 from posttrain.weighing import REWARD_MODEL

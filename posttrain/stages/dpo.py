@@ -16,7 +16,7 @@ from posttrain.job import Job
 from posttrain.models import check_same_tokens
 from posttrain.pairing import best_worst_pairs, once, ordered_pairs
 from posttrain.recipe import Dpo
-from posttrain.shards import Pieces
+from posttrain.storage.pieces import Pieces
 from posttrain.tables import by_prompt
 from posttrain.training.lora import lora_config
 from posttrain.training.rows import pair_rows

@@ -21,7 +21,7 @@ from posttrain.records import Prompt
 from posttrain.rollouts import Judges, Sampling, engine, judges, load_rewards, plan, run_rollouts
 from posttrain.sampling.protocol import SamplingParams
 from posttrain.seeds import derive_seed
-from posttrain.shards import concatenate
+from posttrain.storage.shards import concatenate
 from posttrain.tables import GREEDY, SAMPLED, by_prompt
 from posttrain.weighing import REWARD_MODEL, RIGHT, combine
 

@@ -14,7 +14,7 @@ from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.judging import told
 from posttrain.recipe.keys import join
-from posttrain.shards import Pieces
+from posttrain.storage.pieces import Pieces
 
 ROWS = 8192  # in a batch
 

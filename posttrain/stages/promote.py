@@ -20,7 +20,7 @@ from posttrain.collapse import collapsed, shares
 from posttrain.errors import StageError
 from posttrain.job import Job
 from posttrain.rollouts import judges, model_rewards
-from posttrain.shards import Pieces
+from posttrain.storage.pieces import Pieces
 from posttrain.tables import SAMPLED, by_prompt
 from posttrain.weighing import REWARD_MODEL, combine
 

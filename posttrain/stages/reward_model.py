@@ -21,7 +21,7 @@ from posttrain.pairing import once
 from posttrain.recipe import RewardModel
 from posttrain.rollouts import model_rewards, scored_slowly
 from posttrain.sampling import reward_head
-from posttrain.shards import Pieces, cut
+from posttrain.storage.pieces import Pieces, cut
 from posttrain.training.lora import lora_config
 from posttrain.training.ranking import LLAMA2_MARGINS, RankingCollator, RankingTrainer, ranked_rows
 from posttrain.training.run import arguments, train

@@ -16,7 +16,8 @@ from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.judging import told
 from posttrain.rollouts import Judges, judge, judges, processes
-from posttrain.shards import even, run_shards
+from posttrain.storage.pieces import even
+from posttrain.storage.shards import run_shards
 from posttrain.weighing import REWARD_MODEL, combine, spread
 
 _ROWS = 2048

@@ -32,9 +32,9 @@ from posttrain.recipe import Judge, RewardEntry
 from posttrain.recipe.watch import SECOND
 from posttrain.rewards import Reward
 from posttrain.rollouts import columns_of, model_rewards, processes, reward_values
-from posttrain.shards import run_shards
 from posttrain.side_by_side import BASE, OTHERS, POLICY, summary
 from posttrain.stages.scores import slices
+from posttrain.storage.shards import run_shards
 from posttrain.tables import GREEDY, SAMPLED, SAMPLES, by_prompt
 from posttrain.weighing import REWARD_MODEL, RIGHT, combine
 

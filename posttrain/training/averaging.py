@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from posttrain.errors import ModelError
-from posttrain.store import MANIFEST
+from posttrain.storage.store import MANIFEST
 
 
 def average(folders: Sequence[Path], out: Path) -> None:

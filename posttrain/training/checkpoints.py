@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from posttrain.training.seals import EPOCH, seal
+from posttrain.storage.checkpoint_seals import EPOCH, seal
 
 
 class Checkpoints(TrainerCallback):

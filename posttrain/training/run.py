@@ -28,12 +28,12 @@ from posttrain.errors import LossError, StageError
 from posttrain.job import Job
 from posttrain.recipe import Trained
 from posttrain.sampling.loading import without_router_logits
-from posttrain.store import write_durably
+from posttrain.storage.checkpoint_seals import latest_whole
+from posttrain.storage.files import write_durably
 from posttrain.system import keep_memory, ran_out
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, merged
 from posttrain.training.packing import told
-from posttrain.training.seals import latest_whole
 from posttrain.training.trackers import trackers
 
 # Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).

@@ -8,8 +8,8 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from posttrain import tracking
 from posttrain.job import Job
+from posttrain.storage.logs import FOLDER, at_home
 
 
 def trackers(job: Job, args: TrainingArguments) -> list[TrainerCallback]:
@@ -21,8 +21,8 @@ def trackers(job: Job, args: TrainingArguments) -> list[TrainerCallback]:
     if report is None:
         return []
     args.run_name, args.project = report["name"], report["project"]
-    folder = job.scratch.parents[2] / tracking.FOLDER  # scratch is RUN/work/KEY/scratch
-    tracking.at_home(folder)
+    folder = job.scratch.parents[2] / FOLDER  # scratch is RUN/work/KEY/scratch
+    at_home(folder)
     os.environ.setdefault("WANDB_PROJECT", report["project"])
     return [_callback(backend, folder / report["name"]) for backend in report["to"]]
 

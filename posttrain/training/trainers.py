@@ -13,7 +13,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl import DPOTrainer, SFTTrainer
 
 from posttrain.chat import OTHER, TEXT
-from posttrain.shards import Pieces
+from posttrain.storage.pieces import Pieces
 from posttrain.training.answers import head_at_answers
 from posttrain.training.layout import packed, separate
 from posttrain.training.packing import answer_log_probs, refusal, text_log_probs

@@ -107,4 +107,4 @@ def shards(module: Any) -> None:
 if JOURNAL:
     sys.addaudithook(audited)
     after("posttrain.training.run", steps)
-    after("posttrain.shards", shards)
+    after("posttrain.storage.shards", shards)

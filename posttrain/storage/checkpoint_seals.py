@@ -10,7 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
-from posttrain.store import file_hash, fsync, write_durably
+from posttrain.storage.files import file_hash, fsync, write_durably
 
 SEAL = "posttrain.json"
 EPOCH = "epoch.safetensors"  # torch's random state at the start of the epoch that is to go on

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from posttrain.store import Store, read_json, write_durably
+from posttrain.storage.files import read_json, write_durably
+from posttrain.storage.store import Store
 
-if TYPE_CHECKING:
-    from posttrain.hub.upload import Pushed
+
+@dataclass(frozen=True)
+class Pushed:
+    """A round that is there now. `sent` and `there`: paths of its files, by whether they had to be committed."""
+
+    repo: str
+    kind: str
+    round: int
+    key: str
+    tag: str
+    commit: str
+    sent: tuple[str, ...]
+    there: tuple[str, ...]
+    bytes: int  # of the files that were committed; the Hub may have had their content already
+
 
 NAME = "pushed.json"
 

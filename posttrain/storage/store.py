@@ -17,21 +17,25 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain import lock
 from posttrain.errors import DamagedError, InputError
+from posttrain.storage import lock
+from posttrain.storage.files import (
+    _repair,
+    canonical_json,
+    file_hash,
+    fsync,
+    read_sealed,
+    remove,
+    sealed,
+    write_durably,
+)
 
 MANIFEST = "artifact.json"
 ASIDE = "damaged"  # where `verify --repair` puts what it finds damaged
-_SEAL = "sha256"  # in artifact.json and run.json: the hash of all else in them
-
-
-def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value that keys are hashed from."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def artifact_key(
@@ -43,76 +47,6 @@ def artifact_key(
     """
     decides = {"stage": stage, "version": version, "config": config, "inputs": inputs, "outside": outside}
     return f"{stage}-{hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:16]}"
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tree_hash(folder: Path) -> str:
-    """One SHA-256 over the names and contents of all files below `folder`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listing = {str(path.relative_to(folder)): file_hash(path) for path in files}
-    return hashlib.sha256(canonical_json(listing).encode()).hexdigest()
-
-
-def fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace the file at `path` in one step: a reader sees the old text or the new one."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    fsync(part)
-    part.rename(path)
-    fsync(path.parent)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises DamagedError when the file is not a JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DamagedError(f"{path}: not a JSON object")
-    return value
-
-
-def sealed(value: Mapping[str, Any]) -> str:
-    """The JSON object with a hash of itself in it."""
-    plain = json.loads(json.dumps(value))  # as it will be read: names are text
-    return json.dumps({**plain, _SEAL: _seal(plain)}, indent=1, ensure_ascii=False)
-
-
-def read_sealed(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """What `sealed` wrote, without the hash. An older file without one is taken if it has no more than `known` keys.
-
-    Raises DamagedError when it is not what was written.
-    """
-    try:
-        value = read_json(path)
-    except DamagedError as error:
-        raise DamagedError(f"{error}. {_repair(path)}") from error
-    seal = value.pop(_SEAL, None)
-    if seal != _seal(value) if seal else not value.keys() <= {*known}:
-        raise DamagedError(f"{path}: is not what was written. {_repair(path)}")
-    return value
-
-
-def _seal(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _repair(path: Path) -> str:
-    root = next((folder.parent for folder in path.parents if folder.name in ("artifacts", "work")), path.parent)
-    return f"`posttrain verify {root} --repair` says which stages must run again, and the same command then runs them"
 
 
 def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
@@ -133,11 +67,6 @@ def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
     fsync(artifacts)
     shutil.rmtree(work, ignore_errors=True)
     return target
-
-
-def remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def link_name(number: int, stage: str) -> str:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain import store
 from posttrain.errors import DamagedError
-from posttrain.shards import is_whole as piece_is_whole
-from posttrain.store import Store
-from posttrain.training.seals import SEAL
-from posttrain.training.seals import is_whole as checkpoint_is_whole
+from posttrain.storage import store
+from posttrain.storage.checkpoint_seals import SEAL
+from posttrain.storage.checkpoint_seals import is_whole as checkpoint_is_whole
+from posttrain.storage.files import file_hash, read_json, remove
+from posttrain.storage.pieces import is_whole as piece_is_whole
+from posttrain.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def repair(run: Store, findings: list[dict[str, Any]]) -> None:
         elif found["kind"] == "link":
             continue
         elif path.is_dir():
-            store.remove(path)
+            remove(path)
         else:
             path.unlink(missing_ok=True)
     with contextlib.suppress(DamagedError):
@@ -134,9 +135,9 @@ def _abandoned(run: Store, folder: Path) -> bool:
     """Whether a recipe other than the run's began it, before the run's was written."""
     recipe = run.root / "recipe.yaml"
     try:
-        began = store.read_json(folder / "stage.json").get("recipe")
+        began = read_json(folder / "stage.json").get("recipe")
         older = (folder / "stage.json").stat().st_mtime_ns < recipe.stat().st_mtime_ns
-        return older and began != store.file_hash(recipe)
+        return older and began != file_hash(recipe)
     except (DamagedError, OSError):
         return False
 

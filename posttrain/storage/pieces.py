@@ -1,0 +1,66 @@
+"""Work cut into pieces, each a file that is whole or not there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain.storage.files import file_hash, fsync
+
+T = TypeVar("T")
+
+_DIGITS = 32  # of a SHA-256, in a name: 128 bits
+
+
+def cut(rows: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Consecutive slices of `size` rows."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def even(count: int, most: int) -> int:
+    """The size of even pieces, of at most `most`: processes that take them in turn end together."""
+    return math.ceil(count / math.ceil(count / most)) if count else most
+
+
+class Pieces:
+    """The finished pieces of a stage's work, by name: what it resumes from after a kill."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def find(self, name: str) -> Path | None:
+        """The piece's file, if it is as it was written. One that is not is removed."""
+        for path in sorted(self.folder.glob(f"{name}.*.parquet")):
+            if is_whole(path):
+                return path
+            path.unlink()
+        return None
+
+    def made(self, name: str, make: Callable[[], pa.Table]) -> pa.Table:
+        """The piece as it was found, or as it is made now and kept."""
+        return pq.read_table(self.find(name) or self.keep(name, make()))
+
+    def read(self, name: str) -> pa.Table | None:
+        path = self.find(name)
+        return pq.read_table(path) if path else None
+
+    def keep(self, name: str, table: pa.Table) -> Path:
+        """Write the piece so that a kill, or a machine that goes down, leaves it whole or absent."""
+        part = self.folder / f".{name}.part"
+        pq.write_table(table, part, compression="zstd")
+        fsync(part)
+        path = self.folder / f"{name}.{file_hash(part)[:_DIGITS]}.parquet"
+        part.rename(path)
+        return path
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a piece is as it was written. Tables of a stage that carry no hash are made anew from pieces."""
+    parts = path.name.split(".")
+    return len(parts) != 3 or file_hash(path)[:_DIGITS] == parts[1]
