@@ -34,9 +34,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.utils import logging
 
 from posttrain import shipped
+from posttrain.engines.load import pick_dtype
 from posttrain.job import Job
 from posttrain.recipe import load
-from posttrain.sampling.loading import pick_dtype
 from posttrain.stages import run_stage
 
 WARM_UP = 3

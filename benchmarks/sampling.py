@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from posttrain.sampling.loading import prepare
-from posttrain.sampling.protocol import Request, SamplingParams, completion_seed
-from posttrain.sampling.shared_prefix import SharedPrefixEngine
+from posttrain.engines.load import prepare
+from posttrain.engines.protocol import Request, SamplingParams, completion_seed
+from posttrain.engines.shared_prefix import SharedPrefixEngine
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 from sampling import SIZES, Size, timed
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from posttrain.sampling.scoring import Scorer
+from posttrain.engines.reward_scorer import Scorer
 
 BATCHES = (16, 64, 256)
 

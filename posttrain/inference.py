@@ -62,9 +62,9 @@ def sample(
     """
     import torch
 
+    from posttrain.engines.protocol import SamplingParams
     from posttrain.rollouts import Judges, Sampling, plan, run_rollouts
     from posttrain.rollouts import engine as settings
-    from posttrain.sampling.protocol import SamplingParams
 
     if out.suffix not in (".parquet", ".jsonl"):
         raise InputError("name a .parquet or a .jsonl file", file=str(out), rule="command-output")

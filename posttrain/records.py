@@ -9,10 +9,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 Message = Mapping[str, str]
-FinishReason = Literal["stop", "length"]
 
 
 def prompt_id(messages: Sequence[Message]) -> str:
@@ -54,17 +53,3 @@ class Preference:
     rejected: tuple[Message, ...]
     edited: tuple[Message, ...] | None = None
     level: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One sampled answer.
-
-    `tokens` holds the sampled ids without the one that ended the answer. `logprobs`, where the
-    engine gives them, has one entry a token, natural logarithm, at temperature 1.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    finish: FinishReason
-    logprobs: tuple[float, ...] | None = None

@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 
 from posttrain import judging, rewards
 from posttrain.chat import Tails, render_answers, render_prompt, render_turns
+from posttrain.engines.protocol import Engine, Request, SamplingParams, completion_seed
+from posttrain.engines.server_dialects import DIALECTS, ServerSettings
 from posttrain.errors import StageError
 from posttrain.job import Job
 from posttrain.judging import JudgeReward
 from posttrain.recipe import RewardEntry
 from posttrain.records import Message, under
 from posttrain.rewards import Reward
-from posttrain.sampling.dialects import DIALECTS, ServerSettings
-from posttrain.sampling.protocol import Engine, Request, SamplingParams, completion_seed
 from posttrain.storage.pieces import cut, even
 from posttrain.storage.shards import concatenate, run_shards
 from posttrain.system import device
@@ -35,8 +35,8 @@ from posttrain.tables import GREEDY, SAMPLES
 from posttrain.weighing import REWARD_MODEL
 
 if TYPE_CHECKING:
-    from posttrain.sampling.scoring import Scorer
-    from posttrain.sampling.server import ServerEngine
+    from posttrain.engines.reward_scorer import Scorer
+    from posttrain.engines.server import ServerEngine
 
 _FALLBACK = b"fallback"  # among a table's own words: why the engine was not the one that was asked for
 
@@ -75,7 +75,7 @@ def sampled_by(job: Job) -> dict[str, Any]:
     kind = job.config["engine"].get("server")
     if kind is None:
         return {}
-    from posttrain.sampling.server import faults_in
+    from posttrain.engines.server import faults_in
 
     can, faults = DIALECTS[kind].capabilities, faults_in(job.scratch)
     told = {"server": kind, "seeds": can.seeds, "token_ids": can.token_ids, "same_bits_again": False}
@@ -275,11 +275,11 @@ def processes(workers: int, served: bool = False) -> int:
 @functools.lru_cache(maxsize=2)
 def _engine(policy: str, use: str, dtype: str, server: ServerSettings | None = None) -> Engine:
     if server is not None:
-        from posttrain.sampling.server import ServerEngine
+        from posttrain.engines.server import ServerEngine
 
         _servers.append(ServerEngine(policy, server))
         return _servers[-1]
-    from posttrain.sampling import load_engine
+    from posttrain.engines import load_engine
 
     return load_engine(policy, use, dtype, device())  # pyright: ignore[reportArgumentType] # checked by the recipe
 
@@ -297,7 +297,7 @@ def _close_servers() -> None:
 
 @functools.lru_cache(maxsize=2)
 def _scorer(path: str) -> Scorer:
-    from posttrain.sampling.scoring import load_scorer
+    from posttrain.engines.reward_scorer import load_scorer
 
     return load_scorer(path, "float32", device())
 

@@ -16,9 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from posttrain.sampling import Request, SamplingParams, ServerSettings
-from posttrain.sampling.loading import load
-from posttrain.sampling.plain import PlainEngine
+from posttrain.engines import Request, SamplingParams, ServerSettings
+from posttrain.engines.load import load
+from posttrain.engines.plain import PlainEngine
 
 
 class FakeServer:

@@ -11,9 +11,9 @@ import pytest
 from tiny_models import causal_lm, tokenizer
 from transformers import AutoConfig
 
+from posttrain.engines.load import load
 from posttrain.errors import ModelError
 from posttrain.launch import InProcess
-from posttrain.sampling.loading import load
 from posttrain.training import architecture
 
 ROOT = Path(__file__).parent.parent

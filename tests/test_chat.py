@@ -116,7 +116,7 @@ def test_what_check_template_refuses(byte_level) -> None:
 
 
 def test_importing_neither_brings_torch() -> None:
-    code = "import sys, posttrain.chat, posttrain.sampling; assert not {'torch', 'transformers'} & {*sys.modules}"
+    code = "import sys, posttrain.chat, posttrain.engines; assert not {'torch', 'transformers'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

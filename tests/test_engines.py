@@ -20,11 +20,11 @@ from parrot import CHAIN, CHOICES, CONTEXT, ENDS, GOES_ON, LOOP, ROLLS, SPELLS, 
 from tiny_models import tokenizer
 from transformers.utils.import_utils import is_serve_available
 
+from posttrain.engines import Engine, Request, SamplingParams, ServerSettings, load_engine, own_server
+from posttrain.engines.protocol import Completion
+from posttrain.engines.server import ServerEngine
 from posttrain.errors import EngineError, ModelError
 from posttrain.job import Job
-from posttrain.records import Completion
-from posttrain.sampling import Engine, Request, SamplingParams, ServerSettings, load_engine, own_server
-from posttrain.sampling.server import ServerEngine
 from posttrain.stages import run_stage
 
 HERE = Path(__file__).parent
@@ -350,8 +350,8 @@ def test_the_server_ends_when_the_stage_is_killed(folder: Path, tmp_path: Path) 
     log = tmp_path / "server.log"
     script = f"""
 import sys, time
-from posttrain.sampling import Request, SamplingParams, ServerSettings
-from posttrain.sampling.server import ServerEngine
+from posttrain.engines import Request, SamplingParams, ServerSettings
+from posttrain.engines.server import ServerEngine
 settings = ServerSettings("vllm", {program()!r}, None, {str(log)!r})
 ServerEngine({str(folder)!r}, settings).generate([Request((5,), (1,))], SamplingParams(1.0, 2))
 print("sampled", flush=True)

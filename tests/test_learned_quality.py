@@ -16,11 +16,11 @@ from test_rounds import go
 from tiny_models import causal_lm, tokenizer
 
 from posttrain import filters, learned_quality
+from posttrain.engines.embedder import Embedder
 from posttrain.errors import DataError, RecipeError
 from posttrain.filters import FilterContext, dropped_schema
 from posttrain.job import Job
 from posttrain.recipe import load
-from posttrain.sampling.embedding import Embedder
 from posttrain.stages import quality_classifier
 from posttrain.storage.files import read_json
 from posttrain.storage.store import Store

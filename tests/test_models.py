@@ -15,12 +15,12 @@ from tiny_models import causal_lm, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from posttrain.engines import load
 from posttrain.errors import ModelError
 from posttrain.models import bounded, inspection, resolve
 from posttrain.models.folder import check_files, special_tokens
 from posttrain.models.inspection import inspect
 from posttrain.recipe import Model
-from posttrain.sampling import loading
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 ASKED = [[{"role": "user", "content": "Mia has 7 apples and buys 12 more. How many has she?"}]]
@@ -312,10 +312,10 @@ def test_a_model_that_is_not_there() -> None:
 
 def test_an_engine_says_what_it_cannot_load(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
-        loading.pick_dtype("float8", "cpu")
+        load.pick_dtype("float8", "cpu")
     assert caught.value.rule == "model-engine-dtype"
     with pytest.raises(ModelError) as caught:
-        loading.load(folder(tmp_path, config(model_type="t5")), "float32", "cpu")
+        load.load(folder(tmp_path, config(model_type="t5")), "float32", "cpu")
     told(caught.value, "model-load", tmp_path)
 
 

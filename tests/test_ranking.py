@@ -151,7 +151,7 @@ def test_near_identical_and_too_long_pairs_are_dropped_and_counted() -> None:
 
 def test_with_the_end_token_as_padding_training_reads_what_scoring_reads() -> None:
     """Peers train on the score at the end token and then read it one token earlier, or the other way round."""
-    from posttrain.sampling.scoring import Scorer
+    from posttrain.engines.reward_scorer import Scorer
 
     tok = tokenizer()
     tok.pad_token = tok.eos_token
@@ -168,7 +168,7 @@ def test_with_the_end_token_as_padding_training_reads_what_scoring_reads() -> No
 @pytest.mark.parametrize("packed", [True, False])
 def test_an_empty_answer_is_read_where_the_prompt_ends(packed: bool) -> None:
     """Where the end token is padding too, nothing is left of it: packed, the response before it must not be read."""
-    from posttrain.sampling.scoring import Scorer
+    from posttrain.engines.reward_scorer import Scorer
 
     tok = tokenizer()
     tok.pad_token = tok.eos_token

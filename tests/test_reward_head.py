@@ -12,8 +12,8 @@ import torch
 from tiny_models import EOS, PAD, causal_lm, reward_model, tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from posttrain.sampling.reward_head import RewardHead, load_reward_model
-from posttrain.sampling.scoring import load_scorer
+from posttrain.engines.reward_head import RewardHead, load_reward_model
+from posttrain.engines.reward_scorer import load_scorer
 from posttrain.training.averaging import average
 
 PROMPTS = [[5, 9, 30, 4], [7, 8, 9, 10, 11, 12]]

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from posttrain.engines.protocol import SamplingParams
 from posttrain.records import Message, under
 from posttrain.rollouts import Judges, Sampling, Shard, rollout
-from posttrain.sampling.protocol import SamplingParams
 from posttrain.tables import GREEDY, SAMPLED
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"

@@ -17,9 +17,9 @@ import torch
 from test_resume_training import BASE, Killed, Training
 
 from posttrain import models, recipe
+from posttrain.engines.server_dialects import loopback
 from posttrain.errors import InputError, ModelError, RecipeError
 from posttrain.recipe import Model
-from posttrain.sampling.dialects import loopback
 from posttrain.storage.checkpoint_seals import SEAL, seal
 from posttrain.storage.redact import shown
 

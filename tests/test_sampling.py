@@ -13,16 +13,16 @@ import torch
 from tiny_models import EOS, causal_lm, tokenizer
 
 from posttrain import rollouts
+from posttrain.engines import Request, SamplingParams, completion_seed, load_engine
+from posttrain.engines.decoder import HookedDecoder, LeanDecoder
+from posttrain.engines.fast_linear import spare
+from posttrain.engines.kv_cache import Pool, Suffixes
+from posttrain.engines.load import Loaded, kept_dtype, pick_dtype, prepare
+from posttrain.engines.plain import PlainEngine
+from posttrain.engines.protocol import Completion
+from posttrain.engines.sampler import draw, uniforms
+from posttrain.engines.shared_prefix import SharedPrefixEngine
 from posttrain.errors import ModelError
-from posttrain.records import Completion
-from posttrain.sampling import Request, SamplingParams, completion_seed, load_engine
-from posttrain.sampling.attention import Pool, Suffixes
-from posttrain.sampling.decoder import HookedDecoder, LeanDecoder
-from posttrain.sampling.draws import draw, uniforms
-from posttrain.sampling.loading import Loaded, kept_dtype, pick_dtype, prepare
-from posttrain.sampling.plain import PlainEngine
-from posttrain.sampling.products import spare
-from posttrain.sampling.shared_prefix import SharedPrefixEngine
 
 LEAN = ("llama", "qwen2", "qwen3", "mistral")
 FITTING = (*LEAN, "gemma", "gemma2", "gemma3_text", "gpt2")

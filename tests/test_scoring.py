@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny_models import PAD, reward_model, tokenizer
 
+from posttrain.engines.reward_scorer import Scorer, load_scorer, score
 from posttrain.errors import ModelError
-from posttrain.sampling.scoring import Scorer, load_scorer, score
 
 _draw = random.Random(0)
 

@@ -36,7 +36,7 @@ class Classifier(Filter):
     def start(self, context: FilterContext) -> Judge:
         import torch
 
-        from posttrain.sampling.classifying import SequenceClassifier
+        from posttrain.engines.classifier import SequenceClassifier
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         classifier = SequenceClassifier(self._resolved().path, self.label, device)

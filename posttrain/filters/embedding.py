@@ -51,7 +51,7 @@ def by_model(parts: Iterable[Sequence[str]], name: str) -> Points:
     Raises:
         ModelError: the model is not there, and cannot be had.
     """
-    from posttrain.sampling.embedding import Embedder
+    from posttrain.engines.embedder import Embedder
     from posttrain.system import device
 
     try:

@@ -35,7 +35,7 @@ class Local:
 
     def replies(self, questions: Sequence[Question]) -> Iterator[tuple[int, Reply]]:
         """Each question's index and reply. All have one temperature."""
-        from posttrain.sampling.protocol import Request, SamplingParams
+        from posttrain.engines.protocol import Request, SamplingParams
 
         ready: list[tuple[int, Request]] = []
         for index, question in enumerate(questions):
@@ -71,7 +71,7 @@ def _loaded(path: Path) -> tuple[Any, Any, int]:
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
-    from posttrain.sampling import load_engine
+    from posttrain.engines import load_engine
 
     engine = load_engine(path, device="cuda" if torch.cuda.is_available() else "cpu")
     config = AutoConfig.from_pretrained(path).get_text_config()

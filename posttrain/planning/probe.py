@@ -145,7 +145,7 @@ def _load(stage: Mapping[str, Any], root: Path) -> None:
     They are kept for the stage. A server is started by the stage itself.
     """
     from posttrain import rollouts
-    from posttrain.sampling.protocol import Request, SamplingParams
+    from posttrain.engines.protocol import Request, SamplingParams
 
     if not STAGES[stage["stage"]].samples or stage["runtime"].get("server"):
         return

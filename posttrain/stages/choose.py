@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from posttrain import statistics
+from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import StageError
 from posttrain.job import Job
 from posttrain.recipe import Evaluate
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts
-from posttrain.sampling.protocol import SamplingParams
 from posttrain.stages.promote import decide, prompt_figures
 from posttrain.stages.reward_model import heldout_pairs, pairs_right
 from posttrain.storage.files import read_json

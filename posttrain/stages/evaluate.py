@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from posttrain import statistics
+from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
 from posttrain.recipe import Evaluate
 from posttrain.records import Prompt
 from posttrain.rollouts import Judges, Sampling, engine, judges, load_rewards, plan, run_rollouts
-from posttrain.sampling.protocol import SamplingParams
 from posttrain.seeds import derive_seed
 from posttrain.storage.shards import concatenate
 from posttrain.tables import GREEDY, SAMPLED, by_prompt

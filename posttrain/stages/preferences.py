@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from posttrain import loaders
+from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.judging import told
@@ -27,7 +28,6 @@ from posttrain.pairing import GIVEN, across_policies, level, split
 from posttrain.recipe import Preferences, PromptSet
 from posttrain.records import Preference
 from posttrain.rollouts import Judges, Sampling, engine, judges, plan, run_rollouts, sampled_by
-from posttrain.sampling.protocol import SamplingParams
 from posttrain.schedule import matching, take
 from posttrain.seeds import derive_seed
 from posttrain.tables import PAIRS, by_prompt

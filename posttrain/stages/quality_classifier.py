@@ -115,6 +115,6 @@ def embedder(policy: Path | None) -> Embed | None:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(policy: Path) -> Embed:
-    from posttrain.sampling.embedding import Embedder
+    from posttrain.engines.embedder import Embedder
 
     return Embedder(policy, device())

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from posttrain.collapse import check_not_empty
+from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
 from posttrain.recipe import Samples
 from posttrain.rollouts import Judges, Sampling, engine, plan, run_rollouts, sampled_by, sampled_slowly
-from posttrain.sampling.protocol import SamplingParams
 from posttrain.schedule import take
 
 

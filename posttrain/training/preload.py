@@ -29,9 +29,9 @@ import trl.trainer.reward_trainer
 import trl.trainer.sft_trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+import posttrain.engines.reward_scorer
+import posttrain.engines.shared_prefix
 import posttrain.rollouts
-import posttrain.sampling.scoring
-import posttrain.sampling.shared_prefix
 import posttrain.training.architecture
 from posttrain.stages.registry import STAGES
 

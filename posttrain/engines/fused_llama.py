@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad, rms_norm
 
-from posttrain.sampling.attention import Options, Unsupported
-from posttrain.sampling.products import GatedProduct, Product, spare
+from posttrain.engines.attention import Options, Unsupported
+from posttrain.engines.fast_linear import GatedProduct, Product, spare
 
 _FITTING = tuple(
     f"{family}For{task}"

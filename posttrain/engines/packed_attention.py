@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from posttrain.sampling.attention import HIDDEN, Options, Unsupported, causal, half_products, scaled
+from posttrain.engines.attention import HIDDEN, Options, Unsupported, causal, half_products, scaled
 
 # Completions are padded to one of these lengths, beyond the last to a multiple of it.
 _LENGTHS = (8, 16, 24, 32, 48, 64)

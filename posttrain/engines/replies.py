@@ -7,7 +7,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from posttrain.sampling.openai_client import Fault
+from posttrain.engines.openai_client import Fault
 
 _SHOWN = 120  # characters of what a reply holds in a message
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from posttrain.records import Completion
-from posttrain.sampling.answers import StopStrings, completions
-from posttrain.sampling.draws import draw, uniforms, unseeded
-from posttrain.sampling.loading import Loaded, check_lengths
-from posttrain.sampling.products import quicken
-from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
+from posttrain.engines.detokenize import StopStrings, completions
+from posttrain.engines.fast_linear import quicken
+from posttrain.engines.load import Loaded, check_lengths
+from posttrain.engines.protocol import Capabilities, Completion, Request, SamplingParams
+from posttrain.engines.sampler import draw, uniforms, unseeded
 
 
 class PlainEngine:

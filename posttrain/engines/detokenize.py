@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from posttrain.records import Completion, FinishReason
+from posttrain.engines.protocol import Completion, FinishReason
 
 _DECODE = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 

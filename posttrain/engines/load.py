@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from posttrain.engines.protocol import Request, SamplingParams
 from posttrain.errors import ModelError
-from posttrain.sampling.protocol import Request, SamplingParams
 from posttrain.system import keep_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from posttrain.sampling.attention import Suffixes
-from posttrain.sampling.draws import draw
-from posttrain.sampling.protocol import SamplingParams
+from posttrain.engines.kv_cache import Suffixes
+from posttrain.engines.protocol import SamplingParams
+from posttrain.engines.sampler import draw
 
 # A batch shrinks when this share of its rows or less still runs: moving the keys of the rest costs about one step.
 _KEEP_WHILE = 0.8

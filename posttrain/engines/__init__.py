@@ -5,14 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from posttrain.sampling.dialects import ServerSettings
-from posttrain.sampling.protocol import (
-    Capabilities,
-    Engine,
-    Request,
-    SamplingParams,
-    completion_seed,
-)
+from posttrain.engines.protocol import Capabilities, Engine, Request, SamplingParams, completion_seed
+from posttrain.engines.server_dialects import ServerSettings
 
 __all__ = ["Capabilities", "Engine", "Request", "SamplingParams", "ServerSettings", "completion_seed", "load_engine"]
 
@@ -32,16 +26,16 @@ def load_engine(
         ModelError: the folder cannot be loaded, or has no end token.
     """
     if use == "server":
-        from posttrain.sampling.server import ServerEngine
+        from posttrain.engines.server import ServerEngine
 
         if server is None:
             raise ValueError("which server is not said")
         return ServerEngine(model_path, server)
-    from posttrain.sampling.attention import Unsupported
-    from posttrain.sampling.decoder import LeanDecoder
-    from posttrain.sampling.loading import load
-    from posttrain.sampling.plain import PlainEngine
-    from posttrain.sampling.shared_prefix import SharedPrefixEngine
+    from posttrain.engines.attention import Unsupported
+    from posttrain.engines.decoder import LeanDecoder
+    from posttrain.engines.load import load
+    from posttrain.engines.plain import PlainEngine
+    from posttrain.engines.shared_prefix import SharedPrefixEngine
 
     loaded = load(model_path, dtype, device)
     if use == "plain":

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
-from posttrain.records import Completion
-from posttrain.sampling import attention
-from posttrain.sampling.answers import StopStrings, completions
-from posttrain.sampling.cohort import Cohort
-from posttrain.sampling.decoder import fitting_decoder
-from posttrain.sampling.draws import uniforms, unseeded
-from posttrain.sampling.loading import Loaded, check_lengths
-from posttrain.sampling.protocol import Capabilities, Request, SamplingParams
+from posttrain.engines.cohort import Cohort
+from posttrain.engines.decoder import fitting_decoder
+from posttrain.engines.detokenize import StopStrings, completions
+from posttrain.engines.kv_cache import Pool, Suffixes
+from posttrain.engines.load import Loaded, check_lengths
+from posttrain.engines.protocol import Capabilities, Completion, Request, SamplingParams
+from posttrain.engines.sampler import uniforms, unseeded
 from posttrain.system import ran_out
 
 # Beyond this many samples at once a step's fixed cost no longer shows.
@@ -54,7 +53,7 @@ class SharedPrefixEngine:
     def __init__(self, loaded: Loaded, at_once: int | None = None) -> None:
         self.loaded, self.at_once = loaded, at_once
         self.decoder = fitting_decoder(loaded)
-        self.pool = attention.Pool(self.decoder.device)
+        self.pool = Pool(self.decoder.device)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
@@ -151,7 +150,7 @@ class _Run:
         prompts, most = torch.arange(len(taken)), self.params.max_new_tokens
         seeds = [self.requests[at].seeds[k] for at, k in samples]
         uniform = torch.from_numpy(uniforms(seeds, most)).to(self.device)
-        suffixes = attention.Suffixes(prefix, prompts, len(samples), self.decoder.kv_heads, most, self.pool)
+        suffixes = Suffixes(prefix, prompts, len(samples), self.decoder.kv_heads, most, self.pool)
         prompt = torch.repeat_interleave(prompts, torch.tensor([part.count for part in taken]))
         cohort = Cohort(suffixes, samples, prompt.to(self.device), uniform, unseeded(seeds, self.device))
         self._take(cohort, logits)

@@ -5,9 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from posttrain.records import Completion
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer.
+
+    `tokens` holds the sampled ids without the one that ended the answer. `logprobs`, where the
+    engine gives them, has one entry a token, natural logarithm, at temperature 1.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: FinishReason
+    logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

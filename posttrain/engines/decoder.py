@@ -10,11 +10,12 @@ from typing import Protocol
 
 import torch
 
-from posttrain.sampling import attention
-from posttrain.sampling.attention import Options, Pool, Prefix, Suffixes, Unsupported
-from posttrain.sampling.lean import LeanLlama
-from posttrain.sampling.loading import Loaded
-from posttrain.sampling.products import quicken
+from posttrain.engines.attention import Options, Unsupported
+from posttrain.engines.fast_linear import quicken
+from posttrain.engines.fused_llama import LeanLlama
+from posttrain.engines.hf_attention import NAME, active, register
+from posttrain.engines.kv_cache import Pool, Prefix, Suffixes
+from posttrain.engines.load import Loaded
 
 
 class Decoder(Protocol):
@@ -115,8 +116,8 @@ class HookedDecoder:
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.token_bytes = 2 * config.num_hidden_layers * self.kv_heads * dim * loaded.model.dtype.itemsize
-        attention.register()
-        loaded.model.set_attn_implementation(attention.NAME)
+        register()
+        loaded.model.set_attn_implementation(NAME)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
         """See `Decoder`."""
@@ -125,21 +126,21 @@ class HookedDecoder:
         # The head is computed for the last token alone: a hook, as `logits_to_keep` wants one place for all rows.
         head = self.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][row, last][:, None],))
-        attention.active.prefix = prefix
+        active.prefix = prefix
         try:
             out = self.model(input_ids=ids, position_ids=position, use_cache=False)
         finally:
-            attention.active.prefix = None
+            active.prefix = None
             hook.remove()
         return prefix, out.logits[:, -1]
 
     def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
         """See `Decoder`."""
-        attention.active.cohorts = cohorts
+        active.cohorts = cohorts
         try:
             out = self.model(input_ids=token[:, None], position_ids=position[:, None], use_cache=False)
         finally:
-            attention.active.cohorts = ()
+            active.cohorts = ()
         for cohort in cohorts:
             cohort.advance()
         return out.logits[:, -1]

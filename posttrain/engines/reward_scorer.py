@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from posttrain.engines.attention import Options, Unsupported
+from posttrain.engines.fast_linear import quicken
+from posttrain.engines.fused_llama import LeanLlama
+from posttrain.engines.hf_attention import NAME, active, register
+from posttrain.engines.load import kept_dtype, pick_dtype, without_router_logits
+from posttrain.engines.packed_attention import Packed
 from posttrain.errors import ModelError
-from posttrain.sampling import attention
-from posttrain.sampling.attention import Options, Unsupported
-from posttrain.sampling.lean import LeanLlama
-from posttrain.sampling.loading import kept_dtype, pick_dtype, without_router_logits
-from posttrain.sampling.packed import Packed
-from posttrain.sampling.products import quicken
 from posttrain.system import keep_memory
 
 # Tokens in one forward: enough that starting operations costs little, few enough for a CPU's cache.
@@ -164,7 +164,7 @@ class Scorer:
             for at, value in zip(batch, out.logits[:, 0].float().tolist(), strict=True):
                 scores[at] = value
         if hooked and texts:
-            self.model.set_attn_implementation(attention.NAME)
+            self.model.set_attn_implementation(NAME)
         return scores
 
 
@@ -188,19 +188,19 @@ class _Lean:
 class _Hooked:
     def __init__(self, model: Any) -> None:
         self.model, self.device = model, model.device
-        attention.register()
-        model.set_attn_implementation(attention.NAME)
+        register()
+        model.set_attn_implementation(NAME)
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> torch.Tensor:
         """Scores, (completions,)."""
         packed = Packed(prompts, answers, self.device)
         body = getattr(self.model, self.model.base_model_prefix)
-        attention.active.packed = packed
+        active.packed = packed
         try:
             out = body(input_ids=packed.ids[None], position_ids=packed.position[None], use_cache=False)
         finally:
-            attention.active.packed = None
+            active.packed = None
         return self.model.score(out.last_hidden_state[0, packed.last])[:, 0].float()
 
 
@@ -219,7 +219,7 @@ def load_scorer(path: str | Path, dtype: str = "float32", device: str = "cpu") -
     Raises:
         ModelError: it cannot be loaded or has more than one label.
     """
-    from posttrain.sampling.reward_head import load_reward_model
+    from posttrain.engines.reward_head import load_reward_model
 
     try:
         model = load_reward_model(path, dtype=kept_dtype(pick_dtype(dtype, device), device))

@@ -17,15 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from posttrain.engines.detokenize import completions
+from posttrain.engines.load import check_lengths, end_tokens
+from posttrain.engines.openai_client import BYTES_A_TOKEN, BYTES_BESIDE, Fault, OpenAIClient, Reply, Waiting
+from posttrain.engines.own_server import OwnServer
+from posttrain.engines.protocol import Completion, Request, SamplingParams
+from posttrain.engines.replies import About, Choice, Completions, only, parsed
+from posttrain.engines.server_dialects import DIALECTS, Ends, ServerSettings
 from posttrain.errors import EngineError, ModelError
-from posttrain.records import Completion
-from posttrain.sampling.answers import completions
-from posttrain.sampling.dialects import DIALECTS, Ends, ServerSettings
-from posttrain.sampling.loading import check_lengths, end_tokens
-from posttrain.sampling.openai_client import BYTES_A_TOKEN, BYTES_BESIDE, Fault, OpenAIClient, Reply, Waiting
-from posttrain.sampling.own_server import OwnServer
-from posttrain.sampling.protocol import Request, SamplingParams
-from posttrain.sampling.replies import About, Choice, Completions, only, parsed
 
 FAULTS = "server-faults.json"  # beside the server's log: replies that were not taken, by rule
 _ABOUT_SECONDS = 60.0  # for what a server says of itself

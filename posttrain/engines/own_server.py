@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from posttrain.engines import supervisor
+from posttrain.engines.openai_client import BYTES_BESIDE, Fault, OpenAIClient
+from posttrain.engines.server_dialects import command, find_command, loopback
 from posttrain.errors import EngineError
-from posttrain.sampling import keeper
-from posttrain.sampling.dialects import command, find_command, loopback
-from posttrain.sampling.openai_client import BYTES_BESIDE, Fault, OpenAIClient
 
 _START_SECONDS = 1800.0  # large weights are read for minutes
 _RESTARTS = 3  # of one server, in one stage
@@ -46,7 +46,7 @@ class OwnServer:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", keeper.__file__, *self._words],
+                [sys.executable, "-P", supervisor.__file__, *self._words],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,34 +1,19 @@
-"""Attention in which the K samples of a prompt share its keys and values.
-
-transformers models call it through `AttentionInterface`; they hold no cache of their own. No mask function is
-registered beside it: without one, transformers builds no mask, and what may be seen is decided here, from the state
-that the engine puts into `active` before each forward.
-"""
+"""Keys and values of prompts, shared by their answers, and of the answers."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
 
 import torch
 
-if TYPE_CHECKING:
-    from posttrain.sampling.packed import Packed
+from posttrain.engines.attention import HIDDEN, Options, _hidden, causal, half_products, scaled, softmax
 
-NAME = "posttrain_shared_prefix"
-HIDDEN = torch.finfo(torch.float32).min / 2
 # Room for new keys: the first, and what it grows by, tokens. It is always read whole, gaps would cost more than zeros
 # do (a CPU reads memory with gaps at a quarter of the speed); and products of fewer than 400 terms take a slow path.
 _ROOM, _GROWTH = 16, 8
+
 # Prompts that have no row left stay until this share or less has one: moving the others' keys costs too.
 _KEEP_PROMPTS_WHILE = 0.75
-
-
-class Unsupported(Exception):
-    """The model asks of attention what is not built here; the message says what."""
 
 
 class Prefix:
@@ -61,50 +46,6 @@ class Prefix:
         self.keys[layer] = key.reshape(prompts * kv_heads, length, dim)
         self.values[layer] = value.reshape(prompts * kv_heads, length, dim)
         return causal(query, key, value, options)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a layer asks for: scaling, sliding window (None: all), soft cap of the scores (None: none); and whether
-    products with the prompt's keys may be made in bfloat16, added up in float32."""
-
-    scaling: float
-    window: int | None
-    softcap: float | None
-    half: bool = False
-
-
-@contextmanager
-def half_products(wanted: bool) -> Iterator[None]:
-    """Lets oneDNN multiply float32 matrices in bfloat16. Only for larger ones: it slows down vector products."""
-    if not wanted:
-        yield
-        return
-    switch: Any = torch.backends.mkldnn
-    before = switch.matmul.fp32_precision
-    switch.matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        switch.matmul.fp32_precision = before
-
-
-def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options) -> torch.Tensor:
-    """Causal attention of whole sequences. query: (B, heads, L, D), key and value: (B, kv_heads, L, D)."""
-    length = query.shape[2]
-    narrow = options.window is not None and length > options.window
-    groups = query.shape[1] // key.shape[1]
-    if options.softcap is None and not narrow:
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=options.scaling, enable_gqa=groups > 1
-        )
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    at = torch.arange(length, device=query.device)
-    hidden = at[None, :] > at[:, None]
-    if narrow and options.window is not None:
-        hidden |= at[None, :] <= at[:, None] - options.window
-    scores = _capped(torch.matmul(query, key.transpose(2, 3)) * options.scaling, options.softcap)
-    return torch.matmul(softmax(scores.masked_fill(hidden, _hidden(scores))), value)
 
 
 class Pool:
@@ -341,72 +282,3 @@ def _chosen_prompts(prefix: Prefix, left: torch.Tensor, kv_heads: int) -> Prefix
             split = old.view(-1, kv_heads, *old.shape[1:])
             target[layer] = split[index, :, : chosen.longest].reshape(-1, chosen.longest, old.shape[-1])
     return chosen
-
-
-def scaled(query: torch.Tensor, key: torch.Tensor, options: Options) -> torch.Tensor:
-    """(B, Q, D) x (B, L, D) -> (B, Q, L) scores, capped."""
-    empty = query.new_empty(())
-    return _capped(torch.baddbmm(empty, query, key.transpose(1, 2), beta=0, alpha=options.scaling), options.softcap)
-
-
-def _capped(scores: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    return scores if softcap is None else (scores / softcap).tanh_().mul_(softcap)
-
-
-def softmax(scores: torch.Tensor) -> torch.Tensor:
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
-
-
-def _hidden(scores: torch.Tensor) -> float:
-    return torch.finfo(scores.dtype).min / 2
-
-
-class _Active(threading.local):
-    packed: Packed | None = None
-    prefix: Prefix | None = None
-    cohorts: Sequence[Suffixes] = ()
-
-
-active = _Active()
-
-
-def attend(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **asked: Any,
-) -> tuple[torch.Tensor, None]:
-    """What transformers calls. query: (B, heads, T, D); key, value: (B, kv_heads, T, D). Returns (B, T, heads, D)."""
-    odd = [name for name in ("s_aux", "position_bias", "head_mask", "cache") if asked.get(name) is not None]
-    if odd or attention_mask is not None:
-        raise Unsupported(f"its attention uses {odd[0] if odd else 'a mask of its own'}")
-    options = Options(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
-    if active.packed is not None:
-        rows = [part[0].transpose(0, 1) for part in (query, key, value)]
-        out = active.packed.attend(rows[0], rows[1], rows[2], options)
-        return out.view(1, len(out), query.shape[1], -1), None
-    layer = module.layer_idx
-    if active.prefix is not None:
-        return active.prefix.prefill(layer, query, key, value, options).transpose(1, 2), None
-    query, key, value = query[:, :, 0], key[:, :, 0], value[:, :, 0]
-    if len(active.cohorts) == 1:
-        return active.cohorts[0].decode(layer, query, key, value, options)[:, None], None
-    parts, start = [], 0
-    for cohort in active.cohorts:
-        some = slice(start, start + cohort.rows)
-        parts.append(cohort.decode(layer, query[some], key[some], value[some], options))
-        start += cohort.rows
-    return torch.cat(parts)[:, None], None
-
-
-def register() -> None:
-    """Makes `attend` known to transformers under NAME."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(NAME, attend)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from posttrain.sampling.protocol import Capabilities, SamplingParams
+from posttrain.engines.protocol import Capabilities, SamplingParams
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,86 @@
+"""Attention in which the K samples of a prompt share its keys and values.
+
+transformers models call it through `AttentionInterface`; they hold no cache of their own. No mask function is
+registered beside it: without one, transformers builds no mask, and what may be seen is decided here, from the state
+that the engine puts into `active` before each forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    pass
+
+HIDDEN = torch.finfo(torch.float32).min / 2
+
+
+class Unsupported(Exception):
+    """The model asks of attention what is not built here; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a layer asks for: scaling, sliding window (None: all), soft cap of the scores (None: none); and whether
+    products with the prompt's keys may be made in bfloat16, added up in float32."""
+
+    scaling: float
+    window: int | None
+    softcap: float | None
+    half: bool = False
+
+
+@contextmanager
+def half_products(wanted: bool) -> Iterator[None]:
+    """Lets oneDNN multiply float32 matrices in bfloat16. Only for larger ones: it slows down vector products."""
+    if not wanted:
+        yield
+        return
+    switch: Any = torch.backends.mkldnn
+    before = switch.matmul.fp32_precision
+    switch.matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        switch.matmul.fp32_precision = before
+
+
+def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options) -> torch.Tensor:
+    """Causal attention of whole sequences. query: (B, heads, L, D), key and value: (B, kv_heads, L, D)."""
+    length = query.shape[2]
+    narrow = options.window is not None and length > options.window
+    groups = query.shape[1] // key.shape[1]
+    if options.softcap is None and not narrow:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=options.scaling, enable_gqa=groups > 1
+        )
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    at = torch.arange(length, device=query.device)
+    hidden = at[None, :] > at[:, None]
+    if narrow and options.window is not None:
+        hidden |= at[None, :] <= at[:, None] - options.window
+    scores = _capped(torch.matmul(query, key.transpose(2, 3)) * options.scaling, options.softcap)
+    return torch.matmul(softmax(scores.masked_fill(hidden, _hidden(scores))), value)
+
+
+def scaled(query: torch.Tensor, key: torch.Tensor, options: Options) -> torch.Tensor:
+    """(B, Q, D) x (B, L, D) -> (B, Q, L) scores, capped."""
+    empty = query.new_empty(())
+    return _capped(torch.baddbmm(empty, query, key.transpose(1, 2), beta=0, alpha=options.scaling), options.softcap)
+
+
+def _capped(scores: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    return scores if softcap is None else (scores / softcap).tanh_().mul_(softcap)
+
+
+def softmax(scores: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+
+
+def _hidden(scores: torch.Tensor) -> float:
+    return torch.finfo(scores.dtype).min / 2
