@@ -26,7 +26,7 @@ from transformers.utils import logging  # noqa: E402
 from posttrain.errors import PosttrainError  # noqa: E402
 from posttrain.launch import InProcess, Launcher  # noqa: E402
 from posttrain.loop import play  # noqa: E402
-from posttrain.recipe import load  # noqa: E402
+from posttrain.recipe.load import load  # noqa: E402
 from posttrain.runner import Runner  # noqa: E402
 from posttrain.stage_queue import Silent  # noqa: E402
 from posttrain.storage.store import Store  # noqa: E402

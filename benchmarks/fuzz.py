@@ -26,9 +26,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain.config import PromptSet
 from posttrain.errors import PosttrainError
 from posttrain.loaders import read_preferences, read_prompts
-from posttrain.recipe import PromptSet, load
+from posttrain.recipe.load import load
 from posttrain.row_files import open_rows
 
 RECIPE = b"""\

@@ -30,10 +30,10 @@ from typing import Any
 import hostile
 
 from posttrain import judging
+from posttrain.config import JudgeModel
 from posttrain.engines import Request, SamplingParams, ServerSettings
 from posttrain.engines.server import ServerEngine
 from posttrain.judging import form, rubric
-from posttrain.recipe import JudgeModel
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import parrot  # a model of a few kilobytes

@@ -36,8 +36,10 @@ from typing import Any
 from measuring import Cost, cost
 
 from posttrain import shipped
+from posttrain.config import PromptSet
 from posttrain.judged import BASE_TEMPERATURES
-from posttrain.recipe import PromptSet, Recipe, load
+from posttrain.recipe.load import load
+from posttrain.recipe.recipe import Recipe
 
 STEPS = Path(__file__).with_suffix("")
 OURS, GLUED = "posttrain", "TRL, glued"

@@ -117,7 +117,7 @@ def play(case: Case, folder: Path, workers: int, sender: Connection) -> None:
 
     import posttrain.training.preload  # noqa: F401 - not to be in the first stage's time
     from posttrain.launch import InProcess
-    from posttrain.recipe import load
+    from posttrain.recipe.load import load
     from posttrain.runner import Artifact, Runner
     from posttrain.stage_queue import Silent
     from posttrain.steps import Steps

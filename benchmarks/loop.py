@@ -72,7 +72,7 @@ def _again(run: Path, stage: str, workers: int, sender: Connection) -> None:
 
     from posttrain import shipped
     from posttrain.job import Job
-    from posttrain.recipe import load
+    from posttrain.recipe.load import load
     from posttrain.stages import run_stage
 
     torch.set_num_threads(1)

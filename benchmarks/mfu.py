@@ -36,7 +36,7 @@ from transformers.utils import logging
 from posttrain import shipped
 from posttrain.engines.load import pick_dtype
 from posttrain.job import Job
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.stages import run_stage
 
 WARM_UP = 3

@@ -29,7 +29,7 @@ from posttrain import shipped
 from posttrain.commands.terminal import Terminal
 from posttrain.launch import Forked, execute
 from posttrain.loop import play
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.runner import Runner
 from posttrain.status import HEADER, line, status
 from posttrain.storage.files import read_json, write_durably

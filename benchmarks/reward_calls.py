@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from posttrain import rewards
-from posttrain.recipe import RewardEntry
+from posttrain.config import RewardEntry
 from posttrain.rewards import client
 
 ROWS = (1, 100, 1000, 10000)

@@ -27,7 +27,7 @@ from posttrain import drift, room
 from posttrain.commands.terminal import Terminal
 from posttrain.launch import Forked, execute
 from posttrain.loop import play
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.runner import Runner
 from posttrain.status import HEADER, line, status
 from posttrain.storage.store import Store

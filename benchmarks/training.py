@@ -43,7 +43,7 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, S
 
 from posttrain import models
 from posttrain.job import Job
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.stages import run_stage
 from posttrain.training.rows import pair_rows, sft_rows
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.recipe import trl_fields
+from posttrain.config import trl_fields
 from posttrain.recipe.schema import FILE, TRL_CONFIGS, schema, trl_properties
 
 ROOT = Path(__file__).resolve().parent.parent

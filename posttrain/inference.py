@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import loaders
+from posttrain.config import Engine, Model, PromptSet, by_round
 from posttrain.errors import InputError
 from posttrain.job import Job, no_progress
 from posttrain.launch import Forked
 from posttrain.models.folder import resolve
 from posttrain.models.inspection import inspect
-from posttrain.recipe import Engine, Model, PromptSet, Recipe, by_round, load
+from posttrain.recipe.load import load
+from posttrain.recipe.recipe import Recipe
 from posttrain.records import Message, Prompt
 from posttrain.runner import Runner
 from posttrain.seeds import derive_seed

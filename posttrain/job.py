@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from posttrain.recipe.keys import Keyed, join
+from posttrain.config.keys import Keyed, join
 
 S = TypeVar("S", bound=Keyed)
 

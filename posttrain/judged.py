@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.recipe import Recipe, RewardEntry
-from posttrain.recipe.keys import Keyed, name_of
+from posttrain.config import RewardEntry
+from posttrain.config.keys import Keyed, name_of
+from posttrain.recipe.recipe import Recipe
 from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.seeds import derive_seed
 

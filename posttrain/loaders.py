@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from posttrain import formats
+from posttrain.config import PromptSet
 from posttrain.errors import DataError, did_you_mean
 from posttrain.json_values import as_json
 from posttrain.pairing import Level
-from posttrain.recipe import PromptSet
 from posttrain.records import Message, Preference, Prompt, under
 from posttrain.sources import Source, cut
 from posttrain.storage.regular_files import open_regular

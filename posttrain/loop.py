@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from posttrain.judged import Evaluated
-from posttrain.recipe import Recipe
+from posttrain.recipe.recipe import Recipe
 from posttrain.runner import Artifact, Stages
 from posttrain.steps import Steps
 

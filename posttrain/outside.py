@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from posttrain import judging, loaders, models, pairwise, rewards
-from posttrain.recipe import JudgeModel, Model, Recipe, by_round
+from posttrain.config import JudgeModel, Model, by_round
+from posttrain.recipe.recipe import Recipe
 from posttrain.runner import Artifact
 from posttrain.weighing import REWARD_MODEL
 

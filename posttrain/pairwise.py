@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from posttrain import rewards
+from posttrain.config import RewardEntry
 from posttrain.errors import RewardError
-from posttrain.recipe import RewardEntry
 from posttrain.records import Message, Prompt
 from posttrain.rewards import Reward
 from posttrain.winrate import agreed

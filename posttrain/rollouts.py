@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 
 from posttrain import judging, rewards
 from posttrain.chat import Tails, render_answers, render_prompt, render_turns
+from posttrain.config import RewardEntry
 from posttrain.engines.protocol import Engine, Request, SamplingParams, completion_seed
 from posttrain.engines.server_dialects import DIALECTS, ServerSettings
 from posttrain.errors import StageError
 from posttrain.job import Job
 from posttrain.judging import JudgeReward
-from posttrain.recipe import RewardEntry
 from posttrain.records import Message, under
 from posttrain.rewards import Reward
 from posttrain.storage.pieces import cut, even

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.config import Model
 from posttrain.errors import RoomError
 from posttrain.models import look, weights
 from posttrain.planning import sizes
-from posttrain.recipe import Model, Recipe
+from posttrain.recipe.recipe import Recipe
 from posttrain.stages.registry import STAGES
 from posttrain.storage.store import Store
 from posttrain.system import gpu

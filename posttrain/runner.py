@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from posttrain.errors import DamagedError, InputError
 from posttrain.launch import Launcher
-from posttrain.recipe import Recipe
+from posttrain.recipe.recipe import Recipe
 from posttrain.stage_queue import Planned, StageQueue, Watcher
 from posttrain.stages.registry import STAGES, spec
 from posttrain.storage import store

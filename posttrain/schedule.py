@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from posttrain.errors import DataError, did_you_mean
 from posttrain.seeds import derive_seed
-
-T = TypeVar("T")
-
-
-def of_round(entries: Sequence[T], number: int) -> T:
-    """What a list by round has for round `number`, from 1 on: the last entry goes on."""
-    return entries[min(max(number, 1), len(entries)) - 1]
 
 
 def take(prompts: Sequence[Mapping[str, Any]], seed: int, start: int, count: int | None) -> list[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from posttrain import judging, learned_quality, models, shipped
 from posttrain.judged import in_key, not_in_key
 from posttrain.judging import rubric
-from posttrain.recipe import Recipe
+from posttrain.recipe.recipe import Recipe
 from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.seeds import derive_seed
 from posttrain.storage.files import file_hash

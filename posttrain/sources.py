@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import shipped
+from posttrain.config import PromptSet
 from posttrain.errors import DataError, did_you_mean
 from posttrain.formats import has_prompt, kind
-from posttrain.recipe import PromptSet
 from posttrain.text_lines import MOST_ROW, csv_rows, open_lines, too_long
 
 # Reward functions get these as arguments of their own.

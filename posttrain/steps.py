@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from posttrain.config import Dpo, PromptSet, RewardEntry, RewardModel, Sft, by_round
+from posttrain.config.section import of_round
 from posttrain.judged import Comparison, Evaluated, Judging, in_key, not_in_key
 from posttrain.outside import external_inputs
-from posttrain.recipe import Dpo, PromptSet, Recipe, RewardEntry, RewardModel, Sft, by_round
+from posttrain.recipe.recipe import Recipe
 from posttrain.runner import Artifact, StageCall, Stages
-from posttrain.schedule import of_round
 from posttrain.seeds import derive_seed
 from posttrain.sifting import Sifting, earlier
 from posttrain.variants import Training

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from posttrain.config import Sft, Trained
 from posttrain.judged import Comparison, Inputs
 from posttrain.outside import ExternalInputs
-from posttrain.recipe import Recipe, Sft, Trained
+from posttrain.recipe.recipe import Recipe
 from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.seeds import derive_seed
 from posttrain.storage.store import link_name

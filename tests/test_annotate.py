@@ -14,9 +14,10 @@ from test_judges import FakeJudge, asked_form, judged, serving
 from test_rounds import go
 
 from posttrain import annotations, shipped
+from posttrain.config import Balance, Sft
 from posttrain.errors import DataError, RecipeError, RewardError
 from posttrain.job import Job
-from posttrain.recipe import Balance, Sft, load
+from posttrain.recipe.load import load
 from posttrain.stages import annotate, run_stage, scores
 from posttrain.storage.files import read_json
 from posttrain.tables import MESSAGES, SAMPLES

@@ -12,9 +12,9 @@ import pytest
 import torch
 from tiny_models import causal_lm, reward_model, tokenizer
 
+from posttrain.config import Dpo, RewardModel, Sft, Trained
 from posttrain.errors import EngineError, ModelError, PosttrainError, StageError
 from posttrain.job import Job
-from posttrain.recipe import Dpo, RewardModel, Sft, Trained
 from posttrain.stages import _named, run_stage
 from posttrain.tables import PAIRS, SAMPLES
 

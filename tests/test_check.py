@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from posttrain import shipped
+from posttrain.config import by_round
 from posttrain.errors import RewardError
 from posttrain.launch import InProcess
 from posttrain.planning import checks as planning
 from posttrain.planning.checks import golden_cases
-from posttrain.recipe import by_round, load
+from posttrain.recipe.load import load
 
 FEW = ["prompts.train.rows=:300", "prompts.dev.rows=:40", "prompts.heldout.rows=:40"]
 

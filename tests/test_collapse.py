@@ -15,9 +15,9 @@ from parrot import ENDS, GOES_ON, save
 from posttrain import rewards
 from posttrain.collapse import Shares, check_scores, collapsed, constant, shares
 from posttrain.commands.terminal import summary
+from posttrain.config import RewardEntry, Samples
 from posttrain.errors import EmptyStageError, RewardError, StageError
 from posttrain.job import Job
-from posttrain.recipe import RewardEntry, Samples
 from posttrain.stages import run_stage
 from posttrain.tables import SAMPLED, SAMPLES
 

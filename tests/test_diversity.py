@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from posttrain import diversity
+from posttrain.config.collapse import Collapse
 from posttrain.job import Job
-from posttrain.recipe.collapse import Collapse
 from posttrain.stages import diversity as stage
 
 WORDS = [a + b for a in "bdfglmnprst" for b in ("a", "ela", "ino", "oru", "ump", "ish")]

@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 
 from posttrain import shipped
 from posttrain.cli import app
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.recipe.schema import schema
 
 ROOT = Path(__file__).parent.parent

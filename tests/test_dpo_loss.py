@@ -14,7 +14,7 @@ from tiny_models import causal_lm
 from transformers import AutoTokenizer
 from trl import DPOConfig
 
-from posttrain.recipe import Dpo
+from posttrain.config import Dpo
 from posttrain.storage.pieces import Pieces
 from posttrain.training.rows import pair_rows
 from posttrain.training.trainers import Llama3DPOTrainer, PairCollator

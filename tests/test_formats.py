@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.config import PromptSet
 from posttrain.errors import DataError
 from posttrain.formats import parsed, prompt_of, ranking_of
 from posttrain.loaders import content_hash, read_preferences, read_prompts
-from posttrain.recipe import PromptSet
 
 
 def user(text: str) -> dict[str, str]:

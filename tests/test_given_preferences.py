@@ -16,11 +16,11 @@ from tiny_models import reward_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain import shipped
+from posttrain.config import Dpo, PromptSet
 from posttrain.errors import DataError, EmptyStageError
 from posttrain.job import Job
 from posttrain.loaders import read_preferences
 from posttrain.pairing import once, ordered_pairs
-from posttrain.recipe import Dpo, PromptSet
 from posttrain.records import prompt_id
 from posttrain.stages import run_stage
 from posttrain.stages.prompts import SCHEMA

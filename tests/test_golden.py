@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from posttrain.loop import play
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.runner import Artifact, StageCall
 from posttrain.stages.registry import STAGES
 from posttrain.storage import store

@@ -15,11 +15,11 @@ import parrot
 import pytest
 
 from posttrain import judging
+from posttrain.config import JudgeModel
 from posttrain.engines import Request, SamplingParams, ServerSettings
 from posttrain.engines.server import FAULTS, ServerEngine
 from posttrain.errors import EngineError, InputError
 from posttrain.judging import rubric
-from posttrain.recipe import JudgeModel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import fuzz_servers

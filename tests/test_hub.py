@@ -24,13 +24,14 @@ from tiny_models import causal_lm, tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain import cli
+from posttrain.config import Push
+from posttrain.config.push import problem
 from posttrain.errors import DamagedError, HubError, InputError, PosttrainError, RecipeError
-from posttrain.hub import names
 from posttrain.hub.after_rounds import AfterRounds
 from posttrain.hub.plan import RepoPlan, make, promoted_rounds
 from posttrain.hub.talk import Patience, Talk
 from posttrain.hub.upload import push, sign_in
-from posttrain.recipe import Push, load
+from posttrain.recipe.load import load
 from posttrain.storage import pushed
 from posttrain.storage.files import file_hash, read_json
 from posttrain.storage.pushed import Pushed
@@ -440,7 +441,7 @@ def test_names_are_refused_as_the_client_refuses_them(name: str) -> None:
         allowed = "/" in name  # ours always has an owner
     except HFValidationError:
         allowed = False
-    assert (names.problem(name) is None) == allowed
+    assert (problem(name) is None) == allowed
 
 
 # The cards.

@@ -12,10 +12,11 @@ from typer.testing import CliRunner, Result
 
 from posttrain import shipped as content
 from posttrain.cli import app
+from posttrain.config import by_round
 from posttrain.errors import InputError
 from posttrain.outside import external_inputs
-from posttrain.recipe import by_round, load
-from posttrain.recipe.copying import copy_recipe, first_sentence
+from posttrain.recipe.copy import copy_recipe, first_sentence
+from posttrain.recipe.load import load
 
 
 def posttrain(*arguments: str) -> Result:

@@ -17,11 +17,11 @@ import pytest
 from tiny_models import tokenizer
 
 from posttrain import judging
+from posttrain.config import JudgeModel, RewardEntry
 from posttrain.engines.protocol import Completion, Request, SamplingParams
 from posttrain.errors import EngineError, RewardError
 from posttrain.judging import form, local, rubric
 from posttrain.judging.endpoint import Question
-from posttrain.recipe import JudgeModel, RewardEntry
 
 QUALITY = rubric.load("quality.md")
 LINE = re.compile(r"^(?:Score|Tags) [0-9a-f]{10}: ", re.MULTILINE)

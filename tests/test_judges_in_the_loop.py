@@ -13,9 +13,11 @@ import pytest
 from test_judges import FakeJudge, gives, judged, serving
 from test_rounds import go
 
+from posttrain.config import RewardEntry
 from posttrain.errors import EngineError, RecipeError, RewardError
 from posttrain.job import Job
-from posttrain.recipe import Recipe, RewardEntry, load
+from posttrain.recipe.load import load
+from posttrain.recipe.recipe import Recipe
 from posttrain.stages import filters, scores
 from posttrain.storage.files import read_json
 from posttrain.storage.store import Store

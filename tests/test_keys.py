@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
+from posttrain.config import RewardModel, Sft
+from posttrain.config.keys import KeyedAs, KeyedByName, KeyedUnlessDefault, NotInKey, join
+from posttrain.config.section import Section
 from posttrain.filters import parse
-from posttrain.recipe import RewardModel, Sft
-from posttrain.recipe.keys import KeyedAs, KeyedByName, KeyedUnlessDefault, NotInKey, join
-from posttrain.recipe.section import Section
 
 
 class Inner(Section):

@@ -20,7 +20,7 @@ from posttrain.engines.embedder import Embedder
 from posttrain.errors import DataError, RecipeError
 from posttrain.filters import FilterContext, dropped_schema
 from posttrain.job import Job
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.stages import quality_classifier
 from posttrain.storage.files import read_json
 from posttrain.storage.store import Store

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import shipped
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.storage import store
 from posttrain.storage.files import read_json
 

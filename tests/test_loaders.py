@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from posttrain.config import PromptSet
 from posttrain.errors import DataError
 from posttrain.loaders import content_hash, read_prompts
-from posttrain.recipe import PromptSet
 from posttrain.records import Prompt
 
 ROWS = [{"prompt": "Two and two?", "answer": "4"}, {"prompt": "A note, please.", "answer": None}]

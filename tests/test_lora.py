@@ -21,9 +21,9 @@ from test_ranking import alone
 from tiny_models import reward_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from posttrain.config import Dpo, Lora, Model, RewardModel, Sft
 from posttrain.errors import InputError
 from posttrain.job import Job, no_progress
-from posttrain.recipe import Dpo, Lora, Model, RewardModel, Sft
 from posttrain.stages import run_stage
 from posttrain.storage.files import read_json
 from posttrain.tables import PAIRS as PAIR_TABLE

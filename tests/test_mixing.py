@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from posttrain.recipe import Anneal, Source
+from posttrain.config import Anneal, Source
 from posttrain.training.mixing import annealed, guaranteed, mixed, passes
 
 

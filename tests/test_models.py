@@ -15,12 +15,12 @@ from tiny_models import causal_lm, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from posttrain.config import Model
 from posttrain.engines import load
 from posttrain.errors import ModelError
 from posttrain.models import bounded, inspection, resolve
 from posttrain.models.folder import check_files, special_tokens
 from posttrain.models.inspection import inspect
-from posttrain.recipe import Model
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 ASKED = [[{"role": "user", "content": "Mia has 7 apples and buys 12 more. How many has she?"}]]

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from posttrain import filters, loaders, parquet_batches, row_files, text_lines
+from posttrain.config import PromptSet
 from posttrain.errors import DataError, InputError
 from posttrain.filter_file import filter_file
 from posttrain.filters import FilterContext
 from posttrain.json_values import as_json
 from posttrain.loaders import content_hash, read_preferences, read_prompts
-from posttrain.recipe import PromptSet
 from posttrain.records import Prompt
 from posttrain.row_files import open_rows
 from posttrain.text_lines import MOST_ROW

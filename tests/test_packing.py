@@ -10,8 +10,8 @@ from tiny_models import causal_lm
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from posttrain.config import Sft
 from posttrain.job import Job
-from posttrain.recipe import Sft
 from posttrain.training.rows import IGNORED, sft_rows
 from posttrain.training.run import arguments
 

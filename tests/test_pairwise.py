@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from posttrain.config import RewardEntry
 from posttrain.errors import RewardError
 from posttrain.pairwise import Pairwise, load
-from posttrain.recipe import RewardEntry
 from posttrain.records import Prompt
 from posttrain.rewards import Reward
 from posttrain.rewards import load as load_reward

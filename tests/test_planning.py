@@ -13,7 +13,7 @@ from posttrain.planning.costs import Cost, Measured, cost, cost_of, work
 from posttrain.planning.plan import Machine, plan, processes
 from posttrain.planning.rehearsal import Step, rehearse
 from posttrain.planning.timeline import Task, simulate
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 
 SETS = Sets(train=7000, dev=900, heldout=1700, where=1000)
 SHARES = Shares(preferences=0.5, kept=0.1, pairs=0.25, judged=0.6, length=20.0)

@@ -16,7 +16,7 @@ from test_judges import FakeJudge, gives, judged, serving
 from posttrain import filters
 from posttrain.errors import DataError, EngineError, InputError, RecipeError
 from posttrain.filters import FilterContext
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 
 
 def sift(

@@ -14,8 +14,8 @@ from tiny_models import EOS, PAD, reward_model, tokenizer
 from transformers import AutoTokenizer
 from trl import RewardConfig
 
+from posttrain.config import RewardModel
 from posttrain.job import Job
-from posttrain.recipe import RewardModel
 from posttrain.rollouts import model_rewards
 from posttrain.stages import run_stage
 from posttrain.tables import PAIRS as SCHEMA

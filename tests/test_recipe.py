@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain import shipped
+from posttrain.config import RewardEntry, by_round, trl_fields
 from posttrain.errors import RecipeError
 from posttrain.filters import FILTERS
-from posttrain.recipe import Recipe, RewardEntry, by_round, load, trl_fields
+from posttrain.recipe.load import load
+from posttrain.recipe.recipe import Recipe
 
 SMALL = """\
 model: {path: ./model}
@@ -94,7 +96,7 @@ class TestReading:
 
     def test_it_imports_neither_torch_nor_trl(self) -> None:
         code = (
-            "import sys; from posttrain.recipe import load; load('quickstart', files=False);"
+            "import sys; from posttrain.recipe.load import load; load('quickstart', files=False);"
             "print([m for m in ('torch', 'trl', 'transformers', 'datasets', 'peft') if m in sys.modules])"
         )
         run = subprocess.run(
@@ -488,7 +490,7 @@ class TestTrainedSections:
     def test_the_field_list_is_that_of_the_installed_trl(self) -> None:
         made = trl_fields.as_text(trl_fields.generate())
         shipped = Path(trl_fields.__file__).with_suffix(".json").read_text("utf-8")
-        assert made == shipped, "run: python -m posttrain.recipe.trl_fields"
+        assert made == shipped, "run: python -m posttrain.config.trl_fields"
 
     @pytest.mark.parametrize("trainer", ["sft", "dpo", "reward_model"])
     def test_what_is_refused_renamed_or_ranged_is_a_field(self, trainer: trl_fields.Trainer) -> None:

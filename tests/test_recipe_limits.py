@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from posttrain.errors import RecipeError
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.recipe.schema import schema
 from posttrain.storage.regular_files import MOST_TEXT
 

@@ -14,12 +14,12 @@ import pytest
 
 from posttrain import filters, inference, learned_quality, schedule
 from posttrain.commands.stage import stage
+from posttrain.config import PromptSet
+from posttrain.config.tree import Place
 from posttrain.errors import InputError
 from posttrain.filters import FilterContext
 from posttrain.hub import plan
 from posttrain.loaders import read_preferences, read_prompts
-from posttrain.recipe import PromptSet
-from posttrain.recipe.tree import Place
 from posttrain.recipe.yaml_tree import parse
 from posttrain.report import plots, reading
 from posttrain.row_files import open_rows

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from posttrain.config import Dpo, RewardModel, Sft
 from posttrain.job import Job
-from posttrain.recipe import Dpo, RewardModel, Sft
 from posttrain.stages import run_stage
 from posttrain.storage.checkpoint_seals import newest_first
 from posttrain.storage.files import file_hash

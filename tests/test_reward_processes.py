@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from posttrain import rewards
+from posttrain.config import RewardEntry
 from posttrain.errors import DiedError, PosttrainError, RewardError, StageError
-from posttrain.recipe import RewardEntry
 from posttrain.rewards import Reward, client
 
 PROMPTS: list[list[Any]] = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
@@ -226,7 +226,7 @@ class TestEnds:
 STAGE = """
 import sys
 from posttrain import rewards
-from posttrain.recipe import RewardEntry
+from posttrain.config import RewardEntry
 reward = rewards.load(RewardEntry(use=sys.argv[1]))
 reward([[]], [[]], {})
 """

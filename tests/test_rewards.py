@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from posttrain import shipped
+from posttrain.config import RewardEntry
 from posttrain.errors import RewardError
-from posttrain.recipe import RewardEntry
 from posttrain.records import Prompt
 from posttrain.rewards import Reward, content_hash, load, wrong_cases
 

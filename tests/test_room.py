@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from posttrain import room
 from posttrain.errors import RoomError
 from posttrain.planning import sizes
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.room import Need
 from posttrain.storage import store
 from posttrain.storage.store import Store

@@ -10,7 +10,7 @@ import pytest
 from posttrain.errors import DamagedError, EmptyStageError, InputError, LockedError, PosttrainError, StageError
 from posttrain.launch import Ended
 from posttrain.loop import play
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.runner import Runner
 from posttrain.stage_queue import Silent
 from posttrain.status import status, table

@@ -13,7 +13,7 @@ import pytest
 from posttrain import filters, models, shipped
 from posttrain.errors import DataError, RecipeError
 from posttrain.filters import FilterContext
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 
 SAID = [{"role": "user", "content": "How many?"}]
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 from test_resume_training import BASE, Killed, Training
 
-from posttrain import models, recipe
+from posttrain import models
+from posttrain.config import Model
 from posttrain.engines.server_dialects import loopback
 from posttrain.errors import InputError, ModelError, RecipeError
-from posttrain.recipe import Model
+from posttrain.recipe.load import load
 from posttrain.storage.checkpoint_seals import SEAL, seal
 from posttrain.storage.redact import shown
 
@@ -119,7 +120,7 @@ class TestNames:
     @pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "a\\b", "/etc"])
     def test_a_recipes_name_stays_in_runs(self, name: str) -> None:
         with pytest.raises(RecipeError):
-            recipe.load("quickstart", [f"name={json.dumps(name)}"])
+            load("quickstart", [f"name={json.dumps(name)}"])
 
     @pytest.mark.parametrize(
         "change",
@@ -138,14 +139,14 @@ class TestNames:
         (tmp_path / "check.py").write_text("raise SystemExit('it ran')\n")
         (tmp_path / "secret.jsonl").write_text('{"prompt": "a"}\n')
         with pytest.raises(InputError):
-            recipe.load("quickstart", [change])
+            load("quickstart", [change])
 
     def test_a_recipe_runs_nothing_as_it_is_read(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.yaml"
         for tag in ("!!python/object/apply:os.mkdir", "!!python/name:os.system", "!mine"):
             path.write_text(f'extends: quickstart\nseed: {tag} ["{tmp_path / "ran"}"]\n')
             with pytest.raises(RecipeError):
-                recipe.load(str(path))
+                load(str(path))
         assert not (tmp_path / "ran").exists()
 
 

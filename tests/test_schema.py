@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from posttrain import shipped
 from posttrain.cli import app
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.recipe.schema import FILE, MODELINE, schema
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from posttrain.errors import InputError, ModelError
 from posttrain.filter_file import filter_file
 from posttrain.filters import FilterContext, embedding
 from posttrain.filters.semantic_duplicates import clustered, greedy, worth
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 
 WORDS = [a + b for a in "bdfglmnprstvz" for b in ("a", "ela", "ino", "oru", "ump", "ish", "ade", "ovin")]
 

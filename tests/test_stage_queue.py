@@ -10,7 +10,7 @@ from test_rounds import FakeLauncher
 from posttrain.errors import StageError
 from posttrain.launch import Ended
 from posttrain.loop import play
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.runner import Runner
 from posttrain.stage_queue import Silent
 from posttrain.storage.store import Store

@@ -11,12 +11,12 @@ import pytest
 from tiny_models import TEMPLATE, tokenizer
 from transformers import AutoTokenizer
 
-from posttrain import recipe
 from posttrain.chat import check_template, ending, parts_of, render_completion, render_prompt, render_turns
+from posttrain.config import Model
 from posttrain.errors import DataError, ModelError
 from posttrain.models import inspection, look, resolve
 from posttrain.models.inspection import inspect
-from posttrain.recipe import Model
+from posttrain.recipe.load import load
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 GOOD = (BASE / "chat_template.jinja").read_text()
@@ -158,7 +158,7 @@ class TestSeveral:
     def test_a_recipe_names_it_from_where_it_lies(self, tmp_path: Path) -> None:
         (tmp_path / "mine.jinja").write_text(GOOD)
         (tmp_path / "mine.yaml").write_text("extends: quickstart\nmodel: {chat_template: ./mine.jinja}\n")
-        assert recipe.load(str(tmp_path / "mine.yaml")).model.chat_template == str(tmp_path / "mine.jinja")
+        assert load(str(tmp_path / "mine.yaml")).model.chat_template == str(tmp_path / "mine.jinja")
 
 
 def words() -> Any:

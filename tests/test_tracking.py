@@ -12,9 +12,10 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from posttrain import tracking
+from posttrain.config import Sft
 from posttrain.errors import InputError, RecipeError
 from posttrain.job import Job
-from posttrain.recipe import Sft, load
+from posttrain.recipe.load import load
 from posttrain.stage_queue import Silent
 from posttrain.storage.store import Store
 from posttrain.training import run

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from posttrain.config import Sft
 from posttrain.errors import StageError
 from posttrain.job import Job
-from posttrain.recipe import Sft
 from posttrain.stages import sft
 from posttrain.stages.prompts import REAL
 from posttrain.training import run

@@ -12,7 +12,7 @@ from posttrain import shipped
 from posttrain.cli import app
 from posttrain.errors import RecipeError, StageError
 from posttrain.job import Job
-from posttrain.recipe import load
+from posttrain.recipe.load import load
 from posttrain.stages import trial
 from posttrain.training.run import _check_rows
 from posttrain.variants import TRIED

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from posttrain import rewards
-from posttrain.recipe import RewardEntry
+from posttrain.config import RewardEntry
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)

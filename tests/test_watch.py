@@ -13,10 +13,10 @@ import pytest
 import torch
 from tiny_models import EOS, PAD, causal_lm, reward_model, tokenizer
 
+from posttrain.config import RewardModel
 from posttrain.errors import EmptyStageError, PosttrainError, RewardError, StageError
 from posttrain.job import Job
 from posttrain.pairing import split
-from posttrain.recipe import RewardModel
 from posttrain.side_by_side import warnings
 from posttrain.stages import reward_model as reward_model_stage
 from posttrain.stages import watch

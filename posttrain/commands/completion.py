@@ -9,7 +9,7 @@ from posttrain import shipped
 
 def recipes(incomplete: str) -> Iterator[tuple[str, str]]:
     """The shipped recipes that begin so, each with what it is."""
-    from posttrain.recipe.copying import first_sentence
+    from posttrain.recipe.copy import first_sentence
 
     for name in shipped.names("recipes"):
         if name.startswith(incomplete):

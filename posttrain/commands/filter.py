@@ -13,7 +13,7 @@ from posttrain.commands.terminal import say
 
 if TYPE_CHECKING:
     from posttrain.filters import Filter, FilterContext
-    from posttrain.recipe import Recipe
+    from posttrain.recipe.recipe import Recipe
 
 
 def filter_(
@@ -36,7 +36,7 @@ def filter_(
     """
     from posttrain.filter_file import filter_file
     from posttrain.filters import Filter
-    from posttrain.recipe import load
+    from posttrain.recipe.load import load
 
     resolved = load(recipe, set_ or [], files=False)
     chosen = [one for one in resolved.filters if isinstance(one, Filter)]  # all of them

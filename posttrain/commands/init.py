@@ -23,7 +23,7 @@ def init_(
 
     posttrain init mine --recipe gsm8k
     """
-    from posttrain.recipe.copying import copy_recipe
+    from posttrain.recipe.copy import copy_recipe
 
     made = copy_recipe(recipe, folder)
     for path in made:

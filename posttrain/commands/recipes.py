@@ -20,7 +20,7 @@ def recipes_(
     `posttrain init DIR --recipe NAME` copies one to edit; `posttrain round NAME` runs it as it is.
     """
     from posttrain import shipped
-    from posttrain.recipe.copying import first_sentence
+    from posttrain.recipe.copy import first_sentence
 
     found = {name: shipped.recipe_path(name) for name in shipped.names("recipes")}
     told = {name: first_sentence(path.read_text("utf-8")) for name, path in found.items()}

@@ -35,7 +35,7 @@ def round_(
 
 def _round(recipe: str, n: int, run: Path | None, overrides: list[str]) -> None:
     from posttrain import recovery
-    from posttrain.recipe import load
+    from posttrain.recipe.load import load
     from posttrain.status import status, table
     from posttrain.storage.store import Store
     from posttrain.tracking import check

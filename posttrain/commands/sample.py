@@ -39,9 +39,10 @@ def sample_(
 
     posttrain sample ./my-model --prompts questions.jsonl --temperature 0 --out answers.jsonl
     """
+    from posttrain.config import Engine
     from posttrain.errors import InputError
     from posttrain.inference import prompts_in, prompts_of, sample
-    from posttrain.recipe import Engine, load
+    from posttrain.recipe.load import load
 
     if (recipe is None) == (prompts is None):
         raise InputError("say whose prompts", hint="either --recipe NAME or --prompts FILE", rule="command-options")

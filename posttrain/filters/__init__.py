@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
+from posttrain.config.problems import in_our_words
 from posttrain.errors import RecipeError, did_you_mean
 from posttrain.filters.base import AcrossRounds, Filter, FilterContext, Mask, Verdict
 from posttrain.filters.classifier import Classifier
@@ -37,7 +38,6 @@ from posttrain.filters.selection import BestOfK
 from posttrain.filters.semantic_duplicates import SemanticDuplicates
 from posttrain.filters.truncation import Truncated
 from posttrain.filters.unsafe import UnsafeWords
-from posttrain.recipe.problems import in_our_words
 
 __all__ = [
     "FILTERS",

@@ -11,10 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import pyarrow as pa
 from pydantic import Field
 
+from posttrain.config.keys import KeyedUnlessDefault
+from posttrain.config.section import Section
 from posttrain.errors import InputError
 from posttrain.filters.rows import Rows
-from posttrain.recipe.keys import KeyedUnlessDefault
-from posttrain.recipe.section import Section
 
 Scope = Literal["row", "prompt", "corpus", "whole"]
 

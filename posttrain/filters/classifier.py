@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from posttrain.config.keys import KeyedByName, name_of
 from posttrain.errors import ModelError
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
-from posttrain.recipe.keys import KeyedByName, name_of
 
 if TYPE_CHECKING:
     from posttrain.models import Resolved
@@ -57,7 +57,7 @@ class Classifier(Filter):
 
     def _resolved(self) -> Resolved:
         from posttrain import models
-        from posttrain.recipe import Model
+        from posttrain.config import Model
 
         try:
             return models.resolve(Model(path=self.model, revision=self.revision))

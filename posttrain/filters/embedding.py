@@ -68,7 +68,7 @@ _OFFLINE = "name the folder of one that is here, or take `embed: tfidf`, which n
 def resolved(name: str) -> str:
     """The folder of the model, which is fetched from the Hub where it is not here."""
     from posttrain import models
-    from posttrain.recipe import Model
+    from posttrain.config import Model
 
     try:
         return str(models.resolve(Model(path=name)).path)
@@ -81,7 +81,7 @@ def resolved(name: str) -> str:
 def identity(name: str) -> str:
     """The hash of what is in the model's folder, or its commit on the Hub."""
     from posttrain import models
-    from posttrain.recipe import Model
+    from posttrain.config import Model
 
     return models.resolve(Model(path=resolved(name))).hash
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from posttrain.config.section import MOST
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict, each_answer
-from posttrain.recipe.section import MOST
 
 # A flag is two letters; a skin tone or a joiner belongs to the sign before. © and ✓ are shown as text: they are none.
 _EMOJI = (

@@ -7,9 +7,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from posttrain.config.section import MOST, complain
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
-from posttrain.recipe.section import MOST, complain
 
 # Control tokens of the usual chat templates, written out as text. `<s>` is also HTML's strike-through: that is the
 # one form here which an honest answer may hold.

@@ -7,13 +7,13 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from posttrain.config.keys import KeyedByName, name_of
+from posttrain.config.rewards import JudgeModel
+from posttrain.config.section import MOST, complain
 from posttrain.errors import RecipeError
 from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
 from posttrain.filters.rows import Rows
 from posttrain.filters.top_share import TopShare
-from posttrain.recipe.judge_model import JudgeModel
-from posttrain.recipe.keys import KeyedByName, name_of
-from posttrain.recipe.section import MOST, complain
 
 On = Literal["both", "prompt", "answer"]
 

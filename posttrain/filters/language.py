@@ -9,10 +9,10 @@ from typing import Literal
 
 from pydantic import Field
 
+from posttrain.config.section import MOST
 from posttrain.errors import RecipeError
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
-from posttrain.recipe.section import MOST
 
 # What is in no language: code, addresses, formulas. Of the rest, words of two letters and more are taken.
 _NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|\$\$.*?\$\$|\$[^$\n]*[\\^_=][^$\n]*\$", re.DOTALL)

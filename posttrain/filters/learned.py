@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from posttrain.config.keys import KeyedAs
 from posttrain.errors import RecipeError
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
-from posttrain.recipe.keys import KeyedAs
 
 
 class LearnedQuality(Filter):

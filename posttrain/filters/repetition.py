@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from posttrain.config.section import MOST
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict, each_answer
-from posttrain.recipe.section import MOST
 
 
 def repeated_share(items: Sequence[Hashable]) -> float:

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from posttrain.config.section import MOST
 from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
 from posttrain.filters.rows import Rows
-from posttrain.recipe.section import MOST
 
 
 class BestOfK(Filter):

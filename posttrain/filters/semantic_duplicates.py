@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from posttrain.config.section import MOST
 from posttrain.filters import embedding
 from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
 from posttrain.filters.embedding import Points
 from posttrain.filters.rows import Rows
 from posttrain.filters.shingles import Ints
-from posttrain.recipe.section import MOST
 
 IN_A_CLUSTER = 500  # rows, on average
 

@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from posttrain.config.keys import KeyedAs
+from posttrain.config.section import MOST
 from posttrain.errors import DataError
 from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
 from posttrain.filters.rows import Rows
-from posttrain.recipe.keys import KeyedAs
-from posttrain.recipe.section import MOST
 from posttrain.storage.regular_files import read_text
 
 # Ours, short, English: words that are seldom said in passing. A `*` after a word stands for any ending.

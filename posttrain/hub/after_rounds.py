@@ -7,11 +7,11 @@ import queue
 import threading
 from collections.abc import Callable
 
+from posttrain.config import Push
 from posttrain.errors import PosttrainError
 from posttrain.hub.plan import Kind, data_repo, make, policy_key, promoted_rounds
 from posttrain.hub.talk import Talk
 from posttrain.hub.upload import push, sign_in
-from posttrain.recipe import Push
 from posttrain.storage import pushed as record
 from posttrain.storage.pushed import Pushed
 from posttrain.storage.store import Store

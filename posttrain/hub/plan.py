@@ -9,8 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from posttrain.config.push import problem
 from posttrain.errors import DamagedError, InputError
-from posttrain.hub import names
 from posttrain.hub.card import model_card
 from posttrain.hub.data_card import TABLES, data_card
 from posttrain.hub.story import Story, tell
@@ -74,7 +74,7 @@ def make(run: Store, to: str, *, private: bool, data: bool, numbers: Sequence[in
         InputError: the name is not allowed, there is no run, or a round is not there or was not promoted.
         DamagedError: a file is gone, or is not what its manifest says.
     """
-    wrong = names.problem(to)
+    wrong = problem(to)
     if wrong:
         raise InputError(
             f"the repository's name {to!r} {wrong}", hint="for example: --to my-name/my-model", rule="hub-name"

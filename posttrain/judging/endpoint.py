@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 
+from posttrain.config import JudgeModel
 from posttrain.engines.openai_client import BYTES_A_TOKEN, BYTES_BESIDE, OpenAIClient, Refused, Waiting
 from posttrain.engines.replies import ChatCompletions, only, parsed
 from posttrain.errors import EngineError, RewardError
-from posttrain.recipe import JudgeModel
 
 _TEXT_AT_FAULT = {400, 413, 422}  # of this text (too long, say), not of the server
 _LIMITS = ("max_tokens", "max_completion_tokens")  # as servers call the longest answer

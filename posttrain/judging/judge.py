@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain import models
+from posttrain.config import JudgeModel, Model
 from posttrain.errors import EngineError
 from posttrain.judging import form
 from posttrain.judging.endpoint import Endpoint, Question
 from posttrain.judging.ledger import LEDGER, Entry, Ledger
 from posttrain.judging.local import Local
 from posttrain.judging.rubric import Rubric
-from posttrain.recipe import JudgeModel, Model
 
 _CHUNK = 256  # texts between two looks at how the judge does
 _ENOUGH = 20  # texts of which more than half have no score, and the judge is no judge

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.config import JudgeModel, Model
 from posttrain.errors import DataError
 from posttrain.judging.endpoint import Question, Reply
-from posttrain.recipe import JudgeModel, Model
 
 _TOGETHER = 32  # questions in one call: what is kept when a kill comes is whole calls
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.config import RewardEntry
 from posttrain.judging import judge as judges
 from posttrain.judging import rubric as rubrics
 from posttrain.judging.form import spoken
 from posttrain.judging.judge import Judge
-from posttrain.recipe import RewardEntry
 from posttrain.records import Message, Prompt
 
 

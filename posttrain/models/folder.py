@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import shipped
+from posttrain.config import Model
 from posttrain.errors import ModelError
 from posttrain.models import json_files, own_template, snapshots, weight_files
-from posttrain.recipe import Model
 from posttrain.storage.files import tree_hash
 
 _MODELS = "name a folder that is here, a shipped model, or a Hub id such as owner/name"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain import models, pairwise, rewards
+from posttrain.config import Model
 from posttrain.errors import EmptyStageError, EngineError, PosttrainError, RewardError, StageError
 from posttrain.launch import Forked, Launcher
 from posttrain.loop import play
@@ -19,7 +20,8 @@ from posttrain.planning.amounts import Sets, Shares
 from posttrain.planning.costs import Cost, cost
 from posttrain.planning.plan import Machine, plan
 from posttrain.planning.rehearsal import rehearse
-from posttrain.recipe import Model, Recipe, load
+from posttrain.recipe.load import load
+from posttrain.recipe.recipe import Recipe
 from posttrain.runner import Artifact, Runner, StageCall
 from posttrain.schedule import matching
 from posttrain.stage_queue import Silent

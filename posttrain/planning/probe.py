@@ -17,7 +17,7 @@ from typing import Any
 from posttrain.launch import execute
 from posttrain.planning.amounts import Shares
 from posttrain.planning.costs import Measured, steps_and_passes
-from posttrain.recipe import Recipe
+from posttrain.recipe.recipe import Recipe
 from posttrain.stages.registry import STAGES
 from posttrain.storage import store
 from posttrain.storage.files import read_json, write_durably

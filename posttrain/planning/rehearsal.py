@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.loop import play
-from posttrain.recipe import Recipe
+from posttrain.recipe.recipe import Recipe
 from posttrain.runner import Artifact, StageCall
 from posttrain.stages.registry import StageSpec, spec
 

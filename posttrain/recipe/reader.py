@@ -8,7 +8,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.nodes import ScalarNode
 
-from posttrain.recipe.tree import Node, Place, merge
+from posttrain.config.tree import Node, Place, merge
 from posttrain.recipe.yaml_tree import MOST_DEPTH, Builder, parse
 from posttrain.storage.regular_files import NotRegularError, TooLargeError, read_text
 

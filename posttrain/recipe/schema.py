@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from posttrain.recipe import trl_fields
-from posttrain.recipe.trained import Dpo, RewardModel, Sft, Trained
-from posttrain.recipe.whole import Recipe
+from posttrain.config import trl_fields
+from posttrain.config.training import Dpo, RewardModel, Sft, Trained
+from posttrain.recipe.recipe import Recipe
 
 FILE = "recipe.schema.json"
 MODELINE = f"# yaml-language-server: $schema={FILE}"  # beside the recipe: true of the shipped ones and of copies

@@ -11,7 +11,7 @@ from ruamel.yaml.composer import Composer, MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-from posttrain.recipe.tree import Node, Place
+from posttrain.config.tree import Node, Place
 
 MOST_DEPTH = 50
 MOST_VALUES = 20_000  # keys and values, aliases expanded; some seconds to read

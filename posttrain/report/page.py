@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from posttrain.recipe import RewardEntry
+from posttrain.config import RewardEntry
 from posttrain.report import answers, figures, plots
 from posttrain.report.answers import Scored, Survey, changes, shortened, text_of
 from posttrain.report.lineage import final_round, lineage

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from posttrain.config import RewardEntry
 from posttrain.errors import PosttrainError, RewardError, did_you_mean
-from posttrain.recipe import RewardEntry
 from posttrain.records import Message, Prompt
 from posttrain.rewards import client, faults
 from posttrain.rewards.source import found, parameters

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from posttrain import shipped
+from posttrain.config import RewardEntry
 from posttrain.errors import RewardError, did_you_mean
-from posttrain.recipe import RewardEntry
 
 
 def arguments(entry: RewardEntry) -> set[str]:

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from posttrain import statistics
+from posttrain.config import Evaluate
 from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import StageError
 from posttrain.job import Job
-from posttrain.recipe import Evaluate
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts
 from posttrain.stages.promote import decide, prompt_figures
 from posttrain.stages.reward_model import heldout_pairs, pairs_right

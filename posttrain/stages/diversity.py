@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain import diversity, filters
+from posttrain.config.collapse import Collapse
 from posttrain.filters.near_duplicates import NearDuplicates
 from posttrain.filters.rows import Rows
 from posttrain.job import Job
-from posttrain.recipe.collapse import Collapse
 from posttrain.seeds import derive_seed
 
 BLEU = 200  # answers of the sample that self-BLEU looks at

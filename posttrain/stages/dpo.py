@@ -11,11 +11,11 @@ from peft import TaskType
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import DPOConfig
 
+from posttrain.config import Dpo
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.models import check_same_tokens
 from posttrain.pairing import best_worst_pairs, once, ordered_pairs
-from posttrain.recipe import Dpo
 from posttrain.storage.pieces import Pieces
 from posttrain.tables import by_prompt
 from posttrain.training.lora import lora_config

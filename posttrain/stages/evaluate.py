@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from posttrain import statistics
+from posttrain.config import Evaluate
 from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
-from posttrain.recipe import Evaluate
 from posttrain.records import Prompt
 from posttrain.rollouts import Judges, Sampling, engine, judges, load_rewards, plan, run_rollouts
 from posttrain.seeds import derive_seed

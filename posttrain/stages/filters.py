@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain import filters
+from posttrain.config.keys import join
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.judging import told
-from posttrain.recipe.keys import join
 from posttrain.storage.pieces import Pieces
 
 ROWS = 8192  # in a batch

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.collapse import check_not_empty
+from posttrain.config import Pairs
 from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.judging import told
 from posttrain.pairing import best_worst_pairs
-from posttrain.recipe import Pairs
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts, sampled_by
 from posttrain.schedule import take
 from posttrain.tables import PAIRS, by_prompt

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from posttrain import loaders
+from posttrain.config import Preferences, PromptSet
 from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.judging import told
 from posttrain.models import context_length
 from posttrain.pairing import GIVEN, across_policies, level, split
-from posttrain.recipe import Preferences, PromptSet
 from posttrain.records import Preference
 from posttrain.rollouts import Judges, Sampling, engine, judges, plan, run_rollouts, sampled_by
 from posttrain.schedule import matching, take

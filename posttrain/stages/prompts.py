@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from posttrain import judging, loaders, models, pairwise, rewards
 from posttrain.chat import render_prompt
+from posttrain.config import Decontaminate, Judge, Prompts, PromptSet, RewardEntry
 from posttrain.errors import DataError, RewardError
 from posttrain.filters import message_text
 from posttrain.filters.contamination import overlap
@@ -21,7 +22,6 @@ from posttrain.job import Job
 from posttrain.judging import JudgeReward
 from posttrain.models.inspection import inspect
 from posttrain.pairwise import Pairwise
-from posttrain.recipe import Decontaminate, Judge, Prompts, PromptSet, RewardEntry
 from posttrain.records import Message, Prompt, under
 from posttrain.rewards import Reward
 from posttrain.tables import MESSAGES

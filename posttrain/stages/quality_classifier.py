@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from posttrain import learned_quality, shipped
+from posttrain.config import QualityClassifier
 from posttrain.errors import DataError
 from posttrain.filters.rows import Rows, message_text
 from posttrain.job import Job
 from posttrain.learned_quality import Embed
-from posttrain.recipe import QualityClassifier
 from posttrain.seeds import derive_seed
 from posttrain.system import device
 

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from posttrain.collapse import check_not_empty
+from posttrain.config import Samples
 from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
-from posttrain.recipe import Samples
 from posttrain.rollouts import Judges, Sampling, engine, plan, run_rollouts, sampled_by, sampled_slowly
 from posttrain.schedule import take
 

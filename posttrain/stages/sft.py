@@ -12,9 +12,9 @@ from peft import TaskType
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig
 
+from posttrain.config import Sft
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
-from posttrain.recipe import Sft
 from posttrain.training.balancing import balanced
 from posttrain.training.lora import lora_config
 from posttrain.training.mixing import annealed, drawn, guaranteed, mixed, passes

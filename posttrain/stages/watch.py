@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain import pairwise, winrate
+from posttrain.config import Judge, RewardEntry
+from posttrain.config.watch import SECOND
 from posttrain.errors import RewardError, StageError
 from posttrain.job import Job
 from posttrain.pairwise import Pairwise
-from posttrain.recipe import Judge, RewardEntry
-from posttrain.recipe.watch import SECOND
 from posttrain.rewards import Reward
 from posttrain.rollouts import columns_of, model_rewards, processes, reward_values
 from posttrain.side_by_side import BASE, OTHERS, POLICY, summary

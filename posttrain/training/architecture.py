@@ -10,9 +10,9 @@ import torch
 from peft import TaskType, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from posttrain.config import Lora
 from posttrain.engines import reward_head
 from posttrain.errors import ModelError
-from posttrain.recipe import Lora
 from posttrain.training.lora import peft_config
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.problems import said
 from posttrain.errors import RecipeError
-from posttrain.recipe.problems import said
 from posttrain.training.trying import Trial, one_step
 
 ADAPTERS = "model.lora"

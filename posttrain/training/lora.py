@@ -17,9 +17,9 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
+from posttrain.config import Lora
 from posttrain.errors import InputError
 from posttrain.job import Job
-from posttrain.recipe import Lora
 
 ADAPTER = "adapter"
 # Types whose mixers use the weights of these layers and not the layers, so that an adapter would do nothing: peft

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from posttrain.recipe import Anneal, Source
+from posttrain.config import Anneal, Source
 from posttrain.seeds import derive_seed
 
 Row = Mapping[str, Any]

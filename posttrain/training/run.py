@@ -24,10 +24,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from posttrain.config import Trained
 from posttrain.engines.load import without_router_logits
 from posttrain.errors import LossError, StageError
 from posttrain.job import Job
-from posttrain.recipe import Trained
 from posttrain.storage.checkpoint_seals import latest_whole
 from posttrain.storage.files import write_durably
 from posttrain.system import keep_memory, ran_out

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, RewardConfig, SFTConfig
 
 from posttrain.chat import TEXT
+from posttrain.config import Dpo, RewardModel, Sft, Trained, trl_fields
 from posttrain.job import Job
-from posttrain.recipe import Dpo, RewardModel, Sft, Trained, trl_fields
 from posttrain.training.run import OURS, arguments
 
 # What a library says of options that do not fit. Anything else is a mistake of ours, and is raised as it is.

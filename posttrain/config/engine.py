@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from posttrain.config.section import MOST, Few, Section, complain
 from posttrain.engines.server_dialects import DIALECTS
-from posttrain.recipe.section import MOST, Few, Section, complain
 
 
 class Server(Section):

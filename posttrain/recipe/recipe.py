@@ -10,25 +10,20 @@ from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny, ValidationEr
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
+from posttrain.config.annotate import ANNOTATED, Annotate
+from posttrain.config.collapse import Collapse
+from posttrain.config.engine import Compute, Engine
+from posttrain.config.model import Model
+from posttrain.config.prompts import Prompts
+from posttrain.config.push import Push
+from posttrain.config.quality_classifier import QualityClassifier
+from posttrain.config.rewards import RewardEntry
+from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
+from posttrain.config.section import Count, Section, below, complain
+from posttrain.config.training import Dpo, RewardModel, Sft
+from posttrain.config.tree import Places
+from posttrain.config.watch import SECOND, Judge, Watch, as_the_first
 from posttrain.errors import did_you_mean
-from posttrain.recipe.annotate import ANNOTATED, Annotate
-from posttrain.recipe.collapse import Collapse
-from posttrain.recipe.engine import Compute, Engine
-from posttrain.recipe.learned import QualityClassifier
-from posttrain.recipe.push import Push
-from posttrain.recipe.section import Count, Section, below, complain
-from posttrain.recipe.sections import (
-    Evaluate,
-    Model,
-    Pairs,
-    Preferences,
-    Prompts,
-    RewardEntry,
-    Samples,
-)
-from posttrain.recipe.trained import Dpo, RewardModel, Sft
-from posttrain.recipe.tree import Places
-from posttrain.recipe.watch import SECOND, Judge, Watch, as_the_first
 
 _ADD_OR_NULL = "add `preferences:`, or leave the reward model out by `reward_model: null`"
 _ADD_OR_TAKE = "name a reward file that is not `for: preferences`, or add `reward_model:` and `use: reward-model`"

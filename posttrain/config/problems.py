@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from posttrain.config.tree import Node, Path_
 from posttrain.errors import RecipeError, did_you_mean
-from posttrain.recipe.tree import Node, Path_
 
 _RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}
 _FORM = {"string_pattern_mismatch", "string_too_short", "string_too_long", "too_short", "too_long"}

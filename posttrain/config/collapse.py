@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from posttrain.recipe.keys import NotInKey
-from posttrain.recipe.section import Count, Section, Share
+from posttrain.config.keys import NotInKey
+from posttrain.config.section import Count, Section, Share
 
 
 class Collapse(Section):

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain import shipped
+from posttrain.config.problems import check
+from posttrain.config.tree import Node, Path_, Place, matches, merge, places
+from posttrain.config.watch import SECOND
 from posttrain.engines.server_dialects import find_command
 from posttrain.errors import InputError, RecipeError
-from posttrain.recipe.problems import check
 from posttrain.recipe.reader import override, read
-from posttrain.recipe.tree import Node, Path_, Place, matches, merge, places
-from posttrain.recipe.watch import SECOND
-from posttrain.recipe.whole import Recipe
+from posttrain.recipe.recipe import Recipe
 from posttrain.storage.regular_files import MOST_TEXT, not_regular
 
 # Giving one on top of an inherited recipe takes the other away.

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe.keys import NotInKey
-from posttrain.recipe.section import Count, Section, Share, complain
+from posttrain.config.keys import NotInKey
+from posttrain.config.section import Count, Section, Share, complain
 
 
 class QualityClassifier(Section):

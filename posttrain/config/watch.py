@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe.keys import KeyedByName
-from posttrain.recipe.section import Section, Share, complain
-from posttrain.recipe.sections import RewardEntry
-from posttrain.recipe.trained import RewardModel
+from posttrain.config.keys import KeyedByName
+from posttrain.config.rewards import RewardEntry
+from posttrain.config.section import Section, Share, complain
+from posttrain.config.training import RewardModel
 
 SECOND = "held-out-reward-model"
 # Rounds are compared by it, so it is made in the same way in each.

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe.judge_model import JudgeModel
-from posttrain.recipe.keys import KeyedByName
-from posttrain.recipe.section import MOST, Section, complain
+from posttrain.config.keys import KeyedByName
+from posttrain.config.rewards import JudgeModel
+from posttrain.config.section import MOST, Section, complain
 
 ANNOTATED = ("pass_rate", "topic", "tags", "intentions", "difficulty")
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, NoReturn
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from posttrain.config.keys import Keyed
+from posttrain.config.tree import Path_
 from posttrain.errors import did_you_mean
-from posttrain.recipe.keys import Keyed
-from posttrain.recipe.tree import Path_
 
 MOST = 1_000_000_000  # of what is counted or measured and has no bound of its own
 Count = Annotated[int, Field(ge=1, le=MOST)]
@@ -70,3 +71,11 @@ def below(loc: Path_, error: ValidationError) -> ValidationError:
             problem = PydanticCustomError("recipe", "{message}", context)
         problems.append(InitErrorDetails(type=problem, loc=(*loc, *each["loc"]), input=each["input"], ctx=context))
     return ValidationError.from_exception_data("recipe", problems)
+
+
+T = TypeVar("T")
+
+
+def of_round(entries: Sequence[T], number: int) -> T:
+    """What a list by round has for round `number`, from 1 on: the last entry goes on."""
+    return entries[min(max(number, 1), len(entries)) - 1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.recipe.keys import KeyedUnlessDefault, NotInKey
-from posttrain.recipe.section import Count, Few, Section, Tokens, complain
+from posttrain.config.keys import KeyedByName, KeyedUnlessDefault, NotInKey
+from posttrain.config.section import MOST, Count, Few, Section, Tokens, complain
 
 
 class JudgeModel(Section):
@@ -73,3 +74,58 @@ class JudgeModel(Section):
     def called(self) -> str:
         """As messages name it."""
         return f"{self.model} at {self.url}" if self.url else str(self.path)
+
+
+class RewardEntry(Section):
+    """One reward: a function in a file, the round's reward model, or a judge with a rubric."""
+
+    use: Annotated[str, KeyedByName()] = Field(
+        description="`reward-model`, a shipped reward file, or a path with a slash; a rubric ends with .md."
+    )
+    function: str | None = Field(default=None, description="Which function of the file; null: the only public one.")
+    weight: float = Field(
+        default=1.0, gt=0, le=MOST, description="Weight in the mean of the rewards that have an opinion on a row."
+    )
+    only_for: Literal["preferences", "scores"] | None = Field(
+        default=None,
+        alias="for",
+        description="`preferences`: asked only when pairs are labelled; `scores`: only when candidates are scored.",
+    )
+    judge: Annotated[JudgeModel | None, KeyedUnlessDefault()] = Field(
+        default=None, description="Who judges by the rubric; its score, scaled to 0 to 1, is the reward."
+    )
+
+    @model_validator(mode="after")
+    def _rubric_and_judge(self) -> RewardEntry:
+        if self.use.endswith(".md") and self.judge is None:
+            complain(
+                ("use",),
+                "who judges by this rubric is not said",
+                "add `judge: {url: …, model: …}` beside it",
+                rule="recipe-needs-key",
+            )
+        if self.judge is not None and not self.use.endswith(".md"):
+            complain(("judge",), "a judge judges by a rubric, and those end with .md", rule="recipe-belongs")
+        if self.judge is not None and self.function is not None:
+            complain(("function",), "a rubric has no functions", rule="recipe-belongs")
+        return self
+
+    @property
+    def is_reward_model(self) -> bool:
+        return self.use == "reward-model"
+
+    @property
+    def scores(self) -> bool:
+        """Whether it is asked about candidates."""
+        return self.only_for != "preferences"
+
+    @property
+    def labels(self) -> bool:
+        """Whether it is asked about pairs; the reward model learns from those labels, so it gives none."""
+        return self.only_for != "scores" and not self.is_reward_model
+
+    @property
+    def name(self) -> str:
+        """What its figures are called: the file's stem, and the function where one is named."""
+        stem = Path(self.use).name.removesuffix(".md" if self.judge else ".py")
+        return f"{stem}.{self.function}" if self.function else stem

@@ -1,7 +1,7 @@
 """Which fields of TRL's SFTConfig, DPOConfig and RewardConfig a recipe may set, and which not and why.
 
 Names, types, choices and defaults come from `trl_fields.json`, made from the installed TRL by
-`python -m posttrain.recipe.trl_fields`, so that checking a recipe imports neither torch nor trl. A test
+`python -m posttrain.config.trl_fields`, so that checking a recipe imports neither torch nor trl. A test
 compares the file with TRL. What is refused, what is renamed and the ranges are ours, below.
 """
 
@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from posttrain.config.section import MOST
 from posttrain.errors import did_you_mean
-from posttrain.recipe.section import MOST
 
 Trainer = Literal["sft", "dpo", "reward_model"]
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from posttrain.config import trl_fields
+from posttrain.config.keys import KeyedUnlessDefault, NotInKey
+from posttrain.config.section import MOST, Count, Few, Section, Share, below, complain
 from posttrain.errors import did_you_mean
-from posttrain.recipe import trl_fields
-from posttrain.recipe.keys import KeyedUnlessDefault, NotInKey
-from posttrain.recipe.section import MOST, Count, Few, Section, Share, below, complain
 
 PairSource = Literal["preferences", "samples", "pairs"]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttrain import shipped
+from posttrain.config.tree import Node, Path_, matches
 from posttrain.errors import InputError
-from posttrain.recipe.files import PATHS
+from posttrain.recipe.load import PATHS
 from posttrain.recipe.reader import read
 from posttrain.recipe.schema import FILE
-from posttrain.recipe.tree import Node, Path_, matches
 
 
 @dataclass

@@ -1,0 +1,48 @@
+"""Section: the model, and its adapters."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from posttrain.config.keys import KeyedUnlessDefault, NotInKey
+from posttrain.config.section import MOST, Count, Section
+
+
+class Lora(Section):
+    """LoRA instead of full fine-tuning; the names are peft's."""
+
+    r: Count = Field(default=16, description="Rank of the adapters.")
+    lora_alpha: float = Field(default=32, gt=0, le=MOST, description="Scale of the adapters: lora_alpha / r.")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the adapters.")
+    target_modules: str | list[str] = Field(default="all-linear", description="Which layers get an adapter.")
+    adapters: Annotated[Literal["merge", "keep"], KeyedUnlessDefault()] = Field(
+        default="merge",
+        description="`merge`: the artifact is the merged model; `keep`: with the adapter beside it, in `adapter/`.",
+    )
+    load_in_4bit: Annotated[bool, KeyedUnlessDefault()] = Field(
+        default=False,
+        description="QLoRA: the model that is trained is held in 4 bits (NF4). Needs bitsandbytes and a CUDA GPU.",
+    )
+
+
+class Model(Section):
+    """The base model. Everything starts from it in round 1. Its content is an external hash."""
+
+    path: Annotated[str, NotInKey()] = Field(
+        description="A shipped name, a folder (with a slash), or a Hub id such as `owner/name`."
+    )
+    revision: Annotated[str | None, NotInKey()] = Field(default=None, description="Branch, tag or commit of a Hub id.")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type in which models are saved.")
+    lora: Lora | None = Field(default=None, description="LoRA adapters instead of full fine-tuning.")
+    chat_template: Annotated[str | None, NotInKey()] = Field(
+        default=None,
+        description="In place of the model's own: the name of one that it brings, or a file (with a slash). What is "
+        "trained carries it.",
+    )
+
+    refused: ClassVar[dict[str, str]] = {
+        "trust_remote_code": "no code that comes with a model is run; choose an architecture that transformers has"
+    }
+    renamed: ClassVar[dict[str, str]] = {"name": "path", "torch_dtype": "dtype", "model_name_or_path": "path"}

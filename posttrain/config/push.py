@@ -1,0 +1,50 @@
+"""The section of the Hub: where promoted rounds go during a run. Decides no result."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, field_validator
+
+from posttrain.config.section import Section, complain
+
+_LONGEST = 96
+
+_PART = re.compile(r"\w(?:[\w.-]*\w)?", re.ASCII)
+
+
+def problem(repo: str) -> str | None:
+    """What is wrong with a repository's name, in words that go on after it; None when nothing is.
+
+    As `huggingface_hub.utils.validate_repo_id`, without importing that, and with the owner always named.
+    """
+    if repo.count("/") != 1:
+        return "is not of the form owner/name"
+    if not all(_PART.fullmatch(part) for part in repo.split("/")):
+        return "may hold letters, digits, '-', '_' and '.', and neither part begins or ends with '-' or '.'"
+    if "--" in repo or ".." in repo:
+        return "may not hold '--' or '..'"
+    if repo.endswith(".git"):
+        return "may not end in '.git'"
+    too_long = len(repo.split("/")[1]) > _LONGEST
+    return f"is longer than {_LONGEST} characters after the slash" if too_long else None
+
+
+class Push(Section):
+    """Each promoted round goes to the Hub, with a tag and a card. A push that fails never ends the run."""
+
+    to: str = Field(description="The model repository, as owner/name; made if it is not there.")
+    private: bool = Field(default=False, description="Made private. One that is there already must be private too.")
+    data: bool = Field(
+        default=False, description="The rounds' kept and dropped samples and pairs too, to the data set TO-data."
+    )
+
+    @field_validator("to")
+    @classmethod
+    def _allowed(cls, to: str) -> str:
+        wrong = problem(to)
+        if wrong:
+            complain(
+                (), f"the repository's name {to!r} {wrong}", "for example: to: my-name/my-model", rule="recipe-hub-name"
+            )
+        return to

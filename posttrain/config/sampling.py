@@ -1,0 +1,151 @@
+"""The sections of what is not trained: models, prompts, rewards, samples, pairs, evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from posttrain.config.prompts import ByRound
+from posttrain.config.rewards import RewardEntry
+from posttrain.config.section import (
+    MOST,
+    Count,
+    Few,
+    Real,
+    Section,
+    Share,
+    Temperature,
+    Tokens,
+    Whole,
+    complain,
+    of_round,
+)
+
+Level = Literal["significantly_better", "better", "slightly_better", "marginally_better"]
+
+
+class Levels(Section):
+    """Lower bounds of the reward margin of each level; above 0 a pair is marginally better."""
+
+    significantly_better: float = Field(
+        default=0.75, gt=0, le=MOST, description="Margin from which a pair is significantly better."
+    )
+    better: float = Field(default=0.5, gt=0, le=MOST, description="Margin from which it is better.")
+    slightly_better: float = Field(default=0.25, gt=0, le=MOST, description="Margin from which it is slightly better.")
+
+    @model_validator(mode="after")
+    def _descending(self) -> Levels:
+        if not self.significantly_better >= self.better >= self.slightly_better:
+            complain(
+                (),
+                "the levels must descend: significantly_better >= better >= slightly_better",
+                rule="recipe-values-clash",
+            )
+        return self
+
+
+class Preferences(Section):
+    """Preference pairs: answers of the current and the previous policy, labelled by the rewards; and pairs given."""
+
+    prompts: int | None = Field(
+        default=None, ge=0, le=MOST, description="Prompts per round; null: all; 0: none, `given` has all the pairs."
+    )
+    given: ByRound | None = Field(
+        default=None,
+        description="Pairs that people labelled, beside those sampled: a set with prompt, chosen and rejected, and "
+        "where there are any edited (ranks above chosen) and level. A list: by round, the last goes on. See "
+        "docs/data.md.",
+    )
+    where: dict[str, str | Whole | Real | bool | None] = Field(
+        default={},
+        description="Only prompts with these values in their columns, as in {answer: null} for those that nobody can "
+        "check: answers to others would be sampled for nothing.",
+    )
+    k: int = Field(default=2, ge=2, le=10_000, description="Answers of each policy to a prompt.")
+    temperature: Temperature = Field(default=1.0, description="Sampling temperature.")
+    max_new_tokens: Tokens = Field(
+        default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
+    )
+    heldout: Share = Field(
+        default=0.15, description="Share of prompts kept from training, to measure the reward model on."
+    )
+    levels: Levels = Field(default_factory=Levels, description="The four-level scale.")
+    keep: list[Level] = Field(
+        default=["significantly_better", "better"], min_length=1, description="Levels of the pairs that are kept."
+    )
+
+
+class Difficulty(Section):
+    """Prompts that grow harder: of a pool, those whose pass rate with the last policy is nearest to the round's."""
+
+    pass_rate: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        min_length=1, description="The pass rate that is wanted, by round; the last goes on."
+    )
+    pool: float = Field(default=2.0, gt=1, le=MOST, description="So many times the round's prompts are tried.")
+    k: Few = Field(default=4, description="Answers to each of them.")
+
+    def wanted(self, number: int) -> float:
+        """The pass rate of round `number`, from 1 on."""
+        return of_round(self.pass_rate, number)
+
+
+class Samples(Section):
+    """K answers to each prompt, from the policy, to choose from."""
+
+    prompts: Count | None = Field(default=None, description="Prompts per round; null: all.")
+    k: Few = Field(default=8, description="Answers to each prompt.")
+    temperature: Temperature = Field(default=1.0, description="Sampling temperature.")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Nucleus: the smallest set of tokens with this probability."
+    )
+    max_new_tokens: Tokens = Field(default=256, description="Longest answer, in tokens.")
+    system: list[str | None] = Field(
+        default=[],
+        description="System messages by round, the last goes on. Samples are drawn under them and trained on without "
+        "them, so that what they ask for is learned. A prompt's own system message stays.",
+    )
+
+    difficulty: Difficulty | None = Field(default=None, description="Prompts by pass rate; null: as they come.")
+
+    def steering(self, number: int) -> str | None:
+        """The system message of round `number`, from 1 on."""
+        return of_round(self.system, number) if self.system else None
+
+    @model_validator(mode="after")
+    def _pool_of_some(self) -> Samples:
+        if self.difficulty and self.prompts is None:
+            complain(
+                ("difficulty",),
+                "all prompts in every round leave nothing to choose",
+                "set samples.prompts",
+                rule="recipe-needs-key",
+            )
+        return self
+
+
+class Pairs(Section):
+    """Best and worst of K answers of the policy that SFT has just made."""
+
+    prompts: Count | None = Field(default=None, description="Prompts per round; null: all.")
+    k: int = Field(default=8, ge=2, le=10_000, description="Answers to each prompt.")
+    temperature: Temperature = Field(default=1.0, description="Sampling temperature.")
+    max_new_tokens: Tokens = Field(
+        default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
+    )
+    margin: float = Field(
+        default=0.0, ge=0, le=MOST, description="The best answer's score must exceed the worst's by this or more."
+    )
+
+
+class Evaluate(Section):
+    """Figures of each round on dev and heldout: one greedy answer, and k sampled ones."""
+
+    k: Few = Field(default=8, description="Sampled answers to each prompt, for pass@1 and pass@k.")
+    temperature: Temperature = Field(default=1.0, description="Their sampling temperature.")
+    max_new_tokens: Tokens = Field(
+        default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
+    )
+    measure: list[RewardEntry] = Field(
+        default=[], description="Rewards that are only measured: no stage learns from them."
+    )
