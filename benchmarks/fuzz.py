@@ -27,10 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.config import PromptSet
+from posttrain.data.load import read_preferences, read_prompts
+from posttrain.data.row_files import open_rows
 from posttrain.errors import PosttrainError
-from posttrain.loaders import read_preferences, read_prompts
 from posttrain.recipe.load import load
-from posttrain.row_files import open_rows
 
 RECIPE = b"""\
 name: fuzz

@@ -170,7 +170,7 @@ def _amounts(prompts: Path, samples: Path, scores: Path, base: Path) -> dict[str
     import pyarrow.parquet as pq
     from transformers import AutoConfig, AutoTokenizer
 
-    from posttrain.chat import render_prompt
+    from posttrain.data.chat_template import render_prompt
 
     tokenizer, config = AutoTokenizer.from_pretrained(base), AutoConfig.from_pretrained(base)
     rows = pq.read_table(prompts / "train.parquet").to_pylist()

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain import filters
+from posttrain.data.row_files import Part, RowFile, open_rows
 from posttrain.errors import DataError, InputError
 from posttrain.filters.driver import Count
 from posttrain.filters.rows import ANSWERS, Rows
 from posttrain.judging import told
-from posttrain.row_files import Part, RowFile, open_rows
 from posttrain.storage.files import fsync
 
 # Where the text of an evaluation set stands: the first of these columns that there is.

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain import loaders
 from posttrain.config import Engine, Model, PromptSet, by_round
+from posttrain.data import load as loaders
+from posttrain.data.messages import Message, Prompt
 from posttrain.errors import InputError
 from posttrain.job import Job, no_progress
 from posttrain.launch import Forked
@@ -18,7 +19,6 @@ from posttrain.models.folder import resolve
 from posttrain.models.inspection import inspect
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
-from posttrain.records import Message, Prompt
 from posttrain.runner import Runner
 from posttrain.seeds import derive_seed
 from posttrain.stage_queue import Watcher
@@ -162,7 +162,7 @@ class Conversation:
         import torch
         from transformers import TextIteratorStreamer
 
-        from posttrain.chat import render_prompt
+        from posttrain.data.chat_template import render_prompt
 
         asked = [*self.messages, {"role": "user", "content": text}]
         ids = render_prompt(self.tokenizer, asked)

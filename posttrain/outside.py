@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from posttrain import judging, loaders, models, pairwise, rewards
+from posttrain import judging, models, pairwise, rewards
 from posttrain.config import JudgeModel, Model, by_round
+from posttrain.data import load as loaders
 from posttrain.recipe.recipe import Recipe
 from posttrain.runner import Artifact
 from posttrain.weighing import REWARD_MODEL

@@ -14,8 +14,8 @@ from typing import Any
 
 from posttrain import rewards
 from posttrain.config import RewardEntry
+from posttrain.data.messages import Message, Prompt
 from posttrain.errors import RewardError
-from posttrain.records import Message, Prompt
 from posttrain.rewards import Reward
 from posttrain.winrate import agreed
 

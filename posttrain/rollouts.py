@@ -19,19 +19,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain import judging, rewards
-from posttrain.chat import Tails, render_answers, render_prompt, render_turns
 from posttrain.config import RewardEntry
+from posttrain.data.chat_template import Tails, render_answers, render_prompt, render_turns
+from posttrain.data.messages import Message, under
+from posttrain.data.tables import GREEDY, SAMPLES
 from posttrain.engines.protocol import Engine, Request, SamplingParams, completion_seed
 from posttrain.engines.server_dialects import DIALECTS, ServerSettings
 from posttrain.errors import StageError
 from posttrain.job import Job
 from posttrain.judging import JudgeReward
-from posttrain.records import Message, under
 from posttrain.rewards import Reward
 from posttrain.storage.pieces import cut, even
 from posttrain.storage.shards import concatenate, run_shards
 from posttrain.system import device
-from posttrain.tables import GREEDY, SAMPLES
 from posttrain.weighing import REWARD_MODEL
 
 if TYPE_CHECKING:

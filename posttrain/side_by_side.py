@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain import statistics, winrate
+from posttrain.data.tables import GREEDY, SAMPLED
 from posttrain.statistics import Figure
-from posttrain.tables import GREEDY, SAMPLED
 
 POLICY, BASE = "policy", "base"
 OTHERS = {"previous": "the last promoted policy", BASE: "the base"}

@@ -15,12 +15,12 @@ from test_rounds import go
 
 from posttrain import annotations, shipped
 from posttrain.config import Balance, Sft
+from posttrain.data.tables import MESSAGES, SAMPLES
 from posttrain.errors import DataError, RecipeError, RewardError
 from posttrain.job import Job
 from posttrain.recipe.load import load
 from posttrain.stages import annotate, run_stage, scores
 from posttrain.storage.files import read_json
-from posttrain.tables import MESSAGES, SAMPLES
 from posttrain.topics import topics
 from posttrain.training.balancing import balanced
 

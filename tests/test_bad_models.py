@@ -13,10 +13,10 @@ import torch
 from tiny_models import causal_lm, reward_model, tokenizer
 
 from posttrain.config import Dpo, RewardModel, Sft, Trained
+from posttrain.data.tables import PAIRS, SAMPLES
 from posttrain.errors import EngineError, ModelError, PosttrainError, StageError
 from posttrain.job import Job
 from posttrain.stages import _named, run_stage
-from posttrain.tables import PAIRS, SAMPLES
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 MODEL = {"dtype": "float32", "lora": None}

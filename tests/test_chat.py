@@ -12,7 +12,7 @@ from tiny_models import TEMPLATE, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from posttrain.chat import check_template, render_completion, render_prompt
+from posttrain.data.chat_template import check_template, render_completion, render_prompt
 from posttrain.errors import DataError, ModelError
 
 ASK = [{"role": "user", "content": "How many apples?"}]
@@ -116,7 +116,7 @@ def test_what_check_template_refuses(byte_level) -> None:
 
 
 def test_importing_neither_brings_torch() -> None:
-    code = "import sys, posttrain.chat, posttrain.engines; assert not {'torch', 'transformers'} & {*sys.modules}"
+    code = "import sys, posttrain.data.chat_template, posttrain.engines; assert not {'torch', 'transformers'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -17,11 +17,11 @@ from tiny_models import reward_model
 from transformers import AutoTokenizer
 
 from posttrain import shipped
+from posttrain.data.tables import PAIRS
 from posttrain.errors import ModelError, StageError
 from posttrain.job import Job
 from posttrain.stages import prompts, run_stage
 from posttrain.stages.choose import choose
-from posttrain.tables import PAIRS
 
 BASE = shipped.data_path("tiny-base")
 

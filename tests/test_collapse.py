@@ -16,10 +16,10 @@ from posttrain import rewards
 from posttrain.collapse import Shares, check_scores, collapsed, constant, shares
 from posttrain.commands.terminal import summary
 from posttrain.config import RewardEntry, Samples
+from posttrain.data.tables import SAMPLED, SAMPLES
 from posttrain.errors import EmptyStageError, RewardError, StageError
 from posttrain.job import Job
 from posttrain.stages import run_stage
-from posttrain.tables import SAMPLED, SAMPLES
 
 
 def says(role: str, text: str) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from posttrain.config import PromptSet
-from posttrain.loaders import read_preferences, read_prompts
+from posttrain.data.load import read_preferences, read_prompts
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text("utf-8")
 EXAMPLE = re.compile(r"```(jsonl|csv)\n(.*?)```\n```yaml\n(.*?)```\n```json\n(.*?)```", re.DOTALL)

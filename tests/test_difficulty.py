@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain.data.messages import prompt_id
 from posttrain.job import Job
-from posttrain.records import prompt_id
 from posttrain.stages import run_stage
 from posttrain.stages.prompts import SCHEMA
 

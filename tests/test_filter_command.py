@@ -13,10 +13,10 @@ import pytest
 from test_judges import FakeJudge, gives, judged, serving
 from typer.testing import CliRunner
 
-from posttrain import row_files
 from posttrain.cli import app
+from posttrain.data import row_files
+from posttrain.data.row_files import open_rows
 from posttrain.errors import DataError, EngineError, InputError
-from posttrain.row_files import open_rows
 
 RECIPE = """\
 extends: quickstart

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.config import PromptSet
+from posttrain.data.formats import parsed, prompt_of, ranking_of
+from posttrain.data.load import content_hash, read_preferences, read_prompts
 from posttrain.errors import DataError
-from posttrain.formats import parsed, prompt_of, ranking_of
-from posttrain.loaders import content_hash, read_preferences, read_prompts
 
 
 def user(text: str) -> dict[str, str]:

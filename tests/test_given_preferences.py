@@ -17,16 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain import shipped
 from posttrain.config import Dpo, PromptSet
+from posttrain.data.load import read_preferences
+from posttrain.data.messages import prompt_id
+from posttrain.data.pairs import once, ordered_pairs
+from posttrain.data.tables import PAIRS
 from posttrain.errors import DataError, EmptyStageError
 from posttrain.job import Job
-from posttrain.loaders import read_preferences
-from posttrain.pairing import once, ordered_pairs
-from posttrain.records import prompt_id
 from posttrain.stages import run_stage
 from posttrain.stages.prompts import SCHEMA
 from posttrain.stages.reward_model import pairs_right
 from posttrain.storage.pieces import Pieces
-from posttrain.tables import PAIRS
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 SHORT = {"bf16": False, "max_steps": 1, "logging_steps": 1, "learning_rate": 1e-6}

@@ -14,6 +14,7 @@ from test_judges import FakeJudge, gives, judged, serving
 from test_rounds import go
 
 from posttrain.config import RewardEntry
+from posttrain.data.tables import SAMPLES
 from posttrain.errors import EngineError, RecipeError, RewardError
 from posttrain.job import Job
 from posttrain.recipe.load import load
@@ -21,7 +22,6 @@ from posttrain.recipe.recipe import Recipe
 from posttrain.stages import filters, scores
 from posttrain.storage.files import read_json
 from posttrain.storage.store import Store
-from posttrain.tables import SAMPLES
 
 
 def judged_by(url: str, **keys: Any) -> str:

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain.config import PromptSet
+from posttrain.data.load import content_hash, read_prompts
+from posttrain.data.messages import Prompt
 from posttrain.errors import DataError
-from posttrain.loaders import content_hash, read_prompts
-from posttrain.records import Prompt
 
 ROWS = [{"prompt": "Two and two?", "answer": "4"}, {"prompt": "A note, please.", "answer": None}]
 

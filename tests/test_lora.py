@@ -22,11 +22,11 @@ from tiny_models import reward_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from posttrain.config import Dpo, Lora, Model, RewardModel, Sft
+from posttrain.data.tables import PAIRS as PAIR_TABLE
 from posttrain.errors import InputError
 from posttrain.job import Job, no_progress
 from posttrain.stages import run_stage
 from posttrain.storage.files import read_json
-from posttrain.tables import PAIRS as PAIR_TABLE
 from posttrain.training import run
 from posttrain.training.averaging import average
 from posttrain.training.lora import merged_into

@@ -15,16 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from posttrain import filters, loaders, parquet_batches, row_files, text_lines
+from posttrain import filters
 from posttrain.config import PromptSet
+from posttrain.data import load as loaders
+from posttrain.data import parquet_batches, row_files, text_lines
+from posttrain.data.json_values import as_json
+from posttrain.data.load import content_hash, read_preferences, read_prompts
+from posttrain.data.messages import Prompt
+from posttrain.data.row_files import open_rows
+from posttrain.data.text_lines import MOST_ROW
 from posttrain.errors import DataError, InputError
 from posttrain.filter_file import filter_file
 from posttrain.filters import FilterContext
-from posttrain.json_values import as_json
-from posttrain.loaders import content_hash, read_preferences, read_prompts
-from posttrain.records import Prompt
-from posttrain.row_files import open_rows
-from posttrain.text_lines import MOST_ROW
 
 _DAY = dt.datetime(2024, 2, 29, 12, 30, 15, 250_000)
 

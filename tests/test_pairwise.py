@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from posttrain.config import RewardEntry
+from posttrain.data.messages import Prompt
 from posttrain.errors import RewardError
 from posttrain.pairwise import Pairwise, load
-from posttrain.records import Prompt
 from posttrain.rewards import Reward
 from posttrain.rewards import load as load_reward
 

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import reward_model, tokenizer
 
+from posttrain.data.tables import GREEDY, SAMPLED, SAMPLES
 from posttrain.errors import StageError
 from posttrain.job import Job
 from posttrain.rollouts import model_rewards
 from posttrain.stages import promote
-from posttrain.tables import GREEDY, SAMPLED, SAMPLES
 
 CHECK = {"use": "check.py", "function": None, "weight": 1.0, "for": None}
 

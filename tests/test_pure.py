@@ -10,9 +10,9 @@ from scipy.stats import binomtest
 
 from posttrain import statistics, weighing
 from posttrain.config.section import of_round
+from posttrain.data.pairs import across_policies, best_and_worst, level
+from posttrain.data.selection import matching, nearest, take
 from posttrain.errors import DataError
-from posttrain.pairing import across_policies, best_and_worst, level
-from posttrain.schedule import matching, nearest, take
 from posttrain.seeds import derive_seed
 from posttrain.stages.promote import decide
 

@@ -12,17 +12,18 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from posttrain import filters, inference, learned_quality, schedule
+from posttrain import filters, inference, learned_quality
 from posttrain.commands.stage import stage
 from posttrain.config import PromptSet
 from posttrain.config.tree import Place
+from posttrain.data import selection
+from posttrain.data.load import read_preferences, read_prompts
+from posttrain.data.row_files import open_rows
 from posttrain.errors import InputError
 from posttrain.filters import FilterContext
 from posttrain.hub import plan
-from posttrain.loaders import read_preferences, read_prompts
 from posttrain.recipe.yaml_tree import parse
 from posttrain.report import plots, reading
-from posttrain.row_files import open_rows
 from posttrain.storage.store import Store
 
 
@@ -48,7 +49,7 @@ def test_a_talk_longer_than_the_context(monkeypatch: pytest.MonkeyPatch) -> None
     talk = object.__new__(inference.Conversation)
     talk.messages, talk.tokenizer, talk.device = [], None, "cpu"
     talk.model = cast(Any, SimpleNamespace(config=config))
-    monkeypatch.setattr("posttrain.chat.render_prompt", lambda *_: [1] * 5)
+    monkeypatch.setattr("posttrain.data.chat_template.render_prompt", lambda *_: [1] * 5)
     assert fails(lambda: list(talk.reply("hello"))).rule == "command-talk-too-long"
 
 
@@ -79,8 +80,8 @@ def test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = PromptSet(dataset_name="nobody/no-such-set", split="train")
     assert fails(lambda: read_prompts(asked)).rule == "data-hub"
     rows = [{"id": "1", "columns": json.dumps({"answer": 1})}]
-    assert fails(lambda: schedule.matching(rows, {"anwser": 1})).rule == "data-where"
-    assert fails(lambda: schedule.matching(rows, {"answer": 2})).rule == "data-where"
+    assert fails(lambda: selection.matching(rows, {"anwser": 1})).rule == "data-where"
+    assert fails(lambda: selection.matching(rows, {"answer": 2})).rule == "data-where"
 
 
 def test_what_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

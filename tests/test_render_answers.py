@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from posttrain.chat import Tails, render_answers, render_completion, render_prompt
+from posttrain.data.chat_template import Tails, render_answers, render_completion, render_prompt
 
 
 @pytest.mark.parametrize(

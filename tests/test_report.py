@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from posttrain import cli
+from posttrain.data.tables import SAMPLES
 from posttrain.report import answers, page, reading
 from posttrain.report.lineage import lineage
 from posttrain.storage import store
 from posttrain.storage.store import Store
-from posttrain.tables import SAMPLES
 
 HOSTILE = "<script>alert('1')</script> & \"<b>\" $x_1$"
 ODD = "\u202eturned\u202c \x00\x1b[31m e\u0301 \u2028 \U0001f600 ไทย עברית"

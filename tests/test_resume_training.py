@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from posttrain.config import Dpo, RewardModel, Sft
+from posttrain.data.tables import MESSAGES, PAIRS
 from posttrain.job import Job
 from posttrain.stages import run_stage
 from posttrain.storage.checkpoint_seals import newest_first
 from posttrain.storage.files import file_hash
-from posttrain.tables import MESSAGES, PAIRS
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 ROWS, BATCH, SAVE_STEPS = 16, 4, 2

@@ -13,8 +13,8 @@ import pytest
 
 from posttrain import shipped
 from posttrain.config import RewardEntry
+from posttrain.data.messages import Prompt
 from posttrain.errors import RewardError
-from posttrain.records import Prompt
 from posttrain.rewards import Reward, content_hash, load, wrong_cases
 
 GOOD = """\

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+from posttrain.data.messages import Message, under
+from posttrain.data.tables import GREEDY, SAMPLED
 from posttrain.engines.protocol import SamplingParams
-from posttrain.records import Message, under
 from posttrain.rollouts import Judges, Sampling, Shard, rollout
-from posttrain.tables import GREEDY, SAMPLED
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 ASKED: list[Message] = [

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from posttrain import annotations, filters
+from posttrain.data.tables import PAIRS, SAMPLES
 from posttrain.stages import STAGES, annotate, prompts, watch
-from posttrain.tables import PAIRS, SAMPLES
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "stages.md").read_text("utf-8")

@@ -11,8 +11,15 @@ import pytest
 from tiny_models import TEMPLATE, tokenizer
 from transformers import AutoTokenizer
 
-from posttrain.chat import check_template, ending, parts_of, render_completion, render_prompt, render_turns
 from posttrain.config import Model
+from posttrain.data.chat_template import (
+    check_template,
+    ending,
+    parts_of,
+    render_completion,
+    render_prompt,
+    render_turns,
+)
 from posttrain.errors import DataError, ModelError
 from posttrain.models import inspection, look, resolve
 from posttrain.models.inspection import inspect

@@ -14,13 +14,13 @@ import torch
 from tiny_models import EOS, PAD, causal_lm, reward_model, tokenizer
 
 from posttrain.config import RewardModel
+from posttrain.data.pairs import split
+from posttrain.data.tables import GREEDY, PAIRS, SAMPLED, SAMPLES
 from posttrain.errors import EmptyStageError, PosttrainError, RewardError, StageError
 from posttrain.job import Job
-from posttrain.pairing import split
 from posttrain.side_by_side import warnings
 from posttrain.stages import reward_model as reward_model_stage
 from posttrain.stages import watch
-from posttrain.tables import GREEDY, PAIRS, SAMPLED, SAMPLES
 
 SECOND = "held-out-reward-model"
 LETTERS = "ABCDEFGH"

@@ -78,10 +78,10 @@ def _line(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | None) -> FilterContext:
     """What the filters read beside the rows, and no more: an evaluation set on the Hub needs network."""
+    from posttrain.data.load import read_prompts
     from posttrain.errors import InputError
     from posttrain.filter_file import evaluation_prompts
     from posttrain.filters import FilterContext, message_text
-    from posttrain.loaders import read_prompts
 
     prompts = [prompt for path in against or [] for prompt in evaluation_prompts(path)]
     compared = any("evaluation_prompts" in one.reads for one in chosen)

@@ -55,7 +55,7 @@ class Local:
 
     def _ids(self, text: str) -> list[int] | str:
         """The question's tokens, or why it cannot be asked."""
-        from posttrain.chat import render_prompt
+        from posttrain.data.chat_template import render_prompt
 
         try:
             ids = render_prompt(self._tokenizer, [{"role": "user", "content": text}])

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import RewardEntry
+from posttrain.data.messages import Message, Prompt
 from posttrain.judging import judge as judges
 from posttrain.judging import rubric as rubrics
 from posttrain.judging.form import spoken
 from posttrain.judging.judge import Judge
-from posttrain.records import Message, Prompt
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.chat import check_template
+from posttrain.data.chat_template import check_template
+from posttrain.data.messages import Message
 from posttrain.errors import ModelError
 from posttrain.models import bounded, finite, own_template, settings, structure, tokenizer_files
 from posttrain.models.folder import check_files, check_settings
-from posttrain.records import Message
 
 _SECONDS = 10  # of a processor, for each step: the tokenizer, the template, the model's structure
 _MEMORY = 1 << 30

@@ -71,7 +71,7 @@ class Book:
         return Amounts(prompts, completions, round(completions * length), completions, made=made)
 
     def pairs(self, key: str, watch: bool = False) -> float:
-        """Of a table of preferences, the pairs that train: see `posttrain.pairing.split`."""
+        """Of a table of preferences, the pairs that train: see `posttrain.data.pairs.split`."""
         config = self.steps[key].config
         second = config.get("watch", 0.0)
         return self.done[key].made * (second if watch else 1 - config["preferences"]["heldout"] - second)

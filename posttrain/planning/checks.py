@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain import models, pairwise, rewards
 from posttrain.config import Model
+from posttrain.data.selection import matching
 from posttrain.errors import EmptyStageError, EngineError, PosttrainError, RewardError, StageError
 from posttrain.launch import Forked, Launcher
 from posttrain.loop import play
@@ -23,7 +24,6 @@ from posttrain.planning.rehearsal import rehearse
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
 from posttrain.runner import Artifact, Runner, StageCall
-from posttrain.schedule import matching
 from posttrain.stage_queue import Silent
 from posttrain.steps import Steps
 from posttrain.storage.store import Store

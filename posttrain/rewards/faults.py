@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 
+from posttrain.data.messages import Message
 from posttrain.errors import DiedError, PosttrainError, RewardError, StageError
-from posttrain.records import Message
 from posttrain.rewards import client, worker
 from posttrain.rewards.source import line_of
 

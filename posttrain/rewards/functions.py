@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from posttrain.config import RewardEntry
+from posttrain.data.messages import Message, Prompt
 from posttrain.errors import PosttrainError, RewardError, did_you_mean
-from posttrain.records import Message, Prompt
 from posttrain.rewards import client, faults
 from posttrain.rewards.source import found, parameters
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from posttrain import statistics
 from posttrain.config import Evaluate
+from posttrain.data.tables import SAMPLED
 from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import StageError
 from posttrain.job import Job
@@ -24,7 +25,6 @@ from posttrain.stages.reward_model import heldout_pairs, pairs_right
 from posttrain.storage.files import read_json
 from posttrain.storage.pieces import Pieces
 from posttrain.storage.store import MANIFEST
-from posttrain.tables import SAMPLED
 from posttrain.training.averaging import average
 from posttrain.weighing import REWARD_MODEL
 

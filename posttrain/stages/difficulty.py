@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain.data.selection import nearest, take
+from posttrain.data.tables import by_prompt
 from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts, sampled_by
-from posttrain.schedule import nearest, take
-from posttrain.tables import by_prompt
 from posttrain.weighing import RIGHT, combine
 
 

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import DPOConfig
 
 from posttrain.config import Dpo
+from posttrain.data.pairs import best_worst_pairs, once, ordered_pairs
+from posttrain.data.tables import by_prompt
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.models import check_same_tokens
-from posttrain.pairing import best_worst_pairs, once, ordered_pairs
 from posttrain.storage.pieces import Pieces
-from posttrain.tables import by_prompt
 from posttrain.training.lora import lora_config
 from posttrain.training.rows import pair_rows
 from posttrain.training.run import arguments, train

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 
 from posttrain import statistics
 from posttrain.config import Evaluate
+from posttrain.data.messages import Prompt
+from posttrain.data.tables import GREEDY, SAMPLED, by_prompt
 from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
-from posttrain.records import Prompt
 from posttrain.rollouts import Judges, Sampling, engine, judges, load_rewards, plan, run_rollouts
 from posttrain.seeds import derive_seed
 from posttrain.storage.shards import concatenate
-from posttrain.tables import GREEDY, SAMPLED, by_prompt
 from posttrain.weighing import REWARD_MODEL, RIGHT, combine
 
 COLUMNS = ["prompt_id", "tag", "n_tokens", "finish", "rewards"]

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 
 from posttrain.collapse import check_not_empty
 from posttrain.config import Pairs
+from posttrain.data.pairs import best_worst_pairs
+from posttrain.data.selection import take
+from posttrain.data.tables import PAIRS, by_prompt
 from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.judging import told
-from posttrain.pairing import best_worst_pairs
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts, sampled_by
-from posttrain.schedule import take
-from posttrain.tables import PAIRS, by_prompt
 from posttrain.weighing import REWARD_MODEL, combine, spread
 
 

@@ -18,19 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
-from posttrain import loaders
 from posttrain.config import Preferences, PromptSet
+from posttrain.data import load as loaders
+from posttrain.data.messages import Preference
+from posttrain.data.pairs import GIVEN, across_policies, level, split
+from posttrain.data.selection import matching, take
+from posttrain.data.tables import PAIRS, by_prompt
 from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.judging import told
 from posttrain.models import context_length
-from posttrain.pairing import GIVEN, across_policies, level, split
-from posttrain.records import Preference
 from posttrain.rollouts import Judges, Sampling, engine, judges, plan, run_rollouts, sampled_by
-from posttrain.schedule import matching, take
 from posttrain.seeds import derive_seed
-from posttrain.tables import PAIRS, by_prompt
 from posttrain.training.rows import Rendering
 from posttrain.weighing import combine
 

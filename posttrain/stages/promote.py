@@ -17,11 +17,11 @@ import pyarrow as pa
 
 from posttrain import statistics
 from posttrain.collapse import collapsed, shares
+from posttrain.data.tables import SAMPLED, by_prompt
 from posttrain.errors import StageError
 from posttrain.job import Job
 from posttrain.rollouts import judges, model_rewards
 from posttrain.storage.pieces import Pieces
-from posttrain.tables import SAMPLED, by_prompt
 from posttrain.weighing import REWARD_MODEL, combine
 
 _PROMPTS = 64  # whose answers a reward model scores before they are kept

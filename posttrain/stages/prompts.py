@@ -12,9 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import judging, loaders, models, pairwise, rewards
-from posttrain.chat import render_prompt
+from posttrain import judging, models, pairwise, rewards
 from posttrain.config import Decontaminate, Judge, Prompts, PromptSet, RewardEntry
+from posttrain.data import load as loaders
+from posttrain.data.chat_template import render_prompt
+from posttrain.data.messages import Message, Prompt, under
+from posttrain.data.tables import MESSAGES
 from posttrain.errors import DataError, RewardError
 from posttrain.filters import message_text
 from posttrain.filters.contamination import overlap
@@ -22,9 +25,7 @@ from posttrain.job import Job
 from posttrain.judging import JudgeReward
 from posttrain.models.inspection import inspect
 from posttrain.pairwise import Pairwise
-from posttrain.records import Message, Prompt, under
 from posttrain.rewards import Reward
-from posttrain.tables import MESSAGES
 
 SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.string()), ("line", pa.int64())])
 

@@ -16,10 +16,10 @@ from trl import RewardConfig
 
 from posttrain import statistics
 from posttrain.config import RewardModel
+from posttrain.data.pairs import once
 from posttrain.engines import reward_head
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
-from posttrain.pairing import once
 from posttrain.rollouts import model_rewards, scored_slowly
 from posttrain.storage.pieces import Pieces, cut
 from posttrain.training.lora import lora_config

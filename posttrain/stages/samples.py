@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 
 from posttrain.collapse import check_not_empty
 from posttrain.config import Samples
+from posttrain.data.selection import take
 from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
 from posttrain.rollouts import Judges, Sampling, engine, plan, run_rollouts, sampled_by, sampled_slowly
-from posttrain.schedule import take
 
 
 def run(job: Job) -> dict[str, Any]:

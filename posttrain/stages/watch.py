@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from posttrain import pairwise, winrate
 from posttrain.config import Judge, RewardEntry
 from posttrain.config.watch import SECOND
+from posttrain.data.tables import GREEDY, SAMPLED, SAMPLES, by_prompt
 from posttrain.errors import RewardError, StageError
 from posttrain.job import Job
 from posttrain.pairwise import Pairwise
@@ -35,7 +36,6 @@ from posttrain.rollouts import columns_of, model_rewards, processes, reward_valu
 from posttrain.side_by_side import BASE, OTHERS, POLICY, summary
 from posttrain.stages.scores import slices
 from posttrain.storage.shards import run_shards
-from posttrain.tables import GREEDY, SAMPLED, SAMPLES, by_prompt
 from posttrain.weighing import REWARD_MODEL, RIGHT, combine
 
 _ROWS = 4096

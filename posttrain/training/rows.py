@@ -1,7 +1,7 @@
 """Tables of messages become data sets of token ids, in the columns that TRL's trainers take as already prepared.
 
-Tokenizing is ours because text of a user must never become a control token (`posttrain.chat`), and because what does
-not fit is counted here, never cut in silence.
+Tokenizing is ours because text of a user must never become a control token (`posttrain.data.chat_template`), and because
+what does not fit is counted here, never cut in silence.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from posttrain.chat import OTHER, Tails, ending, parts_of, render_answers, render_turns
-from posttrain.records import Message
+from posttrain.data.chat_template import OTHER, Tails, ending, parts_of, render_answers, render_turns
+from posttrain.data.messages import Message
 
 IGNORED = -100  # the label of a token that is not trained on
 
@@ -42,7 +42,7 @@ def pair_rows(
 ) -> tuple[Dataset, int]:
     """Rows with `prompt`, `chosen`, `rejected` as token ids for DPO, and how many were too long.
 
-    `chosen_parts` and `rejected_parts` say of each token what it is (see `posttrain.chat.render_turns`).
+    `chosen_parts` and `rejected_parts` say of each token what it is (see `posttrain.data.chat_template.render_turns`).
     """
     prepared, rendered = [], Rendering(tokenizer)
     for row in rows:

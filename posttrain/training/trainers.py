@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl import DPOTrainer, SFTTrainer
 
-from posttrain.chat import OTHER, TEXT
+from posttrain.data.chat_template import OTHER, TEXT
 from posttrain.storage.pieces import Pieces
 from posttrain.training.answers import head_at_answers
 from posttrain.training.layout import packed, separate

@@ -15,8 +15,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, RewardConfig, SFTConfig
 
-from posttrain.chat import TEXT
 from posttrain.config import Dpo, RewardModel, Sft, Trained, trl_fields
+from posttrain.data.chat_template import TEXT
 from posttrain.job import Job
 from posttrain.training.run import OURS, arguments
 

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain.data.text_lines import MOST_RATIO, MOST_ROW, inflated
 from posttrain.errors import DataError
 from posttrain.storage.regular_files import open_regular
-from posttrain.text_lines import MOST_RATIO, MOST_ROW, inflated
 
 _MOST_CHUNK = 200_000_000  # bytes of a column's chunk, where it is compressed more than MOST_RATIO times
 _ROWS, _BYTES = 16, 256_000_000  # of one batch

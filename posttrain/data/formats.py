@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+from posttrain.data.messages import Message
 from posttrain.errors import DataError, did_you_mean
-from posttrain.records import Message
 
 ROLES = ("system", "user", "assistant")
 # Columns that hold answers: of a prompt set they are no columns, else one prompt with two answers would be two.

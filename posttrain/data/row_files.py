@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 import pyarrow as pa
 
-from posttrain import parquet_batches
+from posttrain.data import parquet_batches
+from posttrain.data.text_lines import MOST_ROW, Lines, csv_rows, open_lines
 from posttrain.errors import DataError
-from posttrain.text_lines import MOST_ROW, Lines, csv_rows, open_lines
 
 BATCH_ROWS, BATCH_BYTES = 8192, 1 << 24
 MOST_COLUMNS = 1000  # of all rows together, the keys of objects counted

@@ -1,4 +1,4 @@
-"""Reads prompt and preference sets into records, from wherever `posttrain.sources` finds their rows.
+"""Reads prompt and preference sets into records, from wherever `posttrain.data.sources` finds their rows.
 
 Every row is checked here, so that later stages need not: a message names the file, the line and what
 to do. A prompt that stands twice in a set is read once (a second copy would weigh double in training
@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from posttrain import formats
 from posttrain.config import PromptSet
+from posttrain.data import formats
+from posttrain.data.json_values import as_json
+from posttrain.data.messages import Message, Preference, Prompt, under
+from posttrain.data.pairs import Level
+from posttrain.data.sources import Source, cut
 from posttrain.errors import DataError, did_you_mean
-from posttrain.json_values import as_json
-from posttrain.pairing import Level
-from posttrain.records import Message, Preference, Prompt, under
-from posttrain.sources import Source, cut
 from posttrain.storage.regular_files import open_regular
 
 MOST_SET = 1_500_000_000  # bytes of memory
@@ -31,7 +31,7 @@ MOST_SET = 1_500_000_000  # bytes of memory
 def read_prompts(
     prompts: PromptSet, system: str | None = None, *, where: str = "prompts.train", counts: Counter[str] | None = None
 ) -> list[Prompt]:
-    """The prompts of a set, in its order, out of any format that `posttrain.formats` knows.
+    """The prompts of a set, in its order, out of any format that `posttrain.data.formats` knows.
 
     All columns that hold neither the prompt nor answers go with it for the rewards. `system` is put before prompts
     without a system message of their own. CSV values are strings, empty ones null. `counts["duplicate"]` grows by one

@@ -15,9 +15,9 @@ from typing import Any
 
 from posttrain import shipped
 from posttrain.config import PromptSet
+from posttrain.data.formats import has_prompt, kind
+from posttrain.data.text_lines import MOST_ROW, csv_rows, open_lines, too_long
 from posttrain.errors import DataError, did_you_mean
-from posttrain.formats import has_prompt, kind
-from posttrain.text_lines import MOST_ROW, csv_rows, open_lines, too_long
 
 # Reward functions get these as arguments of their own.
 RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
@@ -155,7 +155,7 @@ class Source:
     def _parquet(self) -> Iterator[Row]:
         import pyarrow as pa
 
-        from posttrain.parquet_batches import batches, values
+        from posttrain.data.parquet_batches import batches, values
 
         first = 1
         try:

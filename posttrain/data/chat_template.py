@@ -13,9 +13,9 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError, UndefinedError
 
+from posttrain.data.messages import Message
+from posttrain.data.template_errors import explained
 from posttrain.errors import DataError, ModelError
-from posttrain.records import Message
-from posttrain.template_errors import explained
 
 # What a token of an answer is: see `render_turns`.
 OTHER, TEXT, ENDING = 0, 1, 2
