@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from posttrain.errors import DataError, RecipeError
-from posttrain.statistics import Figure
+from posttrain.evaluation.statistics import Figure
 
 ABOUT, WEIGHTS = "classifier.json", "weights.safetensors"
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts → (texts, width) float32

@@ -17,7 +17,6 @@ from posttrain.config import RewardEntry
 from posttrain.data.messages import Message, Prompt
 from posttrain.errors import RewardError
 from posttrain.rewards import Reward
-from posttrain.winrate import agreed
 
 PAIRWISE = ("prompts", "first", "second")
 Answers = Sequence[Sequence[Message]]
@@ -85,3 +84,15 @@ def load(entry: RewardEntry, minutes: float | None = None) -> Reward | Pairwise:
     if {"first", "second"} <= named and "completions" not in named:
         return Pairwise(rewards.patient(rewards.load(entry, PAIRWISE), minutes))
     return rewards.patient(rewards.load(entry), minutes)
+
+
+def agreed(there: float | None, back: float | None) -> float | None:
+    """What a judge of pairs prefers who was asked twice: P(first better), and the same with the sides swapped.
+
+    The mean of both; a tie where the two verdicts contradict each other, as one for the same side does.
+    """
+    if there is None or back is None:
+        return None
+    if (there - 0.5) * (0.5 - back) < 0:
+        return 0.5
+    return (there + 1 - back) / 2

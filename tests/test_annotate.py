@@ -17,11 +17,11 @@ from posttrain import annotations, shipped
 from posttrain.config import Balance, Sft
 from posttrain.data.tables import MESSAGES, SAMPLES
 from posttrain.errors import DataError, RecipeError, RewardError
+from posttrain.evaluation.topics import topics
 from posttrain.job import Job
 from posttrain.recipe.load import load
 from posttrain.stages import annotate, run_stage, scores
 from posttrain.storage.files import read_json
-from posttrain.topics import topics
 from posttrain.training.balancing import balanced
 
 SUMS = [f"Mia has {n} apples and buys {n + 1} apples. How many apples?" for n in range(12)]

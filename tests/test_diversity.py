@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from posttrain import diversity
 from posttrain.config.collapse import Collapse
+from posttrain.evaluation import diversity
 from posttrain.job import Job
 from posttrain.stages import diversity as stage
 

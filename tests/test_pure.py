@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from posttrain import statistics, weighing
+from posttrain import weighing
 from posttrain.config.section import of_round
 from posttrain.data.pairs import across_policies, best_and_worst, level
 from posttrain.data.selection import matching, nearest, take
 from posttrain.errors import DataError
+from posttrain.evaluation import statistics
 from posttrain.seeds import derive_seed
 from posttrain.stages.promote import decide
 

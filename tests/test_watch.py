@@ -17,8 +17,8 @@ from posttrain.config import RewardModel
 from posttrain.data.pairs import split
 from posttrain.data.tables import GREEDY, PAIRS, SAMPLED, SAMPLES
 from posttrain.errors import EmptyStageError, PosttrainError, RewardError, StageError
+from posttrain.evaluation.compare import warnings
 from posttrain.job import Job
-from posttrain.side_by_side import warnings
 from posttrain.stages import reward_model as reward_model_stage
 from posttrain.stages import watch
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from posttrain.winrate import RIDGE, agreed, length_controlled, preference, win_rate
+from posttrain.evaluation.win_rate import RIDGE, length_controlled, preference, win_rate
+from posttrain.pairwise import agreed
 
 
 def test_a_win_a_loss_a_tie_and_no_opinion() -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from posttrain import statistics
 from posttrain.data.tables import GREEDY, SAMPLED, by_prompt
-from posttrain.statistics import Figure
+from posttrain.evaluation import statistics
+from posttrain.evaluation.statistics import Figure
 from posttrain.weighing import RIGHT, combine
 
 LONGEST = 1500  # characters shown of one text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from posttrain.statistics import Figure
+from posttrain.evaluation.statistics import Figure
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 
 from posttrain import judging
 from posttrain.config import Annotate, Rated
+from posttrain.evaluation.topics import topics
 from posttrain.filters.rows import message_text
 from posttrain.job import Job
 from posttrain.judging import Judge
 from posttrain.judging import rubric as rubrics
 from posttrain.judging.form import spoken
-from posttrain.topics import topics
 
 SCHEMA = pa.schema(
     [

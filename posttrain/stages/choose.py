@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from posttrain import statistics
 from posttrain.config import Evaluate
 from posttrain.data.tables import SAMPLED
 from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import StageError
+from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts
 from posttrain.stages.promote import decide, prompt_figures

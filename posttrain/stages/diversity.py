@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import diversity, filters
+from posttrain import filters
 from posttrain.config.collapse import Collapse
+from posttrain.evaluation import diversity
 from posttrain.filters.near_duplicates import NearDuplicates
 from posttrain.filters.rows import Rows
 from posttrain.job import Job

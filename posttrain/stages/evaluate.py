@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from posttrain import statistics
 from posttrain.config import Evaluate
 from posttrain.data.messages import Prompt
 from posttrain.data.tables import GREEDY, SAMPLED, by_prompt
 from posttrain.engines.protocol import SamplingParams
+from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rollouts import Judges, Sampling, engine, judges, load_rewards, plan, run_rollouts
 from posttrain.seeds import derive_seed

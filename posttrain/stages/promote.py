@@ -15,10 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from posttrain import statistics
 from posttrain.collapse import collapsed, shares
 from posttrain.data.tables import SAMPLED, by_prompt
 from posttrain.errors import StageError
+from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rollouts import judges, model_rewards
 from posttrain.storage.pieces import Pieces

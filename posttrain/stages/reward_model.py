@@ -14,11 +14,11 @@ from peft import TaskType
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import RewardConfig
 
-from posttrain import statistics
 from posttrain.config import RewardModel
 from posttrain.data.pairs import once
 from posttrain.engines import reward_head
 from posttrain.errors import EmptyStageError
+from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rollouts import model_rewards, scored_slowly
 from posttrain.storage.pieces import Pieces, cut

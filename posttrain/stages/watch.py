@@ -24,16 +24,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import pairwise, winrate
+from posttrain import pairwise
 from posttrain.config import Judge, RewardEntry
 from posttrain.config.watch import SECOND
 from posttrain.data.tables import GREEDY, SAMPLED, SAMPLES, by_prompt
 from posttrain.errors import RewardError, StageError
+from posttrain.evaluation import win_rate
+from posttrain.evaluation.compare import BASE, OTHERS, POLICY, summary
 from posttrain.job import Job
 from posttrain.pairwise import Pairwise
 from posttrain.rewards import Reward
 from posttrain.rollouts import columns_of, model_rewards, processes, reward_values
-from posttrain.side_by_side import BASE, OTHERS, POLICY, summary
 from posttrain.stages.scores import slices
 from posttrain.storage.shards import run_shards
 from posttrain.weighing import REWARD_MODEL, RIGHT, combine
@@ -218,7 +219,7 @@ def _verdicts(
 def _preferred(mine: Mapping[str, Any], its: Mapping[str, Any], judge: str) -> float | None:
     """Which of two answers a judge gave more. Equal ones are a tie: a model's last bits differ from batch to batch."""
     first, second = mine["rewards"].get(judge), its["rewards"].get(judge)
-    return winrate.preference(first, first if mine["completion"] == its["completion"] else second)
+    return win_rate.preference(first, first if mine["completion"] == its["completion"] else second)
 
 
 def _compare(judge: Pairwise, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[float | None]:

@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain import statistics, winrate
 from posttrain.data.tables import GREEDY, SAMPLED
-from posttrain.statistics import Figure
+from posttrain.evaluation import statistics, win_rate
+from posttrain.evaluation.statistics import Figure
 
 POLICY, BASE = "policy", "base"
 OTHERS = {"previous": "the last promoted policy", BASE: "the base"}
@@ -44,8 +44,8 @@ def summary(rows: Sequence[Mapping[str, Any]], judges: Sequence[str], seed: int)
         ]
         preferences, longer = [one for one, _ in compared], [one for _, one in compared]
         return {
-            "raw": winrate.win_rate(preferences),
-            "length_controlled": winrate.length_controlled(preferences, longer),
+            "raw": win_rate.win_rate(preferences),
+            "length_controlled": win_rate.length_controlled(preferences, longer),
             "ties": preferences.count(0.5) / max(len(preferences), 1),
         }
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from posttrain import statistics
-from posttrain.statistics import Figure
+from posttrain.evaluation import statistics
+from posttrain.evaluation.statistics import Figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,18 +26,6 @@ def preference(first: float | None, second: float | None) -> float | None:
     if first is None or second is None:
         return None
     return 0.5 if first == second else float(first > second)
-
-
-def agreed(there: float | None, back: float | None) -> float | None:
-    """What a judge of pairs prefers who was asked twice: P(first better), and the same with the sides swapped.
-
-    The mean of both; a tie where the two verdicts contradict each other, as one for the same side does.
-    """
-    if there is None or back is None:
-        return None
-    if (there - 0.5) * (0.5 - back) < 0:
-        return 0.5
-    return (there + 1 - back) / 2
 
 
 def win_rate(preferences: Sequence[float]) -> Figure:

@@ -1,0 +1,1 @@
+"""Figures of answers: statistics with intervals, win rates, diversity, topics. No torch."""
