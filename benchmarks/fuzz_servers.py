@@ -29,11 +29,11 @@ from typing import Any
 
 import hostile
 
-from posttrain import judging
 from posttrain.config import JudgeModel
 from posttrain.engines import Request, SamplingParams, ServerSettings
 from posttrain.engines.server import ServerEngine
-from posttrain.judging import form, rubric
+from posttrain.rewards import judge_prompt, rubric
+from posttrain.rewards.judge import load
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import parrot  # a model of a few kilobytes
@@ -72,7 +72,7 @@ def kinds(folder: str) -> list[Kind]:
     card = {"id": folder, "object": "model", "owned_by": "vllm", "root": folder, "parent": None, "max_model_len": 64}
     models = {"object": "list", "data": [card, {**card, "id": "other", "root": "/models/other"}]}
     info = {"model_id": folder, "model_dtype": "float16", "max_input_tokens": 32, "version": "3.3"}
-    said = f"It is right.\nScore {form.question(RUBRIC, *TEXTS)[1]}: 4"
+    said = f"It is right.\nScore {judge_prompt.question(RUBRIC, *TEXTS)[1]}: 4"
     message = {"role": "assistant", "content": said, "refusal": None, "reasoning_content": None, "tool_calls": []}
     chat = {**top, "object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
     asked, chat_at = "/v1/completions", "/v1/chat/completions"
@@ -296,7 +296,7 @@ class Reader:
 
     def _judge(self, url: str, patience: float) -> None:
         model = JudgeModel(url=f"{url}/v1", model="big", attempts=1, timeout=SECONDS, patience=patience)
-        (score,) = judging.load(RUBRIC, model).scores([TEXTS])
+        (score,) = load(RUBRIC, model).scores([TEXTS])
         assert score is None or RUBRIC.lowest <= score <= RUBRIC.highest
 
     def _sample(self, engine: ServerEngine, url: str, patience: float) -> None:

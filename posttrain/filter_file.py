@@ -23,7 +23,7 @@ from posttrain.data.row_files import Part, RowFile, open_rows
 from posttrain.errors import DataError, InputError
 from posttrain.filters.driver import Count
 from posttrain.filters.rows import ANSWERS, Rows
-from posttrain.judging import told
+from posttrain.rewards.judge_cache import told
 from posttrain.storage.files import fsync
 
 # Where the text of an evaluation set stands: the first of these columns that there is.

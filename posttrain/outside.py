@@ -8,12 +8,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from posttrain import judging, models, pairwise, rewards
+from posttrain import models, rewards
 from posttrain.config import JudgeModel, Model, by_round
 from posttrain.data import load as loaders
 from posttrain.recipe.recipe import Recipe
+from posttrain.rewards import pairwise
+from posttrain.rewards.combine import REWARD_MODEL
+from posttrain.rewards.judge_reward import load_reward
 from posttrain.runner import Artifact
-from posttrain.weighing import REWARD_MODEL
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,7 @@ def external_inputs(recipe: Recipe) -> ExternalInputs:
     base = models.resolve(recipe.model)
     entries = [entry for entry in [*recipe.reward, *recipe.evaluate.measure] if entry.use != REWARD_MODEL]
     hashes = {
-        entry.use: judging.load_reward(entry).identity if entry.judge else rewards.content_hash(entry)
-        for entry in entries
+        entry.use: load_reward(entry).identity if entry.judge else rewards.content_hash(entry) for entry in entries
     }
     watched = [judge for judge in recipe.judges() if not judge.is_model]
     hashes |= {judge.use: pairwise.load(judge.entry).identity for judge in watched}

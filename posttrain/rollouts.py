@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import judging, rewards
+from posttrain import rewards
 from posttrain.config import RewardEntry
 from posttrain.data.chat_template import Tails, render_answers, render_prompt, render_turns
 from posttrain.data.messages import Message, under
@@ -27,12 +27,12 @@ from posttrain.engines.protocol import Engine, Request, SamplingParams, completi
 from posttrain.engines.server_dialects import DIALECTS, ServerSettings
 from posttrain.errors import StageError
 from posttrain.job import Job
-from posttrain.judging import JudgeReward
 from posttrain.rewards import Reward
+from posttrain.rewards.combine import REWARD_MODEL
+from posttrain.rewards.judge_reward import JudgeReward, load_reward
 from posttrain.storage.pieces import cut, even
 from posttrain.storage.shards import concatenate, run_shards
 from posttrain.system import device
-from posttrain.weighing import REWARD_MODEL
 
 if TYPE_CHECKING:
     from posttrain.engines.reward_scorer import Scorer
@@ -102,7 +102,7 @@ def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[Reward | Judg
     """The reward functions and judges of these entries."""
     minutes = job.runtime.get("reward_minutes")
     return [
-        judging.load_reward(entry, job.scratch) if entry.judge else rewards.patient(rewards.load(entry), minutes)
+        load_reward(entry, job.scratch) if entry.judge else rewards.patient(rewards.load(entry), minutes)
         for entry in entries
     ]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from posttrain import judging, learned_quality, models, shipped
+from posttrain import learned_quality, models, shipped
 from posttrain.judged import in_key, not_in_key
-from posttrain.judging import rubric
 from posttrain.recipe.recipe import Recipe
+from posttrain.rewards import rubric
+from posttrain.rewards.judge import identity
 from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.seeds import derive_seed
 from posttrain.storage.files import file_hash
@@ -27,7 +28,7 @@ class Sifting:
         if recipe.annotate and recipe.annotate.topics:
             learned_quality.check_installed("annotate.topics")
         self._rated = {
-            name: judging.identity(rubric.load_for(name, rated.rubric), rated.judge)
+            name: identity(rubric.load_for(name, rated.rubric), rated.judge)
             for name in ("tags", "difficulty")
             if recipe.annotate and (rated := getattr(recipe.annotate, name))
         }

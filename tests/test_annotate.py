@@ -13,13 +13,14 @@ import pytest
 from test_judges import FakeJudge, asked_form, judged, serving
 from test_rounds import go
 
-from posttrain import annotations, shipped
+from posttrain import shipped
 from posttrain.config import Balance, Sft
 from posttrain.data.tables import MESSAGES, SAMPLES
 from posttrain.errors import DataError, RecipeError, RewardError
 from posttrain.evaluation.topics import topics
 from posttrain.job import Job
 from posttrain.recipe.load import load
+from posttrain.rewards import prompt_stats
 from posttrain.stages import annotate, run_stage, scores
 from posttrain.storage.files import read_json
 from posttrain.training.balancing import balanced
@@ -99,9 +100,9 @@ def test_what_is_found_out_of_the_prompts_that_were_sampled(tmp_path: Path) -> N
 
 
 def test_pass_rates_are_of_the_samples_that_have_a_score() -> None:
-    rates = annotations.pass_rates(["a", "a", "a", "b", "c"], [1.0, 0.4, None, None, 0.5])
+    rates = prompt_stats.pass_rates(["a", "a", "a", "b", "c"], [1.0, 0.4, None, None, 0.5])
     assert rates == {"a": 0.5, "b": None, "c": 1.0}
-    assert [annotations.level(rate) for rate in (0, 0.3, 0.34, 0.66, 0.67, 1, None)] == [
+    assert [prompt_stats.level(rate) for rate in (0, 0.3, 0.34, 0.66, 0.67, 1, None)] == [
         *("hard", "hard", "medium", "medium", "easy", "easy", None)
     ]
 

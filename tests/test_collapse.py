@@ -13,12 +13,12 @@ import pytest
 from parrot import ENDS, GOES_ON, save
 
 from posttrain import rewards
-from posttrain.collapse import Shares, check_scores, collapsed, constant, shares
 from posttrain.commands.terminal import summary
 from posttrain.config import RewardEntry, Samples
 from posttrain.data.tables import SAMPLED, SAMPLES
 from posttrain.errors import EmptyStageError, RewardError, StageError
 from posttrain.job import Job
+from posttrain.rewards.checks import Shares, check_scores, collapsed, constant, shares
 from posttrain.stages import run_stage
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import parrot
 import pytest
 
-from posttrain import judging
 from posttrain.config import JudgeModel
 from posttrain.engines import Request, SamplingParams, ServerSettings
 from posttrain.engines.server import FAULTS, ServerEngine
 from posttrain.errors import EngineError, InputError
-from posttrain.judging import rubric
+from posttrain.rewards import rubric
+from posttrain.rewards.judge import load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import fuzz_servers
@@ -65,7 +65,7 @@ def asked(folder: Path, kind: str) -> Asked:
 
     def judge(patience: float = 0.0, seconds: float = 5.0, **keys: Any) -> object:
         model = JudgeModel(url=f"{url}/v1", model="big", attempts=1, timeout=seconds, patience=patience, **keys)
-        return judging.load(QUALITY, model).scores([TEXTS])
+        return load(QUALITY, model).scores([TEXTS])
 
     return Asked(server, found.path, found.pages[found.path], judge if kind == "judge" else sample)
 
@@ -209,7 +209,7 @@ def test_a_wrong_reply_is_asked_for_three_times_and_no_more(either: Asked) -> No
 def test_an_address_that_is_none(url: str) -> None:
     model = JudgeModel(url=url, model="big")
     with pytest.raises(InputError, match=r"\[server-address\]"):
-        judging.load(QUALITY, model).scores([TEXTS])
+        load(QUALITY, model).scores([TEXTS])
 
 
 BOMB = gzip.compress(bytes(1 << 30), 1)

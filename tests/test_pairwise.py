@@ -11,9 +11,9 @@ import pytest
 from posttrain.config import RewardEntry
 from posttrain.data.messages import Prompt
 from posttrain.errors import RewardError
-from posttrain.pairwise import Pairwise, load
 from posttrain.rewards import Reward
 from posttrain.rewards import load as load_reward
+from posttrain.rewards.pairwise import Pairwise, load
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("one?", "two?", "three?")]
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from posttrain import weighing
 from posttrain.config.section import of_round
 from posttrain.data.pairs import across_policies, best_and_worst, level
 from posttrain.data.selection import matching, nearest, take
 from posttrain.errors import DataError
 from posttrain.evaluation import statistics
+from posttrain.rewards import combine
 from posttrain.seeds import derive_seed
 from posttrain.stages.promote import decide
 
@@ -52,18 +52,16 @@ def test_a_pair_has_one_answer_of_each_policy() -> None:
 
 
 def test_a_score_is_the_weighted_mean_of_the_rewards_with_an_opinion() -> None:
-    weights = {"verifier": 1.0, weighing.REWARD_MODEL: 0.2}
-    assert weighing.combine({"verifier": 1.0, weighing.REWARD_MODEL: 3.0}, weights, 3.0, 2.0) == pytest.approx(
-        1.1 / 1.2
-    )
-    assert weighing.combine({"verifier": None, weighing.REWARD_MODEL: 3.0}, weights, 3.0, 2.0) == 0.5
-    assert weighing.combine({"verifier": None}, weights) is None
+    weights = {"verifier": 1.0, combine.REWARD_MODEL: 0.2}
+    assert combine.combine({"verifier": 1.0, combine.REWARD_MODEL: 3.0}, weights, 3.0, 2.0) == pytest.approx(1.1 / 1.2)
+    assert combine.combine({"verifier": None, combine.REWARD_MODEL: 3.0}, weights, 3.0, 2.0) == 0.5
+    assert combine.combine({"verifier": None}, weights) is None
 
 
 def test_a_reward_model_enters_as_the_sigmoid_of_its_standardised_logit() -> None:
-    mean, deviation = weighing.spread([1.0, 3.0])
+    mean, deviation = combine.spread([1.0, 3.0])
     assert (mean, deviation) == (2.0, 1.0)
-    assert weighing.squash(3.0, mean, deviation) == pytest.approx(1 / (1 + math.exp(-1)))
+    assert combine.squash(3.0, mean, deviation) == pytest.approx(1 / (1 + math.exp(-1)))
 
 
 def test_the_interval_of_a_proportion_is_the_papers() -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from posttrain import annotations, filters
+from posttrain import filters
 from posttrain.data.tables import PAIRS, SAMPLES
+from posttrain.rewards import prompt_stats
 from posttrain.stages import STAGES, annotate, prompts, watch
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "stages.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## )", PAGE, re.DOTALL | re.MULTILINE))
-SCORED = annotations.schema(SAMPLES.append(pa.field("score", pa.float64())), annotations.COLUMNS.names)
+SCORED = prompt_stats.schema(SAMPLES.append(pa.field("score", pa.float64())), prompt_stats.COLUMNS.names)
 WRITTEN = {
     **{f"prompts/{name}.parquet": prompts.SCHEMA for name in ("train", "dev", "heldout", "against")},
     "prompts/real.parquet": prompts.REAL,

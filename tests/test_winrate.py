@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from posttrain.evaluation.win_rate import RIDGE, length_controlled, preference, win_rate
-from posttrain.pairwise import agreed
+from posttrain.rewards.pairwise import agreed
 
 
 def test_a_win_a_loss_a_tie_and_no_opinion() -> None:

@@ -150,11 +150,11 @@ def _scorer(rubric: str, model: JudgeModel, minimum: int | None, context: Filter
         RecipeError: `minimum` is not on the rubric's scale.
         EngineError: the judge cannot judge at all.
     """
-    from posttrain import judging  # here, since the recipe is checked against this module's keys
-    from posttrain.judging import rubric as rubrics
-    from posttrain.judging.form import spoken
+    from posttrain.rewards import rubric as rubrics
+    from posttrain.rewards.judge import load  # here, since the recipe is checked against this module's keys
+    from posttrain.rewards.judge_prompt import spoken
 
-    judge = judging.load(rubrics.load_scoring(rubric), model, context.scratch)
+    judge = load(rubrics.load_scoring(rubric), model, context.scratch)
     scale = judge.rubric
     if minimum is not None and not scale.lowest < minimum <= scale.highest:
         raise RecipeError(
@@ -177,7 +177,7 @@ def _scorer(rubric: str, model: JudgeModel, minimum: int | None, context: Filter
 
 
 def _identity(rubric: str, model: JudgeModel) -> dict[str, str]:
-    from posttrain import judging
-    from posttrain.judging import rubric as rubrics
+    from posttrain.rewards import rubric as rubrics
+    from posttrain.rewards.judge import identity
 
-    return {name_of(rubric): judging.identity(rubrics.load_scoring(rubric), model)}
+    return {name_of(rubric): identity(rubrics.load_scoring(rubric), model)}

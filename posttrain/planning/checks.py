@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from posttrain import models, pairwise, rewards
+from posttrain import models, rewards
 from posttrain.config import Model
 from posttrain.data.selection import matching
 from posttrain.errors import EmptyStageError, EngineError, PosttrainError, RewardError, StageError
@@ -23,6 +23,7 @@ from posttrain.planning.plan import Machine, plan
 from posttrain.planning.rehearsal import rehearse
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
+from posttrain.rewards import pairwise
 from posttrain.runner import Artifact, Runner, StageCall
 from posttrain.stage_queue import Silent
 from posttrain.steps import Steps

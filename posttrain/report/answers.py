@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from posttrain.data.tables import GREEDY, SAMPLED, by_prompt
 from posttrain.evaluation import statistics
 from posttrain.evaluation.statistics import Figure
-from posttrain.weighing import RIGHT, combine
+from posttrain.rewards.combine import RIGHT, combine
 
 LONGEST = 1500  # characters shown of one text
 _COLUMNS = ["prompt_id", "tag", "completion", "n_tokens", "rewards"]

@@ -13,7 +13,7 @@ from posttrain.report import answers, figures, plots
 from posttrain.report.answers import Scored, Survey, changes, shortened, text_of
 from posttrain.report.lineage import final_round, lineage
 from posttrain.report.reading import Round, RunView
-from posttrain.weighing import RIGHT, combine
+from posttrain.rewards.combine import RIGHT, combine
 
 EACH_KIND = 3  # prompts shown of each kind of `answers.KINDS`
 EXTREMES = 5  # best and worst answers

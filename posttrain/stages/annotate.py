@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import judging
 from posttrain.config import Annotate, Rated
 from posttrain.evaluation.topics import topics
 from posttrain.filters.rows import message_text
 from posttrain.job import Job
-from posttrain.judging import Judge
-from posttrain.judging import rubric as rubrics
-from posttrain.judging.form import spoken
+from posttrain.rewards import rubric as rubrics
+from posttrain.rewards.judge import Judge, load
+from posttrain.rewards.judge_cache import told
+from posttrain.rewards.judge_prompt import spoken
 
 SCHEMA = pa.schema(
     [
@@ -61,11 +61,11 @@ def run(job: Job) -> dict[str, Any]:
             found[name]["difficulty"] = points
     table = pa.Table.from_pylist(list(found.values()), schema=SCHEMA)
     pq.write_table(table, job.out / "annotations.parquet", compression="zstd")
-    return {"prompts": len(found), **_counted(found), **judging.told(job.scratch)}
+    return {"prompts": len(found), **_counted(found), **told(job.scratch)}
 
 
 def _judge(job: Job, rated: Rated) -> Judge:
-    judge = judging.load(rubrics.load(rated.rubric), rated.judge, job.scratch)
+    judge = load(rubrics.load(rated.rubric), rated.judge, job.scratch)
     judge.probe()
     return judge
 

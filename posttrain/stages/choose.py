@@ -19,6 +19,7 @@ from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import StageError
 from posttrain.evaluation import statistics
 from posttrain.job import Job
+from posttrain.rewards.combine import REWARD_MODEL
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts
 from posttrain.stages.promote import decide, prompt_figures
 from posttrain.stages.reward_model import heldout_pairs, pairs_right
@@ -26,7 +27,6 @@ from posttrain.storage.files import read_json
 from posttrain.storage.pieces import Pieces
 from posttrain.storage.store import MANIFEST
 from posttrain.training.averaging import average
-from posttrain.weighing import REWARD_MODEL
 
 MEAN = "mean"
 

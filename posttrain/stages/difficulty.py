@@ -15,8 +15,8 @@ from posttrain.data.selection import nearest, take
 from posttrain.data.tables import by_prompt
 from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
+from posttrain.rewards.combine import RIGHT, combine
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts, sampled_by
-from posttrain.weighing import RIGHT, combine
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -20,10 +20,10 @@ from posttrain.data.tables import GREEDY, SAMPLED, by_prompt
 from posttrain.engines.protocol import SamplingParams
 from posttrain.evaluation import statistics
 from posttrain.job import Job
+from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine
 from posttrain.rollouts import Judges, Sampling, engine, judges, load_rewards, plan, run_rollouts
 from posttrain.seeds import derive_seed
 from posttrain.storage.shards import concatenate
-from posttrain.weighing import REWARD_MODEL, RIGHT, combine
 
 COLUMNS = ["prompt_id", "tag", "n_tokens", "finish", "rewards"]
 

@@ -13,7 +13,7 @@ from posttrain import filters
 from posttrain.config.keys import join
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
-from posttrain.judging import told
+from posttrain.rewards.judge_cache import told
 from posttrain.storage.pieces import Pieces
 
 ROWS = 8192  # in a batch

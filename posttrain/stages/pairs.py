@@ -7,7 +7,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain.collapse import check_not_empty
 from posttrain.config import Pairs
 from posttrain.data.pairs import best_worst_pairs
 from posttrain.data.selection import take
@@ -15,9 +14,10 @@ from posttrain.data.tables import PAIRS, by_prompt
 from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
-from posttrain.judging import told
+from posttrain.rewards.checks import check_not_empty
+from posttrain.rewards.combine import REWARD_MODEL, combine, spread
+from posttrain.rewards.judge_cache import told
 from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts, sampled_by
-from posttrain.weighing import REWARD_MODEL, combine, spread
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -27,12 +27,12 @@ from posttrain.data.tables import PAIRS, by_prompt
 from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
-from posttrain.judging import told
 from posttrain.models import context_length
+from posttrain.rewards.combine import combine
+from posttrain.rewards.judge_cache import told
 from posttrain.rollouts import Judges, Sampling, engine, judges, plan, run_rollouts, sampled_by
 from posttrain.seeds import derive_seed
 from posttrain.training.rows import Rendering
-from posttrain.weighing import combine
 
 
 def run(job: Job) -> dict[str, Any]:

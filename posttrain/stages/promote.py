@@ -15,14 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from posttrain.collapse import collapsed, shares
 from posttrain.data.tables import SAMPLED, by_prompt
 from posttrain.errors import StageError
 from posttrain.evaluation import statistics
 from posttrain.job import Job
+from posttrain.rewards.checks import collapsed, shares
+from posttrain.rewards.combine import REWARD_MODEL, combine
 from posttrain.rollouts import judges, model_rewards
 from posttrain.storage.pieces import Pieces
-from posttrain.weighing import REWARD_MODEL, combine
 
 _PROMPTS = 64  # whose answers a reward model scores before they are kept
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import judging, models, pairwise, rewards
+from posttrain import models, rewards
 from posttrain.config import Decontaminate, Judge, Prompts, PromptSet, RewardEntry
 from posttrain.data import load as loaders
 from posttrain.data.chat_template import render_prompt
@@ -22,10 +22,10 @@ from posttrain.errors import DataError, RewardError
 from posttrain.filters import message_text
 from posttrain.filters.contamination import overlap
 from posttrain.job import Job
-from posttrain.judging import JudgeReward
 from posttrain.models.inspection import inspect
-from posttrain.pairwise import Pairwise
-from posttrain.rewards import Reward
+from posttrain.rewards import Reward, pairwise
+from posttrain.rewards.judge_reward import JudgeReward, load_reward
+from posttrain.rewards.pairwise import Pairwise
 
 SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.string()), ("line", pa.int64())])
 
@@ -143,7 +143,7 @@ def _read(
         rewards.patient(rewards.load(entry), minutes) for entry in entries if not entry.judge
     ]
     if name == "train":  # judges read no columns: asked once
-        judges += [judging.load_reward(entry) for entry in entries if entry.judge]
+        judges += [load_reward(entry) for entry in entries if entry.judge]
     if name == "heldout":
         judges += [pairwise.load(Judge.model_validate(entry).entry, minutes) for entry in job.runtime.get("judges", [])]
     _check_rewards(judges, prompts, place)

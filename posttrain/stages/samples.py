@@ -7,11 +7,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from posttrain.collapse import check_not_empty
 from posttrain.config import Samples
 from posttrain.data.selection import take
 from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
+from posttrain.rewards.checks import check_not_empty
 from posttrain.rollouts import Judges, Sampling, engine, plan, run_rollouts, sampled_by, sampled_slowly
 
 

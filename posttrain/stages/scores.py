@@ -10,15 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import annotations
-from posttrain.collapse import check_scores, constant
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
-from posttrain.judging import told
+from posttrain.rewards import prompt_stats
+from posttrain.rewards.checks import check_scores, constant
+from posttrain.rewards.combine import REWARD_MODEL, combine, spread
+from posttrain.rewards.judge_cache import told
 from posttrain.rollouts import Judges, judge, judges, processes
 from posttrain.storage.pieces import even
 from posttrain.storage.shards import run_shards
-from posttrain.weighing import REWARD_MODEL, combine, spread
 
 _ROWS = 2048
 
@@ -58,12 +58,12 @@ def run(job: Job) -> dict[str, Any]:
     check_scores(opinions, same)
     names, start = job.config.get("columns", []), 0
     known = _annotations(job)
-    schema = annotations.schema(pq.read_schema(paths[0]).append(pa.field("score", pa.float64())), names)
+    schema = prompt_stats.schema(pq.read_schema(paths[0]).append(pa.field("score", pa.float64())), names)
     with pq.ParquetWriter(job.out / "scored.parquet", schema, compression="zstd") as writer:
         for path in paths:
             table = pq.read_table(path)
             column = pa.array(scores[start : start + table.num_rows], pa.float64())
-            writer.write_table(annotations.annotated(table.append_column("score", column), names, known))
+            writer.write_table(prompt_stats.annotated(table.append_column("score", column), names, known))
             start += table.num_rows
     return {
         "rows": len(scores),

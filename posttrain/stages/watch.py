@@ -24,7 +24,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import pairwise
 from posttrain.config import Judge, RewardEntry
 from posttrain.config.watch import SECOND
 from posttrain.data.tables import GREEDY, SAMPLED, SAMPLES, by_prompt
@@ -32,12 +31,12 @@ from posttrain.errors import RewardError, StageError
 from posttrain.evaluation import win_rate
 from posttrain.evaluation.compare import BASE, OTHERS, POLICY, summary
 from posttrain.job import Job
-from posttrain.pairwise import Pairwise
-from posttrain.rewards import Reward
+from posttrain.rewards import Reward, pairwise
+from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine
+from posttrain.rewards.pairwise import Pairwise
 from posttrain.rollouts import columns_of, model_rewards, processes, reward_values
 from posttrain.stages.scores import slices
 from posttrain.storage.shards import run_shards
-from posttrain.weighing import REWARD_MODEL, RIGHT, combine
 
 _ROWS = 4096
 # A prompt's answers by one setting: what is known of each side's, and who is preferred, by the other side and judge.

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from posttrain.annotations import PASS_RATE, level
 from posttrain.config import Balance
 from posttrain.errors import DataError, did_you_mean
+from posttrain.rewards.prompt_stats import PASS_RATE, level
 
 Row = Mapping[str, Any]
 NOTHING = "null"  # how a share names rows without a value

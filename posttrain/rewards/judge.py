@@ -13,11 +13,11 @@ from pathlib import Path
 from posttrain import models
 from posttrain.config import JudgeModel, Model
 from posttrain.errors import EngineError
-from posttrain.judging import form
-from posttrain.judging.endpoint import Endpoint, Question
-from posttrain.judging.ledger import LEDGER, Entry, Ledger
-from posttrain.judging.local import Local
-from posttrain.judging.rubric import Rubric
+from posttrain.rewards import judge_prompt
+from posttrain.rewards.judge_cache import LEDGER, Entry, Ledger
+from posttrain.rewards.judge_client import Endpoint, Question
+from posttrain.rewards.judge_local import Local
+from posttrain.rewards.rubric import Rubric
 
 _CHUNK = 256  # texts between two looks at how the judge does
 _ENOUGH = 20  # texts of which more than half have no score, and the judge is no judge
@@ -52,7 +52,7 @@ class Judge:
 
     def tags(self, texts: Sequence[Text]) -> list[list[str] | None]:
         """The tags of each text, for a rubric that asks for them. Raises EngineError as `scores` does."""
-        return [None if text is None else form.tags(self.rubric, text) for text in self.decided(texts)]
+        return [None if text is None else judge_prompt.tags(self.rubric, text) for text in self.decided(texts)]
 
     def decided(self, texts: Sequence[Text]) -> list[str | None]:
         """What the judge decided of each text, as it wrote it. Raises EngineError as `scores` does."""
@@ -116,7 +116,7 @@ class Judge:
         """Why a text is not put to the judge."""
         if sum(len(part or "") for part in text) > self.model.max_chars:
             return f"longer than {self.model.max_chars} characters"
-        return "says nothing" if text[1] is not None and form.hollow(text[1]) else None
+        return "says nothing" if text[1] is not None and judge_prompt.hollow(text[1]) else None
 
     def _attempts(self, asked: Endpoint | Local, texts: Mapping[str, Text]) -> Iterator[Entry]:
         """What comes of each text in the end."""
@@ -127,12 +127,12 @@ class Judge:
                 del left[name]
                 yield Entry(name, None, 0, 0, unfit)
         for attempt in range(1, self.model.attempts + 1):
-            names, asked_about = list(left), [form.question(self.rubric, *text) for text in left.values()]
+            names, asked_about = list(left), [judge_prompt.question(self.rubric, *text) for text in left.values()]
             hot = max(self.model.temperature, _HOT) if attempt > 1 else self.model.temperature
             for index, reply in asked.replies([Question(text, hot, attempt) for text, _ in asked_about]):
                 name, (_, code) = names[index], asked_about[index]
                 resent[name] += reply.resent
-                decided = form.read(self.rubric, code, reply.text, reply.cut_off)
+                decided = judge_prompt.read(self.rubric, code, reply.text, reply.cut_off)
                 if decided is not None or reply.refused or attempt == self.model.attempts:
                     del left[name]
                     yield Entry(name, decided, attempt, resent[name], reply.refused or reply.text)
@@ -149,7 +149,7 @@ def identity(rubric: Rubric, model: JudgeModel) -> str:
     Raises ModelError where a local model is not there.
     """
     which = models.resolve(Model(path=model.path, revision=model.revision)).hash if model.path else None
-    decides = [rubric.sha256, form.VERSION, model.in_key(), which]
+    decides = [rubric.sha256, judge_prompt.VERSION, model.in_key(), which]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from posttrain.weighing import RIGHT
+from posttrain.rewards.combine import RIGHT
 
 PASS_RATE = "pass_rate"
 COLUMNS = pa.schema(

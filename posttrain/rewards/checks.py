@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from posttrain.errors import EmptyStageError, StageError
-from posttrain.weighing import RIGHT
+from posttrain.rewards.combine import RIGHT
 
 MOST = 0.95  # from this share on, what holds for answers holds for the policy
 BEFORE = 0.5  # below this share it did not hold for the policy before

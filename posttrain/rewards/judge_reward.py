@@ -9,10 +9,10 @@ from typing import Any
 
 from posttrain.config import RewardEntry
 from posttrain.data.messages import Message, Prompt
-from posttrain.judging import judge as judges
-from posttrain.judging import rubric as rubrics
-from posttrain.judging.form import spoken
-from posttrain.judging.judge import Judge
+from posttrain.rewards import judge as judges
+from posttrain.rewards import rubric as rubrics
+from posttrain.rewards.judge import Judge
+from posttrain.rewards.judge_prompt import spoken
 
 
 @dataclass(frozen=True)

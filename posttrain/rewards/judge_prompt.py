@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
-from posttrain.judging.rubric import Rubric
+from posttrain.rewards.rubric import Rubric
 
 VERSION = 1  # raised when the words below change: they decide scores as a rubric does
 # The first character of what chat templates take for control: <|…|>, DeepSeek's full-width bars, Llama 2's, Gemma's.

@@ -10,7 +10,7 @@ from typing import Any
 
 from posttrain.config import JudgeModel, Model
 from posttrain.errors import DataError
-from posttrain.judging.endpoint import Question, Reply
+from posttrain.rewards.judge_client import Question, Reply
 
 _TOGETHER = 32  # questions in one call: what is kept when a kill comes is whole calls
 
