@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from posttrain import learned_quality, models, shipped
+from posttrain import models, shipped
+from posttrain.filters import quality_model
 from posttrain.judged import in_key, not_in_key
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import rubric
@@ -24,9 +25,9 @@ class Sifting:
     def __init__(self, recipe: Recipe, runner: Stages, base: Artifact) -> None:
         self.recipe, self.runner, self.base = recipe, runner, base
         if recipe.quality_classifier:
-            learned_quality.check_installed("quality_classifier")
+            quality_model.check_installed("quality_classifier")
         if recipe.annotate and recipe.annotate.topics:
-            learned_quality.check_installed("annotate.topics")
+            quality_model.check_installed("annotate.topics")
         self._rated = {
             name: identity(rubric.load_for(name, rated.rubric), rated.judge)
             for name in ("tags", "difficulty")

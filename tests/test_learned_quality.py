@@ -15,10 +15,10 @@ import pytest
 from test_rounds import go
 from tiny_models import causal_lm, tokenizer
 
-from posttrain import filters, learned_quality
+from posttrain import filters
 from posttrain.engines.embedder import Embedder
 from posttrain.errors import DataError, RecipeError
-from posttrain.filters import FilterContext, dropped_schema
+from posttrain.filters import FilterContext, dropped_schema, quality_model
 from posttrain.job import Job
 from posttrain.recipe.load import load
 from posttrain.stages import quality_classifier
@@ -136,15 +136,15 @@ class TestFitting:
         for name in ("a", "b"):
             (tmp_path / name).mkdir()
             fitted(tmp_path / name, {"filters_001": source})
-            made.append((tmp_path / name / "out" / learned_quality.WEIGHTS).read_bytes())
+            made.append((tmp_path / name / "out" / quality_model.WEIGHTS).read_bytes())
         assert made[0] == made[1]
 
     def test_what_is_kept_is_json_and_safetensors_and_says_the_same(self, tmp_path: Path) -> None:
         texts = [row["completion"] for row in rows(50, True, 1) + rows(50, False, 1)]
-        made = learned_quality.fit(texts, [True] * 50 + [False] * 50)
+        made = quality_model.fit(texts, [True] * 50 + [False] * 50)
         made.save(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier.json", "weights.safetensors"]
-        back = learned_quality.load(tmp_path)
+        back = quality_model.load(tmp_path)
         assert back.probabilities(texts) == pytest.approx(made.probabilities(texts), abs=1e-12)
 
     def test_its_probabilities_are_those_of_scikit_learns_own_pipeline(self) -> None:
@@ -159,7 +159,7 @@ class TestFitting:
         )
         theirs = make_pipeline(vectorizer, LogisticRegression(class_weight="balanced", max_iter=2000)).fit(texts, good)
         new = [row["completion"] for row in rows(20, True, 2)] + ["", "word unknown"]
-        ours = learned_quality.fit(texts, [bool(one) for one in good]).probabilities(new)
+        ours = quality_model.fit(texts, [bool(one) for one in good]).probabilities(new)
         assert ours == pytest.approx(theirs.predict_proba(new)[:, 1].tolist(), abs=1e-9)
 
 
@@ -174,7 +174,7 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order() -> None:
         )
     )
     wanted = sum((one > other) + 0.5 * (one == other) for one, other in pairs) / len(pairs)
-    figure = learned_quality.auc(chances, good, [str(number // 3) for number in range(60)], 0)
+    figure = quality_model.auc(chances, good, [str(number // 3) for number in range(60)], 0)
     assert figure["value"] == pytest.approx(wanted)
     assert figure["ci95"][0] < wanted < figure["ci95"][1]
 

@@ -11,7 +11,7 @@ import pytest
 
 from posttrain import filters
 from posttrain.filters import FilterContext
-from posttrain.filters.banding import Bands, among, band_size
+from posttrain.filters.minhash import Bands, among, band_size
 from posttrain.filters.shingles import jaccard, shingles
 
 WORDS = [a + b for a in "bdfglmnprstvz" for b in ("a", "ela", "ino", "oru", "ump", "ish", "ade", "ovin")]

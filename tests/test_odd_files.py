@@ -25,8 +25,8 @@ from posttrain.data.messages import Prompt
 from posttrain.data.row_files import open_rows
 from posttrain.data.text_lines import MOST_ROW
 from posttrain.errors import DataError, InputError
-from posttrain.filter_file import filter_file
 from posttrain.filters import FilterContext
+from posttrain.filters.file import filter_file
 
 _DAY = dt.datetime(2024, 2, 29, 12, 30, 15, 250_000)
 

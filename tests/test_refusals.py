@@ -12,7 +12,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from posttrain import filters, inference, learned_quality
+from posttrain import filters, inference
 from posttrain.commands.stage import stage
 from posttrain.config import PromptSet
 from posttrain.config.tree import Place
@@ -20,7 +20,7 @@ from posttrain.data import selection
 from posttrain.data.load import read_preferences, read_prompts
 from posttrain.data.row_files import open_rows
 from posttrain.errors import InputError
-from posttrain.filters import FilterContext
+from posttrain.filters import FilterContext, quality_model
 from posttrain.hub import plan
 from posttrain.recipe.yaml_tree import parse
 from posttrain.report import plots, reading
@@ -106,9 +106,9 @@ def test_a_word_list_of_gigabytes(tmp_path: Path) -> None:
 
 
 def test_filters(tmp_path: Path) -> None:
-    assert fails(lambda: learned_quality.load(tmp_path)).rule == "filter-no-classifier"
-    assert fails(lambda: learned_quality.is_on(tmp_path)).rule == "filter-no-classifier"
-    assert fails(lambda: learned_quality.fit(["a", "b"], [True, False])).rule == "filter-nothing-to-learn"
+    assert fails(lambda: quality_model.load(tmp_path)).rule == "filter-no-classifier"
+    assert fails(lambda: quality_model.is_on(tmp_path)).rule == "filter-no-classifier"
+    assert fails(lambda: quality_model.fit(["a", "b"], [True, False])).rule == "filter-nothing-to-learn"
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from tiny_models import causal_lm, tokenizer
 
 from posttrain import filters
 from posttrain.errors import InputError, ModelError
-from posttrain.filter_file import filter_file
 from posttrain.filters import FilterContext, embedding
+from posttrain.filters.file import filter_file
 from posttrain.filters.semantic_duplicates import clustered, greedy, worth
 from posttrain.recipe.load import load
 

@@ -34,8 +34,8 @@ def filter_(
 
     posttrain filter mine.jsonl --recipe my.yaml --out filtered --against test.jsonl
     """
-    from posttrain.filter_file import filter_file
     from posttrain.filters import Filter
+    from posttrain.filters.file import filter_file
     from posttrain.recipe.load import load
 
     resolved = load(recipe, set_ or [], files=False)
@@ -80,8 +80,8 @@ def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | Non
     """What the filters read beside the rows, and no more: an evaluation set on the Hub needs network."""
     from posttrain.data.load import read_prompts
     from posttrain.errors import InputError
-    from posttrain.filter_file import evaluation_prompts
     from posttrain.filters import FilterContext, message_text
+    from posttrain.filters.file import evaluation_prompts
 
     prompts = [prompt for path in against or [] for prompt in evaluation_prompts(path)]
     compared = any("evaluation_prompts" in one.reads for one in chosen)

@@ -19,22 +19,22 @@ from pydantic import ValidationError
 from posttrain.config.problems import in_our_words
 from posttrain.errors import RecipeError, did_you_mean
 from posttrain.filters.base import AcrossRounds, Filter, FilterContext, Mask, Verdict
+from posttrain.filters.best_of_k import BestOfK
+from posttrain.filters.chain import Count, Memory, Run, Sifted, dropped_schema
 from posttrain.filters.classifier import Classifier
 from posttrain.filters.contamination import Overlap
-from posttrain.filters.driver import Count, Memory, Run, Sifted, dropped_schema
 from posttrain.filters.duplicates import ExactDuplicates
 from posttrain.filters.emphasis import Emphasis
-from posttrain.filters.form import Format, Length
-from posttrain.filters.judged import Judged, Quality
+from posttrain.filters.format import Format, Length
+from posttrain.filters.judge import Judged, Quality
 from posttrain.filters.language import Language
-from posttrain.filters.learned import LearnedQuality
+from posttrain.filters.learned_quality import LearnedQuality
+from posttrain.filters.leftovers import Residue
 from posttrain.filters.near_duplicates import NearDuplicates
 from posttrain.filters.pii import PersonalData
 from posttrain.filters.refusals import Refusals
 from posttrain.filters.repetition import Loop, Repetition
-from posttrain.filters.residue import Residue
 from posttrain.filters.rows import message_text
-from posttrain.filters.selection import BestOfK
 from posttrain.filters.semantic_duplicates import SemanticDuplicates
 from posttrain.filters.truncation import Truncated
 from posttrain.filters.unsafe import UnsafeWords

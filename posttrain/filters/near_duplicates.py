@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from posttrain.filters.banding import Bands, among, band_keys, band_size
 from posttrain.filters.base import AcrossRounds, FilterContext, Judge, Verdict
+from posttrain.filters.minhash import Bands, among, band_keys, band_size
 from posttrain.filters.rows import Rows
 from posttrain.filters.shingles import Ints, Sets, jaccard, offsets, ragged, shingles
 

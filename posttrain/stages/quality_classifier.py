@@ -5,7 +5,6 @@ It counts only where it can tell the two apart on prompts that it was not fitted
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +12,14 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from posttrain import learned_quality, shipped
+from posttrain import shipped
 from posttrain.config import QualityClassifier
 from posttrain.errors import DataError
+from posttrain.filters import quality_model
+from posttrain.filters.quality_model import as_text, embedder
 from posttrain.filters.rows import Rows, message_text
 from posttrain.job import Job
-from posttrain.learned_quality import Embed
 from posttrain.seeds import derive_seed
-from posttrain.system import device
-
-_MOST_CHARACTERS = 20_000  # of a text
 
 
 class Labelled(NamedTuple):
@@ -51,12 +48,12 @@ def run(job: Job) -> dict[str, Any]:
     off = {**counts, "auc": {"value": None, "ci95": None, "n": len(test)}, "on": False}
     least = min(counts["good"], len(rows) - counts["good"])
     if least < section.min_rows or len({row.good for row in train}) < 2 or len({row.good for row in test}) < 2:
-        (job.out / learned_quality.ABOUT).write_text(json.dumps({"on": False}), encoding="utf-8")
+        (job.out / quality_model.ABOUT).write_text(json.dumps({"on": False}), encoding="utf-8")
         return {**off, "why": f"{least} rows of the rarer kind: too few to fit and measure a classifier"}
     embed = embedder(job.inputs.get("policy"))
-    fitted = learned_quality.fit([row.text for row in train], [row.good for row in train], embed)
+    fitted = quality_model.fit([row.text for row in train], [row.good for row in train], embed)
     chances = fitted.probabilities([row.text for row in test], embed)
-    figure = learned_quality.auc(chances, [row.good for row in test], [row.prompt for row in test], job.seed)
+    figure = quality_model.auc(chances, [row.good for row in test], [row.prompt for row in test], job.seed)
     low = figure["ci95"][0]
     on = low > section.min_auc
     fitted.about.update(on=on, features=section.features)
@@ -101,20 +98,3 @@ def labelled(path: Path) -> list[Labelled]:
 
 def _parts(row: Any) -> tuple[Any, Any]:
     return row["prompt"], row["completion"]
-
-
-def as_text(prompt: str, answer: str) -> str:
-    """What the classifier sees of a row."""
-    return f"{prompt[:_MOST_CHARACTERS]}\n\n{answer[:_MOST_CHARACTERS]}"
-
-
-def embedder(policy: Path | None) -> Embed | None:
-    """What makes points of texts, with the policy's states; None without one: TF-IDF needs none."""
-    return None if policy is None else _loaded(policy)
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(policy: Path) -> Embed:
-    from posttrain.engines.embedder import Embedder
-
-    return Embedder(policy, device())

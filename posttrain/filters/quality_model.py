@@ -6,6 +6,7 @@ judges or people kept and dropped. Deterministic: the same rows give the same we
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import numpy as np
 
 from posttrain.errors import DataError, RecipeError
 from posttrain.evaluation.statistics import Figure
+from posttrain.system import device
 
 ABOUT, WEIGHTS = "classifier.json", "weights.safetensors"
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts → (texts, width) float32
@@ -159,3 +161,23 @@ def check_installed(what: str) -> None:
 
     if find_spec("sklearn") is None:
         raise RecipeError(f"{what} needs scikit-learn", hint="pip install 'posttrain[quality]'", rule="filter-package")
+
+
+_MOST_CHARACTERS = 20_000  # of a text
+
+
+def as_text(prompt: str, answer: str) -> str:
+    """What the classifier sees of a row."""
+    return f"{prompt[:_MOST_CHARACTERS]}\n\n{answer[:_MOST_CHARACTERS]}"
+
+
+def embedder(policy: Path | None) -> Embed | None:
+    """What makes points of texts, with the policy's states; None without one: TF-IDF needs none."""
+    return None if policy is None else _loaded(policy)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(policy: Path) -> Embed:
+    from posttrain.engines.embedder import Embedder
+
+    return Embedder(policy, device())

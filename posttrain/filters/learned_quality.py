@@ -34,13 +34,13 @@ class LearnedQuality(Filter):
         return {"classifier": tree_hash(Path(self.model))} if self.model else {}
 
     def start(self, context: FilterContext) -> Judge:
-        from posttrain import learned_quality
-        from posttrain.stages.quality_classifier import as_text, embedder
+        from posttrain.filters import quality_model
+        from posttrain.filters.quality_model import as_text, embedder
 
         folder = Path(self.model) if self.model else context.classifier
-        if folder is None or not learned_quality.is_on(folder):
+        if folder is None or not quality_model.is_on(folder):
             return lambda rows: {}
-        fitted = learned_quality.load(folder)
+        fitted = quality_model.load(folder)
         if not fitted.terms and context.policy is None:
             raise RecipeError(
                 "this learned classifier reads a policy's states, so it works in its own run alone",

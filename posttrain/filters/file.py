@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from posttrain import filters
 from posttrain.data.row_files import Part, RowFile, open_rows
 from posttrain.errors import DataError, InputError
-from posttrain.filters.driver import Count
+from posttrain.filters.chain import Count
 from posttrain.filters.rows import ANSWERS, Rows
 from posttrain.rewards.judge_cache import told
 from posttrain.storage.files import fsync
