@@ -24,11 +24,11 @@ from tiny_models import KINDS, causal_lm, tokenizer  # noqa: E402 - found throug
 from transformers.utils import logging  # noqa: E402
 
 from posttrain.errors import PosttrainError  # noqa: E402
-from posttrain.launch import InProcess, Launcher  # noqa: E402
+from posttrain.execution.launcher import InProcess, Launcher  # noqa: E402
+from posttrain.execution.progress import Silent  # noqa: E402
+from posttrain.execution.runner import Runner  # noqa: E402
 from posttrain.loop import play  # noqa: E402
 from posttrain.recipe.load import load  # noqa: E402
-from posttrain.runner import Runner  # noqa: E402
-from posttrain.stage_queue import Silent  # noqa: E402
 from posttrain.storage.store import Store  # noqa: E402
 
 REWARD = """

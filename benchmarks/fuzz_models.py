@@ -164,7 +164,7 @@ def read(case: Case) -> None:
 def run(inputs: int, seed: int) -> bool:
     """Prints a table for each file. Whether nothing was wrong."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import posttrain.training.preload  # noqa: F401 - what the stages' server has, so that a child imports nothing
+    import posttrain.execution.preload  # noqa: F401 - what the stages' server has, so that a child imports nothing
 
     right = True
     every = cases(inputs, seed)

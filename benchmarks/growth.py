@@ -115,11 +115,12 @@ def play(case: Case, folder: Path, workers: int, sender: Connection) -> None:
     """In a process of its own: the three stages. Tells what each took as it ends, and at last how much there was."""
     from transformers.utils import logging
 
-    import posttrain.training.preload  # noqa: F401 - not to be in the first stage's time
-    from posttrain.launch import InProcess
+    import posttrain.execution.preload  # noqa: F401 - not to be in the first stage's time
+    from posttrain.execution.artifact import Artifact
+    from posttrain.execution.launcher import InProcess
+    from posttrain.execution.progress import Silent
+    from posttrain.execution.runner import Runner
     from posttrain.recipe.load import load
-    from posttrain.runner import Artifact, Runner
-    from posttrain.stage_queue import Silent
     from posttrain.steps import Steps
     from posttrain.storage.store import Store
 

@@ -58,7 +58,7 @@ def outside(run: Path, started: float, wall_s: float) -> float:
 def again(run: Path, stage: str, workers: int) -> float:
     """Wall seconds of the last round's stage, done again in a process of its own with the libraries imported."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["posttrain.training.preload"])
+    context.set_forkserver_preload(["posttrain.execution.preload"])
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_again, args=(run, stage, workers, sender))
     child.start()

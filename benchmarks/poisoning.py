@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 
 from posttrain import shipped
 from posttrain.commands.terminal import Terminal
-from posttrain.launch import Forked, execute
+from posttrain.execution.launcher import Forked, execute
+from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.recipe.load import load
-from posttrain.runner import Runner
 from posttrain.status import HEADER, line, status
 from posttrain.storage.files import read_json, write_durably
 from posttrain.storage.store import Store

@@ -23,12 +23,12 @@ from typing import Any
 
 from transformers import Trainer
 
-from posttrain import drift, room
 from posttrain.commands.terminal import Terminal
-from posttrain.launch import Forked, execute
+from posttrain.execution import resources, tokenizer_check
+from posttrain.execution.launcher import Forked, execute
+from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.recipe.load import load
-from posttrain.runner import Runner
 from posttrain.status import HEADER, line, status
 from posttrain.storage.store import Store
 from posttrain.training import run as training
@@ -38,7 +38,12 @@ CLOCKED: dict[str, tuple[tuple[Any, str], ...]] = {
     "files brought to the disk": ((os, "fsync"),),
     "hashes": ((hashlib, "file_digest"),),
     "checkpoints": ((Trainer, "_save_checkpoint"),),
-    "checks": ((training, "check_finite"), (drift, "of_inputs"), (drift, "fingerprint"), (room, "check")),
+    "checks": (
+        (training, "check_finite"),
+        (tokenizer_check, "of_inputs"),
+        (tokenizer_check, "fingerprint"),
+        (resources, "check"),
+    ),
 }
 
 

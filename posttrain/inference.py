@@ -13,15 +13,15 @@ from posttrain.config import Engine, Model, PromptSet, by_round
 from posttrain.data import load as loaders
 from posttrain.data.messages import Message, Prompt
 from posttrain.errors import InputError
+from posttrain.execution.launcher import Forked
+from posttrain.execution.progress import Watcher
+from posttrain.execution.runner import Runner
 from posttrain.job import Job, no_progress
-from posttrain.launch import Forked
 from posttrain.models.folder import resolve
 from posttrain.models.inspection import inspect
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
-from posttrain.runner import Runner
 from posttrain.seeds import derive_seed
-from posttrain.stage_queue import Watcher
 from posttrain.status import status
 from posttrain.steps import Steps
 from posttrain.storage import store

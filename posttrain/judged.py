@@ -8,8 +8,8 @@ from typing import Any
 
 from posttrain.config import RewardEntry
 from posttrain.config.keys import Keyed, name_of
+from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.recipe.recipe import Recipe
-from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.seeds import derive_seed
 
 # Temperatures at which the starting model is measured: sharpening alone is no progress.

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from posttrain.execution.artifact import Artifact, Stages
 from posttrain.judged import Evaluated
 from posttrain.recipe.recipe import Recipe
-from posttrain.runner import Artifact, Stages
 from posttrain.steps import Steps
 
 

@@ -11,11 +11,11 @@ from pydantic import BaseModel
 from posttrain import models, rewards
 from posttrain.config import JudgeModel, Model, by_round
 from posttrain.data import load as loaders
+from posttrain.execution.artifact import Artifact
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import pairwise
 from posttrain.rewards.combine import REWARD_MODEL
 from posttrain.rewards.judge_reward import load_reward
-from posttrain.runner import Artifact
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from posttrain import models, shipped
+from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.filters import quality_model
 from posttrain.judged import in_key, not_in_key
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import rubric
 from posttrain.rewards.judge import identity
-from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.seeds import derive_seed
 from posttrain.storage.files import file_hash
 

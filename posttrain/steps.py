@@ -7,10 +7,10 @@ from typing import Any
 
 from posttrain.config import Dpo, PromptSet, RewardEntry, RewardModel, Sft, by_round
 from posttrain.config.section import of_round
+from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.judged import Comparison, Evaluated, Judging, in_key, not_in_key
 from posttrain.outside import external_inputs
 from posttrain.recipe.recipe import Recipe
-from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.seeds import derive_seed
 from posttrain.sifting import Sifting, earlier
 from posttrain.variants import Training

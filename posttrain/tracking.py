@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import InputError
-from posttrain.stage_queue import Watcher
+from posttrain.execution.progress import Watcher
 from posttrain.status import status
 from posttrain.storage.logs import FOLDER, at_home
 from posttrain.storage.store import Store

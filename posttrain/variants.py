@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.config import Sft, Trained
+from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.judged import Comparison, Inputs
 from posttrain.outside import ExternalInputs
 from posttrain.recipe.recipe import Recipe
-from posttrain.runner import Artifact, StageCall, Stages
 from posttrain.seeds import derive_seed
 from posttrain.storage.store import link_name
 from posttrain.system import gpu, versions

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain import launch
+from posttrain.execution import launcher
 
 
 def killed() -> None:
@@ -70,4 +70,4 @@ def stage(folder: Path, workers: int, progress: Callable[[int, int, str], None])
             (scratch / f"broken-{broken}").touch()
             HOW[how["how"]]()
 
-    launch.execute(folder, workers, watched)
+    launcher.execute(folder, workers, watched)

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from posttrain.engines.load import load
 from posttrain.errors import ModelError
-from posttrain.launch import InProcess
+from posttrain.execution.launcher import InProcess
 from posttrain.training import architecture
 
 ROOT = Path(__file__).parent.parent

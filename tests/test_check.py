@@ -13,7 +13,7 @@ import pytest
 from posttrain import shipped
 from posttrain.config import by_round
 from posttrain.errors import RewardError
-from posttrain.launch import InProcess
+from posttrain.execution.launcher import InProcess
 from posttrain.planning import checks as planning
 from posttrain.planning.checks import golden_cases
 from posttrain.recipe.load import load

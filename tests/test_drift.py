@@ -13,9 +13,9 @@ from test_resume_training import BASE, Training
 from tiny_models import tokenizer
 from transformers import AutoTokenizer
 
-from posttrain import drift
 from posttrain.errors import StageError
-from posttrain.launch import execute
+from posttrain.execution import tokenizer_check
+from posttrain.execution.launcher import execute
 from posttrain.storage import store
 from posttrain.storage.files import sealed, write_durably
 from posttrain.storage.store import Store
@@ -44,13 +44,13 @@ def test_saving_and_padding_change_nothing(tmp_path: Path) -> None:
     def padded(made: Any) -> None:
         made.pad_token = "</s>"
 
-    one = drift.fingerprint(saved(tmp_path / "one"))
+    one = tokenizer_check.fingerprint(saved(tmp_path / "one"))
     assert one is not None and one["special"] == {"bos": 1, "eos": 2}
-    assert drift.fingerprint(saved(tmp_path / "two", padded)) == one
+    assert tokenizer_check.fingerprint(saved(tmp_path / "two", padded)) == one
     loaded = AutoTokenizer.from_pretrained(tmp_path / "two")
     loaded.save_pretrained(tmp_path / "three")
-    assert drift.fingerprint(tmp_path / "three") == one
-    assert drift.fingerprint(tmp_path) is None
+    assert tokenizer_check.fingerprint(tmp_path / "three") == one
+    assert tokenizer_check.fingerprint(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,11 @@ def test_saving_and_padding_change_nothing(tmp_path: Path) -> None:
 def test_what_differs_is_named_with_both(tmp_path: Path, change: Callable[[Any], None], told: str) -> None:
     inputs = {"model": saved(tmp_path / "sft-1"), "samples": tmp_path, "policy": saved(tmp_path / "dpo-2", change)}
     with pytest.raises(StageError, match=rf"model \(sft-1\) and policy \(dpo-2\) do not agree .*: {told} differ"):
-        drift.of_inputs(inputs)
-    assert drift.of_inputs({**inputs, "policy": inputs["model"]}) == drift.fingerprint(inputs["model"])
-    assert drift.of_inputs({"model": inputs["model"], "reference": inputs["policy"]}) is not None
+        tokenizer_check.of_inputs(inputs)
+    assert tokenizer_check.of_inputs({**inputs, "policy": inputs["model"]}) == tokenizer_check.fingerprint(
+        inputs["model"]
+    )
+    assert tokenizer_check.of_inputs({"model": inputs["model"], "reference": inputs["policy"]}) is not None
 
 
 def test_a_stage_writes_it_down_and_stops_where_a_table_was_made_with_other_tokens(tmp_path: Path) -> None:
@@ -73,7 +75,7 @@ def test_a_stage_writes_it_down_and_stops_where_a_table_was_made_with_other_toke
         folder = run.begin("sft-1", {**planned(training).stage, "key": "sft-1"})
         execute(folder, 1)
     tokens = run.manifest("sft-1")["tokens"]
-    assert tokens == drift.fingerprint(BASE) == drift.fingerprint(run.path("sft-1"))
+    assert tokens == tokenizer_check.fingerprint(BASE) == tokenizer_check.fingerprint(run.path("sft-1"))
     made = Path(shutil.copytree(kept, run.artifacts / "filters-2"))  # a table whose manifest tells of other tokens
     manifest = {"files": {}, "tokens": {**tokens, "chat_template": "another"}}
     write_durably(made / store.MANIFEST, sealed(manifest))

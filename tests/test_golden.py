@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.loop import play
 from posttrain.recipe.load import load
-from posttrain.runner import Artifact, StageCall
 from posttrain.stages.registry import STAGES
 from posttrain.storage import store
 

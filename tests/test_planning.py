@@ -8,12 +8,12 @@ import pytest
 
 from posttrain import shipped
 from posttrain.planning import probe
-from posttrain.planning.amounts import Amounts, Sets, Shares, amounts, training_steps
 from posttrain.planning.costs import Cost, Measured, cost, cost_of, work
 from posttrain.planning.plan import Machine, plan, processes
-from posttrain.planning.rehearsal import Step, rehearse
+from posttrain.planning.rehearsal import rehearse
 from posttrain.planning.timeline import Task, simulate
 from posttrain.recipe.load import load
+from posttrain.stages.amounts import Amounts, Sets, Shares, Step, amounts, training_steps
 
 SETS = Sets(train=7000, dev=900, heldout=1700, where=1000)
 SHARES = Shares(preferences=0.5, kept=0.1, pairs=0.25, judged=0.6, length=20.0)

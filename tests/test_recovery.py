@@ -14,10 +14,11 @@ import pytest
 from test_resume_training import STEPS, Training
 from test_rounds import FakeLauncher
 
-from posttrain import recovery
 from posttrain.errors import DataError, DiedError, EmptyStageError, LossError, PosttrainError, RoomError, StageError
-from posttrain.launch import Ended, Forked, Launcher
-from posttrain.stage_queue import Planned, Silent, StageQueue
+from posttrain.execution import retry
+from posttrain.execution.launcher import Ended, Forked, Launcher
+from posttrain.execution.progress import Silent
+from posttrain.execution.scheduler import Planned, StageQueue
 from posttrain.storage.files import file_hash
 from posttrain.storage.store import Store
 
@@ -44,7 +45,7 @@ DIED = DiedError("killed")
 def test_only_what_may_not_come_again_is_tried_again(
     failures: Sequence[Exception], attempts: int, how: str | None
 ) -> None:
-    assert recovery.next_try(failures, attempts) == how
+    assert retry.next_try(failures, attempts) == how
 
 
 def test_what_ended_a_stage_is_told_apart(tmp_path: Path) -> None:
@@ -58,23 +59,23 @@ def test_what_ended_a_stage_is_told_apart(tmp_path: Path) -> None:
         except OSError as error:
             raise RuntimeError("unexpected pos 704 vs 598") from error  # as torch does
     except RuntimeError as error:
-        told = recovery.explained(error, folder)
+        told = retry.explained(error, folder)
     assert isinstance(told, RoomError)
     assert "sft: the disk is full: /there/model.safetensors" in str(told)
     assert "work under way 4." in str(told)
     short_write = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")  # and no more
-    assert isinstance(recovery.explained(short_write, folder), RoomError)
+    assert isinstance(retry.explained(short_write, folder), RoomError)
     for passing in (
         BrokenProcessPool("a child"),
         MemoryError(),
         RuntimeError("CUDA error: x"),
         OSError(errno.EIO, "x"),
     ):
-        assert isinstance(recovery.explained(passing, folder), DiedError)
-    mistake = recovery.explained(KeyError("x"), folder)
+        assert isinstance(retry.explained(passing, folder), DiedError)
+    mistake = retry.explained(KeyError("x"), folder)
     assert type(mistake) is StageError and "sft failed: KeyError" in str(mistake)
     given = DataError("line 3")
-    assert recovery.explained(given, folder) is given
+    assert retry.explained(given, folder) is given
 
 
 class Dies(FakeLauncher):
@@ -143,7 +144,7 @@ def test_then_it_stops_and_each_try_is_written_down(tmp_path: Path) -> None:
     with pytest.raises(DiedError, match="death 3"):
         done(tmp_path / "run", launcher, what)
     folder = tmp_path / "run" / "work" / "sft-0123"
-    assert [each["message"] for each in recovery.failed_before(folder)] == ["death 1", "death 2", "death 3"]
+    assert [each["message"] for each in retry.failed_before(folder)] == ["death 1", "death 2", "death 3"]
     assert "death 3\nsft-0123 is not tried again" in (folder / "scratch" / "log.txt").read_text()
     again = Dies(1)  # by the same command: it starts to count anew, and knows what did not fit
     done(tmp_path / "run", again, what)
@@ -217,7 +218,7 @@ def test_a_failed_try_is_noted_without_the_secrets_of_the_machine(
 ) -> None:
     monkeypatch.setenv("MY_API_KEY", "plain-looking-12")
     (tmp_path / "scratch").mkdir()
-    recovery.note(tmp_path, StageError("401 with the key plain-looking-12"), 1.0, None)
-    (tried,) = recovery.failed_before(tmp_path)
+    retry.note(tmp_path, StageError("401 with the key plain-looking-12"), 1.0, None)
+    (tried,) = retry.failed_before(tmp_path)
     assert tried["message"] == "401 with the key (left out)"
     assert "plain-looking" not in (tmp_path / "scratch" / "log.txt").read_text()

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from posttrain import room
 from posttrain.errors import RoomError
-from posttrain.planning import sizes
+from posttrain.execution import resources
+from posttrain.execution.resources import COPIES, TOKEN, Need, counted
+from posttrain.planning.checks import check_run
 from posttrain.recipe.load import load
-from posttrain.room import Need
 from posttrain.storage import store
 from posttrain.storage.store import Store
 
@@ -29,9 +29,9 @@ LORA = {"load_in_4bit": False}
 
 def test_parameters_are_counted_by_the_headers(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(3, 5, dtype=torch.bfloat16), "b": torch.zeros(())}, tmp_path / "model.safetensors")
-    assert sizes.counted(tmp_path) == 16
+    assert counted(tmp_path) == 16
     (tmp_path / "model.safetensors").write_bytes(b"no header")
-    assert sizes.counted(tmp_path) == 9 / 4
+    assert counted(tmp_path) == 9 / 4
 
 
 def trained(lora: dict[str, bool] | None) -> dict[str, object]:
@@ -42,14 +42,14 @@ def trained(lora: dict[str, bool] | None) -> dict[str, object]:
 def test_what_a_training_needs(tmp_path: Path) -> None:
     """Weights, gradients, two moments in float32; on the disk three checkpoints of weights and moments, and a model."""
     size = (BASE / "model.safetensors").stat().st_size
-    count = sizes.counted(BASE)
-    full, adapters = (room.of_stage(trained(lora), tmp_path) for lora in (None, LORA))
+    count = counted(BASE)
+    full, adapters = (resources.of_stage(trained(lora), tmp_path) for lora in (None, LORA))
     assert full == Need(3 * 12 * count + size, 16 * count)
     assert adapters.disk < full.disk / 3 and adapters.memory < full.memory / 3
     checkpoint = tmp_path / "work" / "sft-0" / "scratch" / "checkpoints"
     checkpoint.mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(b"x" * 1000)
-    assert room.of_stage(trained(None), tmp_path).disk == full.disk - 1000  # what is there needs no room any more
+    assert resources.of_stage(trained(None), tmp_path).disk == full.disk - 1000  # what is there needs no room any more
 
 
 def test_what_sampling_needs(tmp_path: Path) -> None:
@@ -62,32 +62,32 @@ def test_what_sampling_needs(tmp_path: Path) -> None:
         "config": {"samples": {"k": 8, "max_new_tokens": 100}, "take": {"count": 30}},
         "runtime": {},
     }
-    need = room.of_stage(stage, tmp_path)
-    assert need == Need(30 * 8 * 100 * sizes.TOKEN * sizes.COPIES, (BASE / "model.safetensors").stat().st_size)
-    assert room.of_stage({**stage, "runtime": {"server": {}}}, tmp_path).memory == 0
+    need = resources.of_stage(stage, tmp_path)
+    assert need == Need(30 * 8 * 100 * TOKEN * COPIES, (BASE / "model.safetensors").stat().st_size)
+    assert resources.of_stage({**stage, "runtime": {"server": {}}}, tmp_path).memory == 0
 
 
 def test_too_little_of_either_is_said_with_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5e9))
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda folder: SimpleNamespace(free=5e9))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8e9))
-    monkeypatch.setattr(room, "gpu", lambda: False)
-    room.check(Need(4e9, 7e9), tmp_path / "not" / "there", "sft")
+    monkeypatch.setattr(resources, "gpu", lambda: False)
+    resources.check(Need(4e9, 7e9), tmp_path / "not" / "there", "sft")
     with pytest.raises(RoomError, match=r"sft need about 6\.0 GB on the disk, and 5\.0 GB are.*\[command-disk-room\]"):
-        room.check(Need(6e9, 7e9), tmp_path, "sft")
+        resources.check(Need(6e9, 7e9), tmp_path, "sft")
     with pytest.raises(RoomError, match=r"sft need about 9\.0 GB of memory, and 8\.0 GB are.*\[command-memory-room\]"):
-        room.check(Need(0, 9e9), tmp_path, "sft")
-    monkeypatch.setattr(room, "gpu", lambda: True)
-    room.check(Need(0, 9e9), tmp_path, "sft")
+        resources.check(Need(0, 9e9), tmp_path, "sft")
+    monkeypatch.setattr(resources, "gpu", lambda: True)
+    resources.check(Need(0, 9e9), tmp_path, "sft")
 
 
 def test_a_run_that_cannot_fit_is_stopped_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, run = load("quickstart", []), Store(tmp_path / "run")
-    room.check_run(recipe, 1, run)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e6))
+    check_run(recipe, 1, run)
+    monkeypatch.setattr(resources.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e6))
     with pytest.raises(RoomError, match=r"the models of these rounds \(6 of "):
-        room.check_run(recipe, 2, run)
+        check_run(recipe, 2, run)
     assert not run.root.exists()
 
 

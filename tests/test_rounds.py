@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from posttrain.errors import DamagedError, EmptyStageError, InputError, LockedError, PosttrainError, StageError
-from posttrain.launch import Ended
+from posttrain.execution.launcher import Ended
+from posttrain.execution.progress import Silent
+from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.recipe.load import load
-from posttrain.runner import Runner
-from posttrain.stage_queue import Silent
 from posttrain.status import status, table
 from posttrain.storage import store
 from posttrain.storage.files import read_json

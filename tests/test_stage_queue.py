@@ -8,11 +8,11 @@ import pytest
 from test_rounds import FakeLauncher
 
 from posttrain.errors import StageError
-from posttrain.launch import Ended
+from posttrain.execution.launcher import Ended
+from posttrain.execution.progress import Silent
+from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.recipe.load import load
-from posttrain.runner import Runner
-from posttrain.stage_queue import Silent
 from posttrain.storage.store import Store
 
 

@@ -14,9 +14,9 @@ from trl import SFTConfig, SFTTrainer
 from posttrain import tracking
 from posttrain.config import Sft
 from posttrain.errors import InputError, RecipeError
+from posttrain.execution.progress import Silent
 from posttrain.job import Job
 from posttrain.recipe.load import load
-from posttrain.stage_queue import Silent
 from posttrain.storage.store import Store
 from posttrain.training import run
 from posttrain.training.rows import sft_rows

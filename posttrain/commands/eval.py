@@ -35,8 +35,8 @@ def eval_(
 
     posttrain eval ./my-model --recipe ./mine.yaml --on dev --k 16 --json
     """
+    from posttrain.execution.progress import Silent
     from posttrain.inference import figures
-    from posttrain.stage_queue import Silent
 
     changes = [*(set_ or []), *([f"evaluate.k={k}"] if k else [])]
     watcher = Silent() if as_json else Terminal(lambda number: "")

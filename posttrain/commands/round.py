@@ -34,7 +34,7 @@ def round_(
 
 
 def _round(recipe: str, n: int, run: Path | None, overrides: list[str]) -> None:
-    from posttrain import recovery
+    from posttrain.execution import retry
     from posttrain.recipe.load import load
     from posttrain.status import status, table
     from posttrain.storage.store import Store
@@ -46,8 +46,8 @@ def _round(recipe: str, n: int, run: Path | None, overrides: list[str]) -> None:
     try:
         _play(store, resolved, n)
     except OSError as error:
-        if recovery.is_full(error):
-            raise recovery.full_disk(error, store.root) from error
+        if retry.is_full(error):
+            raise retry.full_disk(error, store.root) from error
         raise
     figures = status(store)
     policy = store.root / figures["policy"]
@@ -59,16 +59,16 @@ def _round(recipe: str, n: int, run: Path | None, overrides: list[str]) -> None:
 
 
 def _play(store: Any, recipe: Any, n: int) -> None:
-    from posttrain import room
-    from posttrain.launch import Forked
+    from posttrain.execution.launcher import Forked
+    from posttrain.execution.runner import Runner
     from posttrain.loop import play
-    from posttrain.runner import Runner
+    from posttrain.planning.checks import check_run
     from posttrain.status import HEADER
     from posttrain.tracking import Tracked
 
     workers = recipe.compute.workers or os.cpu_count() or 1
     with store.session():
-        room.check_run(recipe, n, store)
+        check_run(recipe, n, store)
         terminal = Terminal(lambda number: _last_line(store, number, HEADER), lambda number: push(number))
         push, finish_push = _pushing(store, recipe, terminal)
         watcher = Tracked(terminal, store, recipe.name, recipe.report_to)

@@ -17,7 +17,7 @@ def stage(
 ) -> None:
     """Run one stage from its work folder, in this process: to look at what fails, or on a cluster."""
     from posttrain.errors import InputError
-    from posttrain.launch import execute
+    from posttrain.execution.launcher import execute
 
     if not (folder / "stage.json").is_file():
         raise InputError(

@@ -13,19 +13,22 @@ from posttrain import models, rewards
 from posttrain.config import Model
 from posttrain.data.selection import matching
 from posttrain.errors import EmptyStageError, EngineError, PosttrainError, RewardError, StageError
-from posttrain.launch import Forked, Launcher
+from posttrain.execution import resources
+from posttrain.execution.artifact import Artifact, StageCall
+from posttrain.execution.launcher import Forked, Launcher
+from posttrain.execution.progress import Silent
+from posttrain.execution.resources import Need, in_words, parameters, training_disk, training_memory
+from posttrain.execution.runner import Runner
 from posttrain.loop import play
-from posttrain.models import Look, structure
-from posttrain.planning import probe, sizes
-from posttrain.planning.amounts import Sets, Shares
+from posttrain.models import Look, look, structure
+from posttrain.planning import probe
 from posttrain.planning.costs import Cost, cost
 from posttrain.planning.plan import Machine, plan
 from posttrain.planning.rehearsal import rehearse
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import pairwise
-from posttrain.runner import Artifact, Runner, StageCall
-from posttrain.stage_queue import Silent
+from posttrain.stages.amounts import Sets, Shares
 from posttrain.steps import Steps
 from posttrain.storage.store import Store
 from posttrain.system import cores, gpu
@@ -122,14 +125,14 @@ def _no_probe(look: Look) -> str | None:
         return "the weights are not here yet; the first round fetches them"
     import psutil
 
-    needs = sizes.training_memory(_parameters(look), {})
+    needs = training_memory(_parameters(look), {})
     if not gpu() and needs > psutil.virtual_memory().available:
         return f"training takes about {needs / 1e9:.0f} GB of memory, and so much is not free here"
     return None
 
 
 def _parameters(look: Look) -> float:
-    return sizes.parameters(look.size)
+    return parameters(look.size)
 
 
 def golden_cases(recipe: Recipe) -> str:
@@ -280,3 +283,23 @@ def _plan(
     steps = rehearse(recipe if look.here else _stood_in(recipe), n)
     made = plan(steps, sets, shares, costs, machine, look.size, prompts_seconds)
     return {**made, "machine": {"cores": many, "gpu": gpu(), "workers": machine.workers, "at_once": machine.at_once}}
+
+
+def check_run(recipe: Recipe, n: int, run: Store) -> None:
+    """Whether there is room for the rounds that are not there yet: their models, and one training at a time.
+
+    Raises:
+        RoomError: disk or memory is too small.
+    """
+    from posttrain.planning.rehearsal import rehearse  # here, since planning imports the loop, which imports this
+
+    there = len(run.read_run().get("rounds", []))
+    size = look(recipe.model).size
+    shape = recipe.model_copy(update={"model": Model(path="tiny-base")})  # small to hash; the stages are the same
+    made = [step for step in rehearse(shape, n) if step.spec.makes_model and step.number >= there]
+    if not made:
+        return
+    count, model = parameters(size), recipe.model.in_key()
+    extra = training_disk(count, 0, model)
+    need = Need(len(made) * size + extra, training_memory(count, model))
+    resources.check(need, run.root, f"the models of these rounds ({len(made)} of {in_words(size)}, and checkpoints)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from posttrain.planning.amounts import Amounts
+from posttrain.stages.amounts import Amounts
 from posttrain.stages.registry import STAGES
 
 _PASS = 1 / 3  # of a step: a step is a forward pass and a backward pass, which is about two

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from posttrain.planning.amounts import Amounts, Sets, Shares, amounts
 from posttrain.planning.costs import Cost, cost_of, work
-from posttrain.planning.rehearsal import Step
 from posttrain.planning.timeline import Task, simulate
+from posttrain.stages.amounts import Amounts, Sets, Shares, Step, amounts
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from posttrain.launch import execute
-from posttrain.planning.amounts import Shares
+from posttrain.execution.launcher import execute
 from posttrain.planning.costs import Measured, steps_and_passes
 from posttrain.recipe.recipe import Recipe
+from posttrain.stages.amounts import Shares
 from posttrain.stages.registry import STAGES
 from posttrain.storage import store
 from posttrain.storage.files import read_json, write_durably

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.loop import play
 from posttrain.recipe.recipe import Recipe
-from posttrain.runner import Artifact, StageCall
-from posttrain.stages.registry import StageSpec, spec
-
-
-@dataclass(frozen=True)
-class Step:
-    """One stage of one round. `inputs`: keys of what it reads, by role; `waits`: keys that must be done before it."""
-
-    key: str
-    number: int  # of the round
-    stage: str
-    role: str
-    config: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    waits: frozenset[str]
-
-    @property
-    def spec(self) -> StageSpec:
-        return spec(self.stage, self.role)
+from posttrain.stages.amounts import Step
 
 
 class Rehearsal:

@@ -1,4 +1,4 @@
-"""How long stages take that share a machine: a simulation of the loop's queue (`posttrain.stage_queue`). Pure.
+"""How long stages take that share a machine: a simulation of the loop's queue (`posttrain.execution.scheduler`). Pure.
 
 Stages start in their order, as soon as what they wait for is done, up to so many at once. The cores are shared: a stage
 uses as many as it can (`width`), all get the same where that is too much, and those in the background get what the

@@ -11,7 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from posttrain.planning.rehearsal import Step
+from posttrain.stages.registry import StageSpec, spec
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of one round. `inputs`: keys of what it reads, by role; `waits`: keys that must be done before it."""
+
+    key: str
+    number: int  # of the round
+    stage: str
+    role: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    waits: frozenset[str]
+
+    @property
+    def spec(self) -> StageSpec:
+        return spec(self.stage, self.role)
 
 
 @dataclass(frozen=True)

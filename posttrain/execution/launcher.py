@@ -25,8 +25,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from posttrain import drift, recovery
 from posttrain.errors import DiedError, PosttrainError, StageError
+from posttrain.execution import retry, tokenizer_check
 from posttrain.job import Job, no_progress
 from posttrain.stages import run_stage
 from posttrain.storage import lock, store
@@ -54,7 +54,7 @@ class Ended:
 
 
 # What the server imports once. Read by its children through fork; the command itself never imports these.
-PRELOAD = ["posttrain.training.preload"]
+PRELOAD = ["posttrain.execution.preload"]
 _PATIENCE = 1.5  # seconds that stages have to end when the command is stopped: enough to publish what is small
 
 
@@ -95,16 +95,16 @@ def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], Non
         workers=workers,
         progress=progress,
     )
-    read = drift.of_inputs(job.inputs)
+    read = tokenizer_check.of_inputs(job.inputs)
     metrics = run_stage(stage["stage"], job)
-    made = drift.fingerprint(job.out)
+    made = tokenizer_check.fingerprint(job.out)
     if read and made:
-        drift.check(read, "what it read", made, f"what {stage['stage']} made")
+        tokenizer_check.check(read, "what it read", made, f"what {stage['stage']} made")
     manifest = {
         **{name: stage[name] for name in ("stage", "key", "input_keys", "outside", "config")},
         "versions": versions(),
         "seconds": round(time.monotonic() - started, 3),
-        "attempts": recovery.failed_before(folder),
+        "attempts": retry.failed_before(folder),
         **({"tokens": made or read} if made or read else {}),
         "metrics": metrics,
     }
@@ -240,7 +240,7 @@ def _child(folder: Path, workers: int, background: bool, sender: Connection, run
         if not isinstance(raised, PosttrainError):
             with contextlib.suppress(OSError):  # the disk that the log is on may be full
                 sys.stderr.write(shown(traceback.format_exc()))  # which is the log
-        told = recovery.explained(raised, folder)
+        told = retry.explained(raised, folder)
         error = told if _picklable(told) else StageError(str(told))
     with contextlib.suppress(BrokenPipeError):
         sender.send(Ended(folder, error))

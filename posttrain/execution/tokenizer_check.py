@@ -66,7 +66,7 @@ def _known(folder: Path) -> Fingerprint | None:
     try:
         return store.read_manifest(folder).get("tokens")
     except DamagedError:
-        return None  # who is to find out did: see posttrain.stage_queue
+        return None  # who is to find out did: see posttrain.execution.scheduler
 
 
 def _shown(role: str, folder: Path) -> str:

@@ -12,11 +12,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from posttrain import recovery, room
 from posttrain.errors import InputError, PosttrainError
-from posttrain.launch import Launcher, Progress
+from posttrain.execution import resources, retry
+from posttrain.execution.launcher import Launcher, Progress
+from posttrain.execution.progress import Watcher
 from posttrain.models import check_snapshot
 from posttrain.storage.store import Store
 
@@ -31,28 +32,6 @@ class Planned:
     reads: frozenset[str]  # keys of its inputs
     background: bool  # no other stage waits for it soon
     name: str  # within the round
-
-
-class Watcher(Protocol):
-    """Is told what happens, as it happens. Printing is its business."""
-
-    def runs_again(self, reason: str) -> None: ...
-    def started(self, number: int, stage: str) -> None: ...
-    def tries_again(self, number: int, stage: str, reason: str) -> None: ...
-    def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None: ...
-    def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None: ...
-    def round_done(self, number: int, ran: bool) -> None: ...
-
-
-class Silent:
-    """A watcher that says nothing."""
-
-    def runs_again(self, reason: str) -> None: ...
-    def started(self, number: int, stage: str) -> None: ...
-    def tries_again(self, number: int, stage: str, reason: str) -> None: ...
-    def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None: ...
-    def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None: ...
-    def round_done(self, number: int, ran: bool) -> None: ...
 
 
 class StageQueue:
@@ -119,7 +98,7 @@ class StageQueue:
             if any(read in self for read in planned.reads):
                 continue
             self._check(planned)
-            room.check(room.of_stage(planned.stage, self.store.root), self.store.root, planned.name)
+            resources.check(resources.of_stage(planned.stage, self.store.root), self.store.root, planned.name)
             del self._waiting[key]
             self._start(planned)
 
@@ -133,16 +112,16 @@ class StageQueue:
         """Note the failure, and start the stage once more where `recovery` says that it may help."""
         failures = self._failures.setdefault(planned.key, [])
         failures.append(error)
-        how = recovery.next_try(failures, self.attempts)
+        how = retry.next_try(failures, self.attempts)
         if how is None and len(failures) == 1:
             return False
-        recovery.note(folder, error, seconds, how)
+        retry.note(folder, error, seconds, how)
         if how is None:
             return False
         if how == "halved":
-            recovery.halve(folder, planned.stage)
-        self.watcher.tries_again(planned.number, planned.name, f"{recovery.TOLD[how]}: {error}")
-        self._start(planned, recovery.processes(self.workers, len(failures)))
+            retry.halve(folder, planned.stage)
+        self.watcher.tries_again(planned.number, planned.name, f"{retry.TOLD[how]}: {error}")
+        self._start(planned, retry.processes(self.workers, len(failures)))
         return True
 
     def _check(self, planned: Planned) -> None:

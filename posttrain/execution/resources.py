@@ -7,20 +7,75 @@ by itself), and what other programs take in the meantime.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.config import Model
 from posttrain.errors import RoomError
-from posttrain.models import look, weights
-from posttrain.planning import sizes
-from posttrain.recipe.recipe import Recipe
+from posttrain.models import weights
 from posttrain.stages.registry import STAGES
-from posttrain.storage.store import Store
 from posttrain.system import gpu
+
+TRAINING = 4  # weights, gradients and two moments, in float32
+
+FLOAT = 4  # bytes
+
+ADAPTER = 0.01  # of the parameters, about, where LoRA trains
+
+CHECKPOINTS = 3  # the newest two, and the one that is being written
+
+TOKEN = 1.0  # bytes of a token in a compressed table of samples: 1.1 to 1.5 in those of the quickstart
+
+COPIES = 2  # of a table: shards, and what they are joined into
+
+
+def parameters(size: int) -> float:
+    """About how many: from the size of the weights, most of which are in 16 bits but for the smallest models'."""
+    return size / (4 if size < 2e9 else 2)
+
+
+def counted(folder: Path) -> float:
+    """How many parameters a model folder holds, by the headers of its safetensors; about, where these are not read."""
+    files = sorted(folder.glob("*.safetensors"))
+    try:
+        return float(sum(_in_header(file) for file in files))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return parameters(sum(file.stat().st_size for file in files))
+
+
+def _in_header(file: Path) -> int:
+    """The format: 8 bytes, the header's length, little-endian; then the header, JSON with the shape of each tensor."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError("no header")
+        header = json.loads(stream.read(length))
+    total = 0
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            count = 1
+            for length in tensor["shape"]:
+                count *= length
+            total += count
+    return total
+
+
+def training_memory(count: float, model: Mapping[str, Any]) -> float:
+    """Bytes of a training of so many parameters: what `model` of its config says of LoRA. Activations come on top."""
+    lora = model.get("lora")
+    if not lora:
+        return FLOAT * count * TRAINING
+    return count * (0.5 if lora.get("load_in_4bit") else FLOAT) + FLOAT * count * ADAPTER * TRAINING
+
+
+def training_disk(count: float, size: int, model: Mapping[str, Any]) -> float:
+    """Bytes that a training writes: checkpoints of weights and two moments in float32, and a model of `size` bytes."""
+    trained = count * (ADAPTER if model.get("lora") else 1)
+    return CHECKPOINTS * 3 * FLOAT * trained + size
+
 
 _SETS = ("train", "dev", "heldout")
 
@@ -33,34 +88,14 @@ class Need:
     memory: float = 0.0
 
 
-def check_run(recipe: Recipe, n: int, run: Store) -> None:
-    """Whether there is room for the rounds that are not there yet: their models, and one training at a time.
-
-    Raises:
-        RoomError: disk or memory is too small.
-    """
-    from posttrain.planning.rehearsal import rehearse  # here, since planning imports the loop, which imports this
-
-    there = len(run.read_run().get("rounds", []))
-    size = look(recipe.model).size
-    shape = recipe.model_copy(update={"model": Model(path="tiny-base")})  # small to hash; the stages are the same
-    made = [step for step in rehearse(shape, n) if step.spec.makes_model and step.number >= there]
-    if not made:
-        return
-    count, model = sizes.parameters(size), recipe.model.in_key()
-    extra = sizes.training_disk(count, 0, model)
-    need = Need(len(made) * size + extra, sizes.training_memory(count, model))
-    check(need, run.root, f"the models of these rounds ({len(made)} of {_said(size)}, and checkpoints)")
-
-
 def of_stage(stage: Mapping[str, Any], root: Path) -> Need:
     """What a stage needs that is described as in `stage.json`, in the run at `root`. What it has already written in
     its work folder is taken off."""
     inputs = {role: root / path for role, path in stage["inputs"].items()}
     if STAGES[stage["stage"]].trained:
         model = stage["config"]["model"]
-        count = sizes.counted(inputs["model"])
-        need = Need(sizes.training_disk(count, weights(inputs["model"]), model), sizes.training_memory(count, model))
+        count = counted(inputs["model"])
+        need = Need(training_disk(count, weights(inputs["model"]), model), training_memory(count, model))
     elif "prompts" in inputs and STAGES[stage["stage"]].samples:
         served = "server" in stage["runtime"]  # then the weights are elsewhere
         need = Need(_answers(stage, inputs["prompts"]), 0.0 if served else max(map(weights, inputs.values())))
@@ -79,13 +114,13 @@ def check(need: Need, root: Path, what: str) -> None:
     free, memory = shutil.disk_usage(there).free, psutil.virtual_memory().available
     if need.disk > free:
         raise RoomError(
-            f"{what} need about {_said(need.disk)} on the disk, and {_said(free)} are free at {there}; nothing was "
+            f"{what} need about {in_words(need.disk)} on the disk, and {in_words(free)} are free at {there}; nothing was "
             "begun. Make room there (older runs, the cache of the Hub), or name another disk by --run",
             rule="command-disk-room",
         )
     if need.memory > memory and not gpu():
         raise RoomError(
-            f"{what} need about {_said(need.memory)} of memory, and {_said(memory)} are free; nothing was begun. Take "
+            f"{what} need about {in_words(need.memory)} of memory, and {in_words(memory)} are free; nothing was begun. Take "
             "a smaller model, train adapters (model.lora), or use a larger machine",
             rule="command-memory-room",
         )
@@ -95,15 +130,14 @@ def _answers(stage: Mapping[str, Any], prompts: Path) -> float:
     """Bytes of the answers that a stage samples, each as long as it may be."""
     import pyarrow.parquet as pq
 
-    from posttrain.planning.amounts import Sets, Shares, amounts
-    from posttrain.planning.rehearsal import Step
+    from posttrain.stages.amounts import Sets, Shares, Step, amounts
 
     files = {name: prompts / f"{name}.parquet" for name in _SETS}
     rows = {name: pq.read_metadata(path).num_rows if path.is_file() else 0 for name, path in files.items()}
     step = Step(stage["key"], 0, stage["stage"], stage["stage"], stage["config"], {}, frozenset())
     made = amounts([step], Sets(**rows, where=rows["train"]), Shares())[stage["key"]]
-    return made.tokens * sizes.TOKEN * sizes.COPIES
+    return made.tokens * TOKEN * COPIES
 
 
-def _said(size: float) -> str:
+def in_words(size: float) -> str:
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

@@ -4,61 +4,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from posttrain.errors import DamagedError, InputError
-from posttrain.launch import Launcher
+from posttrain.execution.artifact import Artifact, StageCall
+from posttrain.execution.launcher import Launcher
+from posttrain.execution.progress import Watcher
+from posttrain.execution.reruns import changed_roles, differences
+from posttrain.execution.scheduler import Planned, StageQueue
 from posttrain.recipe.recipe import Recipe
-from posttrain.stage_queue import Planned, StageQueue, Watcher
 from posttrain.stages.registry import STAGES, spec
 from posttrain.storage import store
 from posttrain.storage.files import remove, write_durably
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """What a stage made, or a model that came from outside the run (then `path` is absolute)."""
-
-    key: str
-    path: Path
-
-
-@dataclass(frozen=True)
-class StageCall:
-    """One stage of a round, as the loop asks for it.
-
-    `config` (plain JSON), `seed`, the keys of `inputs` and `external_hashes` (of the content of outside files, by name)
-    decide the result and make its key; `runtime` says where things lie and how to run. `role`: what it is in the round,
-    where that is not the stage's own name.
-    """
-
-    stage: str
-    config: Mapping[str, Any]
-    inputs: Mapping[str, Artifact]
-    seed: int
-    external_hashes: Mapping[str, str] = field(default_factory=dict)
-    runtime: Mapping[str, Any] = field(default_factory=dict)
-    role: str = ""
-
-    @property
-    def name(self) -> str:
-        """Its name within the round."""
-        return self.role or self.stage
-
-
-class Stages(Protocol):
-    """What the loop asks of whoever has its stages done: see `Runner`, which does all of it."""
-
-    def begin_round(self, number: int) -> None: ...
-    def submit(self, call: StageCall) -> Artifact: ...
-    def metrics(self, artifact: Artifact) -> dict[str, Any]: ...
-    def end_round(self, promoted: bool, policy: Artifact) -> None: ...
-    def end(self) -> None: ...
-    def stop(self) -> None: ...
 
 
 class Runner:
@@ -280,25 +239,3 @@ def _agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return all(old["stages"][name] == new["stages"][name] for name in shared) and (
         "policy" not in old or "policy" not in new or old["policy"] == new["policy"]
     )
-
-
-def changed_roles(old: Mapping[str, str], new: Mapping[str, str], changed: str) -> list[str]:
-    """One line for each name whose value changed, came or went."""
-    lines = [changed.format(role) for role in new if role in old and old[role] != new[role]]
-    lines += [f"{role} is new" for role in new if role not in old]
-    return lines + [f"{role} is left out" for role in old if role not in new]
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What changed between two JSON values, one line each: `dpo.learning_rate 0.0001 → 0.0002`."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
-        ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = zip(old, new, strict=True)
-        return [line for at, (before, after) in enumerate(pairs) for line in differences(before, after, f"{name}.{at}")]
-    return [] if old == new else [f"{name} {json.dumps(old)} → {json.dumps(new)}"]
