@@ -37,7 +37,7 @@ from measuring import Cost, cost
 
 from posttrain import shipped
 from posttrain.config import PromptSet
-from posttrain.judged import BASE_TEMPERATURES
+from posttrain.pipeline.scored import BASE_TEMPERATURES
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
 

@@ -120,8 +120,8 @@ def play(case: Case, folder: Path, workers: int, sender: Connection) -> None:
     from posttrain.execution.launcher import InProcess
     from posttrain.execution.progress import Silent
     from posttrain.execution.runner import Runner
+    from posttrain.pipeline.stage_inputs import Steps
     from posttrain.recipe.load import load
-    from posttrain.steps import Steps
     from posttrain.storage.store import Store
 
     logging.disable_progress_bar()

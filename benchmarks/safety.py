@@ -29,7 +29,7 @@ from posttrain.execution.launcher import Forked, execute
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.recipe.load import load
-from posttrain.status import HEADER, line, status
+from posttrain.report.status import HEADER, line, status
 from posttrain.storage.store import Store
 from posttrain.training import run as training
 

@@ -19,11 +19,11 @@ from posttrain.execution.runner import Runner
 from posttrain.job import Job, no_progress
 from posttrain.models.folder import resolve
 from posttrain.models.inspection import inspect
+from posttrain.pipeline.stage_inputs import Steps
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
+from posttrain.report.status import status
 from posttrain.seeds import derive_seed
-from posttrain.status import status
-from posttrain.steps import Steps
 from posttrain.storage import store
 from posttrain.storage.store import Store
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from posttrain.execution.artifact import Artifact, Stages
-from posttrain.judged import Evaluated
+from posttrain.pipeline.scored import Evaluated
+from posttrain.pipeline.stage_inputs import Steps
 from posttrain.recipe.recipe import Recipe
-from posttrain.steps import Steps
 
 
 @dataclass(frozen=True)

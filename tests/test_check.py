@@ -14,8 +14,8 @@ from posttrain import shipped
 from posttrain.config import by_round
 from posttrain.errors import RewardError
 from posttrain.execution.launcher import InProcess
-from posttrain.planning import checks as planning
-from posttrain.planning.checks import golden_cases
+from posttrain.planning import check as planning
+from posttrain.planning.check import golden_cases
 from posttrain.recipe.load import load
 
 FEW = ["prompts.train.rows=:300", "prompts.dev.rows=:40", "prompts.heldout.rows=:40"]

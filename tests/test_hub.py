@@ -28,8 +28,8 @@ from posttrain.config import Push
 from posttrain.config.push import problem
 from posttrain.errors import DamagedError, HubError, InputError, PosttrainError, RecipeError
 from posttrain.hub.after_rounds import AfterRounds
+from posttrain.hub.client import Patience, Talk
 from posttrain.hub.plan import RepoPlan, make, promoted_rounds
-from posttrain.hub.talk import Patience, Talk
 from posttrain.hub.upload import push, sign_in
 from posttrain.recipe.load import load
 from posttrain.storage import pushed

@@ -14,7 +14,7 @@ from posttrain import shipped as content
 from posttrain.cli import app
 from posttrain.config import by_round
 from posttrain.errors import InputError
-from posttrain.outside import external_inputs
+from posttrain.pipeline.externals import external_inputs
 from posttrain.recipe.copy import copy_recipe, first_sentence
 from posttrain.recipe.load import load
 

@@ -9,9 +9,9 @@ import pytest
 from posttrain import shipped
 from posttrain.planning import probe
 from posttrain.planning.costs import Cost, Measured, cost, cost_of, work
-from posttrain.planning.plan import Machine, plan, processes
-from posttrain.planning.rehearsal import rehearse
-from posttrain.planning.timeline import Task, simulate
+from posttrain.planning.dry_run import rehearse
+from posttrain.planning.estimate import Machine, plan, processes
+from posttrain.planning.simulate import Task, simulate
 from posttrain.recipe.load import load
 from posttrain.stages.amounts import Amounts, Sets, Shares, Step, amounts, training_steps
 

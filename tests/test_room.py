@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from posttrain.errors import RoomError
 from posttrain.execution import resources
 from posttrain.execution.resources import COPIES, TOKEN, Need, counted
-from posttrain.planning.checks import check_run
+from posttrain.planning.check import check_run
 from posttrain.recipe.load import load
 from posttrain.storage import store
 from posttrain.storage.store import Store

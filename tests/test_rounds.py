@@ -13,7 +13,7 @@ from posttrain.execution.progress import Silent
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.recipe.load import load
-from posttrain.status import status, table
+from posttrain.report.status import status, table
 from posttrain.storage import store
 from posttrain.storage.files import read_json
 from posttrain.storage.store import Store

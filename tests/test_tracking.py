@@ -11,12 +11,12 @@ from test_rounds import FakeLauncher, go
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from posttrain import tracking
 from posttrain.config import Sft
 from posttrain.errors import InputError, RecipeError
 from posttrain.execution.progress import Silent
 from posttrain.job import Job
 from posttrain.recipe.load import load
+from posttrain.report import tracking
 from posttrain.storage.store import Store
 from posttrain.training import run
 from posttrain.training.rows import sft_rows

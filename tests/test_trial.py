@@ -12,10 +12,10 @@ from posttrain import shipped
 from posttrain.cli import app
 from posttrain.errors import RecipeError, StageError
 from posttrain.job import Job
+from posttrain.pipeline.training import TRIED
 from posttrain.recipe.load import load
 from posttrain.stages import trial
 from posttrain.training.run import _check_rows
-from posttrain.variants import TRIED
 
 MODEL = shipped.locate("data", "tiny-base")
 

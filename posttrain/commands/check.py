@@ -28,7 +28,7 @@ def check_(
 
     Exit code 0: all is right. 2: something of the recipe is wrong. 3: the engine or the probe failed.
     """
-    from posttrain.planning.checks import check
+    from posttrain.planning.check import check
 
     done = check(recipe, set_ or [], n, probe)
     if as_json:

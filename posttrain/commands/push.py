@@ -54,7 +54,7 @@ def _push(store: Any, plans: list[RepoPlan], quiet: bool) -> list[dict[str, Any]
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import disable_progress_bars
 
-    from posttrain.hub.talk import Talk
+    from posttrain.hub.client import Talk
     from posttrain.hub.upload import push, sign_in
     from posttrain.storage import pushed as record
 

@@ -36,9 +36,9 @@ def round_(
 def _round(recipe: str, n: int, run: Path | None, overrides: list[str]) -> None:
     from posttrain.execution import retry
     from posttrain.recipe.load import load
-    from posttrain.status import status, table
+    from posttrain.report.status import status, table
+    from posttrain.report.tracking import check
     from posttrain.storage.store import Store
-    from posttrain.tracking import check
 
     resolved = load(recipe, overrides)
     check(resolved.report_to)
@@ -62,9 +62,9 @@ def _play(store: Any, recipe: Any, n: int) -> None:
     from posttrain.execution.launcher import Forked
     from posttrain.execution.runner import Runner
     from posttrain.loop import play
-    from posttrain.planning.checks import check_run
-    from posttrain.status import HEADER
-    from posttrain.tracking import Tracked
+    from posttrain.planning.check import check_run
+    from posttrain.report.status import HEADER
+    from posttrain.report.tracking import Tracked
 
     workers = recipe.compute.workers or os.cpu_count() or 1
     with store.session():
@@ -84,7 +84,7 @@ def _pushing(store: Any, recipe: Any, terminal: Any) -> tuple[Callable[[int], No
     from huggingface_hub.utils import disable_progress_bars
 
     from posttrain.hub.after_rounds import AfterRounds
-    from posttrain.hub.talk import Talk
+    from posttrain.hub.client import Talk
 
     disable_progress_bars()  # the terminal shows the stages
     after = AfterRounds(store, recipe.push, lambda: Talk(get_token()), terminal.note)
@@ -92,7 +92,7 @@ def _pushing(store: Any, recipe: Any, terminal: Any) -> tuple[Callable[[int], No
 
 
 def _last_line(store: Any, number: int, header: str) -> str:
-    from posttrain.status import WATCH_HEADER, collapse_lines, line, status, watch_lines
+    from posttrain.report.status import WATCH_HEADER, collapse_lines, line, status, watch_lines
 
     shown = next(entry for entry in status(store)["rounds"] if entry["round"] == number)
     watched = watch_lines(shown)

@@ -19,7 +19,7 @@ def status_(
 
     posttrain status runs/quickstart --json
     """
-    from posttrain.status import status, table
+    from posttrain.report.status import status, table
     from posttrain.storage.store import Store
 
     figures = status(Store(run))

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from posttrain.config import Push
 from posttrain.errors import PosttrainError
+from posttrain.hub.client import Talk
 from posttrain.hub.plan import Kind, data_repo, make, policy_key, promoted_rounds
-from posttrain.hub.talk import Talk
 from posttrain.hub.upload import push, sign_in
 from posttrain.storage import pushed as record
 from posttrain.storage.pushed import Pushed

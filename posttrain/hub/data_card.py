@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from huggingface_hub import DatasetCardData
 
-from posttrain.hub.card import flow
 from posttrain.hub.markdown import fenced, plain, table
-from posttrain.hub.story import Story
+from posttrain.hub.model_card import flow
+from posttrain.hub.run_summary import Story
 
 
 @dataclass(frozen=True)

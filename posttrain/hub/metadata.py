@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from posttrain.hub.story import Story
+from posttrain.hub.run_summary import Story
 
 TASK = "text-generation"
 _LICENCE = ("license", "license_name", "license_link", "language")

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from posttrain.config.push import problem
 from posttrain.errors import DamagedError, InputError
-from posttrain.hub.card import model_card
 from posttrain.hub.data_card import TABLES, data_card
-from posttrain.hub.story import Story, tell
+from posttrain.hub.model_card import model_card
+from posttrain.hub.run_summary import Story, tell
 from posttrain.storage import store
 from posttrain.storage.files import file_hash, tree_hash
 from posttrain.storage.redact import secrets_here

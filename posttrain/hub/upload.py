@@ -13,8 +13,8 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from posttrain.errors import HubError
+from posttrain.hub.client import Talk
 from posttrain.hub.plan import CARD, File, RepoPlan, RoundPlan
-from posttrain.hub.talk import Talk
 from posttrain.storage.pushed import Pushed
 
 MAIN = "main"

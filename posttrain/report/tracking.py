@@ -15,7 +15,7 @@ from typing import Any
 
 from posttrain.errors import InputError
 from posttrain.execution.progress import Watcher
-from posttrain.status import status
+from posttrain.report.status import status
 from posttrain.storage.logs import FOLDER, at_home
 from posttrain.storage.store import Store
 

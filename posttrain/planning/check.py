@@ -21,15 +21,15 @@ from posttrain.execution.resources import Need, in_words, parameters, training_d
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.models import Look, look, structure
+from posttrain.pipeline.stage_inputs import Steps
 from posttrain.planning import probe
 from posttrain.planning.costs import Cost, cost
-from posttrain.planning.plan import Machine, plan
-from posttrain.planning.rehearsal import rehearse
+from posttrain.planning.dry_run import rehearse
+from posttrain.planning.estimate import Machine, plan
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import pairwise
 from posttrain.stages.amounts import Sets, Shares
-from posttrain.steps import Steps
 from posttrain.storage.store import Store
 from posttrain.system import cores, gpu
 
@@ -291,7 +291,7 @@ def check_run(recipe: Recipe, n: int, run: Store) -> None:
     Raises:
         RoomError: disk or memory is too small.
     """
-    from posttrain.planning.rehearsal import rehearse  # here, since planning imports the loop, which imports this
+    from posttrain.planning.dry_run import rehearse  # here, since planning imports the loop, which imports this
 
     there = len(run.read_run().get("rounds", []))
     size = look(recipe.model).size

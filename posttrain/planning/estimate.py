@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from posttrain.planning.costs import Cost, cost_of, work
-from posttrain.planning.timeline import Task, simulate
+from posttrain.planning.simulate import Task, simulate
 from posttrain.stages.amounts import Amounts, Sets, Shares, Step, amounts
 
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from posttrain.errors import DamagedError
-from posttrain.status import status
+from posttrain.report.status import status
 from posttrain.storage.redact import LEFT_OUT, without_secrets
 from posttrain.storage.store import Store
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from posttrain.config import Sft, Trained
 from posttrain.execution.artifact import Artifact, StageCall, Stages
-from posttrain.judged import Comparison, Inputs
-from posttrain.outside import ExternalInputs
+from posttrain.pipeline.externals import ExternalInputs
+from posttrain.pipeline.scored import Comparison, Inputs
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
 from posttrain.storage.store import link_name

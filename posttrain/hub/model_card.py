@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain.hub.markdown import code, fenced, plain, table
 from posttrain.hub.metadata import file_name, measured, metadata
-from posttrain.hub.story import Story
+from posttrain.hub.run_summary import Story
 
 
 def model_card(story: Story, repo: str, data_repo: str | None, *, adapter: bool) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from posttrain import models, shipped
 from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.filters import quality_model
-from posttrain.judged import in_key, not_in_key
+from posttrain.pipeline.scored import in_key, not_in_key
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import rubric
 from posttrain.rewards.judge import identity

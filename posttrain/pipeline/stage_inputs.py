@@ -8,12 +8,12 @@ from typing import Any
 from posttrain.config import Dpo, PromptSet, RewardEntry, RewardModel, Sft, by_round
 from posttrain.config.section import of_round
 from posttrain.execution.artifact import Artifact, StageCall, Stages
-from posttrain.judged import Comparison, Evaluated, Judging, in_key, not_in_key
-from posttrain.outside import external_inputs
+from posttrain.pipeline.externals import external_inputs
+from posttrain.pipeline.filtering import Sifting, earlier
+from posttrain.pipeline.scored import Comparison, Evaluated, Judging, in_key, not_in_key
+from posttrain.pipeline.training import Training
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
-from posttrain.sifting import Sifting, earlier
-from posttrain.variants import Training
 
 
 class Steps:
