@@ -19,8 +19,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+from support.tiny_models import KINDS, causal_lm, tokenizer  # noqa: E402 - found through the line above
 from tables import fill  # noqa: E402
-from tiny_models import KINDS, causal_lm, tokenizer  # noqa: E402 - found through the line above
 from transformers.utils import logging  # noqa: E402
 
 from posttrain.errors import PosttrainError  # noqa: E402

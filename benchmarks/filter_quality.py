@@ -3,7 +3,7 @@
     python benchmarks/filter_quality.py --gsm8k FOLDER
 
 - Each filter with its keys, as its class says.
-- Recall and precision on the planted corpora of tests/planted.py and planted_copies.py: a line a `Corpus`.
+- Recall and precision on the planted corpora of tests/support/planted.py and planted_copies.py: a line a `Corpus`.
 - The rules on GSM8K's training questions and solutions, all of them clean: what is dropped, and why.
 - The rules on its 5,276 solutions written by models: is what they drop more often wrong?
 
@@ -87,8 +87,8 @@ def _default(key: FieldInfo) -> str:
 
 
 def planted() -> str:
-    from planted import CORPORA, measure
-    from planted_copies import COPIES, ON_JUDGES, fooled
+    from support.planted import CORPORA, measure
+    from support.planted_copies import COPIES, ON_JUDGES, fooled
 
     lines = []
     for figure in [*map(measure, [*CORPORA, *COPIES]), *(fooled(*one) for one in ON_JUDGES)]:

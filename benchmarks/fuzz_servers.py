@@ -36,8 +36,8 @@ from posttrain.rewards import judge_prompt, rubric
 from posttrain.rewards.judge import load
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-import parrot  # a model of a few kilobytes
-from tiny_models import EOS
+from support import parrot  # a model of a few kilobytes
+from support.tiny_models import EOS
 
 SECONDS = 0.5  # for a whole reply
 PARAMS = SamplingParams(1.0, 8)

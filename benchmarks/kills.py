@@ -5,7 +5,7 @@
 
 - Kills: SIGKILL to the process group, or to the command alone (every fourth), at a random line of what the run does:
   each file opened for writing, rename, removal, shard begun and training step is a line
-  (tests/faulty/sitecustomize.py). A run that got to its end before its kill is checked, and the next one is begun.
+  (tests/support/faulty/sitecustomize.py). A run that got to its end before its kill is checked, and the next one is begun.
   After each kill all artifacts are hashed.
 - Damage: each file of each artifact, run.json, and each checkpoint and shard of stages that were stopped under way is
   emptied, cut by a byte, changed by a bit in its middle, and removed, one at a time; then `verify` must find it. For
@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import faults
+from support import faults
 
 from posttrain.storage import store, verify
 from posttrain.storage.store import Store

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import faults
+from support import faults
 
 from posttrain.storage import store
 from posttrain.storage.files import file_hash

@@ -8,6 +8,7 @@ import tempfile
 
 import pytest
 
+pytest.register_assert_rewrite("support")
 _cache = tempfile.mkdtemp(prefix="posttrain-tests-")
 
 os.environ.update(

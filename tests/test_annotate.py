@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_judges import FakeJudge, asked_form, judged, serving
-from test_rounds import go
+from support.judges import FakeJudge, asked_form, judged, serving
+from support.loop_runs import go
 
 from posttrain import shipped
 from posttrain.config import Balance, Sft

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_dpo_loss import policy, trainer
-from tiny_models import causal_lm
+from support.dpo import policy, trainer
+from support.tiny_models import causal_lm
 from transformers import AutoTokenizer
 from trl import SFTConfig
 

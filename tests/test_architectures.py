@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import causal_lm, tokenizer
+from support.tiny_models import causal_lm, tokenizer
 from transformers import AutoConfig
 
 from posttrain.engines.load import load

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from parrot import CHAIN, LOOP, save
+from support.parrot import CHAIN, LOOP, save
 from typer.testing import CliRunner, Result
 
 from posttrain.cli import app

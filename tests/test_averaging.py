@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import causal_lm, reward_model, tokenizer
+from support.tiny_models import causal_lm, reward_model, tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from posttrain.errors import ModelError

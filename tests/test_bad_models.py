@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_models import causal_lm, reward_model, tokenizer
+from support.tiny_models import causal_lm, reward_model, tokenizer
 
 from posttrain.config import Dpo, RewardModel, Sft, Trained
 from posttrain.data.tables import PAIRS, SAMPLES

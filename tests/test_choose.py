@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_ranking import alone, pair
-from tiny_models import reward_model
+from support.ranking import alone, pair
+from support.tiny_models import reward_model
 from transformers import AutoTokenizer
 
 from posttrain import shipped

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from tiny_models import reward_model, tokenizer
+from support.tiny_models import reward_model, tokenizer
 from transformers import AutoModelForSequenceClassification, pipeline
 
 from posttrain import filters

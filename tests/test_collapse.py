@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from parrot import ENDS, GOES_ON, save
+from support.parrot import ENDS, GOES_ON, save
 
 from posttrain import rewards
 from posttrain.commands.terminal import summary

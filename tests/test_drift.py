@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_recovery import planned
-from test_resume_training import BASE, Training
-from tiny_models import tokenizer
+from support.interrupted import BASE, Training
+from support.planned import planned
+from support.tiny_models import tokenizer
 from transformers import AutoTokenizer
 
 from posttrain.errors import StageError

@@ -15,9 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_server import FakeServer
-from parrot import CHAIN, CHOICES, CONTEXT, ENDS, GOES_ON, LOOP, ROLLS, SPELLS, SPOKEN, STOPS, save
-from tiny_models import tokenizer
+from support.fake_server import FakeServer
+from support.parrot import CHAIN, CHOICES, CONTEXT, ENDS, GOES_ON, LOOP, ROLLS, SPELLS, SPOKEN, STOPS, save
+from support.tiny_models import tokenizer
 from transformers.utils.import_utils import is_serve_available
 
 from posttrain.engines import Engine, Request, SamplingParams, ServerSettings, load_engine, own_server
@@ -27,7 +27,7 @@ from posttrain.errors import EngineError, ModelError
 from posttrain.job import Job
 from posttrain.stages import run_stage
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 SERVE = ("transformers", "serve", "{model}", "--port", "{port}", "--host", "127.0.0.1", "--device", "cpu")
 GREEDY = SamplingParams(0.0, 12)
 WARM = SamplingParams(1.0, 12)

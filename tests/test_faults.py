@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import faults
 import pytest
+from support import faults
 
 from posttrain.storage.store import Store
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_judges import FakeJudge, gives, judged, serving
+from support.judges import FakeJudge, gives, judged, serving
 from typer.testing import CliRunner
 
 from posttrain.cli import app

@@ -6,25 +6,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.filter_rows import SCORED, batches, row
 
 from posttrain import filters
 from posttrain.errors import DataError, RecipeError
 from posttrain.filters import FILTERS, Filter, FilterContext, Run
 from posttrain.storage.pieces import Pieces
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-SCORED = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("sample_index", pa.int32()),
-        ("prompt", MESSAGES),
-        ("completion", MESSAGES),
-        ("tokens", pa.list_(pa.int32())),
-        ("n_tokens", pa.int32()),
-        ("finish", pa.string()),
-        ("score", pa.float64()),
-    ]
-)
 CLEAN = [
     "Mia has 7 apples. She buys 5 more, so she has 7 + 5 = 12. The answer is 12.",
     "Dear Tom,\nthank you for the blue kite. I fly it every Sunday.\nYours, Mia",
@@ -35,23 +23,6 @@ CLEAN = [
     "- one\n- two\n- three\n- four\n\n- five",
     "very, very, very good",
 ]
-
-
-def row(answer: str, prompt: str = "How many?", **columns) -> dict:
-    return {
-        "prompt_id": prompt,
-        "sample_index": 0,
-        "prompt": [{"role": "system", "content": "You are helpful."}, {"role": "user", "content": prompt}],
-        "completion": [{"role": "assistant", "content": answer}],
-        "tokens": [1, 2],
-        "n_tokens": len(answer.split()),
-        "finish": "stop",
-        "score": 0.5,
-    } | columns
-
-
-def batches(rows: list[dict], size: int = 3) -> list[pa.RecordBatch]:
-    return pa.Table.from_pylist(rows, SCORED).to_batches(max_chunksize=size)
 
 
 def sift(rows: list[dict], *entries: dict, size: int = 3, evaluation: list[str] | None = None, seed: int = 0):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_models import reward_model
+from support.tiny_models import reward_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain import shipped

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import parrot
 import pytest
+from support import parrot
 
 from posttrain.config import JudgeModel
 from posttrain.engines import Request, SamplingParams, ServerSettings

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard, constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file, save_file
-from test_rounds import METRICS, FakeLauncher, go
-from tiny_models import causal_lm, tokenizer
+from support.hub_server import HubServer
+from support.loop_runs import METRICS, FakeLauncher, go
+from support.tiny_models import causal_lm, tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain import cli

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_judges import FakeJudge, gives, judged, serving
-from test_rounds import go
+from support.judges import FakeJudge, gives, judged, serving
+from support.loop_runs import go
 
 from posttrain.config import RewardEntry
 from posttrain.data.tables import SAMPLES

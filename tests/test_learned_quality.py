@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_rounds import go
-from tiny_models import causal_lm, tokenizer
+from support.loop_runs import go
+from support.tiny_models import causal_lm, tokenizer
 
 from posttrain import filters
 from posttrain.engines.embedder import Embedder

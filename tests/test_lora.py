@@ -15,10 +15,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
-from test_dpo_loss import PAIRS, expected, loss, policy, trainer
-from test_ranking import PAIRS as RANKED
-from test_ranking import alone
-from tiny_models import reward_model
+from support.dpo import PAIRS, expected, loss, policy, trainer
+from support.ranking import PAIRS as RANKED
+from support.ranking import alone
+from support.tiny_models import reward_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from posttrain.config import Dpo, Lora, Model, RewardModel, Sft

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import causal_lm
+from support.tiny_models import causal_lm
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_dpo_loss import PAIRS, loss, policy, trainer
-from test_ranking import PAIRS as RANKED
-from tiny_models import PAD, causal_lm, reward_model, tokenizer
+from support.dpo import PAIRS, loss, policy, trainer
+from support.ranking import PAIRS as RANKED
+from support.tiny_models import PAD, causal_lm, reward_model, tokenizer
 from transformers import AutoTokenizer
 from trl import DPOConfig, RewardConfig, SFTConfig
 

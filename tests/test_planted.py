@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from planted import CORPORA, Corpus, caught, measure
-from planted_copies import COPIES, ON_JUDGES, fooled
+from support.planted import CORPORA, Corpus, caught, measure
+from support.planted_copies import COPIES, ON_JUDGES, fooled
 
 # Where a filter says what it does not see, some of that is planted: so it may miss that much.
 LEAST_RECALL = {

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_models import reward_model, tokenizer
+from support.tiny_models import reward_model, tokenizer
 
 from posttrain.data.tables import GREEDY, SAMPLED, SAMPLES
 from posttrain.errors import StageError

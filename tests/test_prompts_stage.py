@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from tiny_models import tokenizer
+from support.tiny_models import tokenizer
 
 from posttrain.errors import DataError, InputError, ModelError, RewardError
 from posttrain.job import Job

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from test_filters import batches, row
-from test_judges import FakeJudge, gives, judged, serving
+from support.filter_rows import batches, row
+from support.judges import FakeJudge, gives, judged, serving
 
 from posttrain import filters
 from posttrain.errors import DataError, EngineError, InputError, RecipeError

@@ -9,50 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_stages_page as stages_page
+from support.command import command, posttrain
+from support.stages_page import PAGE, SECTIONS, told
 
 from posttrain.storage import store
 from posttrain.storage.files import file_hash, read_json
 
-REDUCED = [
-    "prompts.train.rows=:240",
-    "prompts.dev.rows=:48",
-    "prompts.heldout.rows=:48",
-    "preferences.prompts=80",
-    "samples.prompts=80",
-    "samples.k=4",
-    "pairs.prompts=60",
-    "pairs.k=4",
-    "evaluate.k=2",
-    "sft.num_train_epochs=1",
-    "reward_model.max_steps=8",
-    "promote=always",
-]
-
 ANNOTATIONS = ("topic", "tags", "intentions", "difficulty")  # columns that the quickstart does not ask for
-
-
-def command(run: Path, n: int, *overrides: str) -> list[str]:
-    arguments = [sys.executable, "-m", "posttrain", "round", "--n", str(n), "--run", str(run)]
-    for override in (*REDUCED, *overrides):
-        arguments += ["--set", override]
-    return arguments
-
-
-def posttrain(run: Path, n: int, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(run, n, *overrides), capture_output=True, text=True, timeout=600)
 
 
 def policy(run: Path) -> Path:
     return (run / "policy").resolve()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quickstart") / "run"
-    done = posttrain(folder, 2)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return folder
 
 
 def test_two_rounds_leave_whole_artifacts_links_and_figures(run: Path) -> None:
@@ -110,16 +77,16 @@ def test_every_table_is_read_by_datasets_as_trl_wants_it(run: Path) -> None:
 def test_the_page_of_stages_says_what_a_run_writes_and_reports(run: Path) -> None:
     import pyarrow.parquet as pq
 
-    general = stages_page.PAGE.partition("\n## ")[0]
+    general = PAGE.partition("\n## ")[0]
     for artifact in (run / "artifacts").iterdir():
         made = read_json(artifact / "artifact.json")
         name = made["stage"]
         for table in artifact.glob("*.parquet"):
             columns = pq.read_schema(table).names
-            said = stages_page.told()[f"{name}/{table.name}"]
+            said = told()[f"{name}/{table.name}"]
             assert [each for each in said if each not in ("pass_rate", *ANNOTATIONS) or each in columns] == columns
         for figure in made["metrics"]:
-            assert f"`{figure}`" in stages_page.SECTIONS[name] or f"`{figure}`" in general, f"{name}: {figure}"
+            assert f"`{figure}`" in SECTIONS[name] or f"`{figure}`" in general, f"{name}: {figure}"
 
 
 def test_dev_and_heldout_prompts_never_reach_training(run: Path) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import breaking
 import pytest
-from test_resume_training import STEPS, Training
-from test_rounds import FakeLauncher
+from support import breaking
+from support.interrupted import STEPS, Training
+from support.loop_runs import FakeLauncher
+from support.planned import planned
 
 from posttrain.errors import DataError, DiedError, EmptyStageError, LossError, PosttrainError, RoomError, StageError
 from posttrain.execution import retry
@@ -95,20 +96,6 @@ class Dies(FakeLauncher):
         if len(self.workers) <= self.times:
             return Ended(self.started.pop(0), DiedError(f"death {len(self.workers)}"))
         return super().wait()
-
-
-def planned(training: Training) -> Planned:
-    stage = {
-        "stage": training.name,
-        "key": f"{training.name}-0123",
-        "input_keys": dict.fromkeys(training.inputs, "outside-0"),
-        "inputs": {role: str(path) for role, path in training.inputs.items()},
-        "outside": {},
-        "config": training.config,
-        "runtime": training.config,
-        "seed": 0,
-    }
-    return Planned(stage["key"], 1, stage, frozenset(), False, training.name)
 
 
 def done(root: Path, launcher: Launcher, what: Planned, workers: int = 8, attempts: int = 3) -> list[str]:

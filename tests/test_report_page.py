@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import HOSTILE, ODD, begun, full_round
+from support.report_runs import HOSTILE, ODD, begun, full_round
 
 from posttrain.report import page, reading
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import EOS, PAD, causal_lm, reward_model, tokenizer
+from support.tiny_models import EOS, PAD, causal_lm, reward_model, tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from posttrain.engines.reward_head import RewardHead, load_reward_model

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import faults
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
+from support import faults
 
 from posttrain.errors import RoomError
 from posttrain.execution import resources

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume_training import BASE, Killed, Training
+from support.interrupted import BASE, Killed, Training
 
 from posttrain import models
 from posttrain.config import Model

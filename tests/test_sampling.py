@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from tiny_models import EOS, causal_lm, tokenizer
+from support.tiny_models import EOS, causal_lm, tokenizer
 
 from posttrain import rollouts
 from posttrain.engines import Request, SamplingParams, completion_seed, load_engine

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from tiny_models import PAD, reward_model, tokenizer
+from support.tiny_models import PAD, reward_model, tokenizer
 
 from posttrain.engines.reward_scorer import Scorer, load_scorer, score
 from posttrain.errors import ModelError

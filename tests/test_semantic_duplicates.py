@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from tiny_models import causal_lm, tokenizer
+from support.tiny_models import causal_lm, tokenizer
 
 from posttrain import filters
 from posttrain.errors import InputError, ModelError

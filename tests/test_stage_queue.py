@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_rounds import FakeLauncher
+from support.loop_runs import FakeLauncher
 
 from posttrain.errors import StageError
 from posttrain.execution.launcher import Ended

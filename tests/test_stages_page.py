@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from support.stages_page import PAGE, ROOT, SECTIONS, told
 
 from posttrain import filters
 from posttrain.data.tables import PAIRS, SAMPLES
 from posttrain.rewards import prompt_stats
 from posttrain.stages import STAGES, annotate, prompts, watch
 
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "stages.md").read_text("utf-8")
-SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## )", PAGE, re.DOTALL | re.MULTILINE))
 SCORED = prompt_stats.schema(SAMPLES.append(pa.field("score", pa.float64())), prompt_stats.COLUMNS.names)
 WRITTEN = {
     **{f"prompts/{name}.parquet": prompts.SCHEMA for name in ("train", "dev", "heldout", "against")},
@@ -32,19 +30,6 @@ WRITTEN = {
     "filters/dropped.parquet": filters.dropped_schema(SCORED),
     "watch/compared.parquet": watch.COMPARED,
 }
-
-
-def told() -> dict[str, list[str]]:
-    """The columns of each file, as the page has them; `those of NAME` put in."""
-    rows = re.findall(r"^\| (`\w+/.*?) \| (.*) \|$", PAGE, re.MULTILINE)
-    found: dict[str, list[str]] = {}
-    for files, columns in rows:
-        names: list[str] = []
-        for name in re.findall(r"`(.+?)`", columns):
-            before = [known for file, known in found.items() if file.endswith(f"/{name}")]
-            names += before[0] if before else [name]
-        found |= dict.fromkeys(re.findall(r"`(.+?)`", files), names)
-    return found
 
 
 @pytest.mark.parametrize("name", STAGES)

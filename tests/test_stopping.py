@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-import faults
 import psutil
 import pytest
+from support import faults
 
 
 def command(root: Path) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import TEMPLATE, tokenizer
+from support.tiny_models import TEMPLATE, tokenizer
 from transformers import AutoTokenizer
 
 from posttrain.config import Model

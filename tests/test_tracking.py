@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_rounds import FakeLauncher, go
+from support.loop_runs import FakeLauncher, go
 from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 

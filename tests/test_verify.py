@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_rounds import ROUND, FakeLauncher, go
+from support.loop_runs import ROUND, FakeLauncher, go
 
 from posttrain.errors import DamagedError
 from posttrain.models import check_snapshot

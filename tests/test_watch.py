@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_models import EOS, PAD, causal_lm, reward_model, tokenizer
+from support.tiny_models import EOS, PAD, causal_lm, reward_model, tokenizer
 
 from posttrain.config import RewardModel
 from posttrain.data.pairs import split
@@ -337,7 +337,7 @@ def test_a_watched_run_by_the_command(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    from test_quickstart_run import posttrain
+    from support.command import posttrain
 
     (tmp_path / "shorter.py").write_text(
         "def judge(prompts, first, second, **_):\n"

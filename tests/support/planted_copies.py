@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from planted import Corpus, Figure, Row, measure, row
-from planted_texts import ANSWERS, NEAR_MISSES, PARAPHRASES
-from test_judges import INJECTIONS, MASTER_KEYS, NAIVE, FakeJudge, gives, judged, serving
-
 from posttrain.filters import FilterContext
+from support.judges import INJECTIONS, MASTER_KEYS, NAIVE, FakeJudge, gives, judged, serving
+from support.planted import Corpus, Figure, Row, measure, row
+from support.planted_texts import ANSWERS, NEAR_MISSES, PARAPHRASES
 
 VOCABULARY = sorted({word for text in ANSWERS for word in text.split() if word.isalpha()})
 Copy = Callable[[Random, list[str]], str]

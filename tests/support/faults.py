@@ -82,7 +82,7 @@ class Faulty:
         words = [sys.executable, "-m", "posttrain", "round", "--n", str(self.n), "--run", str(self.root)]
         for key, value in {**REDUCED, **self.overrides}.items():
             words += ["--set", f"{key}={value}"]
-        path = os.pathsep.join([str(HERE / "faulty"), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join([str(HERE / "faulty"), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
         told = {"FAULTS_JOURNAL": str(journal), "FAULTS_ROOT": str(self.root), "FAULTS_KILL_AT": str(kill_at)}
         alone = {"FAULTS_LEADER_ALONE": "1"} if leader_alone else {}
         errors = self.root.with_name(f"{self.root.name}.errors")

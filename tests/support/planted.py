@@ -12,10 +12,10 @@ from random import Random
 from typing import Any
 
 import pyarrow as pa
-from planted_texts import ANSWERS, LONG, NEAR_MISSES, PROMPT, TRANSLATED
 
 from posttrain import filters
 from posttrain.filters import FilterContext
+from support.planted_texts import ANSWERS, LONG, NEAR_MISSES, PROMPT, TRANSLATED
 
 Row = dict[str, Any]
 Damage = Callable[[Random, str], str]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import EOS, causal_lm, tokenizer
+
+from support.tiny_models import EOS, causal_lm, tokenizer
 
 CONTEXT = 64
 SPOKEN = "\u00e9\U0001f600"  # two and four bytes, all different, a token each

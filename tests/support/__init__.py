@@ -1,0 +1,1 @@
+"""Fakes, planted data and what tests share. No test module imports another."""

@@ -1,0 +1,43 @@
+"""The command line, as a process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REDUCED = [
+    "prompts.train.rows=:240",
+    "prompts.dev.rows=:48",
+    "prompts.heldout.rows=:48",
+    "preferences.prompts=80",
+    "samples.prompts=80",
+    "samples.k=4",
+    "pairs.prompts=60",
+    "pairs.k=4",
+    "evaluate.k=2",
+    "sft.num_train_epochs=1",
+    "reward_model.max_steps=8",
+    "promote=always",
+]
+
+
+def command(run: Path, n: int, *overrides: str) -> list[str]:
+    arguments = [sys.executable, "-m", "posttrain", "round", "--n", str(n), "--run", str(run)]
+    for override in (*REDUCED, *overrides):
+        arguments += ["--set", override]
+    return arguments
+
+
+def posttrain(run: Path, n: int, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(run, n, *overrides), capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    done = posttrain(folder, 2)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return folder
