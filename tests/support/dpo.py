@@ -15,7 +15,7 @@ from posttrain.training.rows import pair_rows
 from posttrain.training.trainers import Llama3DPOTrainer, PairCollator
 from support.tiny_models import causal_lm
 
-BASE = Path(__file__).parent.parent / "data" / "tiny-base"
+BASE = Path(__file__).parents[2] / "data" / "tiny-base"
 
 END = 4  # the token that the tiny base's template writes after an answer; it is all that it writes there
 

@@ -17,7 +17,7 @@ from posttrain.stages import run_stage
 from posttrain.storage.checkpoint_seals import newest_first
 from posttrain.storage.files import file_hash
 
-BASE = Path(__file__).parent.parent / "data" / "tiny-base"
+BASE = Path(__file__).parents[2] / "data" / "tiny-base"
 
 ROWS, BATCH, SAVE_STEPS = 16, 4, 2
 

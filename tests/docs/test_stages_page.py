@@ -1,0 +1,65 @@
+"""docs/stages.md: every stage has its section, and the columns and files it names are those that are written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from support.stages_page import PAGE, ROOT, SECTIONS, told
+
+from posttrain import filters
+from posttrain.data.tables import PAIRS, SAMPLES
+from posttrain.rewards import prompt_stats
+from posttrain.stages import STAGES, annotate, prompts, watch
+
+SCORED = prompt_stats.schema(SAMPLES.append(pa.field("score", pa.float64())), prompt_stats.COLUMNS.names)
+WRITTEN = {
+    **{f"prompts/{name}.parquet": prompts.SCHEMA for name in ("train", "dev", "heldout", "against")},
+    "prompts/real.parquet": prompts.REAL,
+    "preferences/pairs.parquet": PAIRS,
+    "pairs/pairs.parquet": PAIRS,
+    "difficulty/taken.parquet": None,  # built by hand: a run of that stage in tests/stages/test_difficulty.py
+    "samples/samples.parquet": SAMPLES,
+    "evaluate/dev.parquet": SAMPLES,
+    "heldout/heldout.parquet": SAMPLES,
+    "annotate/annotations.parquet": annotate.SCHEMA,
+    "scores/scored.parquet": SCORED,
+    "filters/kept.parquet": SCORED,
+    "filters/dropped.parquet": filters.dropped_schema(SCORED),
+    "watch/compared.parquet": watch.COMPARED,
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_has_its_section_with_keys_inputs_files_figures_and_the_paper_s_section(name: str) -> None:
+    section = SECTIONS[name]
+    for word in ("Keys", "Reads", "Writes", "Figures", "Paper"):
+        assert f"\n- {word}: " in section, word
+    for file in (file for file in told() if file.startswith(f"{name}/")):
+        assert f"`{Path(file).name}`" in section, file
+
+
+def test_no_section_is_of_a_stage_that_is_not_there() -> None:
+    assert set(SECTIONS) - {"Tables"} == set(STAGES)
+
+
+def test_the_columns_are_those_that_are_written() -> None:
+    assert set(told()) == set(WRITTEN)
+    for file, schema in WRITTEN.items():
+        assert schema is None or told()[file] == schema.names, file
+
+
+def test_every_column_but_the_plain_ones_is_explained() -> None:
+    explained = set(re.findall(r"`(\w+)`", PAGE.partition("| column | what it holds |")[2]))
+    for name in (*PAIRS.names, *SAMPLES.names, *prompts.SCHEMA.names):
+        assert name in explained | {"sample_index", "tag", "split"}, name
+
+
+def test_links_lead_to_sections_of_the_recipe_s_page() -> None:
+    text = (ROOT / "docs" / "recipe.md").read_text("utf-8")
+    heads = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+    for anchor in re.findall(r"recipe\.md#([\w-]+)", PAGE):
+        assert anchor in anchors, anchor
