@@ -16,6 +16,7 @@ test: lint types unit
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 # Without the variable pyright asks npm whether there is a newer one.
 types: $(VENV)/installed-dev
