@@ -5,8 +5,8 @@
 
 - Kills: SIGKILL to the process group, or to the command alone (every fourth), at a random line of what the run does:
   each file opened for writing, rename, removal, shard begun and training step is a line
-  (tests/support/faulty/sitecustomize.py). A run that got to its end before its kill is checked, and the next one is begun.
-  After each kill all artifacts are hashed.
+  (tests/support/faulty/sitecustomize.py). A run that got to its end before its kill is checked, and the next one is
+  begun. After each kill all artifacts are hashed.
 - Damage: each file of each artifact, run.json, and each checkpoint and shard of stages that were stopped under way is
   emptied, cut by a byte, changed by a bit in its middle, and removed, one at a time; then `verify` must find it. For
   some stages the repair is done for real: `verify --repair`, the same command, the same bits.

@@ -22,7 +22,7 @@ from posttrain.storage.files import file_hash
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--n", type=int, default=1, help="rounds")
     with tempfile.TemporaryDirectory() as folder:
         run = faults.finished(Path(folder) / "run", parser.parse_args().n)

@@ -1,7 +1,7 @@
 """Tables of messages become data sets of token ids, in the columns that TRL's trainers take as already prepared.
 
-Tokenizing is ours because text of a user must never become a control token (`posttrain.data.chat_template`), and because
-what does not fit is counted here, never cut in silence.
+Tokenizing is ours because text of a user must never become a control token (`posttrain.data.chat_template`), and
+because what does not fit is counted here, never cut in silence.
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ def test_what_check_template_refuses(byte_level) -> None:
 
 
 def test_importing_neither_brings_torch() -> None:
-    code = "import sys, posttrain.data.chat_template, posttrain.engines; assert not {'torch', 'transformers'} & {*sys.modules}"
+    names = "posttrain.data.chat_template, posttrain.engines"
+    code = f"import sys, {names}; assert not {{'torch', 'transformers'}} & {{*sys.modules}}"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -1,4 +1,4 @@
-"""In every process of a run that `tests/support/faults.py` starts: writes down what it does, and kills it at a line of that.
+"""In every process of a run of `tests/support/faults.py`: writes down what it does, and kills it at a line of that.
 
 Nothing of posttrain knows of this. What is written down: each opening for writing, rename, removal, folder and link in
 the run's folder, as Python's audit events tell (before it happens), the start of each shard, and each training step.
