@@ -102,9 +102,8 @@ def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | Non
 
 def _special_tokens(recipe: Recipe) -> list[str]:
     """Of the recipe's model, where it lies on this machine: no model is fetched to filter a file."""
-    from posttrain import models
-    from posttrain import shipped as content
+    from posttrain import models, shipped
 
     name = recipe.model.path
-    shipped = name in content.names("data")
-    return models.special_tokens(content.data_path(name) if shipped else Path(name))
+    is_shipped = name in shipped.names("data")
+    return models.special_tokens(shipped.data_path(name) if is_shipped else Path(name))

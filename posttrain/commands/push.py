@@ -56,17 +56,17 @@ def _push(store: Any, plans: list[RepoPlan], quiet: bool) -> list[dict[str, Any]
 
     from posttrain.hub.client import Talk
     from posttrain.hub.upload import push, sign_in
-    from posttrain.storage import pushed as record
+    from posttrain.storage import pushed
 
     if not sys.stderr.isatty():
         disable_progress_bars()
     found: list[dict[str, Any]] = []
 
-    def done(pushed: Pushed) -> None:
-        record.add(store, pushed)
-        found.append(asdict(pushed))
+    def done(one: Pushed) -> None:
+        pushed.add(store, one)
+        found.append(asdict(one))
         if not quiet:
-            say(_line(pushed))
+            say(_line(one))
 
     talk = Talk(get_token(), say=lambda text: say(text, error=True))
     with store.lock("push.lock"):

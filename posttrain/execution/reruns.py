@@ -1,10 +1,49 @@
-"""Why a stage runs again."""
+"""Why a stage runs again, and what follows from it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from posttrain.storage.store import Store
+
+
+def old_key(old: Sequence[Mapping[str, Any]], number: int, name: str) -> str | None:
+    """The key of a stage in the rounds that run.json had."""
+    for entry in old:
+        if entry["round"] == number:
+            return entry["stages"].get(name)
+    return None
+
+
+def why(
+    old: Mapping[str, Any],
+    config: Mapping[str, Any],
+    input_keys: Mapping[str, str],
+    external_hashes: Mapping[str, str],
+    made_here: Collection[str],
+) -> list[str]:
+    """What differs from the manifest of the old artifact; empty where only inputs that were made anew (`made_here`)
+    changed: that is said with the stages that made them."""
+    reasons = differences(old["config"], config)
+    reasons += changed_roles(old["outside"], external_hashes, "the content of {} changed")
+    from_outside = {role: key for role, key in input_keys.items() if key not in made_here}
+    old_inputs = old["input_keys"]
+    still = {role: old_inputs[role] for role in old_inputs if role in from_outside or role not in input_keys}
+    reasons += changed_roles(still, from_outside, "another {}")
+    return reasons + [f"{role} is new" for role in input_keys if role not in old_inputs and role not in from_outside]
+
+
+def following(store: Store, old: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, str]]:
+    """Stages of the old rounds that were made from the artifact, directly or not: round and name."""
+    stale, found = {key}, []
+    for entry in old:
+        for name, made in entry["stages"].items():
+            if store.has(made) and stale & set(store.manifest(made)["input_keys"].values()):
+                stale.add(made)
+                found.append((entry["round"], name))
+    return found
 
 
 def changed_roles(old: Mapping[str, str], new: Mapping[str, str], changed: str) -> list[str]:

@@ -114,14 +114,14 @@ def check(need: Need, root: Path, what: str) -> None:
     free, memory = shutil.disk_usage(there).free, psutil.virtual_memory().available
     if need.disk > free:
         raise RoomError(
-            f"{what} need about {in_words(need.disk)} on the disk, and {in_words(free)} are free at {there}; nothing was "
-            "begun. Make room there (older runs, the cache of the Hub), or name another disk by --run",
+            f"{what} need about {in_words(need.disk)} on the disk, and {in_words(free)} are free at {there}; nothing "
+            "was begun. Make room there (older runs, the cache of the Hub), or name another disk by --run",
             rule="command-disk-room",
         )
     if need.memory > memory and not gpu():
         raise RoomError(
-            f"{what} need about {in_words(need.memory)} of memory, and {in_words(memory)} are free; nothing was begun. Take "
-            "a smaller model, train adapters (model.lora), or use a larger machine",
+            f"{what} need about {in_words(need.memory)} of memory, and {in_words(memory)} are free; nothing was begun. "
+            "Take a smaller model, train adapters (model.lora), or use a larger machine",
             rule="command-memory-room",
         )
 

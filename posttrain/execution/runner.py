@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import DamagedError, InputError
+from posttrain.execution import reruns
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.execution.launcher import Launcher
 from posttrain.execution.progress import Watcher
-from posttrain.execution.reruns import changed_roles, differences
 from posttrain.execution.scheduler import Planned, StageQueue
 from posttrain.recipe.recipe import Recipe
 from posttrain.stages.registry import STAGES, spec
@@ -51,9 +51,9 @@ class Runner:
         if self.store.has(key):
             self._found(key)
         elif key not in self.queue:
-            old = self._old_key(number, call.name)
+            old = reruns.old_key(self.old, number, call.name)
             if old is not None and old != key and not spec(call.stage, call.name).check_only:
-                self._say_why(number, call.name, old, config, input_keys, call.external_hashes)
+                self._say_why(old, call, config, input_keys)
             self._ran.add(number)
             stage = {
                 "stage": call.stage,
@@ -186,50 +186,18 @@ class Runner:
     def _relative(self, path: Path) -> str:
         return str(path.relative_to(self.store.root)) if path.is_relative_to(self.store.root) else str(path)
 
-    def _old_key(self, number: int, name: str) -> str | None:
-        for entry in self.old:
-            if entry["round"] == number:
-                return entry["stages"].get(name)
-        return None
-
-    def _say_why(
-        self,
-        number: int,
-        name: str,
-        old_key: str,
-        config: Mapping[str, Any],
-        input_keys: Mapping[str, str],
-        external_hashes: Mapping[str, str],
-    ) -> None:
-        if not self.store.has(old_key):
-            self.watcher.runs_again(f"{name} of round {number} runs again: its artifact {old_key} is gone")
+    def _say_why(self, old: str, call: StageCall, config: Mapping[str, Any], input_keys: Mapping[str, str]) -> None:
+        told = f"{call.name} of round {self.rounds[-1]['round']} runs again"
+        if not self.store.has(old):
+            self.watcher.runs_again(f"{told}: its artifact {old} is gone")
             return
-        old = self.store.manifest(old_key)
-        reasons = differences(old["config"], config)
-        reasons += changed_roles(old["outside"], external_hashes, "the content of {} changed")
         made_here = {key for entry in self.rounds for key in entry["stages"].values()}
-        from_outside = {role: key for role, key in input_keys.items() if key not in made_here}
-        old_inputs = old["input_keys"]
-        still = {role: old_inputs[role] for role in old_inputs if role in from_outside or role not in input_keys}
-        reasons += changed_roles(still, from_outside, "another {}")
-        reasons += [
-            f"{role} is new" for role in input_keys if role not in old["input_keys"] and role not in from_outside
-        ]
+        reasons = reruns.why(self.store.manifest(old), config, input_keys, call.external_hashes, made_here)
         if not reasons:
-            return  # only inputs that were made anew changed: said with the stages that made them
-        follow = [f"{stage} of round {at}" for at, stage in self._after(old_key)]
+            return
+        follow = [f"{name} of round {at}" for at, name in reruns.following(self.store, self.old, old)]
         then = f"; then what follows from it: {', '.join(follow)}" if follow else ""
-        self.watcher.runs_again(f"{name} of round {number} runs again: {'; '.join(reasons)}{then}")
-
-    def _after(self, key: str) -> list[tuple[int, str]]:
-        """Stages of the old run that were made from the artifact, directly or not."""
-        stale, found = {key}, []
-        for entry in self.old:
-            for name, made in entry["stages"].items():
-                if self.store.has(made) and stale & set(self.store.manifest(made)["input_keys"].values()):
-                    stale.add(made)
-                    found.append((entry["round"], name))
-        return found
+        self.watcher.runs_again(f"{told}: {'; '.join(reasons)}{then}")
 
 
 def _agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

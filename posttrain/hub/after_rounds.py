@@ -12,7 +12,7 @@ from posttrain.errors import PosttrainError
 from posttrain.hub.client import Talk
 from posttrain.hub.plan import Kind, data_repo, make, policy_key, promoted_rounds
 from posttrain.hub.upload import push, sign_in
-from posttrain.storage import pushed as record
+from posttrain.storage import pushed
 from posttrain.storage.pushed import Pushed
 from posttrain.storage.store import Store
 
@@ -64,9 +64,9 @@ class AfterRounds:
             for plan in plans:
                 push(plan, talk, self._note)
 
-    def _note(self, pushed: Pushed) -> None:
-        record.add(self.run, pushed)
-        self._say(f"pushed {pushed.tag} to {pushed.repo}")
+    def _note(self, one: Pushed) -> None:
+        pushed.add(self.run, one)
+        self._say(f"pushed {one.tag} to {one.repo}")
 
 
 def pending(run: Store, section: Push, last: int) -> list[int]:
@@ -79,5 +79,5 @@ def pending(run: Store, section: Push, last: int) -> list[int]:
         number
         for number in promoted_rounds(run)
         if number <= last
-        and not all(record.has(run, repo, kind, number, policy_key(entries[number])) for repo, kind in repos)
+        and not all(pushed.has(run, repo, kind, number, policy_key(entries[number])) for repo, kind in repos)
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from posttrain import shipped as content
+from posttrain import shipped
 from posttrain.cli import app
 from posttrain.config import by_round
 from posttrain.errors import InputError
@@ -25,7 +25,7 @@ def posttrain(*arguments: str) -> Result:
 
 def test_recipes_lists_each_with_a_line() -> None:
     listed = {each["name"]: each for each in json.loads(posttrain("recipes", "--json").stdout)}
-    assert list(listed) == content.names("recipes")
+    assert list(listed) == shipped.names("recipes")
     assert all(each["about"].endswith(".") and Path(each["path"]).is_file() for each in listed.values())
     shown = posttrain("recipes").stdout.splitlines()
     assert [line.split()[0] for line in shown] == list(listed)
@@ -36,12 +36,12 @@ def test_a_recipe_s_line_is_the_first_sentence_on_its_top() -> None:
     assert first_sentence(text) == "Two rounds of 4.1 on a model."
 
 
-@pytest.mark.parametrize("name", content.names("recipes"))
+@pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_a_copy_is_the_same_recipe_and_names_only_its_own_files(tmp_path: Path, name: str) -> None:
     made = copy_recipe(name, tmp_path / "mine")
     assert made[0].name == f"{name}.yaml"
     assert all(path.is_file() and path.stat().st_mode & stat.S_IWUSR for path in made)
-    shipped, copied = load(name, files=False), load(str(made[0]), files=False)
+    one, copied = load(name, files=False), load(str(made[0]), files=False)
     for entry in [*copied.reward, *copied.evaluate.measure]:
         assert entry.is_reward_model or Path(entry.use).is_relative_to(tmp_path)
     for prompts in (*by_round(copied.prompts.train), copied.prompts.dev, copied.prompts.heldout):
@@ -49,7 +49,7 @@ def test_a_copy_is_the_same_recipe_and_names_only_its_own_files(tmp_path: Path, 
     bare = copied.model_dump_json(by_alias=True)
     for kind in ("reward", "data"):
         bare = bare.replace(f"{tmp_path}/mine/{kind}/", "")
-    assert bare == shipped.model_dump_json(by_alias=True)
+    assert bare == one.model_dump_json(by_alias=True)
 
 
 def test_a_copy_of_the_quickstart_decides_the_same_results(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_a_copy_of_the_quickstart_decides_the_same_results(tmp_path: Path) -> No
 
 def test_the_comments_stay(tmp_path: Path) -> None:
     made = copy_recipe("llama3", tmp_path / "mine")
-    shipped = content.recipe_path("llama3").read_text("utf-8")
-    assert made[0].read_text("utf-8") == shipped.replace("extends: gsm8k", "extends: ./gsm8k.yaml")
+    text = shipped.recipe_path("llama3").read_text("utf-8")
+    assert made[0].read_text("utf-8") == text.replace("extends: gsm8k", "extends: ./gsm8k.yaml")
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:

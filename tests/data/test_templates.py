@@ -25,7 +25,7 @@ from posttrain.models import inspection, look, resolve
 from posttrain.models.inspection import inspect
 from posttrain.recipe.load import load
 
-BASE = Path(__file__).parent.parent / "data" / "tiny-base"
+BASE = Path(__file__).parents[2] / "data" / "tiny-base"
 GOOD = (BASE / "chat_template.jinja").read_text()
 GROWS = "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x * 2 %}{% endfor %}"
 SAID = [{"role": "assistant", "content": "7"}]
