@@ -1,8 +1,8 @@
-"""A recipe: what a run is made from.
+"""What can be written in a recipe, one pydantic section a concern.
 
-Every key stands once, with its type, range, default and description, in `sections` and `trained`. A section left out by
-`null` leaves its stage out. `reader` reads YAML with line numbers; `trl_fields` knows which of TRL's own fields a
-trained section may hold.
+Every key stands once, with its type, range, default and description. A section left out by `null` leaves its stage out.
+`keys` says what of a section enters an artifact's key, `tree` and `problems` where in a YAML file a value stands and
+what is wrong with it; `trl_fields` knows which of TRL's own fields a trained section may hold.
 """
 
 from posttrain.config.annotate import Annotate, Rated

@@ -12,7 +12,7 @@ from posttrain.config.section import MOST, Count, Few, Section, Tokens, complain
 
 
 class JudgeModel(Section):
-    """A judge: either `url` and `model`, or `path`, whose content is an external hash (`judging.identity`)."""
+    """A judge: either `url` and `model`, or `path`, whose content is an external hash (`judge.identity`)."""
 
     url: Annotated[str | None, NotInKey()] = Field(
         default=None,

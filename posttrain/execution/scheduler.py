@@ -109,7 +109,7 @@ class StageQueue:
         self.launcher.start(folder, workers or self.workers, planned.background)
 
     def _tries_again(self, planned: Planned, folder: Path, error: Exception, seconds: float) -> bool:
-        """Note the failure, and start the stage once more where `recovery` says that it may help."""
+        """Note the failure, and start the stage once more where `retry` says that it may help."""
         failures = self._failures.setdefault(planned.key, [])
         failures.append(error)
         how = retry.next_try(failures, self.attempts)

@@ -38,7 +38,7 @@ def filter_file(
 
     What could not be read as a row is counted under the filter `read` and stands among the dropped rows with no more
     than its place (line or row, from 1) as the figure. What judges said stays in a hidden folder beside `out` until all
-    is done: the same call goes on from there. What they did is under `judges`, as `judging.told` has it.
+    is done: the same call goes on from there. What they did is under `judges`, as `judge_cache.told` has it.
 
     Raises:
         InputError: `out` is taken or cannot be made, or the file lacks what a filter needs. Nothing is written then.

@@ -1,4 +1,5 @@
-"""Reward functions of the user's: found and checked here, run in processes of their own."""
+"""What scores an answer: reward functions of the user's, run in processes of their own; judges with a rubric; how
+scores are combined."""
 
 from posttrain.rewards.functions import POINTWISE, Reward, content_hash, load, patient
 from posttrain.rewards.golden_cases import wrong_cases
