@@ -92,7 +92,7 @@ class Places(dict[str, tuple[str, int | None, int | None]]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Places)
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType] # as of every dict
+    __hash__ = None  # as of every dict
 
 
 def places(node: Node, path: Path_ = ()) -> Places:

@@ -315,13 +315,13 @@ def _harmless(tokenizer: Any, text: str) -> bool:
 @functools.lru_cache(maxsize=8)
 def _first_characters(tokenizer: Any) -> frozenset[str]:
     tokens = (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens)
-    return frozenset(token.lstrip()[0] for token in tokens if not token.isspace())
+    return frozenset(token.lstrip()[0] for token in tokens if token.strip())
 
 
 def _refuse_control_tokens(tokenizer: Any, messages: Sequence[Message]) -> None:
     for message in messages:
         for token in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens):
-            if not token.isspace() and token in message["content"]:
+            if token.strip() and token in message["content"]:
                 raise DataError(
                     f"a message of the {message['role']} holds the control token {token!r}",
                     hint="remove it, or use a byte-level tokenizer, with which such text is harmless",

@@ -54,6 +54,13 @@ def test_control_tokens_in_contents_stay_text(byte_level, text: str) -> None:
     assert byte_level.decode(added[:-1]) == text
 
 
+def test_a_special_token_without_text_hides_nothing() -> None:
+    tokens = tokenizer()
+    tokens.sep_token = ""
+    assert "" in tokens.all_special_tokens
+    assert tokens.decode(render_prompt(tokens, ASK)) == "<|user|>How many apples?<|assistant|>"
+
+
 def test_a_tokenizer_that_cannot_hide_them_refuses_them() -> None:
     words = word_level()
     assert render_completion(words, ASK, "12") == words.convert_tokens_to_ids(["12", "</s>"])
