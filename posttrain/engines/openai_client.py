@@ -106,7 +106,7 @@ class OpenAIClient:
                 headers={**(headers or {}), "Accept-Encoding": "identity"},
                 timeout=httpx.Timeout(None, connect=waiting.connect),  # of a whole reply: see `send`
                 limits=httpx.Limits(max_connections=1),
-                verify=url.startswith("https:") and httpx.create_ssl_context(),  # read once, since that is slow
+                verify=urlsplit(url).scheme == "https" and httpx.create_ssl_context(),  # read once, since that is slow
                 trust_env=trust_env,
                 follow_redirects=False,
             )

@@ -35,6 +35,31 @@ _ABOVE_ZERO = 0.01  # what rounding may add to a log-prob
 _AGAIN = 3
 
 
+def check_server(url: str) -> None:
+    """Whether a server that is not started here is well.
+
+    Raises:
+        InputError: the address is none.
+        EngineError: no server answers there, or it says that it is not well.
+    """
+    waiting = Waiting(reply=5.0, connect=5.0, patience=0.0)
+    root = url.rstrip("/").removesuffix("/v1")
+    client = OpenAIClient(root, waiting, 1, called=f"the server at {root}", kept="")
+    try:
+        _check_health(client, url, waiting.reply, "start it, or let the loop start it (`engine.server.start`)")
+    finally:
+        client.close()
+
+
+def _check_health(client: OpenAIClient, url: str, seconds: float, hint: str) -> None:
+    try:
+        reply = client.run(client.send("GET", "/health", BYTES_BESIDE, seconds))
+    except Fault as fault:
+        raise EngineError(f"no server answers at {url} ({fault.problem}): {hint}", rule=fault.rule) from fault
+    if reply.status >= 400 and reply.status != 404:  # 404: it has no such page
+        raise EngineError(f"the server at {url} is not well: {reply.said}", rule="server-unhealthy")
+
+
 class ServerEngine:
     """Samples from the policy's folder through a server. Nothing is started or asked before the first `generate`.
 
@@ -202,16 +227,8 @@ class ServerEngine:
         if self._own is not None:
             client.run(self._own.wait_healthy(client))
             return
-        try:
-            reply = client.run(client.send("GET", "/health", BYTES_BESIDE, min(_ABOUT_SECONDS, self.waiting.reply)))
-        except Fault as fault:
-            raise EngineError(
-                f"no server answers at {self.settings.url} ({fault.problem}): start it with the weights in "
-                f"{self.policy}, or let the loop start it (`engine.server.start`)",
-                rule=fault.rule,
-            ) from fault
-        if reply.status >= 400 and reply.status != 404:  # 404: it has no such page
-            raise EngineError(f"the server at {self.settings.url} is not well: {reply.said}", rule="server-unhealthy")
+        hint = f"start it with the weights in {self.policy}, or let the loop start it (`engine.server.start`)"
+        _check_health(client, str(self.settings.url), min(_ABOUT_SECONDS, self.waiting.reply), hint)
 
     def _check_weights(self, client: OpenAIClient, prompt: list[int] | str) -> None:
         """Whether this policy's weights are served.

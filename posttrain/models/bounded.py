@@ -87,7 +87,9 @@ def _child(function: Callable[[Say], T], sender: Connection, seconds: int, memor
 
     gc.disable()  # it would walk, and so copy, all that the parent has
     try:
-        _limit(resource.RLIMIT_DATA, _data() + memory)
+        taken = _data()
+        if taken is not None:
+            _limit(resource.RLIMIT_DATA, taken + memory)
         sender.send(("result", function(say)))
     except MemoryError:
         _limit(resource.RLIMIT_DATA, resource.RLIM_INFINITY)
@@ -117,8 +119,12 @@ def _limit(which: int, soft: int) -> None:
     resource.setrlimit(which, (soft, hard))
 
 
-def _data() -> int:
-    """Bytes of private memory that this process may write to."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        kilobytes = next(line.split()[1] for line in file if line.startswith("VmData:"))
+def _data() -> int | None:
+    """Bytes of private memory that this process may write to; None where the system does not tell: then the child is
+    bounded in time alone."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            kilobytes = next(line.split()[1] for line in file if line.startswith("VmData:"))
+    except FileNotFoundError:
+        return None
     return int(kilobytes) << 10

@@ -36,9 +36,12 @@ def _is_finite(tensor: Tensor, buffer: bytearray) -> bool:
             if not read:
                 return True  # cut short meanwhile: whoever loads it will say so
             whole = read // dtype.itemsize * dtype.itemsize
+            if not whole:
+                return True
+            file.seek(whole - read, 1)
             values = torch.frombuffer(buffer, dtype=dtype, count=whole // dtype.itemsize)
             # A sum is as fast as memory, and not finite where a value is not; where it overflows, each is asked.
             if not torch.isfinite(values.sum()) and not torch.isfinite(values).all():
                 return False
-            left -= read
+            left -= whole
     return True

@@ -73,8 +73,14 @@ def look(model: Model) -> Look:
         check_settings(path)
         here = False
     if model.chat_template is not None:
-        path, _ = own_template.with_template(path, str(path), model.chat_template)
+        path, _ = own_template.with_template(path, _stamp(path), model.chat_template)
     return Look(path, size, here)
+
+
+def _stamp(folder: Path) -> str:
+    """What a folder holds as far as names, sizes and times tell: another once a file is mended, added or fetched."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
+    return f"{folder} {files}"
 
 
 def weights(folder: Path) -> int:

@@ -32,6 +32,7 @@ def check(folder: Path, *, trained: bool) -> None:
     config = json_files.read(file)
     for part in _parts(config):
         _check_dtype(part, file)
+        _check_ranges(part, file)
     if trained:
         _check_architectures(config, file)
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
@@ -62,6 +63,22 @@ def _check_dtype(config: dict[str, Any], file: Path) -> None:
                     hint="set it to float32, bfloat16 or float16: the type in which the weights are saved",
                     rule="model-dtype",
                 )
+
+
+def _check_ranges(config: dict[str, Any], file: Path) -> None:
+    """What only a forward, or a training one, would meet: by the ends of the names that transformers gives them."""
+    for key, value in config.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        share = key.endswith(("dropout", "_pdrop", "_dropout_prob"))
+        small = key.endswith(("_eps", "_epsilon"))
+        if (share and not 0 <= value <= 1) or (small and not 0 < value < 1):
+            raise ModelError(
+                f"{key} is {value}; it lies between 0 and 1",
+                file=str(file),
+                hint=_MEND,
+                rule="model-config-range",
+            )
 
 
 def _check_architectures(config: dict[str, Any], file: Path) -> None:

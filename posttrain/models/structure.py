@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from posttrain.models import json_files
 from posttrain.models.weight_files import Tensor, headers
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_MASK = re.compile(r"\.(masked_bias|causal_mask)$|\.attn(\.attention)?\.bias$")
 _OWN = "take the config that belongs to the weights"
 
 
@@ -89,6 +91,8 @@ def check(folder: Path, config: Any, tokens: int, *, weights: bool, trained: boo
             rule="model-vocabulary",
         )
     _check_quantised(config, file)
+    if weights:
+        _check_floats(folder, config)
     found = _build(kind, config, headers(folder) if weights else {}, file)
     return _check_names(folder, kind, found) if weights else []
 
@@ -110,6 +114,20 @@ def _check_quantised(config: Any, file: str) -> None:
             hint="take the model with weights that are not quantised, or install what reads these",
             rule="model-quantised",
         ) from error
+
+
+def _check_floats(folder: Path, config: Any) -> None:
+    """Weights of a linear layer are floating-point numbers, unless the config says how they were quantised."""
+    if getattr(config, "quantization_config", None) is not None:
+        return
+    for name, tensor in headers(folder).items():
+        if name.endswith(".weight") and tensor.dtype not in _DTYPES:
+            raise ModelError(
+                f"{name} is saved as {tensor.dtype}, and the config has no quantization_config that says what it means",
+                file=str(tensor.file),
+                hint="save the weights as bfloat16, float16 or float32, or take the config that belongs to them",
+                rule="model-weights-integers",
+            )
 
 
 def _build(kind: Any, config: Any, tensors: Mapping[str, Tensor], file: str) -> Mapping[str, Any]:
@@ -176,8 +194,9 @@ def _check_names(folder: Path, kind: Any, found: Mapping[str, Any]) -> list[str]
 
 
 def _inside(name: str, kind: Any) -> bool:
-    """Whether a weight belongs to a part that the model has, rather than to another beside it (a value head, say)."""
-    return name.startswith(f"{kind.base_model_prefix}.")
+    """Whether a weight belongs to a part that the model has, rather than to another beside it (a value head, say), or
+    is a causal mask that older versions of transformers saved."""
+    return name.startswith(f"{kind.base_model_prefix}.") and not _MASK.search(name)
 
 
 def unused(names: Sequence[str]) -> str:

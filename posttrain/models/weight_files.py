@@ -180,6 +180,13 @@ def _no_weights(folder: Path, name: str) -> ModelError:
             hint="merge it: AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(...)",
             rule="model-adapter-alone",
         )
+    if {ONE, INDEX} & {*others}:
+        return ModelError(
+            f"{' and '.join(sorted({ONE, INDEX} & {*others}))} is no regular file, or a link to nothing",
+            file=name,
+            hint="copy the files themselves: of the Hub's cache with `cp -rL`",
+            rule="model-weights-not-regular",
+        )
     if others:
         return ModelError(
             f"the folder's weights are called {_some(others)}; {ONE} or {INDEX} is read",

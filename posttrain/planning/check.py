@@ -12,7 +12,7 @@ from typing import Any
 from posttrain import models, rewards
 from posttrain.config import Model
 from posttrain.data.selection import matching
-from posttrain.errors import EmptyStageError, EngineError, PosttrainError, RewardError, StageError
+from posttrain.errors import EmptyStageError, PosttrainError, RewardError, StageError
 from posttrain.execution import resources
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.execution.launcher import Forked, Launcher
@@ -170,14 +170,9 @@ def _engine(recipe: Recipe) -> str:
         return recipe.engine.use
     if server.url is None:
         return f"{server.kind}, started by each stage: {' '.join(server.start or [])}"
-    import httpx2 as httpx
+    from posttrain.engines.server import check_server  # here, since it imports torch
 
-    try:
-        reply = httpx.get(f"{server.url.rstrip('/')}/health", timeout=5.0)
-    except httpx.HTTPError as error:
-        raise EngineError(f"the server at {server.url} does not answer ({type(error).__name__}): start it") from None
-    if reply.status_code not in (200, 404):  # not every kind has /health
-        raise EngineError(f"the server at {server.url} says {reply.status_code} of its health: look at its log")
+    check_server(server.url)
     return f"{server.kind} at {server.url}"
 
 

@@ -104,6 +104,8 @@ class Process:
         seconds: that the function may take; None: however long.
         """
         with self.lock:
+            if self.closed:  # by another thread, while this one waited
+                raise Ended(None, None, importing=False)
             try:
                 if not self._ready:
                     self._import(None if seconds is None else max(seconds, _IMPORT))
@@ -111,6 +113,12 @@ class Process:
                 return _scores(self._reply(seconds), importing=False)
             except OSError:
                 self._ended()
+            except (Raised, Wrong, Ended, Overdue):
+                raise  # an answer, or the process is gone
+            except BaseException:  # in the middle of one: the next call would read the rest of it as its own
+                self._kill()
+                self.close()
+                raise
 
     def _import(self, seconds: float | None) -> None:
         self._group = int(self._reply(seconds)[1:])
@@ -122,11 +130,17 @@ class Process:
         self.forget()
         self._process.wait()
 
+    @property
+    def closed(self) -> bool:
+        return self._trace < 0
+
     def forget(self) -> None:
         """Let go of it: in a process that was forked from the one that asks."""
-        self._channel.close()
-        self._life.close()
-        os.close(self._trace)
+        if not self.closed:
+            trace, self._trace = self._trace, -1
+            self._channel.close()
+            self._life.close()
+            os.close(trace)
 
     def _send(self, request: Mapping[str, Any]) -> None:
         body = pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL)
@@ -220,7 +234,9 @@ _lock = threading.Lock()
 def process(file: str, sha256: str) -> Process:
     """The process that has this content of the file imported, or does so now; returns at once."""
     with _lock:
-        found = _processes.pop((file, sha256), None) or Process(file)
+        found = _processes.pop((file, sha256), None)
+        if found is None or found.closed:
+            found = Process(file)
         _processes[file, sha256] = found
         for key in list(_processes)[: max(0, len(_processes) - _KEPT)]:
             if not _processes[key].lock.locked():
@@ -229,9 +245,11 @@ def process(file: str, sha256: str) -> Process:
 
 
 def end(file: str, sha256: str) -> None:
-    """Forget a process that is gone or cannot be asked; the next call starts another."""
+    """End a process that is gone or cannot be asked; the next call starts another."""
     with _lock:
-        _processes.pop((file, sha256), None)
+        ended = _processes.pop((file, sha256), None)
+    if ended:
+        ended.close()
 
 
 def _forked() -> None:

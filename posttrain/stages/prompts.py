@@ -58,11 +58,12 @@ def run(job: Job) -> dict[str, Any]:
     model = job.inputs["model"]
     first = _first(job, sets)
     unused = inspect(model, first)
-    for other in [*job.runtime.get("judge_models", []), *filter(None, [job.runtime.get("reference")])]:
-        inspect(Path(other), first, trained=False)
+    for judge in job.runtime.get("judge_models", []):
+        inspect(Path(judge), first, trained=False)
     architecture.check(model, job.runtime.get("lora"), bool(job.runtime.get("reward_model")))
     tokenizer = AutoTokenizer.from_pretrained(model)
     if "reference" in job.runtime:  # asked again where it is used; here before anything is sampled
+        inspect(Path(job.runtime["reference"]), [], trained=False, chats=False)
         models.check_same_tokens(model, Path(job.runtime["reference"]))
     room = _Room(tokenizer, models.context_length(model), job.config["max_new_tokens"], sets.too_long == "drop")
     metrics: dict[str, Any] = {"unused_weights": unused} if unused else {}

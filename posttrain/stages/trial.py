@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoTokenizer
@@ -27,6 +28,7 @@ def run(job: Job) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    job = dataclasses.replace(job, config=_with_any_adapters(job.config))
     models = stand_ins(job.inputs["model"], len(tokenizer), job.scratch / "stand-ins")
     tried: dict[str, str] = {}
     for number, training in enumerate(job.config["trainings"]):
@@ -38,11 +40,19 @@ def run(job: Job) -> dict[str, Any]:
             if failure is None:
                 tried[training["key"]] = name
                 break
-            found = to_blame(trial, model, failure, model == models[0][1] and len(models) > 1)
+            found = to_blame(trial, model, failure)
             if found:
                 raise _placed(told(training["key"], trial, *found), job, training)
         job.progress(number + 1, len(job.config["trainings"]), "trainings")
     return {"trainings": len(job.config["trainings"]), "tried_as": tried}
+
+
+def _with_any_adapters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with adapters on every linear layer: the recipe's `target_modules` may name layers that the stand-in
+    does not have, and were asked of the model's own config before (`training.architecture`)."""
+    model = config["model"]
+    lora = model.get("lora")
+    return {**config, "model": {**model, "lora": {**lora, "target_modules": "all-linear"} if lora else None}}
 
 
 def _placed(error: RecipeError, job: Job, training: dict[str, Any]) -> RecipeError:

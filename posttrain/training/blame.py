@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +9,15 @@ from posttrain.config.problems import said
 from posttrain.errors import RecipeError
 from posttrain.training.trying import Trial, one_step
 
-ADAPTERS = "model.lora"
 _ABSENT = ("not installed", "pip install", "Please install", "failed to import")  # where it is no ImportError
 
 
-def to_blame(trial: Trial, model: Path, failure: Exception, own_type: bool) -> tuple[str, Exception] | None:
+def to_blame(trial: Trial, model: Path, failure: Exception) -> tuple[str, Exception] | None:
     """The field without which the step succeeds, and what was raised with it. Where several are wrong: the first that
-    makes the step fail as they are added one by one. `model.lora`
-    where it fails with all of them at their defaults, and does not without adapters (`own_type`: of a model of the
-    recipe's type alone). None: no option is to blame.
+    makes the step fail as they are added one by one. None: no option is to blame.
     """
-    raised = one_step(trial, model, {})
-    if raised is not None:
-        return (ADAPTERS, raised) if own_type and one_step(_whole(trial), model, {}) is None else None
+    if one_step(trial, model, {}) is not None:
+        return None
     options = trial.changed
     for name in options:
         if one_step(trial, model, {key: value for key, value in options.items() if key != name}) is None:
@@ -36,21 +31,8 @@ def to_blame(trial: Trial, model: Path, failure: Exception, own_type: bool) -> t
     return None  # it failed once and not again
 
 
-def _whole(trial: Trial) -> Trial:
-    """The same without adapters."""
-    model = {**trial.job.config["model"], "lora": None}
-    return replace(trial, job=replace(trial.job, config={**trial.job.config, "model": model}))
-
-
 def told(where: str, trial: Trial, name: str, raised: Exception) -> RecipeError:
     """What is wrong with the option `name` of the section `where`, by what kind of option it is."""
-    if name == ADAPTERS:
-        why = " ".join(str(raised).split())[:300]
-        return RecipeError(
-            f"{ADAPTERS}: adapters cannot be trained on this model ({type(raised).__name__}: {why})",
-            hint="see model.lora.target_modules: `all-linear` fits every model",
-            rule="training-adapters",
-        )
     key, value = f"{where}.{name}", said(trial.changed[name])
     why = " ".join(str(raised).split())
     quoted = f"({type(raised).__name__}: {why[:300]})"

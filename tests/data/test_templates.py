@@ -148,6 +148,10 @@ class TestSeveral:
         plain = resolve(Model(path=str(made)))
         chosen = resolve(Model(path=str(made), chat_template="long"))
         assert chosen.hash != plain.hash and look(Model(path=str(made), chat_template="long")).here
+        settings = made / "tokenizer_config.json"
+        settings.write_text(settings.read_text().replace("{", '{"mended": 1, ', 1))  # a look after it sees it
+        seen = look(Model(path=str(made), chat_template="long")).path / "tokenizer_config.json"
+        assert json.loads(seen.read_text())["mended"] == 1
         inspect(chosen.path, [SAYS])
         loaded = AutoTokenizer.from_pretrained(chosen.path)
         loaded.save_pretrained(tmp_path / "trained")  # as every stage that trains does

@@ -58,6 +58,11 @@ def renamed(name: str) -> Change:
     return lambda made: (made / "model.safetensors").rename(made / name)
 
 
+def dead_link(made: Path) -> None:
+    (made / "model.safetensors").unlink()
+    (made / "model.safetensors").symlink_to("nothing")
+
+
 def header(said: Any, length: int = 8) -> bytes:
     text = json.dumps(said).encode()
     return len(text).to_bytes(8, "little") + text + bytes(length)
@@ -98,6 +103,7 @@ SEEN_IN_THE_FILES: list[tuple[str, Change]] = [
     ("model-pickled-weights", renamed("pytorch_model.bin")),
     ("model-gguf", renamed("model.Q4_K_M.gguf")),
     ("model-weights-name", renamed("consolidated.safetensors")),
+    ("model-weights-not-regular", dead_link),
     ("model-weights-format", file("model.safetensors", b"PK\x03\x04" + bytes(100))),
     ("model-weights-empty", file("model.safetensors", b"")),
     ("model-weights-truncated", lambda made: shrink(made / "model.safetensors", 1_000_000)),
@@ -149,6 +155,8 @@ def told(error: ModelError, rule: str, place: Path) -> None:
 
 
 SEEN_BEFORE_IT_IS_BUILT: list[tuple[str, Change]] = [
+    ("model-config-range", config(attention_dropout=5.0)),
+    ("model-config-range", config(rms_norm_eps=-5.0)),
     ("model-architectures", config(architectures=...)),
     ("model-architectures", config(architectures=3)),
     ("model-dtype", config(dtype="floaty")),
@@ -188,6 +196,7 @@ SEEN_AS_IT_IS_BUILT: list[tuple[str, Change]] = [
     ("model-weights-missing", config(tie_word_embeddings=False)),
     ("model-weights-missing", weights(lambda given: {f"policy.{name}": value for name, value in given.items()})),
     ("model-weights-unexpected", config(num_hidden_layers=3)),
+    ("model-weights-integers", weights(lambda given: {name: value.to(torch.int8) for name, value in given.items()})),
     ("model-weights-not-finite", weights(not_finite(float("nan")))),
     ("model-weights-not-finite", weights(not_finite(float("-inf")))),
 ]

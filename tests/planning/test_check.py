@@ -62,7 +62,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     done = check("quickstart", "--json", "--no-probe", *sets(*FEW, f"reward.0.use={mine}", server))
     found = {each["name"]: each for each in told(done)["checks"]}
     assert done.returncode == 3  # of the first that is wrong, the engine
-    assert not found["engine"]["right"] and "does not answer" in found["engine"]["said"]
+    assert not found["engine"]["right"] and "no server answers" in found["engine"]["said"]
     assert not found["prompts"]["right"] and "needs the column 'solution'" in found["prompts"]["said"]
     assert found["model"]["right"] and told(done)["plan"] is None
 

@@ -1,6 +1,7 @@
 """The prompts stage: what is wrong with prompts, model or rewards is told before anything is sampled."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,9 @@ def test_a_reference_of_another_tokenizer_is_told_before_anything_is_sampled(tmp
     with pytest.raises(ModelError, match="dpo: the reference has another tokenizer"):
         run(tmp_path, reference=tmp_path / "other")
     assert run(tmp_path, reference=BASE)["train"]["prompts"] == 3
+    shutil.copytree(BASE, tmp_path / "plain")
+    (tmp_path / "plain" / "chat_template.jinja").unlink()  # a reference is asked of token ids alone
+    assert run(tmp_path, reference=tmp_path / "plain")["train"]["prompts"] == 3
 
 
 def test_a_training_prompt_must_leave_room_for_the_messages_that_steer_its_samples(tmp_path: Path) -> None:

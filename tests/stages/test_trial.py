@@ -44,7 +44,6 @@ def tried(folder: Path, *changes: str) -> dict[str, Any]:
         ("training-memory-option", "sft.activation_offloading", ["sft.activation_offloading=true"]),
         ("training-memory-option", "sft.fsdp", ["sft.fsdp=full_shard"]),
         ("training-step-fails", "sft.router_aux_loss_coef", ["sft.router_aux_loss_coef=0.1"]),
-        ("training-adapters", "model.lora", ["model.lora={target_modules: [nowhere]}"]),
         # Two at once, neither of which is well without the other: the first of them.
         ("training-machine", "sft.tf32", ["sft.tf32=true", "sft.optim=lomo"]),
     ],
@@ -83,6 +82,11 @@ def test_rows_that_fill_no_batch_are_told_by_the_stage() -> None:
 
     with pytest.raises(StageError, match=r"sft\.dataloader_drop_last.*\[training-too-few-rows\]"):
         _check_rows("sft", Trainer())  # pyright: ignore[reportArgumentType] # as much of one as is looked at
+
+
+def test_adapters_on_layers_that_the_stand_in_lacks_stay_accepted(tmp_path: Path) -> None:
+    made = tried(tmp_path, "model.lora={target_modules: ['layers.20.self_attn.q_proj']}")
+    assert made["tried_as"] == {"sft": "llama"}
 
 
 @pytest.mark.slow
