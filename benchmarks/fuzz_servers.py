@@ -153,7 +153,8 @@ class Sent:
 
 
 def plain(body: bytes, *headers: str, status: str = "200 OK", length: str | None = None) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}", *headers]
+    said = f"Content-Length: {len(body) if length is None else length}"
+    lines = [f"HTTP/1.1 {status}", said, "Connection: close", *headers]
     return "\r\n".join(lines).encode("utf-8", "replace") + b"\r\n\r\n" + body
 
 
@@ -233,7 +234,7 @@ class Server:
             try:
                 path = self._read(connection)
                 self.visited.append(path)
-                sent = self.pages.get(path, Sent(plain(b"{}", "Connection: close")))
+                sent = self.pages.get(path, Sent(plain(b"{}")))
                 connection.sendall(sent.first)
                 while sent.then:
                     connection.sendall(sent.then)

@@ -161,7 +161,7 @@ def test_only_terminal_py_writes_to_the_terminal() -> None:
             if called in ("print", "typer.echo", "typer.secho", "click.echo", "sys.stdout.write", "sys.stderr.write"):
                 found.append((path.name, called))
     # launch: what it writes there is the log of a stage, and has been through `shown`
-    assert set(found) == {("terminal.py", "print"), ("launch.py", "sys.stderr.write")}
+    assert set(found) == {("terminal.py", "print"), ("launcher.py", "sys.stderr.write")}
 
 
 def test_what_a_stage_prints_into_its_log_is_escaped(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from posttrain.errors import EngineError, ModelError
 from posttrain.job import Job
 from posttrain.stages import run_stage
 
-HERE = Path(__file__).parents[2] / "support"
+SUPPORT = Path(__file__).parents[1] / "support"
 SERVE = ("transformers", "serve", "{model}", "--port", "{port}", "--host", "127.0.0.1", "--device", "cpu")
 GREEDY = SamplingParams(0.0, 12)
 WARM = SamplingParams(1.0, 12)
@@ -295,7 +295,7 @@ def test_a_real_server_of_other_weights_is_named(serve: ServerEngine, folder: Pa
 
 
 def program(kind: str = "vllm", *more: str) -> tuple[str, ...]:
-    return (sys.executable, str(HERE / "fake_server.py"), kind, "{model}", "{port}", *more)
+    return (sys.executable, str(SUPPORT / "fake_server.py"), kind, "{model}", "{port}", *more)
 
 
 def is_running(pid: int) -> bool:

@@ -18,6 +18,14 @@ from posttrain.storage.files import file_hash, read_json
 ANNOTATIONS = ("topic", "tags", "intentions", "difficulty")  # columns that the quickstart does not ask for
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    done = posttrain(folder, 2)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return folder
+
+
 def policy(run: Path) -> Path:
     return (run / "policy").resolve()
 

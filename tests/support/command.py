@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 REDUCED = [
     "prompts.train.rows=:240",
     "prompts.dev.rows=:48",
@@ -33,11 +31,3 @@ def command(run: Path, n: int, *overrides: str) -> list[str]:
 
 def posttrain(run: Path, n: int, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(run, n, *overrides), capture_output=True, text=True, timeout=600)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quickstart") / "run"
-    done = posttrain(folder, 2)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return folder
