@@ -6,7 +6,9 @@ values in lists. What its metadata says of that is looked at before anything is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 
 from posttrain.data.text_lines import MOST_RATIO, MOST_ROW, inflated
 from posttrain.errors import DataError
+from posttrain.storage import bounded
 from posttrain.storage.regular_files import open_regular
 
 _MOST_CHUNK = 200_000_000  # bytes of a column's chunk, where it is compressed more than MOST_RATIO times
@@ -22,34 +25,54 @@ _ROWS, _BYTES = 16, 256_000_000  # of one batch
 _REWRITE = "take the column out, or write the file anew with smaller row groups"
 
 
-def schema_of(path: Path) -> tuple[pa.Schema, int]:
-    """The columns, and how many rows there are.
+@dataclass(frozen=True)
+class Metadata:
+    """`schema`: the columns. `groups`: of each row group, how many of its rows can be read at a time."""
+
+    schema: pa.Schema
+    rows: int
+    groups: Sequence[int]
+
+
+def metadata(path: Path) -> Metadata:
+    """What a file says of itself. It is read in a child: on metadata that contradict each other Arrow ends the process.
 
     Raises:
+        DataError: it inflates too much, or ended the child.
         NotRegularError, OSError, pa.ArrowException: it cannot be read.
     """
-    with open_regular(path) as stream, pq.ParquetFile(stream) as file:
-        return _mapped(file.schema_arrow, _without_views), file.metadata.num_rows
+
+    def read(say: bounded.Say) -> Metadata:
+        say("its metadata")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where the child's last words would go
+        with open_regular(path) as stream, pq.ParquetFile(stream) as file:
+            known, schema = file.metadata, _mapped(file.schema_arrow, _without_views)
+            groups = [_rows_at_once(known.row_group(at), file.schema, str(path)) for at in range(known.num_row_groups)]
+            return Metadata(schema, known.num_rows, groups)
+
+    try:
+        return bounded.run(read, seconds=15, memory=1 << 30)
+    except bounded.OutOfBoundsError as error:
+        message = f"not a Parquet file that can be read: its metadata end what reads them ({error.how})"
+        raise DataError(message, file=str(path), hint="write the file anew", rule="data-corrupt") from None
 
 
-def batches(path: Path) -> Iterator[pa.RecordBatch]:
+def batches(path: Path, known: Metadata) -> Iterator[pa.RecordBatch]:
     """The rows in their order, at most 16 at a time.
 
     Raises:
-        DataError: it inflates to more than it says or to rows beyond MOST_ROW.
+        DataError: it inflates to more than it says.
         NotRegularError, OSError, pa.ArrowException: it cannot be read.
     """
     with open_regular(path) as stream, pq.ParquetFile(stream, buffer_size=1 << 20) as file:
-        schema = _mapped(file.schema_arrow, _without_views)
         size, read = path.stat().st_size, 0
-        for index in range(file.metadata.num_row_groups):
-            rows = _rows_at_once(file.metadata.row_group(index), file.schema, str(path))
+        for index, rows in enumerate(known.groups):
             for batch in file.iter_batches(rows, row_groups=[index]):
                 read += batch.nbytes
                 if inflated(read, size):
                     message = f"inflates to more than {MOST_RATIO} times its size"
                     raise DataError(message, file=str(path), hint=_REWRITE, rule="data-bomb")
-                yield batch if batch.schema.equals(schema) else batch.cast(schema)
+                yield batch if batch.schema.equals(known.schema) else batch.cast(known.schema)
 
 
 def _rows_at_once(group: pq.RowGroupMetaData, schema: pq.ParquetSchema, name: str) -> int:

@@ -77,8 +77,9 @@ class ParquetRows:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.schema, rows = parquet_batches.schema_of(path)
-        if not rows:
+        self._known = parquet_batches.metadata(path)
+        self.schema = self._known.schema
+        if not self._known.rows:
             raise DataError("the file holds no rows", file=str(path), rule="data-no-rows")
 
     def parts(self) -> Iterator[Part]:
@@ -87,7 +88,7 @@ class ParquetRows:
         unread: list[Unread] = []
         read = size = 0
         try:
-            for batch in parquet_batches.batches(self.path):
+            for batch in parquet_batches.batches(self.path, self._known):
                 rows, bad = _good(batch, first)
                 begun.append(rows)
                 unread += bad

@@ -155,11 +155,11 @@ class Source:
     def _parquet(self) -> Iterator[Row]:
         import pyarrow as pa
 
-        from posttrain.data.parquet_batches import batches, values
+        from posttrain.data.parquet_batches import batches, metadata, values
 
         first = 1
         try:
-            for batch in batches(self.path):
+            for batch in batches(self.path, metadata(self.path)):
                 yield from enumerate(values(batch, self.error, first), first)
                 first += batch.num_rows
         except pa.ArrowException as error:

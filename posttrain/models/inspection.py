@@ -9,8 +9,9 @@ from typing import Any
 from posttrain.data.chat_template import check_template
 from posttrain.data.messages import Message
 from posttrain.errors import ModelError
-from posttrain.models import bounded, finite, own_template, settings, structure, tokenizer_files
+from posttrain.models import finite, own_template, settings, structure, tokenizer_files
 from posttrain.models.folder import check_files, check_settings
+from posttrain.storage import bounded
 
 # Of a processor, for each step; by the clock three times as long, under a minute. A vocabulary of 256,000 that must be
 # converted takes some ten.

@@ -158,6 +158,20 @@ def test_parquet_that_inflates_is_refused_before_it_is_read(tmp_path: Path, monk
         assert fails(lambda path=path: list(open_rows(path).parts())).rule == rule
 
 
+def test_parquet_on_which_arrow_ends_the_process(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its schema says that no value is missing (0 in place of 2), the histogram of its column that one may be."""
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"prompt": ["p", None]}), path, store_schema=False)
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b"\x15\x0c%\x02", b"\x15\x0c%\x00"))
+    assert path.read_bytes() != before
+    for refused in (lambda: read(path), lambda: open_rows(path)):
+        error = fails(refused)
+        assert (error.rule, error.file) == ("data-corrupt", str(path))
+        assert "SIGABRT" in str(error)
+    assert capfd.readouterr().err == ""
+
+
 def test_one_long_value_named_by_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     column = pa.array(["p" * 1_000_000] * 60)
     path = tmp_path / "in.parquet"

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from posttrain.config import Model
 from posttrain.engines import load
 from posttrain.errors import ModelError
-from posttrain.models import bounded, inspection, resolve
+from posttrain.models import inspection, resolve
 from posttrain.models.folder import check_files, special_tokens
 from posttrain.models.inspection import inspect
 
@@ -331,27 +331,3 @@ def test_an_engine_says_what_it_cannot_load(tmp_path: Path) -> None:
 def test_the_shipped_model_is_taken() -> None:
     check_files(BASE, "tiny-base")
     assert inspect(BASE, ASKED) == []
-
-
-class TestBounded:
-    def test_the_result_and_the_error_come_back(self) -> None:
-        assert bounded.run(lambda say: 3, seconds=5, memory=1 << 28) == 3
-        with pytest.raises(ZeroDivisionError):
-            bounded.run(lambda say: 1 // 0, seconds=5, memory=1 << 28)
-
-    @pytest.mark.parametrize(
-        ("work", "how"),
-        [
-            (lambda: [0] * (1 << 28), "memory"),
-            (lambda: sum(1 for _ in iter(int, 1)), "time"),
-            (lambda: __import__("os").abort(), "SIGABRT"),
-        ],
-    )
-    def test_what_has_no_end_is_ended(self, work: Callable[[], Any], how: str) -> None:
-        def run(say: bounded.Say) -> None:
-            say("something")
-            work()
-
-        with pytest.raises(bounded.OutOfBoundsError) as caught:
-            bounded.run(run, seconds=1, memory=1 << 28)
-        assert (caught.value.doing, caught.value.how) == ("something", how)

@@ -85,6 +85,7 @@ def _child(function: Callable[[Say], T], sender: Connection, seconds: int, memor
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + seconds)
         sender.send(("doing", what))
 
+    _limit(resource.RLIMIT_CORE, 0)
     gc.disable()  # it would walk, and so copy, all that the parent has
     try:
         taken = _data()
