@@ -25,7 +25,7 @@ from posttrain.commands.status import status_
 from posttrain.commands.terminal import say
 from posttrain.commands.verify import verify_
 from posttrain.errors import PosttrainError
-from posttrain.storage.redact import shown
+from posttrain.storage.redact import escape_libraries, shown
 
 # The same table is in docs/commands.md. What is between two empty lines is a paragraph.
 EPILOG = """
@@ -65,6 +65,7 @@ def main() -> None:
     if not sys.stderr.isatty():  # bars of the libraries below, which a log file does not want
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    escape_libraries()
     try:
         app()
     except PosttrainError as error:

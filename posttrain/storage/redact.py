@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
+import traceback
+import warnings
+from typing import Any
 
 LEFT_OUT = "(left out)"
 # Tokens by their look, wherever they stand: of the Hub, of OpenAI and its like, and in an address.
@@ -42,6 +46,29 @@ class Log(io.TextIOWrapper):
     def write(self, text: str) -> int:
         super().write(printable(text.replace("\r\n", "\n").replace("\r", "\n")))
         return len(text)
+
+
+class _Record(logging.LogRecord):
+    """Of which all is printable, whichever handler and formatter a library brings."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        if isinstance(self.exc_info, tuple) and self.exc_info[0]:
+            self.exc_text = printable("".join(traceback.format_exception(*self.exc_info)).rstrip("\n"))
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+def escape_libraries() -> None:
+    """Have what libraries say by `logging` and `warnings` in this process escaped from now on."""
+    logging.setLogRecordFactory(_Record)
+    plain = warnings.formatwarning
+
+    def formatted(*args: Any, **more: Any) -> str:
+        return printable(plain(*args, **more))
+
+    warnings.formatwarning = formatted
 
 
 def shown(text: str) -> str:

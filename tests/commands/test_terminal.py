@@ -2,6 +2,9 @@
 
 import ast
 import json
+import logging
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -150,6 +153,35 @@ def test_say_escapes_on_both_ways_out(capsys: pytest.CaptureFixture[str]) -> Non
     say(ValueError(HOSTILE), error=True)
     said = capsys.readouterr()
     assert clean(said.out) and clean(said.err)
+
+
+def test_what_libraries_log_and_warn_of_is_escaped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        handler = logging.StreamHandler()
+        logger = logging.getLogger("a library of somebody's")
+        logger.addHandler(handler)
+        try:
+            logger.warning("it said %s", HOSTILE)
+            raise OSError(HOSTILE)
+        except OSError as error:
+            logger.exception("failed")
+            sys.stderr.write(warnings.formatwarning(UserWarning(HOSTILE), UserWarning, "model.py", 1))
+            raise EngineError("the end") from error
+        finally:
+            logger.removeHandler(handler)
+
+    monkeypatch.setattr(cli, "app", fails)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    before = logging.getLogRecordFactory()
+    try:
+        with pytest.raises(SystemExit, match="3"):
+            cli.main()
+    finally:
+        logging.setLogRecordFactory(before)
+    said = clean(capsys.readouterr().err)
+    assert said.count("title") == 3 and "OSError" in said and "UserWarning" in said
 
 
 def test_only_terminal_py_writes_to_the_terminal() -> None:
