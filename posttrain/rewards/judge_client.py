@@ -15,6 +15,9 @@ from posttrain.errors import EngineError, RewardError
 
 _TEXT_AT_FAULT = {400, 413, 422}  # of this text (too long, say), not of the server
 _LIMITS = ("max_tokens", "max_completion_tokens")  # as servers call the longest answer
+# Bytes of a reply whose length is not known here: `body` may take our limit out, put another one in its place, or ask
+# for log-probs. 32,768 tokens as they are counted elsewhere; of plain text, some three million.
+_MOST = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,7 @@ class Endpoint:
             kept="What it had judged is kept; the same command goes on from there",
             headers=_headers(model),
         )
-        allowed = [model.max_tokens, *(model.body.get(name) for name in _LIMITS)]
-        self._longest = BYTES_BESIDE + BYTES_A_TOKEN * max(each for each in allowed if isinstance(each, int))
+        self._longest = _longest(model)
 
     def __enter__(self) -> Endpoint:
         return self
@@ -108,6 +110,13 @@ class Endpoint:
             "`model`",
             rule=refused.rule,
         )
+
+
+def _longest(model: JudgeModel) -> int:
+    """Bytes that a reply may have."""
+    allowed = [model.max_tokens, *(model.body.get(name) for name in _LIMITS)]
+    asked = BYTES_BESIDE + BYTES_A_TOKEN * max(each for each in allowed if isinstance(each, int))
+    return max(asked, _MOST) if model.body else asked
 
 
 def _headers(model: JudgeModel) -> dict[str, str]:

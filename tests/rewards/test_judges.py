@@ -71,6 +71,15 @@ class TestAnswersOfAJudge:
     def test_an_answer_that_was_cut_off_is_no_score(self) -> None:
         assert scores(FakeJudge(gives(1), finish="length"), "five") == [None]
 
+    def test_how_long_an_answer_may_be_follows_from_what_is_asked_for(self) -> None:
+        thinks = FakeJudge(lambda question: "so " * 150_000 + gives(4)(question))
+        assert scores(thinks, "five", body={"max_tokens": None}) == [4]
+        with pytest.raises(EngineError, match=r"\[server-too-large\]"):
+            scores(thinks, "five")
+        endless = FakeJudge(lambda question: "so " * 6_000_000)
+        with pytest.raises(EngineError, match=r"\[server-too-large\]"):
+            scores(endless, "five", body={"max_tokens": None})
+
     def test_it_is_asked_again_hotter_and_with_another_seed(self) -> None:
         seen: list[str] = []
 
