@@ -30,6 +30,7 @@ _KEPT = 8  # processes at once; a recipe has fewer files
 _TELL = 1.0  # seconds that a function which hangs has to tell where
 _IMPORT = 60.0  # seconds that importing the file may take at least, where calls have a limit
 _FRAME = re.compile(r'File "(.*)", line (\d+) in ')
+_READING = re.compile(r'/worker\.py", line \d+ in _checked$', re.MULTILINE)
 
 
 @dataclass
@@ -43,10 +44,12 @@ class Ended(Exception):
 
 @dataclass
 class Overdue(Exception):
-    """It did not answer in time, and was killed with all that it had started; `line`: where it was."""
+    """It did not answer in time, and was killed with all that it had started; `line`: where it was. `reading`: the
+    function had returned, and it was what it returned that did not end as it was read."""
 
     line: int | None
     importing: bool
+    reading: bool = False
 
 
 @dataclass
@@ -182,7 +185,7 @@ class Process:
                 text = self._told()
         self._kill()
         self.close()
-        raise Overdue(self._line(text), not self._ready)
+        raise Overdue(self._line(text), not self._ready, bool(_READING.search(text)))
 
     def _ended(self) -> NoReturn:
         self._life.settimeout(5.0)

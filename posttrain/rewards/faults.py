@@ -37,6 +37,11 @@ def wrong(file: str, function: str, error: client.Wrong, rows: int) -> RewardErr
         return RewardError(
             f"{function}() returned {error.texts[0]}, not a list", **where, hint=hint, rule="reward-no-list"
         )
+    if error.kind == worker.UNREADABLE:
+        kind, raised, text = error.texts
+        said = f"{function}() returned {kind}, which cannot be read as a list: it raised {raised}"
+        said += f": {text[:_SHOWN]}" if text else ""
+        return RewardError(said, **where, hint=hint, rule="reward-no-list")
     if error.kind == worker.LENGTH:
         said = f"{function}() returned {error.texts[0]} scores for {rows} rows"
         return RewardError(said, **where, hint=hint, rule="reward-length")
@@ -75,6 +80,11 @@ def overdue(
 ) -> StageError:
     """It did not return. `hangs`: a row that it does not answer alone either, and its prompt; None: there is none."""
     what = f"{_place(file, late.line)}: {function}() did not return within {seconds:g} s for {rows} rows"
+    if late.reading:
+        what = (
+            f"{_place(file, late.line)}: {function}() returned, and reading what it returned (its length, its items, "
+            f"each as a number) did not end within {seconds:g} s for {rows} rows"
+        )
     if hangs is None:
         what += ", though it does for each alone; raise compute.reward_minutes, or make it faster"
         return StageError(what, rule="reward-slow")

@@ -4,7 +4,8 @@
 
 Two processes: the first does nothing but end the second, and all that the function started, once nobody holds the other
 end of LIFE, however that came; it cannot be held up by code that never comes back to Python. Imports little, since
-every stage that scores starts one.
+every stage that scores starts one. On macOS the second is begun anew (with `serve` as a last word), since what a fork
+leaves of the system's libraries there is not to be used (Python's page on `os.fork`: `urllib.request` among them).
 
 Requests on CHANNEL are pickles: first of what to import, then of each call. Replies are no pickles: what the function
 returns decides no more than numbers and texts. Each is a kind in one byte, then float64s (NaN for no opinion) or the
@@ -28,12 +29,12 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-READY, SCORES, RAISED, LENGTH, NUMBER, NO_LIST = b"y", b"s", b"r", b"l", b"n", b"t"
+READY, SCORES, RAISED, LENGTH, NUMBER, NO_LIST, UNREADABLE = b"y", b"s", b"r", b"l", b"n", b"t", b"u"
 _GRACE = 0.5  # seconds that a worker has to end by itself: what it runs at its exit
 
 
 def main(channel: int, life: int, trace: int) -> None:
-    worker = os.fork()
+    worker = _spawned(channel, life, trace) if sys.platform == "darwin" else os.fork()
     if worker == 0:
         os.setpgid(0, 0)
         os.close(life)
@@ -44,6 +45,13 @@ def main(channel: int, life: int, trace: int) -> None:
         os.close(channel)
         os.close(trace)
         _guard(worker, life)
+
+
+def _spawned(channel: int, life: int, trace: int) -> int:
+    """The worker's id, where a fork will not do. It inherits CHANNEL and TRACE."""
+    os.set_inheritable(life, False)
+    call = [sys.executable, "-P", __file__, str(channel), str(trace), "serve"]
+    return os.posix_spawn(sys.executable, call, os.environ, setpgroup=0)
 
 
 def _guard(worker: int, life: int) -> None:
@@ -117,7 +125,7 @@ def _called(module: ModuleType, function: str, rows: int, given: dict[str, Any],
         scores = getattr(module, function)(**given)
 
     failed = _attempted(call, module)
-    return RAISED + failed if failed else _checked(scores, rows, module)
+    return RAISED + failed if failed else _checked(scores, rows)
 
 
 def _attempted(run: Callable[[], object], module: ModuleType) -> bytes | None:
@@ -139,24 +147,28 @@ def _attempted(run: Callable[[], object], module: ModuleType) -> bytes | None:
                 stream.flush()
 
 
-def _checked(scores: Any, rows: int, module: ModuleType) -> bytes:
-    """The scores as float64s, or what is wrong with them. Arrays and tensors are told by their `tolist`."""
-    kind = type(scores).__name__
+def _checked(scores: Any, rows: int) -> bytes:
+    """The scores as float64s, or what is wrong with them. Arrays and tensors are told by their `tolist`.
+
+    What the function returned may do anything as it is read: raise, never end, say that it has another length.
+    """
+    kind, numbers = type(scores).__name__, array("d")
     try:
         scores = scores.tolist() if hasattr(scores, "tolist") else scores
         if isinstance(scores, (str, bytes, dict, set, frozenset)) or not hasattr(scores, "__len__"):
             return NO_LIST + _texts(kind)
         if len(scores) != rows:
             return LENGTH + _texts(str(len(scores)))
-        numbers = array("d")
         for row, score in enumerate(scores):
+            if row == rows:
+                return LENGTH + _texts(f"more than {rows}")
             number = _number(score)
             if number is not None and not math.isfinite(number):
                 return NUMBER + _texts(str(row), _shown(repr, score))
             numbers.append(math.nan if number is None else number)
-    except BaseException as error:  # out of the object that the function returned
-        return RAISED + _texts(type(error).__name__, _shown(str, error), "")
-    return SCORES + numbers.tobytes()
+    except BaseException as error:
+        return UNREADABLE + _texts(kind, type(error).__name__, _shown(str, error))
+    return SCORES + numbers.tobytes() if len(numbers) == rows else LENGTH + _texts(str(len(numbers)))
 
 
 def _number(score: Any) -> float | None:
@@ -165,7 +177,7 @@ def _number(score: Any) -> float | None:
         return None
     try:
         return math.nan if isinstance(score, (str, bytes)) else float(score)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several numbers
+    except Exception:  # whatever its class does; of a tensor of several numbers a RuntimeError
         return math.nan
 
 
@@ -204,4 +216,7 @@ def _send(channel: int, reply: bytes) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    if sys.argv[-1] == "serve":
+        _serve(*map(int, sys.argv[1:3]))
+    else:
+        main(*map(int, sys.argv[1:]))

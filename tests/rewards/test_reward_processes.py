@@ -22,6 +22,11 @@ from posttrain.rewards import Reward, client
 PROMPTS: list[list[Any]] = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
 ANSWERS: list[list[Any]] = [[{"role": "assistant", "content": text}] for text in ("1", "22", "333")]
 IMPORTS = "import concurrent.futures, ctypes, math, multiprocessing, os, signal, sys, threading, time\n"
+ODD = """
+class Odd(list):
+    def {method}(self, *_):
+        {does}
+"""
 LENGTH = """
 def length(answer):
     return float(len(answer[-1]["content"]))
@@ -191,6 +196,54 @@ class TestEnds:
         assert says in str(caught.value)
         assert (caught.value.rule, caught.value.exit_code) == (rule, 2)
 
+    @pytest.mark.parametrize("does", ["raise KeyError('odd')", "sys.exit(0)", "raise KeyboardInterrupt"])
+    @pytest.mark.parametrize("method", ["tolist", "__len__", "__iter__"])
+    def test_a_result_that_cannot_be_read(self, tmp_path: Path, method: str, does: str) -> None:
+        before = ODD.replace("{method}", method).replace("{does}", does)
+        with pytest.raises(
+            RewardError, match=r"f\(\) returned Odd, which cannot be read as a list: it raised"
+        ) as caught:
+            asked(loaded(tmp_path, "return Odd([1.0] * 3)", before))
+        assert (caught.value.rule, caught.value.exit_code) == ("reward-no-list", 2)
+
+    @pytest.mark.parametrize(
+        ("method", "does", "body", "rule", "says"),
+        [
+            (
+                "__float__",
+                "raise KeyError('odd')",
+                "return [1.0, Odd(), 1.0]",
+                "reward-number",
+                "returned [] for row 1",
+            ),
+            ("__len__", "return 3", "return Odd([1.0])", "reward-length", "returned 1 scores for 3 rows"),
+            (
+                "__iter__",
+                "return iter(int, 1)",
+                "return Odd([1.0] * 3)",
+                "reward-length",
+                "more than 3 scores",
+            ),
+        ],
+    )
+    def test_a_result_that_is_not_what_it_says(
+        self, tmp_path: Path, method: str, does: str, body: str, rule: str, says: str
+    ) -> None:
+        with pytest.raises(RewardError) as caught:
+            asked(loaded(tmp_path, body, ODD.replace("{method}", method).replace("{does}", does)))
+        assert caught.value.rule == rule and says in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("method", "body"),
+        [("__len__", "return Odd([1.0] * len(prompts))"), ("__iter__", "return Odd([1.0] * len(prompts))"),
+         ("__float__", "return [Odd() for _ in prompts]")],
+    )  # fmt: skip
+    def test_a_result_that_never_ends_as_it_is_read(self, tmp_path: Path, method: str, body: str) -> None:
+        before = ODD.replace("{method}", method).replace("{does}", "time.sleep(60)")
+        told = r"mine\.py:5: f\(\) returned, and reading what it returned .* within 0\.3 s .* row 0.*\[reward-hangs\]"
+        with pytest.raises(StageError, match=told):
+            asked(loaded(tmp_path, body, before, seconds=0.3))
+
     def test_a_kill_from_outside_is_told_and_tried_again(self, tmp_path: Path) -> None:
         reward = loaded(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
         with pytest.raises(
@@ -221,6 +274,19 @@ class TestEnds:
         with pytest.raises(PosttrainError):
             asked(reward)
         assert asked(reward) == [1.0] * 3
+
+
+def test_where_a_fork_will_not_do_the_worker_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_there = "import runpy, sys\nsys.platform = 'darwin'\nrunpy.run_path({!r}, run_name='__main__')\n"
+    (tmp_path / "there.py").write_text(as_there.format(client._WORKER))
+    monkeypatch.setattr(client, "_WORKER", str(tmp_path / "there.py"))
+    started = "open('/proc/self/cmdline').read().split(chr(0))[-2] == 'serve'"  # not the guard's own command line
+    reward = loaded(tmp_path, f"return [float({started}), None, length(completions[1])]", LENGTH)
+    assert asked(reward) == asked(reward) == [1.0, None, 2.0]
+    with pytest.raises(RewardError, match=r"ended its process with code 0 \[reward-exit\]"):
+        asked(loaded(tmp_path, "os._exit(0)", name="ends.py"))
+    with pytest.raises(StageError, match=r"hangs\.py:5: f\(\) did not return within 0\.3 s"):
+        asked(loaded(tmp_path, "time.sleep(60)", name="hangs.py", seconds=0.3))
 
 
 STAGE = """
