@@ -8,6 +8,7 @@ import os
 import pickle
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
@@ -35,6 +36,10 @@ def run(function: Callable[[Say], T], *, seconds: int, memory: int) -> T:
     The child is forked, so it has what is imported here and starts in milliseconds. It must not need a thread that
     this process began before.
 
+    Memory is bounded on Linux alone, where the system tells how much there is. On macOS the system's libraries may end
+    a child of a fork for being used in it: a signal that ended one proves nothing there, and `function` is then run in
+    this process, without bounds.
+
     Raises:
         OutOfBoundsError: it took too long or too much, or died.
         PosttrainError: as the function raised it.
@@ -46,6 +51,10 @@ def run(function: Callable[[Say], T], *, seconds: int, memory: int) -> T:
     sender.close()
     try:
         return _answer(receiver, child, seconds)
+    except OutOfBoundsError as error:
+        if sys.platform != "darwin" or not error.how.startswith("SIG") or error.how == "SIGKILL":
+            raise
+        return function(lambda what: None)
     finally:
         receiver.close()
         with contextlib.suppress(ProcessLookupError):
@@ -85,15 +94,16 @@ def _child(function: Callable[[Say], T], sender: Connection, seconds: int, memor
         _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + seconds)
         sender.send(("doing", what))
 
-    _limit(resource.RLIMIT_CORE, 0)
+    taken = _data()
     gc.disable()  # it would walk, and so copy, all that the parent has
     try:
-        taken = _data()
+        _limit(resource.RLIMIT_CORE, 0)
         if taken is not None:
             _limit(resource.RLIMIT_DATA, taken + memory)
         sender.send(("result", function(say)))
     except MemoryError:
-        _limit(resource.RLIMIT_DATA, resource.RLIM_INFINITY)
+        if taken is not None:
+            _limit(resource.RLIMIT_DATA, resource.RLIM_INFINITY)
         sender.send(("died", "memory"))
     except PosttrainError as error:
         sender.send(("error", pickle.loads(pickle.dumps(error))))
@@ -124,8 +134,8 @@ def _data() -> int | None:
     """Bytes of private memory that this process may write to; None where the system does not tell: then the child is
     bounded in time alone."""
     try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            kilobytes = next(line.split()[1] for line in file if line.startswith("VmData:"))
-    except FileNotFoundError:
+        with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
+            found = next((line.split()[1] for line in file if line.startswith("VmData:")), None)
+    except OSError:
         return None
-    return int(kilobytes) << 10
+    return None if found is None else int(found) << 10
