@@ -38,7 +38,7 @@ def metadata(path: Path) -> Metadata:
     """What a file says of itself. It is read in a child: on metadata that contradict each other Arrow ends the process.
 
     Raises:
-        DataError: it inflates too much, or ended the child.
+        DataError: it inflates too much, has names of columns that are no UTF-8, or ended the child.
         NotRegularError, OSError, pa.ArrowException: it cannot be read.
     """
 
@@ -55,6 +55,9 @@ def metadata(path: Path) -> Metadata:
     except bounded.OutOfBoundsError as error:
         message = f"not a Parquet file that can be read: its metadata end what reads them ({error.how})"
         raise DataError(message, file=str(path), hint="write the file anew", rule="data-corrupt") from None
+    except UnicodeDecodeError:
+        message = "the name of a column is not UTF-8 text"
+        raise DataError(message, file=str(path), hint="write the file anew", rule="data-not-utf8") from None
 
 
 def batches(path: Path, known: Metadata) -> Iterator[pa.RecordBatch]:

@@ -60,8 +60,11 @@ class Source:
         try:
             yield from rows
         except (OSError, EOFError) as error:
-            said = getattr(error, "strerror", None) or error
-            raise self.error(None, f"cannot be read: {said}", rule="data-unreadable") from None
+            if isinstance(error, OSError) and error.strerror:
+                raise self.error(None, f"cannot be read: {error.strerror}", rule="data-unreadable") from None
+            raise self.error(
+                None, f"cannot be read: {error}", rule="data-corrupt"
+            ) from None  # gzip's words, or Arrow's
 
     def rename(self, line: int, row: Mapping[str, Any], *, for_rewards: bool = False) -> dict[str, Any]:
         """The row under our column names. `for_rewards`: reward functions are given its columns by their names."""

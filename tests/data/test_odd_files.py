@@ -109,8 +109,21 @@ def test_text_that_is_not_utf8_in_parquet(tmp_path: Path) -> None:
 
 def test_names_of_columns_that_are_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_bytes(b"complet\xffion\na\n")
+    pq.write_table(pa.table({"prompt": ["p"], "completion": ["a"]}), tmp_path / "in.parquet", store_schema=False)
+    written = (tmp_path / "in.parquet").read_bytes()
+    (tmp_path / "in.parquet").write_bytes(written.replace(b"completion", b"complet\xffon"))
     for read_ in (read, open_rows):
-        assert fails(lambda read_=read_: read_(tmp_path / "in.csv")).rule == "data-not-utf8"
+        for name in ("in.csv", "in.parquet"):
+            assert fails(lambda read_=read_, name=name: read_(tmp_path / name)).rule == "data-not-utf8"
+
+
+def test_parquet_that_is_cut_is_no_fault_of_the_disk(tmp_path: Path) -> None:
+    """Arrow says so by an OSError, as of a disk that fails."""
+    pq.write_table(pa.table({"prompt": ["p"], "completion": ["a"]}), tmp_path / "in.parquet")
+    written = (tmp_path / "in.parquet").read_bytes()
+    (tmp_path / "in.parquet").write_bytes(written[:-20] + written[-8:])
+    for read_ in (read, open_rows):
+        assert fails(lambda read_=read_: read_(tmp_path / "in.parquet")).rule == "data-corrupt"
 
 
 _LONG = "x" * (MOST_ROW + 1)
