@@ -105,7 +105,7 @@ def check_files(folder: Path, name: str) -> None:
     Raises:
         ModelError: a file is missing, cut short or of another kind, or code would have to be run.
     """
-    if not (folder / "config.json").is_file():
+    if not json_files.there(folder / "config.json"):
         if (folder / "adapter_config.json").is_file():
             weight_files.files(folder, name)  # says that an adapter is no model, where no weights are beside it
         raise ModelError(
@@ -128,12 +128,13 @@ def check_files(folder: Path, name: str) -> None:
 
 
 def check_settings(folder: Path) -> None:
-    """Raises ModelError: a config is no JSON or of absurd size, or the model or its tokenizer would run code that came
-    with it.
+    """Raises ModelError: a config is no regular file, no JSON or of absurd size, or the model or its tokenizer would
+    run code that came with it.
 
     transformers asks the person at the terminal whether to. A model that names such code, and whose architecture
     transformers has itself, runs without it, and is taken.
     """
+    json_files.check_all(folder)
     config = json_files.read(folder / "config.json")
     json_files.check_counts(config, folder / "config.json")
     tokenizer = json_files.read(folder / "tokenizer_config.json")

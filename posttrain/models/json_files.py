@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ModelError
+from posttrain.storage import regular_files
 
 LFS = b"version https://git-lfs.github.com/spec/"  # how a file begins that stands for one of Git LFS
+# What transformers reads of a model and its tokenizer.
+NAMES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
 _LARGEST = 10 << 20  # bytes of a config
 TOKENIZER = 256 << 20  # bytes of a tokenizer.json
 _DEEPEST = 64  # objects and lists in one another
 _LONGEST = 100_000  # members of one list, such as `layer_types`
 _MOST = 1024  # layers, experts or attention heads: several times those of models that are known
+WITHOUT_MARK = "save it as UTF-8 without a byte-order mark (BOM), which some editors of Windows write"
 _COUNTS = ("layer", "layers", "expert", "experts", "head", "heads")  # how the names of these numbers end
 
 
@@ -21,11 +35,11 @@ def read(file: Path, largest: int = _LARGEST) -> dict[str, Any]:
     """The object in a JSON file of a model folder; nothing where there is no such file.
 
     Raises:
-        ModelError: it is a Git LFS pointer, too large, no JSON, no object, or nested too deep.
+        ModelError: it is no regular file, a Git LFS pointer, too large, no JSON, no object, or nested too deep.
     """
-    if not file.is_file():
+    if not there(file):
         return {}
-    check_no_pointer(file)
+    check_start(file)
     size = file.stat().st_size
     if size > largest:
         raise ModelError(
@@ -35,7 +49,7 @@ def read(file: Path, largest: int = _LARGEST) -> dict[str, Any]:
             rule="model-json-size",
         )
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(file.read_bytes().decode("utf-8"))  # of bytes, it would take UTF-16 too
     except RecursionError:
         raise _too_deep(file) from None
     except ValueError as error:  # no UTF-8, or no JSON
@@ -57,6 +71,51 @@ def read(file: Path, largest: int = _LARGEST) -> dict[str, Any]:
     if _depth(found) > _DEEPEST:
         raise _too_deep(file)
     return found
+
+
+def check_all(folder: Path) -> None:
+    """Raises ModelError: a JSON file that transformers reads is no regular file, a pointer, or does not begin as JSON
+    does. Of each the beginning is read."""
+    for name in NAMES:
+        if there(folder / name):
+            check_start(folder / name)
+
+
+def there(file: Path) -> bool:
+    """Whether the file is there.
+
+    Raises:
+        ModelError: something else is: a folder, a pipe, a device, a link to nothing.
+    """
+    try:
+        kind = regular_files.not_regular(file)
+    except (FileNotFoundError, NotADirectoryError):
+        kind = "a link to nothing" if file.is_symlink() else None
+        if kind is None:
+            return False
+    if kind is not None:
+        raise ModelError(
+            f"is {kind}, and a file of that name is read",
+            file=str(file),
+            hint="put the file itself there, or take this away",
+            rule="model-not-regular",
+        )
+    return True
+
+
+def check_start(file: Path) -> None:
+    """Raises ModelError where a file is a Git LFS pointer, or begins with the mark of a byte order, which transformers
+    takes for a fault."""
+    check_no_pointer(file)
+    with file.open("rb") as opened:
+        begins = opened.read(4)
+    if begins.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ModelError(
+            "the file begins with a byte-order mark, and what reads it wants JSON in UTF-8 without one",
+            file=str(file),
+            hint=WITHOUT_MARK,
+            rule="model-json",
+        )
 
 
 def check_no_pointer(file: Path) -> None:

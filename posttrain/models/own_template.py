@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import ModelError
 from posttrain.models import json_files
+from posttrain.storage import user_cache
 from posttrain.storage.files import canonical_json
 
 FILE = "chat_template.jinja"
@@ -27,7 +27,7 @@ def templates(folder: Path) -> dict[str, str]:
     """
     file = folder / "tokenizer_config.json"
     found = _named(json_files.read(file).get("chat_template"), file)
-    if (folder / FILE).is_file():
+    if json_files.there(folder / FILE):
         found["default"] = _text(folder / FILE)
     for path in sorted((folder / _MORE).glob("*.jinja")):
         found[path.stem] = _text(path)
@@ -64,7 +64,7 @@ def with_template(folder: Path, digest: str, chosen: str) -> tuple[Path, str]:
     text = _text(Path(chosen)) if "/" in chosen else _chosen(folder, chosen)
     combined = hashlib.sha256(canonical_json({"model": digest, "chat_template": text}).encode()).hexdigest()
     place = hashlib.sha256(f"{folder} {combined}".encode()).hexdigest()[:16]
-    target = _cache() / place
+    target = user_cache.folder() / "models" / place
     if not target.is_dir():
         _link(folder, text, target)
     return target, combined
@@ -104,6 +104,7 @@ def _named(said: Any, file: Path) -> dict[str, str]:
 
 
 def _text(file: Path) -> str:
+    json_files.there(file)  # or what is there in its place is told
     json_files.check_no_pointer(file)
     if file.stat().st_size > _LARGEST:
         raise ModelError(
@@ -113,15 +114,19 @@ def _text(file: Path) -> str:
             rule="template-size",
         )
     try:
-        return file.read_text("utf-8")
+        text = file.read_text("utf-8")
     except UnicodeDecodeError:
         raise ModelError(
             "the template is no UTF-8", file=str(file), hint="save it as UTF-8", rule="template-encoding"
         ) from None
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "posttrain" / "models"
+    if text.startswith("\ufeff"):
+        raise ModelError(
+            "the template begins with a byte-order mark, with which every prompt would begin",
+            file=str(file),
+            hint=json_files.WITHOUT_MARK,
+            rule="template-encoding",
+        )
+    return text
 
 
 def _link(folder: Path, text: str, target: Path) -> None:

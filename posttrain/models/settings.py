@@ -22,6 +22,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "model_input_names": (list,),
 }
 _WORDS = {str: "a text", int: "a number", float: "a number", list: "a list", dict: "an object"}
+_ROTARY = ("rope_parameters", "rope_scaling")
+_BASES = ("rope_theta", "rope_local_base_freq", "rotary_emb_base")
 _MEND = "set it to what the model's authors have, or take it out"
 
 
@@ -30,16 +32,18 @@ def check(folder: Path, *, trained: bool) -> None:
     no model has; or where it is to be `trained`, that what trains it goes by."""
     file = folder / "config.json"
     config = json_files.read(file)
+    generation = json_files.read(folder / "generation_config.json")
     for part in _parts(config):
         _check_dtype(part, file)
         _check_ranges(part, file)
+        _check_rotations(part, file)
     if trained:
         _check_architectures(config, file)
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     size = text.get("vocab_size") if isinstance(text, dict) else None
     if isinstance(size, int) and not isinstance(size, bool):
         _check_ids(config, file, size)
-        _check_ids(json_files.read(folder / "generation_config.json"), folder / "generation_config.json", size)
+        _check_ids(generation, folder / "generation_config.json", size)
     _check_tokenizer(folder)
 
 
@@ -79,6 +83,26 @@ def _check_ranges(config: dict[str, Any], file: Path) -> None:
                 hint=_MEND,
                 rule="model-config-range",
             )
+
+
+def _check_rotations(config: dict[str, Any], file: Path) -> None:
+    """What rotary positions are computed from, and divided by: of 0 come NaNs, which attention may take for nothing to
+    attend to, so that the model writes as if it had read nothing."""
+    waiting = [("", config)]
+    while waiting:
+        within, part = waiting.pop()
+        for key, value in part.items():
+            rotary = within or key in _ROTARY
+            if isinstance(value, dict) and rotary:  # in newer configs one for each kind of layer
+                waiting.append((within or key, value))
+            divides = key.endswith(_BASES) or (within and key in ("factor", "original_max_position_embeddings"))
+            if divides and isinstance(value, int | float) and not 0 < value < float("inf"):
+                raise ModelError(
+                    f"{key} is {value}; positions are computed of a number above 0",
+                    file=str(file),
+                    hint=_MEND,
+                    rule="model-config-range",
+                )
 
 
 def _check_architectures(config: dict[str, Any], file: Path) -> None:

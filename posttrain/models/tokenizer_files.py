@@ -17,7 +17,8 @@ def load(folder: Path) -> Any:
     """Raises ModelError: there is none, or transformers can make none of its files."""
     from transformers import AutoTokenizer
 
-    if not any((folder / name).is_file() for name in _FILES):
+    there = [json_files.there(folder / name) for name in _FILES]  # each is looked at
+    if not any(there):
         raise ModelError(
             "the folder holds no tokenizer",
             file=str(folder),

@@ -101,7 +101,7 @@ def header(file: Path) -> dict[str, Tensor]:
             raise _cut(file, f"the header ends at byte {length + 8:,}", size)
         text = opened.read(length)
     try:
-        said = json.loads(text)
+        said = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise _no_header(file, f"its header is no JSON ({type(error).__name__})") from None
     if not isinstance(said, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from posttrain.config import Model
 from posttrain.engines import load
 from posttrain.errors import ModelError
-from posttrain.models import inspection, resolve
+from posttrain.models import finite, inspection, json_files, resolve
 from posttrain.models.folder import check_files, special_tokens
 from posttrain.models.inspection import inspect
 
@@ -135,6 +136,32 @@ SEEN_IN_THE_FILES: list[tuple[str, Change]] = [
 ]
 
 
+def marked(name: str) -> Change:
+    """As some editors of Windows save it."""
+    return lambda made: (made / name).write_bytes(
+        b"\xef\xbb\xbf" + ((made / name).read_bytes() if (made / name).exists() else b"{}")
+    )
+
+
+def in_place_of(name: str, put: Change) -> Change:
+    def change(made: Path) -> None:
+        (made / name).unlink(missing_ok=True)
+        put(made / name)
+
+    return change
+
+
+NO_FILES: dict[str, Change] = {
+    "a folder": lambda path: path.mkdir(),
+    "a pipe": lambda path: os.mkfifo(path),
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+}
+SEEN_IN_THE_FILES += [("model-json", marked(name)) for name in json_files.NAMES]
+SEEN_IN_THE_FILES += [("model-not-regular", in_place_of(name, NO_FILES["a pipe"])) for name in json_files.NAMES]
+SEEN_IN_THE_FILES += [("model-not-regular", in_place_of("config.json", put)) for put in NO_FILES.values()]
+
+
 def shrink(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
 
@@ -148,6 +175,23 @@ def test_what_the_files_show_is_told_by_every_command_that_names_a_model(
     told(caught.value, rule, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/other.jinja"])
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_template_that_is_no_file_is_told_as_what_it_is(tmp_path: Path, kind: str, name: str) -> None:
+    made = folder(tmp_path)
+    (made / name).parent.mkdir(exist_ok=True)
+    in_place_of(name, NO_FILES[kind])(made)
+    with pytest.raises(ModelError, match=rf"{name}: is {kind}, ") as caught:
+        inspect(made, ASKED)
+    told(caught.value, "model-not-regular", tmp_path)
+
+
+def test_a_template_with_a_byte_order_mark(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        inspect(folder(tmp_path, marked("chat_template.jinja")), ASKED)
+    told(caught.value, "template-encoding", tmp_path)
+
+
 def told(error: ModelError, rule: str, place: Path) -> None:
     """The rule, where it is, and what to do."""
     assert (error.rule, error.exit_code) == (rule, 2), error
@@ -157,6 +201,10 @@ def told(error: ModelError, rule: str, place: Path) -> None:
 SEEN_BEFORE_IT_IS_BUILT: list[tuple[str, Change]] = [
     ("model-config-range", config(attention_dropout=5.0)),
     ("model-config-range", config(rms_norm_eps=-5.0)),
+    ("model-config-range", config(rope_theta=0)),
+    ("model-config-range", config(rope_parameters={"rope_type": "default", "rope_theta": -1.0})),
+    ("model-config-range", config(rope_scaling={"rope_type": "linear", "factor": 0.0})),
+    ("model-config-range", config(rope_parameters={"full_attention": {"rope_type": "default", "rope_theta": 0.0}})),
     ("model-architectures", config(architectures=...)),
     ("model-architectures", config(architectures=3)),
     ("model-dtype", config(dtype="floaty")),
@@ -208,6 +256,34 @@ def test_what_is_wrong_within_is_told_before_anything_is_sampled(tmp_path: Path,
     with pytest.raises(ModelError) as caught:
         inspect(folder(tmp_path, change), ASKED)
     told(caught.value, rule, tmp_path)
+
+
+def test_weights_that_were_read_whole_are_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    plain = finite._is_finite
+    monkeypatch.setattr(finite, "_is_finite", lambda tensor, buffer: read.append("") or plain(tensor, buffer))
+    monkeypatch.setattr(finite, "_LARGE", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = folder(tmp_path)
+
+    def reads() -> bool:
+        read.clear()
+        finite.check(made)
+        return bool(read)
+
+    assert reads() and not reads()
+    known = tmp_path / "cache" / "posttrain" / "finite-weights.txt"
+    for broken in (b"\xff\x00\n" * 9, known.read_bytes()[:-9], b"a" * 2_000_000):
+        known.write_bytes(broken)
+        assert reads() and not reads()
+    known.unlink()
+    known.mkdir()  # neither read nor written: no reason to stop
+    assert reads() and reads()
+    known.rmdir()
+    weights(not_finite(float("nan")))(made)
+    for _ in range(2):  # a failed verdict is asked for again
+        with pytest.raises(ModelError, match=r"\[model-weights-not-finite\]"):
+            finite.check(made)
 
 
 def test_every_missing_weight_is_counted_and_the_first_are_named(tmp_path: Path) -> None:
