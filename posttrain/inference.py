@@ -147,6 +147,7 @@ class Conversation:
         self.system, self.temperature, self.max_new_tokens = system, temperature, max_new_tokens
         torch.manual_seed(seed)
         self.messages: list[Message] = []
+        self._sound = False  # once its first logits were looked at
         self.reset()
 
     def reset(self) -> None:
@@ -157,10 +158,11 @@ class Conversation:
         """The answer to `text`, in pieces as they come; both are part of the talk from then on.
 
         Raises:
-            InputError: the talk no longer fits the model's context; it is as it was before.
+            InputError: the talk no longer fits the model's context, or the model's logits are no numbers; it is as it
+                was before.
         """
         import torch
-        from transformers import TextIteratorStreamer
+        from transformers import LogitsProcessorList, TextIteratorStreamer
 
         from posttrain.data.chat_template import render_prompt
 
@@ -186,6 +188,7 @@ class Conversation:
                     streamer=streamer,
                     max_new_tokens=min(self.max_new_tokens, context - len(ids)),
                     pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+                    logits_processor=LogitsProcessorList([self._checked]),
                     **how,
                 )
             except Exception as error:  # told by the thread that reads
@@ -202,6 +205,14 @@ class Conversation:
         if failed:
             raise failed[0]
         self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+
+    def _checked(self, ids: Any, scores: Any) -> Any:
+        from posttrain.engines.load import check_logits
+
+        if not self._sound:
+            check_logits(scores, self.model, self.model.dtype)
+            self._sound = True
+        return scores
 
 
 def find(name: str) -> Path:

@@ -227,7 +227,9 @@ def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[
         if not math.isfinite(value):
             raise StageError(
                 f"the reward model gave {value} to an answer to prompt {row['prompt_id']}, which is no finite number; "
-                f"nothing was published. Its training or its weights are at fault: {reward_model}"
+                f"nothing was published. It was computed in float32, so its training, its weights or its config are at "
+                f"fault: {reward_model}",
+                rule="model-scores-not-finite",
             )
     return values
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from support.parrot import CHAIN, LOOP, save
+from support.tiny_models import causal_lm, tokenizer
 from typer.testing import CliRunner, Result
 
 from posttrain.cli import app
-from posttrain.errors import InputError
+from posttrain.errors import InputError, ModelError
 from posttrain.inference import Conversation, find
 from posttrain.storage.store import Store
 
@@ -46,6 +47,13 @@ class TestChat:
         assert [message["role"] for message in talk.messages] == ["user", "assistant"]
         talk.reset()
         assert talk.messages == []
+
+    def test_a_model_whose_logits_are_no_numbers_is_told(self, tmp_path: Path) -> None:
+        causal_lm("granite", logits_scaling=0.0).save_pretrained(tmp_path)
+        tokenizer().save_pretrained(tmp_path)
+        talk = Conversation(str(tmp_path), None, 1.0, 6, 0)
+        with pytest.raises(ModelError, match=r"\[model-logits-not-finite\]"):
+            list(talk.reply("J"))
 
     def test_a_talk_that_is_too_long_is_told_and_can_begin_anew(self, model: Path) -> None:
         told = posttrain("chat", str(model), given="x" * 80 + "\nJ\n")

@@ -117,6 +117,26 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     return ends
 
 
+def check_logits(logits: torch.Tensor, model: Any, dtype: torch.dtype) -> None:
+    """Of the first ones that a process samples from: weights may be sound, and the config make nothing of them.
+
+    logits: (rows, vocab); dtype: what they are computed in.
+
+    Raises:
+        ModelError: a row holds NaN or infinity, or nothing above minus infinity.
+    """
+    if torch.isfinite(logits.amax(-1)).all():  # minus infinity for single tokens is how some types forbid them
+        return
+    name = str(dtype).removeprefix("torch.")
+    config = "compare its config.json with that of the model's authors: epsilons, rope_parameters, scales"
+    raise ModelError(
+        f"the model's logits are NaN or infinite, computed in {name}, so nothing can be sampled",
+        file=str(model.name_or_path),
+        hint=config if dtype == torch.float32 else f"try engine.dtype: float32; where that gives the same, {config}",
+        rule="model-logits-not-finite",
+    )
+
+
 def check_lengths(context: int, requests: Sequence[Request], params: SamplingParams) -> None:
     """Raises ValueError where a prompt is empty or leaves no room for `max_new_tokens`."""
     for at, request in enumerate(requests):

@@ -12,7 +12,7 @@ import torch
 
 from posttrain.engines.detokenize import StopStrings, completions
 from posttrain.engines.fast_linear import quicken
-from posttrain.engines.load import Loaded, check_lengths
+from posttrain.engines.load import Loaded, check_lengths, check_logits
 from posttrain.engines.protocol import Capabilities, Completion, Request, SamplingParams
 from posttrain.engines.sampler import draw, uniforms, unseeded
 
@@ -24,7 +24,7 @@ class PlainEngine:
     capabilities = Capabilities(token_ids=True, seeds=True, logprobs=True, stop_strings=True)
 
     def __init__(self, loaded: Loaded, rows: int = 64, fallback: str | None = None) -> None:
-        self.loaded, self.rows, self.fallback = loaded, rows, fallback
+        self.loaded, self.rows, self.fallback, self._sound = loaded, rows, fallback, False
         if loaded.model.device.type == "cpu":
             quicken(loaded.model, loaded.dtype)
 
@@ -69,6 +69,9 @@ class PlainEngine:
                 logits_to_keep=1,
             )
             cache = getattr(out, "past_key_values", None)
+            if not self._sound:
+                check_logits(out.logits[:, -1], loaded.model, loaded.dtype)
+                self._sound = True
             token, logprob = draw(out.logits[:, -1], each, uniform[:, step], params.temperature, params.top_p, greedy)
             for row, (an_id, a_logprob) in enumerate(zip(token.tolist(), logprob.tolist(), strict=True)):
                 if row not in live:

@@ -17,7 +17,7 @@ from posttrain.engines.cohort import Cohort
 from posttrain.engines.decoder import fitting_decoder
 from posttrain.engines.detokenize import StopStrings, completions
 from posttrain.engines.kv_cache import Pool, Suffixes
-from posttrain.engines.load import Loaded, check_lengths
+from posttrain.engines.load import Loaded, check_lengths, check_logits
 from posttrain.engines.protocol import Capabilities, Completion, Request, SamplingParams
 from posttrain.engines.sampler import uniforms, unseeded
 from posttrain.system import ran_out
@@ -54,6 +54,7 @@ class SharedPrefixEngine:
         self.loaded, self.at_once = loaded, at_once
         self.decoder = fitting_decoder(loaded)
         self.pool = Pool(self.decoder.device)
+        self.sound = False  # once its first logits were looked at
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
@@ -87,7 +88,8 @@ class _Run:
     def __init__(
         self, engine: SharedPrefixEngine, requests: Sequence[Request], params: SamplingParams, at_once: int
     ) -> None:
-        self.loaded, self.decoder, self.at_once, self.shrunk = engine.loaded, engine.decoder, at_once, False
+        self.engine, self.loaded, self.decoder, self.at_once = engine, engine.loaded, engine.decoder, at_once
+        self.shrunk = False
         self.requests, self.params = requests, params
         self.device, self.pool = self.decoder.device, engine.pool
         self.stop = StopStrings(self.loaded.tokenizer, params.stop) if params.stop else None
@@ -147,6 +149,9 @@ class _Run:
         samples = [(part.request, at) for part in taken for at in range(part.first, part.first + part.count)]
         self.admitting = samples
         prefix, logits = self.decoder.prefill([self.requests[part.request].prompt_ids for part in taken])
+        if not self.engine.sound:
+            check_logits(logits, self.loaded.model, self.loaded.dtype)
+            self.engine.sound = True
         prompts, most = torch.arange(len(taken)), self.params.max_new_tokens
         seeds = [self.requests[at].seeds[k] for at, k in samples]
         uniform = torch.from_numpy(uniforms(seeds, most)).to(self.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +60,41 @@ def shared(llama: Loaded) -> SharedPrefixEngine:
 @pytest.fixture(scope="module")
 def plain() -> PlainEngine:
     return PlainEngine(loaded(), rows=7)
+
+
+# Weights that are finite, and a config or sizes of which nothing finite comes.
+NOT_FINITE: dict[str, Any] = {
+    "a division by 0": lambda: causal_lm("granite", logits_scaling=0.0),
+    "an overflow": lambda: filled(causal_lm("llama"), 3e38),
+}
+
+
+def filled(model: Any, value: float) -> Any:
+    model.lm_head.weight.data.fill_(value)
+    model.model.norm.weight.data.fill_(1e3)
+    return model
+
+
+@pytest.mark.parametrize("use", ["shared-prefix", "plain"])
+@pytest.mark.parametrize("how", NOT_FINITE)
+def test_logits_that_are_no_numbers_are_told_of_the_model(
+    tmp_path: Path, how: str, use: Literal["shared-prefix", "plain"]
+) -> None:
+    NOT_FINITE[how]().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    for dtype, hint in (("float32", "compare its config.json"), ("bfloat16", "try engine.dtype: float32")):
+        with pytest.raises(ModelError, match=rf"computed in {dtype}.*\[model-logits-not-finite\]") as caught:
+            load_engine(tmp_path, use, dtype).generate([request(5, 2)], WARM)
+        assert caught.value.file == str(tmp_path) and str(caught.value.hint).startswith(hint)
+
+
+def test_so_they_are_where_prompts_share_a_prefix() -> None:
+    model = loaded()
+    model.model.model.embed_tokens.weight.data[250] = math.nan  # which the comparison with the plain model does not ask
+    engine = SharedPrefixEngine(model)
+    with pytest.raises(ModelError, match="model-logits-not-finite"):
+        engine.generate([Request((7, 250), (1,))], WARM)
+    engine.generate([Request((7, 8), (1,))], WARM)
 
 
 @pytest.mark.parametrize("kind", FITTING)

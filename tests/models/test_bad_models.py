@@ -145,7 +145,7 @@ def test_a_reward_that_is_no_number(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([row], schema=SAMPLES), tmp_path / "samples" / "samples.parquet")
     inputs = {"samples": tmp_path / "samples", "reward_model": saved(model, tmp_path / "model")}
     error = stopped(tmp_path, "scores", {"rewards": [{"use": "reward-model"}]}, inputs)
-    assert isinstance(error, StageError)
+    assert isinstance(error, StageError) and error.rule == "model-scores-not-finite"
     assert str(error).startswith("scores: the reward model gave nan to an answer to prompt a")
     assert str(tmp_path / "model") in str(error)
 
