@@ -83,11 +83,11 @@ class Steps:
             self._prompts = made
         return made
 
-    def trial(self) -> None:
-        """Each training for one step, in small; waits for it, since nothing is sampled before."""
+    def trial(self) -> list[str]:
+        """Each training for one step, in small; waits for it, since nothing is sampled before. Returns what was tried
+        otherwise than it will be done."""
         made = self.training.trial(self.base)
-        if made:
-            self.runner.metrics(made)
+        return list(self.runner.metrics(made).get("fallback", ())) if made else []
 
     def prompts_of_round(self) -> Artifact:
         """With the round's training set, where that is not the one of round 1."""

@@ -104,7 +104,7 @@ def _check(
     if idle:
         checked.notes.append(structure.unused(idle))
     if any((recipe.sft, recipe.dpo, recipe.reward_model)) and not checked.run(
-        "training", lambda: _training(recipe, look, launcher, run)
+        "training", lambda: _training(checked, look, launcher, run)
     ):
         return
     costs, shares, memory = dict[str, Cost](), Shares(), 0
@@ -198,14 +198,15 @@ def _prompts(recipe: Recipe, look: Look, launcher: Launcher, run: Store) -> tupl
     return f"{said} ({time.monotonic() - started:.1f} s)", (artifact, Sets(**counts, where=where), seconds)
 
 
-def _training(recipe: Recipe, look: Look, launcher: Launcher, run: Store) -> tuple[str, bool]:
+def _training(checked: Checked, look: Look, launcher: Launcher, run: Store) -> tuple[str, bool]:
     """One step of each training in small, as the first round begins."""
+    recipe = checked.recipe
     runner = Runner(run, launcher, Silent(), 1, recipe)
     runner.begin_round(0)
     started = time.monotonic()
     steps = Steps(recipe if look.here else _stood_in(recipe), runner)
     steps.base = Artifact(steps.base.key, look.path)
-    steps.trial()
+    checked.notes += steps.trial()
     return f"one step of each in small ({time.monotonic() - started:.1f} s)", True
 
 

@@ -8,8 +8,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from posttrain.config.problems import said
 from posttrain.errors import RecipeError
 from posttrain.job import Job
+from posttrain.models.structure import first_line
+from posttrain.training.architecture import has_linear
 from posttrain.training.blame import to_blame, told
 from posttrain.training.stand_in import stand_ins
 from posttrain.training.trying import Trial, one_step
@@ -20,7 +23,8 @@ def run(job: Job) -> dict[str, Any]:
     machine counts. Runtime: places: where keys stand in the recipe. Writes nothing.
 
     Two rows, the model's type with small random weights: what a stage lacks in memory or what its data brings about is
-    not seen here, nor are the real weights. Where a model type cannot be made small, a small Llama takes its place.
+    not seen here, nor are the real weights. Where a model type cannot be made small, or then fails whatever the
+    options, a small Llama takes its place: `fallback` says so.
 
     Raises:
         RecipeError: an option that this machine or library refuses, with its key and line.
@@ -28,23 +32,50 @@ def run(job: Job) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    job = dataclasses.replace(job, config=_with_any_adapters(job.config))
-    models = stand_ins(job.inputs["model"], len(tokenizer), job.scratch / "stand-ins")
+    small = dataclasses.replace(job, config=_with_any_adapters(job.config))
+    models, cannot = stand_ins(job.inputs["model"], len(tokenizer), job.scratch / "stand-ins")
     tried: dict[str, str] = {}
+    notes: list[str] = []
     for number, training in enumerate(job.config["trainings"]):
-        scratch = job.scratch / str(number)
-        own = dataclasses.replace(job, scratch=scratch, out=scratch / "out")
+        key, scratch = training["key"], job.scratch / str(number)
+        own = dataclasses.replace(small, scratch=scratch, out=scratch / "out")
         trial = Trial(own, training["stage"], training["section"], tokenizer)
+        error = _unknown_layers(key, trial, job)
+        if error:
+            raise _placed(error, job, training)
+        unlike = [cannot] if cannot else []
         for name, model in models:
             failure = one_step(trial, model, trial.changed)
             if failure is None:
-                tried[training["key"]] = name
+                tried[key] = name
                 break
             found = to_blame(trial, model, failure)
             if found:
-                raise _placed(told(training["key"], trial, *found), job, training)
+                raise _placed(told(key, trial, *found), job, training)
+            unlike.append(f"{name} in small fails whatever the options ({first_line(failure)})")
+        if unlike:
+            how = f"tried on {tried[key]}" if key in tried else "not tried"
+            notes.append(f"{key} was {how}: {'; '.join(unlike)}. What this type refuses shows once {key} begins")
         job.progress(number + 1, len(job.config["trainings"]), "trainings")
-    return {"trainings": len(job.config["trainings"]), "tried_as": tried}
+    return {"trainings": len(job.config["trainings"]), "tried_as": tried, **({"fallback": notes} if notes else {})}
+
+
+def _unknown_layers(key: str, trial: Trial, job: Job) -> RecipeError | None:
+    """Optimizers that project gradients want names of layers. The stand-in may lack them: the model's own are asked."""
+    options = trial.changed
+    names = options.get("optim_target_modules")
+    if not str(options.get("optim")).startswith(("galore", "apollo")) or not isinstance(names, str | list):
+        return None
+    if isinstance(names, str) and names.replace("_", "-") == "all-linear":
+        return None
+    lora = job.config["model"].get("lora")
+    if has_linear(job.inputs["model"], names, lora, reward_model=trial.stage == "reward_model"):
+        return None
+    return RecipeError(
+        f"{key}.optim_target_modules: {said(names)} names no linear layer of this model",
+        hint="a list of parts of names, as in [attn, mlp]; a regular expression of whole names; or all-linear",
+        rule="training-optimizer",
+    )
 
 
 def _with_any_adapters(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,31 @@ from typing import Any
 import torch
 from peft import TaskType, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.trainer_utils import check_target_module_exists
 
 from posttrain.config import Lora
 from posttrain.engines import reward_head
 from posttrain.errors import ModelError
 from posttrain.training.lora import peft_config
+
+
+def has_linear(folder: Path, names: str | list[str], lora: Mapping[str, Any] | None, *, reward_model: bool) -> bool:
+    """Whether the model in `folder`, as it is trained, has a linear layer of these `names`, read as TRL's
+    `optim_target_modules` is."""
+    config = AutoConfig.from_pretrained(folder)
+    task, kind = TaskType.CAUSAL_LM, AutoModelForCausalLM
+    if reward_model:
+        reward_head.provide(folder)
+        config.num_labels = 1
+        task, kind = TaskType.SEQ_CLS, AutoModelForSequenceClassification
+    with torch.device("meta"):  # names alone
+        model: Any = kind.from_config(config)
+        if lora:
+            model = get_peft_model(model, peft_config(Lora.model_validate(lora), task, config.model_type))
+    return any(
+        isinstance(module, torch.nn.Linear) and check_target_module_exists(names, name)
+        for name, module in model.named_modules()
+    )
 
 
 def check(folder: Path, lora: Mapping[str, Any] | None, reward_model: bool) -> None:

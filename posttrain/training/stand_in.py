@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
+from posttrain.models.structure import first_line
+
+LLAMA = "a small Llama"
+# What transformers raises of sizes that do not go together.
+REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError, ImportError)
 # Each name that configs of transformers have for a size, and how large it is in small. What a type derives from these
 # (heads of a hidden size) stays whole: all are multiples of one another.
 SMALL = {
@@ -34,10 +39,9 @@ SMALL = {
 }
 
 
-def stand_ins(model: Path, vocabulary: int, folder: Path) -> list[tuple[str, Path]]:
+def stand_ins(model: Path, vocabulary: int, folder: Path) -> tuple[list[tuple[str, Path]], str | None]:
     """Name and folder of the model's own type in small, then of a small Llama. Weights are random, of this process.
-
-    A type that transformers cannot make at this size is left out.
+    And why the own type is not among them, where it is not: transformers cannot make every one at this size.
     """
     config = AutoConfig.from_pretrained(model)
     vocabulary = max(vocabulary, getattr(config, "vocab_size", None) or 0)
@@ -45,15 +49,16 @@ def stand_ins(model: Path, vocabulary: int, folder: Path) -> list[tuple[str, Pat
     known = LlamaConfig()
     sizes: dict[str, Any] = {name: size for name, size in SMALL.items() if hasattr(known, name)}
     llama = LlamaConfig(vocab_size=vocabulary, **ids, **sizes)
-    found = []
-    for name, small in ((config.model_type, lambda: _small(config)), ("a small Llama", lambda: llama)):
+    found, cannot = [], None
+    for name, small in ((config.model_type, lambda: _small(config)), (LLAMA, lambda: llama)):
         try:
             made: Any = AutoModelForCausalLM.from_config(small(), dtype=torch.float32)
-        except (ValueError, TypeError, KeyError, AttributeError, AssertionError, RuntimeError, ImportError):
-            continue  # this type has sizes of its own
+        except REFUSALS as error:  # this type has sizes of its own
+            cannot = f"a small {name} cannot be made ({first_line(error)})"
+            continue
         made.save_pretrained(folder / str(len(found)))
         found.append((name, folder / str(len(found))))
-    return found
+    return found, cannot
 
 
 def _small(config: PretrainedConfig) -> PretrainedConfig:

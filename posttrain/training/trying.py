@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import TorchDynamoPlugin
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, RewardConfig, SFTConfig
@@ -32,6 +34,7 @@ REFUSALS = (
     RuntimeError,
     OSError,
 )
+_COMPILES = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 _KINDS: dict[str, tuple[type[Trained], Any]] = {
     "sft": (Sft, SFTConfig),
     "dpo": (Dpo, DPOConfig),
@@ -75,13 +78,21 @@ class Trial:
 def one_step(trial: Trial, model: Path, options: Mapping[str, Any]) -> Exception | None:
     """Train `model` for a step with these of TRL's fields, all others at their defaults. Returns what was raised.
 
+    Layers that `optim_target_modules` names may be deeper than the stand-in: all are taken for them here, and the
+    model's own are asked by `architecture.has_linear`. The model is not compiled, which takes minutes: a sum is.
+
     Libraries tell one another of options by variables of the environment: they are put back afterwards.
     """
     before, scratch = dict(os.environ), trial.job.scratch
     scratch.mkdir(parents=True, exist_ok=True)
     job = replace(trial.job, inputs={"model": model})
-    section = trial.parsed.model_copy(update={**trial.defaults, **options})
+    small = {name: value for name, value in options.items() if name not in _COMPILES}
+    if small.get("optim_target_modules"):
+        small["optim_target_modules"] = "all-linear"
+    section = trial.parsed.model_copy(update={**trial.defaults, **small})
     try:
+        if any(options.get(name) for name in _COMPILES):
+            _compile_a_sum(options)
         args = arguments(_KINDS[trial.stage][1], section, job, **_ONE_STEP)
         stage = importlib.import_module(f"posttrain.stages.{trial.stage}")
         given = () if trial.stage == "sft" else (section,)
@@ -95,6 +106,17 @@ def one_step(trial: Trial, model: Path, options: Mapping[str, Any]) -> Exception
         shutil.rmtree(scratch, ignore_errors=True)
         gc.collect()
     return None
+
+
+def _compile_a_sum(options: Mapping[str, Any]) -> None:
+    """What the trainer would have compiled the model with, on one sum: whether the machine can, in seconds."""
+    backend = options.get("torch_compile_backend") or "inductor"
+    plugin = TorchDynamoPlugin(backend=backend, mode=options.get("torch_compile_mode"))  # pyright: ignore[reportArgumentType] # made one
+    given = torch.ones(2, device="cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.compile(lambda one: one + 1, **plugin.to_kwargs())(given)
+    finally:
+        torch._dynamo.reset()
 
 
 def _rows(stage: str) -> Dataset:

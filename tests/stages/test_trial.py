@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from support.tiny_models import causal_lm, tokenizer
 from typer.testing import CliRunner
 
 from posttrain import shipped
@@ -20,13 +24,13 @@ from posttrain.training.run import _check_rows
 MODEL = shipped.locate("data", "tiny-base")
 
 
-def tried(folder: Path, *changes: str) -> dict[str, Any]:
+def tried(folder: Path, *changes: str, model: Path = Path(MODEL)) -> dict[str, Any]:
     """The trial of the quickstart's SFT with these changes."""
     recipe = load("quickstart", changes)
     assert recipe.sft
     section = recipe.sft.model_dump(mode="json", include={*recipe.sft.trl, *TRIED})
     config = {"trainings": [{"key": "sft", "stage": "sft", "section": section}], "model": recipe.model.in_key()}
-    job = Job(config, {"model": Path(MODEL)}, folder / "out", folder, 0, {"places": recipe.places})
+    job = Job(config, {"model": model}, folder / "out", folder, 0, {"places": recipe.places})
     return trial.run(job)
 
 
@@ -87,6 +91,71 @@ def test_rows_that_fill_no_batch_are_told_by_the_stage() -> None:
 def test_adapters_on_layers_that_the_stand_in_lacks_stay_accepted(tmp_path: Path) -> None:
     made = tried(tmp_path, "model.lora={target_modules: ['layers.20.self_attn.q_proj']}")
     assert made["tried_as"] == {"sft": "llama"}
+
+
+class _Projecting(torch.optim.AdamW):
+    """As GaLore's is called, without what it does."""
+
+
+@pytest.fixture
+def galore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        sys.modules,
+        "galore_torch",
+        types.SimpleNamespace(GaLoreAdamW=_Projecting, GaLoreAdafactor=None, GaLoreAdamW8bit=None),
+    )
+    monkeypatch.setattr("transformers.trainer_optimizer.is_galore_torch_available", lambda: True)
+
+
+@pytest.mark.usefixtures("galore")
+@pytest.mark.parametrize(
+    "names", ["['layers.3.mlp']", "['layers.3.self_attn', nowhere]", "'.*layers.3.*'", "all-linear"]
+)
+def test_an_optimizer_of_layers_that_the_stand_in_lacks_stays_accepted(tmp_path: Path, names: str) -> None:
+    assert tried(tmp_path, "sft.optim=galore_adamw", f"sft.optim_target_modules={names}")["tried_as"] == {
+        "sft": "llama"
+    }
+
+
+@pytest.mark.usefixtures("galore")
+@pytest.mark.parametrize("names", ["['layers.20.mlp']", "'layers.3'", "[]"])
+def test_an_optimizer_of_layers_that_the_model_lacks(tmp_path: Path, names: str) -> None:
+    with pytest.raises(RecipeError, match=r"^--set \S+ sft\.optim_target_modules: .* names no linear layer") as told:
+        tried(tmp_path, "sft.optim=galore_adamw", f"sft.optim_target_modules={names}")
+    assert told.value.rule == "training-optimizer"
+
+
+@pytest.mark.long
+def test_a_sum_is_compiled_for_a_model_that_is_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, plain = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda what, **how: compiled.append(what) or plain(what, **how))
+    assert tried(tmp_path, "sft.torch_compile_backend=eager")["tried_as"] == {"sft": "llama"}
+    assert len(compiled) == 1 and not isinstance(compiled[0], torch.nn.Module)
+    with pytest.raises(RecipeError, match=r"sft\.torch_compile_backend: ") as told:
+        tried(tmp_path, "sft.torch_compile=true", "sft.torch_compile_backend=nowhere")
+    assert told.value.rule == "training-machine"
+
+
+@pytest.mark.slow
+def test_a_type_that_cannot_be_tried_in_small_is_told(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 16, "long_factor": [1.0] * 16, "original_max_position_embeddings": 256}
+    short = causal_lm("gpt2", n_positions=4)  # fewer than the rows of the trial have
+    cases = {
+        "made": causal_lm(
+            "llama",
+            hidden_size=128,
+            head_dim=32,
+            rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors},
+        ),
+        "trained": short,
+    }
+    says = {"made": "a small llama cannot be made (", "trained": "gpt2 in small fails whatever the options (IndexError"}
+    for name, model in cases.items():
+        model.save_pretrained(tmp_path / name)
+        tokenizer().save_pretrained(tmp_path / name)
+        made = tried(tmp_path / "work", model=tmp_path / name)
+        assert made["tried_as"] == {"sft": "a small Llama"}
+        assert made["fallback"][0].startswith(f"sft was tried on a small Llama: {says[name]}"), made
 
 
 @pytest.mark.slow
