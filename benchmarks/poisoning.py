@@ -31,7 +31,8 @@ from posttrain.execution.launcher import Forked, execute
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.recipe.load import load
-from posttrain.report.status import HEADER, line, status
+from posttrain.report.reading import open_run
+from posttrain.report.status import after_round
 from posttrain.storage.files import read_json, write_durably
 from posttrain.storage.store import Store
 
@@ -169,7 +170,7 @@ def main() -> None:
     recipe, run = load("quickstart", args.extra), Store(args.run)
 
     def shown(number: int) -> str:
-        return f"{HEADER}\n{line(status(run)['rounds'][number])}"
+        return after_round(open_run(run.root).rounds[number])
 
     with run.session():
         play(recipe, Runner(run, Forked(run_stage), Terminal(shown), recipe.compute.workers or 1, recipe), args.n)

@@ -29,7 +29,8 @@ from posttrain.execution.launcher import Forked, execute
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.recipe.load import load
-from posttrain.report.status import HEADER, line, status
+from posttrain.report.reading import open_run
+from posttrain.report.status import after_round
 from posttrain.storage.store import Store
 from posttrain.training import run as training
 
@@ -91,7 +92,7 @@ def main() -> None:
     clock_all(given.run.resolve() / "clocked.txt")
     began = time.monotonic()
     with run.session():
-        shown = Terminal(lambda number: f"{HEADER}\n{line(status(run)['rounds'][number])}")
+        shown = Terminal(lambda number: after_round(open_run(run.root).rounds[number]))
         play(
             recipe,
             Runner(run, Forked(run_stage), shown, recipe.compute.workers or os.cpu_count() or 1, recipe),

@@ -3,49 +3,54 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from posttrain.config import Engine, Model, PromptSet, by_round
 from posttrain.data import load as loaders
 from posttrain.data.messages import Message, Prompt
 from posttrain.errors import InputError
 from posttrain.execution.launcher import Forked
-from posttrain.execution.progress import Watcher
+from posttrain.execution.progress import Silent, Watcher
 from posttrain.execution.runner import Runner
 from posttrain.job import Job, no_progress
 from posttrain.models.folder import resolve
 from posttrain.models.inspection import inspect
 from posttrain.pipeline.stage_inputs import Steps
-from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
-from posttrain.report.status import status
+from posttrain.report.reading import open_run
 from posttrain.seeds import derive_seed
-from posttrain.storage import store
 from posttrain.storage.store import Store
 
 WRITTEN = ("prompt_id", "sample_index", "prompt", "completion", "n_tokens", "finish", "columns")
 
 
-def figures(
-    model: str, recipe: str, overrides: Sequence[str], on: str, watcher: Watcher, workers: int
+def evaluate(
+    model: str | Path, recipe: Recipe, on: Literal["dev", "heldout"] = "heldout", watcher: Watcher | None = None
 ) -> dict[str, Any]:
-    """The figures F of a model on the set `on` (dev or heldout) of a recipe: what a run's own stage finds of it.
+    """The figures of a model on a set of a recipe's prompts, by its rewards: what a run's own stage finds of it.
+
+    `model`: a run's folder (its promoted policy), a model's folder, a shipped name, or a Hub id. By name: `greedy`,
+    `pass@1` and so on, each with value, 95 % interval `ci95` and number of prompts `n`.
 
     Raises:
         InputError: recipe, model, prompts or rewards are not right.
+        StageError: the evaluation failed.
     """
-    recipe_ = load(recipe, [*overrides, f"model.path={find(model)}", "model.chat_template=null"])
+    given = {"path": str(find(str(model)).absolute()), "revision": None, "chat_template": None}
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=given)})
+    workers = recipe.compute.workers or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="posttrain-eval-", ignore_cleanup_errors=True) as folder:
-        run, launcher = Store(Path(folder) / "run"), Forked()
+        run = Store(Path(folder) / "run")
         with run.session():
-            runner = Runner(run, launcher, watcher, workers, recipe_)
+            runner = Runner(run, Forked(), watcher or Silent(), workers, recipe)
             try:
                 runner.begin_round(0)
-                steps = Steps(recipe_, runner)
+                steps = Steps(recipe, runner)
                 answers = steps.judging.answers("evaluate" if on == "dev" else on, steps.prompts(), steps.base)
                 return runner.metrics(answers)[on]
             finally:
@@ -223,7 +228,7 @@ def find(name: str) -> Path:
     """
     folder = Path(name)
     if (folder / "run.json").is_file():
-        policy = status(store.Store(folder))["policy"]
+        policy = open_run(folder).policy
         if policy is None:
             raise InputError(
                 "the run has no policy yet",
@@ -231,7 +236,7 @@ def find(name: str) -> Path:
                 hint="wait for its first round, or name a model",
                 rule="model-no-policy-yet",
             )
-        name = str(folder / policy)
+        name = str(policy)
     elif folder.is_dir():
         name = f"./{name}" if "/" not in name else name
     return resolve(Model(path=name)).path

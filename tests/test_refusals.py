@@ -23,7 +23,8 @@ from posttrain.errors import InputError
 from posttrain.filters import FilterContext, quality_model
 from posttrain.hub import plan
 from posttrain.recipe.yaml_tree import parse
-from posttrain.report import plots, reading
+from posttrain.report import plots
+from posttrain.report.reading import open_run
 from posttrain.storage.store import Store
 
 
@@ -39,7 +40,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     assert fails(lambda: Store(tmp_path / "file").session().__enter__()).rule == "command-run-folder"
     Store(tmp_path / "run").work.mkdir(parents=True)
-    assert fails(lambda: reading.read(tmp_path / "run")).rule == "command-no-stage-yet"
+    assert fails(lambda: open_run(tmp_path / "run")).rule == "command-no-stage-yet"
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert fails(lambda: plots.draw(cast(Any, None))).rule == "command-package"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-import os
 from typing import Annotated, Any
 
 import typer
@@ -35,12 +34,10 @@ def eval_(
 
     posttrain eval ./my-model --recipe ./mine.yaml --on dev --k 16 --json
     """
-    from posttrain.execution.progress import Silent
-    from posttrain.inference import figures
+    from posttrain.api import evaluate, load_recipe
 
-    changes = [*(set_ or []), *([f"evaluate.k={k}"] if k else [])]
-    watcher = Silent() if as_json else Terminal(lambda number: "")
-    found = figures(model, recipe, changes, on.value, watcher, os.cpu_count() or 1)
+    changed = load_recipe(recipe, [*(set_ or []), *([f"evaluate.k={k}"] if k else [])])
+    found = evaluate(model, changed, on.value, None if as_json else Terminal(lambda number: ""))
     say(json.dumps({on.value: found}, indent=1) if as_json else "\n".join(_lines(f"{on.value} of {recipe}", found)))
 
 

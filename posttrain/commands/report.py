@@ -19,10 +19,11 @@ def report(
     posttrain report runs/quickstart
     """
     from posttrain.errors import DamagedError, InputError
-    from posttrain.report import page, reading
+    from posttrain.report import page
+    from posttrain.report.reading import open_run
     from posttrain.storage.files import write_durably
 
-    view = reading.read(run)
+    view = open_run(run, partial=True)
     text = page.html(view)
     target = out or run / "report.html"
     try:

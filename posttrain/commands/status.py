@@ -19,8 +19,8 @@ def status_(
 
     posttrain status runs/quickstart --json
     """
+    from posttrain.report.reading import open_run
     from posttrain.report.status import status, table
-    from posttrain.storage.store import Store
 
-    figures = status(Store(run))
+    figures = status(open_run(run))
     say(json.dumps(figures, indent=1) if as_json else table(figures))

@@ -24,11 +24,10 @@ class Terminal:
     def __init__(
         self,
         show_round: Callable[[int], str],
-        after_round: Callable[[int], None] = lambda number: None,
         clock: Callable[[], float] = time.monotonic,
         every: float = 30.0,
     ) -> None:
-        self._show_round, self._after_round, self._clock, self._every = show_round, after_round, clock, every
+        self._show_round, self._clock, self._every = show_round, clock, every
         self._live = sys.stdout.isatty()
         self._begun: dict[str, tuple[float, int]] = {}  # when each stage first told how far it was, and how far
         self._told: dict[str, float] = {}  # when a line of each stage was printed last
@@ -85,7 +84,6 @@ class Terminal:
     def round_done(self, number: int, ran: bool) -> None:
         if ran:
             self._print(self._show_round(number))
-        self._after_round(number)
 
     def note(self, text: str) -> None:
         """What happens beside the stages."""

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import forkserver
@@ -172,7 +173,8 @@ class Forked:
         child = self._context.Process(
             target=_child, args=(folder, workers, background, sender, self._run), name=folder.name
         )
-        child.start()
+        with _no_main() if self._run.__module__ != "__main__" else contextlib.nullcontext():
+            child.start()
         sender.close()
         self._running[receiver] = (folder, child)
 
@@ -205,6 +207,18 @@ class Forked:
                 child.join()
             receiver.close()
         self._running.clear()
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Within it, a process that starts does not import the script that runs here, which may have no guard around what
+    it does."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _died(folder: Path, exitcode: int) -> str:

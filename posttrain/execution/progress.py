@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Watcher(Protocol):
-    """Is told what happens, as it happens. Printing is its business."""
+    """Receives progress events. Implementations decide how to display them."""
 
     def runs_again(self, reason: str) -> None: ...
     def started(self, number: int, stage: str) -> None: ...
@@ -15,6 +15,7 @@ class Watcher(Protocol):
     def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None: ...
     def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None: ...
     def round_done(self, number: int, ran: bool) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 class Silent:
@@ -26,3 +27,39 @@ class Silent:
     def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None: ...
     def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None: ...
     def round_done(self, number: int, ran: bool) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Watchers:
+    """Hands every event on to several watchers, in their order."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def runs_again(self, reason: str) -> None:
+        for each in self._watchers:
+            each.runs_again(reason)
+
+    def started(self, number: int, stage: str) -> None:
+        for each in self._watchers:
+            each.started(number, stage)
+
+    def tries_again(self, number: int, stage: str, reason: str) -> None:
+        for each in self._watchers:
+            each.tries_again(number, stage, reason)
+
+    def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None:
+        for each in self._watchers:
+            each.progress(number, stage, done, total, unit)
+
+    def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None:
+        for each in self._watchers:
+            each.finished(number, stage, seconds, metrics)
+
+    def round_done(self, number: int, ran: bool) -> None:
+        for each in self._watchers:
+            each.round_done(number, ran)
+
+    def note(self, text: str) -> None:
+        for each in self._watchers:
+            each.note(text)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from posttrain.config import Push
 from posttrain.errors import PosttrainError
+from posttrain.execution.progress import Silent
 from posttrain.hub.client import Talk
 from posttrain.hub.plan import Kind, data_repo, make, policy_key, promoted_rounds
 from posttrain.hub.upload import push, sign_in
@@ -17,8 +18,8 @@ from posttrain.storage.pushed import Pushed
 from posttrain.storage.store import Store
 
 
-class AfterRounds:
-    """`round_done` is called with each round that is done, `finish` at the end. `say` is told what came of it."""
+class AfterRounds(Silent):
+    """Pushes each round that is done; `finish` is called at the end. `say` is told what came of it."""
 
     def __init__(self, run: Store, section: Push, talk: Callable[[], Talk], say: Callable[[str], None]) -> None:
         self.run, self.section, self._talk, self._say = run, section, talk, say
@@ -26,7 +27,7 @@ class AfterRounds:
         self._thread = threading.Thread(target=self._work, name="push", daemon=True)
         self._thread.start()
 
-    def round_done(self, number: int) -> None:
+    def round_done(self, number: int, ran: bool = True) -> None:
         self._done.put(number)
 
     def finish(self) -> None:

@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from posttrain.errors import DamagedError
-from posttrain.report.status import status
+from posttrain.report.reading import RunView, open_run
+from posttrain.report.status import round_figures
 from posttrain.storage.redact import LEFT_OUT, without_secrets
 from posttrain.storage.store import Store
 
@@ -60,30 +61,29 @@ class Story:
 
 def tell(run: Store, number: int, secrets: frozenset[str]) -> Story:
     """The story of the run up to round `number`. `secrets`: values that no card may hold."""
-    entries = run.read_run()["rounds"][: number + 1]
-    keys = {name: key for entry in entries for name, key in entry["stages"].items() if run.has(key)}
-    policy = entries[-1]["policy"]
-    manifest = run.manifest(Path(policy).name) if not Path(policy).is_absolute() else {}
-    evaluated = entries[0]["stages"].get("evaluate", "")
-    base_key = run.manifest(evaluated)["input_keys"].get("policy") if run.has(evaluated) else None
-    last = manifest or (run.manifest(next(iter(keys.values()))) if keys else {})
+    view = open_run(run.root)
+    rounds = view.rounds[: number + 1]
+    policy = Path(rounds[-1].policy or "")
+    base_key = rounds[0].manifests.get("evaluate", {}).get("input_keys", {}).get("policy")
+    manifest = run.manifest(policy.name) if not policy.is_absolute() else {}
+    last = manifest or next((one for each in rounds for one in each.manifests.values()), {})
     return Story(
         number=number,
-        recipe=_recipe(run),
-        rounds=status(run)["rounds"][: number + 1],
-        chain=list(_chain(run, Path(policy).name if manifest else base_key)),
+        recipe=_recipe(view),
+        rounds=[round_figures(one) for one in rounds],
+        chain=list(_chain(run, policy.name if manifest else base_key)),
         base_key=base_key,
-        base_card=_base_card(Path(entries[0].get("policy", ""))),
+        base_card=_base_card(Path(rounds[0].policy or "")),
         versions=last.get("versions", {}),
         secrets=secrets,
     )
 
 
-def _recipe(run: Store) -> Mapping[str, Any]:
+def _recipe(run: RunView) -> Mapping[str, Any]:
     path = run.root / "recipe.yaml"
     try:
-        read = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (OSError, YAMLError) as error:
+        read = YAML(typ="safe", pure=True).load(run.recipe_yaml)
+    except YAMLError as error:
         raise DamagedError(f"{path}: cannot be read; posttrain round writes it anew") from error
     if not isinstance(read, dict) or not isinstance(read.get("model"), dict):
         raise DamagedError(f"{path}: not a recipe; posttrain round writes it anew")

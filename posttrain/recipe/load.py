@@ -54,8 +54,11 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
 def load(name_or_path: str, overrides: Sequence[str] = (), *, files: bool = True) -> Recipe:
     """The recipe of a shipped name or a path (with a slash or ending in .yaml), with `--set` changes on top.
 
-    Paths in it come out absolute, shipped names stay names. `files=False` does not look whether what
-    it names is there (for a recipe of a run that was moved). Raises RecipeError with the place.
+    `overrides`: `KEY=VALUE` each, such as `samples.k=8`. Paths in it come out absolute, shipped names stay names.
+    `files=False` does not look whether what it names is there (for a recipe of a run that was moved).
+
+    Raises:
+        RecipeError: a key or value is wrong, or what it names is not there; with file, line and column.
     """
     here = Path.cwd()
     path = _recipe_file(name_or_path, Place(name_or_path, here, has_lines=False))

@@ -1,4 +1,4 @@
-"""A run as the report sees it: the manifests by round, and what is missing of what should be there.
+"""A run, read from its folder: the manifests by round, and what is missing of what should be there.
 
 Takes no lock and writes nothing: artifacts are whole or absent, and run.json is replaced in one step, so a run that is
 under way is read as it was at that moment. Model weights are not looked at.
@@ -19,11 +19,11 @@ A = TypeVar("A")
 
 @dataclass(frozen=True)
 class Round:
-    """One round: what is done of it. `promoted` is None as long as that is open."""
+    """One round: what is done of it. `promoted` and `policy` are None as long as that is open."""
 
     number: int
     promoted: bool | None
-    policy: str | None
+    policy: str | None  # the last promoted one after this round, relative to the run's folder; the base's is absolute
     keys: Mapping[str, str]  # by role, such as `sft` or `sft_variant_1`
     manifests: Mapping[str, Mapping[str, Any]]  # by role, of those that could be read
 
@@ -34,7 +34,10 @@ class Round:
 
 @dataclass
 class RunView:
-    """What is known of a run. `missing` grows while tables are read."""
+    """What is known of a run. `rounds` begins with round 0, the base's evaluation.
+
+    `missing`: what should be there and could not be read; it grows while tables are read.
+    """
 
     root: Path
     recipe: str
@@ -42,11 +45,21 @@ class RunView:
     rounds: tuple[Round, ...]
     missing: list[str] = field(default_factory=list)
 
+    @property
+    def policy(self) -> Path | None:
+        """The folder of the last promoted policy, or of the base model; None before round 0 is decided."""
+        known = [one.policy for one in self.rounds if one.policy is not None]
+        return self.root / known[-1] if known else None
+
+    def artifact(self, of: Round, role: str) -> Path:
+        """The folder of what a stage of the round made: tables as Parquet, or a model. Raises KeyError: none did."""
+        return self.root / "artifacts" / of.keys[role]
+
     def table(self, of: Round, role: str, file: str, read: Callable[[Path], A]) -> A | None:
         """What `read` makes of a table of the round; None where it is not there, and `missing` says if it should be."""
         if role not in of.manifests:
             return None
-        path = self.root / "artifacts" / of.keys[role] / file
+        path = self.artifact(of, role) / file
         expected = of.manifests[role]["files"].get(file, {}).get("size")
         if not path.is_file() or path.stat().st_size != expected:
             self._lost(of, role, f"{path.relative_to(self.root)} is gone or cut")
@@ -62,13 +75,16 @@ class RunView:
         self.missing.append(f"round {of.number}, {role}: {what}")
 
 
-def read(root: Path) -> RunView:
-    """The run in this folder, as far as it can be read.
+def open_run(folder: str | Path, *, partial: bool = False) -> RunView:
+    """The run in this folder, as far as it is done; it may be under way. Nothing is locked or written.
+
+    `partial`: damaged manifests are listed in `missing` instead of raised.
 
     Raises:
         InputError: there is no run here, or nothing of it is done yet.
-        DamagedError: run.json cannot be read.
+        DamagedError: run.json or a manifest cannot be read.
     """
+    root = Path(folder)
     store = Store(root)
     state = store.read_run()
     if not state:
@@ -85,7 +101,7 @@ def read(root: Path) -> RunView:
     view = RunView(root, "", "", ())
     try:
         view.recipe = state["recipe"]
-        view.rounds = tuple(_round(store, entry, view.missing) for entry in state["rounds"])
+        view.rounds = tuple(_round(store, entry, view.missing, partial) for entry in state["rounds"])
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{root / 'run.json'}: not what a run writes ({error!r} is missing or wrong)") from error
     try:
@@ -95,15 +111,21 @@ def read(root: Path) -> RunView:
     return view
 
 
-def _round(store: Store, entry: Mapping[str, Any], missing: list[str]) -> Round:
+def _round(store: Store, entry: Mapping[str, Any], missing: list[str], partial: bool) -> Round:
     manifests = {}
     for role, key in entry["stages"].items():
+        lost = f"round {entry['round']}, {role}: artifacts/{key} is gone or its artifact.json is damaged"
+        if not store.has(key):
+            missing.append(lost)
+            continue
         try:
             manifest = store.manifest(key)
             if not all(isinstance(manifest[name], dict) for name in ("metrics", "files", "input_keys", "config")):
                 raise DamagedError(f"{store.path(key)}: its artifact.json is not one")
         except (DamagedError, KeyError):
-            missing.append(f"round {entry['round']}, {role}: artifacts/{key} is gone or its artifact.json is damaged")
+            if not partial:
+                raise
+            missing.append(lost)
         else:
             manifests[role] = manifest
     return Round(entry["round"], entry.get("promoted"), entry.get("policy"), entry["stages"], manifests)

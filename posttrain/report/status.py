@@ -5,38 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from posttrain.errors import InputError
+from posttrain.report.reading import Round, RunView
 from posttrain.stages.registry import spec
 from posttrain.storage import pushed
 from posttrain.storage.store import Store
 
 
-def status(run: Store) -> dict[str, Any]:
-    """The run's figures, the same that `posttrain status RUN --json` prints.
-
-    Raises:
-        InputError: there is no run here.
-    """
-    state = run.read_run()
-    if not state:
-        raise InputError(
-            "there is no run here", file=str(run.root), hint="start one: posttrain round --n 6", rule="command-no-run"
-        )
-    rounds = [_round(run, entry) for entry in state["rounds"]]
-    policies = [entry["policy"] for entry in state["rounds"] if "policy" in entry]
+def status(run: RunView) -> dict[str, Any]:
+    """The run's figures, the same that `posttrain status RUN --json` prints."""
     return {
         "run": str(run.root),
-        "recipe": state["recipe"],
-        "policy": policies[-1] if policies else None,
-        "rounds": rounds,
-        "pushed": pushed.read(run),
+        "recipe": run.recipe,
+        "policy": next((one.policy for one in reversed(run.rounds) if one.policy is not None), None),
+        "rounds": [round_figures(one) for one in run.rounds],
+        "pushed": pushed.read(Store(run.root)),
     }
 
 
-def _round(run: Store, entry: Mapping[str, Any]) -> dict[str, Any]:
-    manifests = {name: run.manifest(key) for name, key in entry["stages"].items() if run.has(key)}
-    metrics = {name: manifest["metrics"] for name, manifest in manifests.items()}
-    shown: dict[str, Any] = {"round": entry["round"], "promoted": entry.get("promoted")}
+def round_figures(of: Round) -> dict[str, Any]:
+    """One round's part of `status`."""
+    metrics = {role: of.metrics(role) for role in of.manifests}
+    shown: dict[str, Any] = {"round": of.number, "promoted": of.promoted}
     shown["evaluate"] = {**metrics.get("evaluate", {}), **metrics.get("heldout", {})} or None
     if "reward_model" in metrics:
         shown["reward_model"] = {name: metrics["reward_model"][name] for name in ("pair_accuracy", "pairs")}
@@ -53,9 +42,9 @@ def _round(run: Store, entry: Mapping[str, Any]) -> dict[str, Any]:
     if "diversity" in metrics:
         shown["diversity"] = metrics["diversity"]
     shown["pairs"] = {name: metrics[name]["pairs"] for name in ("preferences", "pairs", "dpo") if name in metrics}
-    shown["seconds"] = {name: manifest["seconds"] for name, manifest in manifests.items()}
+    shown["seconds"] = {name: manifest["seconds"] for name, manifest in of.manifests.items()}
     shown["background_seconds"] = {
-        name: manifest["seconds"] for name, manifest in manifests.items() if spec(manifest["stage"], name).background
+        name: manifest["seconds"] for name, manifest in of.manifests.items() if spec(manifest["stage"], name).background
     }
     return shown
 
@@ -114,6 +103,13 @@ def watch_lines(shown: Mapping[str, Any]) -> list[str]:
 def collapse_lines(shown: Mapping[str, Any]) -> list[str]:
     """The warnings of the collapse watch."""
     return [f"warning: round {shown['round']}: {text}" for text in shown.get("diversity", {}).get("warnings", ())]
+
+
+def after_round(of: Round) -> str:
+    """A round that is done, with what its watches say, under the table's header."""
+    shown = round_figures(of)
+    watched = watch_lines(shown)
+    return "\n".join([HEADER, line(shown), *collapse_lines(shown), *([WATCH_HEADER, *watched] if watched else [])])
 
 
 def table(figures: Mapping[str, Any]) -> str:

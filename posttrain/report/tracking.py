@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import InputError
-from posttrain.execution.progress import Watcher
-from posttrain.report.status import status
+from posttrain.execution.progress import Silent
+from posttrain.report.reading import open_run
+from posttrain.report.status import round_figures
 from posttrain.storage.logs import FOLDER, at_home
 from posttrain.storage.store import Store
 
@@ -77,32 +78,16 @@ def _tensorboard(folder: Path, number: int, figures: Mapping[str, float]) -> Non
     writer.close()
 
 
-class Tracked:
-    """A watcher that also sends each round, once it is done, to the recipe's trackers."""
+class Tracked(Silent):
+    """Sends each round, once it is done, to the recipe's trackers."""
 
-    def __init__(self, watcher: Watcher, run: Store, project: str, report_to: Sequence[str]) -> None:
-        self.watcher, self.run, self.project, self.report_to = watcher, run, project, report_to
-
-    def runs_again(self, reason: str) -> None:
-        self.watcher.runs_again(reason)
-
-    def started(self, number: int, stage: str) -> None:
-        self.watcher.started(number, stage)
-
-    def tries_again(self, number: int, stage: str, reason: str) -> None:
-        self.watcher.tries_again(number, stage, reason)
-
-    def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None:
-        self.watcher.progress(number, stage, done, total, unit)
-
-    def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None:
-        self.watcher.finished(number, stage, seconds, metrics)
+    def __init__(self, run: Store, project: str, report_to: Sequence[str]) -> None:
+        self.run, self.project, self.report_to = run, project, report_to
 
     def round_done(self, number: int, ran: bool) -> None:
-        self.watcher.round_done(number, ran)
-        if not ran:
+        if not ran or not self.report_to:
             return
-        shown = next(entry for entry in status(self.run)["rounds"] if entry["round"] == number)
+        shown = round_figures(open_run(self.run.root).rounds[number])
         for backend in self.report_to:
             try:
                 send(backend, self.project, self.run.root.resolve() / FOLDER, number, values(shown))

@@ -9,6 +9,7 @@ from support.loop_runs import FIGURES, METRICS, ROUND, FakeLauncher, go
 
 from posttrain.errors import DamagedError, EmptyStageError, InputError, LockedError, StageError
 from posttrain.recipe.load import load
+from posttrain.report.reading import open_run
 from posttrain.report.status import status, table
 from posttrain.storage.files import read_json
 from posttrain.storage.store import Store
@@ -176,7 +177,7 @@ def test_the_collapse_watch_warns_and_ends_a_run_only_where_it_is_told_to(tmp_pa
     for stop, rounds in ((False, 3), (True, 2)):  # the base's round is one
         root = tmp_path / str(stop)
         ran, _ = go(root, 2, f"collapse={{stop: {str(stop).lower()}}}")
-        shown = status(Store(root))
+        shown = status(open_run(root))
         assert len(shown["rounds"]) == rounds and ran.count("diversity") == rounds - 1
         assert "warning: round 1: the answers are all alike" in table(shown)
         assert shown["rounds"][1]["diversity"]["warnings"] == ["the answers are all alike"]
@@ -346,7 +347,7 @@ def test_a_run_can_be_moved(tmp_path: Path) -> None:
 
 def test_status_has_the_figures_of_every_round(tmp_path: Path) -> None:
     go(tmp_path / "run", 2)
-    figures = status(Store(tmp_path / "run"))
+    figures = status(open_run(tmp_path / "run"))
     assert figures["recipe"] == "quickstart"
     assert [shown["round"] for shown in figures["rounds"]] == [0, 1, 2]
     last = figures["rounds"][2]
@@ -359,7 +360,7 @@ def test_status_has_the_figures_of_every_round(tmp_path: Path) -> None:
 
 def test_status_of_no_run_says_how_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="posttrain round"):
-        status(Store(tmp_path))
+        open_run(tmp_path)
 
 
 def links(root: Path) -> dict[str, str]:
@@ -601,7 +602,7 @@ def test_without_a_reward_model_the_second_one_still_has_preferences(tmp_path: P
 
 def test_status_shows_the_watch_and_its_warnings(tmp_path: Path) -> None:
     go(tmp_path / "run", 1, *WATCH)
-    figures = status(Store(tmp_path / "run"))
+    figures = status(open_run(tmp_path / "run"))
     base, last = figures["rounds"]
     assert "watch" not in base
     assert last["watch"] == {**METRICS["watch"], "reward_model": {"pair_accuracy": FIGURES, "pairs": 5}}

@@ -12,8 +12,9 @@ from support.report_runs import GREEDY, HOSTILE, SCORED, Made, begun, full_round
 
 from posttrain import cli
 from posttrain.data.tables import SAMPLES
-from posttrain.report import answers, page, reading
+from posttrain.report import answers, page
 from posttrain.report.lineage import lineage
+from posttrain.report.reading import open_run
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="module")
 def html(made: Made) -> str:
-    return page.html(reading.read(made.store.root))
+    return page.html(open_run(made.store.root))
 
 
 class Outline(HTMLParser):
@@ -123,11 +124,11 @@ def test_charts_take_the_colours_of_the_page_and_no_id_comes_twice(html: str) ->
 
 
 def test_the_same_run_gives_the_same_bytes(made: Made, html: str) -> None:
-    assert page.html(reading.read(made.store.root)) == html
+    assert page.html(open_run(made.store.root)) == html
 
 
 def test_lineage_goes_back_to_the_base_and_leaves_out_what_had_no_part(made: Made) -> None:
-    found = lineage(reading.read(made.store.root).rounds)
+    found = lineage(open_run(made.store.root).rounds)
     assert found and [key.partition("-")[0] for key in found.models] == ["dpo", "sft", "base"]
     roles = [(one.round, one.role) for one in found.ancestors]
     stages = ["preferences", "reward_model", "samples", "scores", "filters", "sft", "dpo"]
@@ -166,7 +167,7 @@ def test_changes_are_marked_word_by_word(old: str, new: str, pieces: list[tuple[
 
 def test_a_long_answer_is_cut_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GREEDY, "gained", [("w " * 5000, 0.0)])
-    html = page.html(reading.read(begun(tmp_path / "run").store.root))
+    html = page.html(open_run(begun(tmp_path / "run").store.root))
     assert "8500 more characters" in words(html) and len(html) < 200_000
 
 

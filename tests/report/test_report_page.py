@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from support.report_runs import HOSTILE, ODD, begun, full_round
 
-from posttrain.report import page, reading
+from posttrain.report import page
+from posttrain.report.reading import open_run
 
 pytestmark = pytest.mark.slow
 PHONE, DESK = (360, 740), (1280, 900)
@@ -39,7 +40,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = full_round(run, 1, "base-0", promoted=True)
     full_round(run, 2, first, promoted=False)
     made = run.store.root / "report.html"
-    made.write_text(page.html(reading.read(run.store.root)).replace("turned", "turned" * 200), encoding="utf-8")
+    shown = page.html(open_run(run.store.root))
+    made.write_text(shown.replace("turned", "turned" * 200), encoding="utf-8")
     return made
 
 

@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from posttrain.config import Sft
 from posttrain.errors import InputError, RecipeError
-from posttrain.execution.progress import Silent
+from posttrain.execution.progress import Silent, Watchers
 from posttrain.job import Job
 from posttrain.recipe.load import load
 from posttrain.report import tracking
@@ -73,7 +73,7 @@ def test_each_round_is_a_point_of_the_series(tmp_path: Path) -> None:
             seen.append(number)
 
     go(tmp_path / "run", 2)
-    watcher = tracking.Tracked(Rounds(), Store(tmp_path / "run"), "mine", ["tensorboard"])
+    watcher = Watchers(Rounds(), tracking.Tracked(Store(tmp_path / "run"), "mine", ["tensorboard"]))
     for number, did in [(0, True), (1, True), (1, False), (2, True)]:
         watcher.round_done(number, did)
     assert seen == [0, 1, 1, 2]
@@ -86,7 +86,7 @@ def test_each_round_is_a_point_of_the_series(tmp_path: Path) -> None:
 def test_a_tracker_that_fails_stops_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     go(tmp_path / "run", 1)
     (tmp_path / "run" / "logs").write_text("no folder can be made here")
-    tracking.Tracked(Silent(), Store(tmp_path / "run"), "mine", ["tensorboard"]).round_done(1, ran=True)
+    tracking.Tracked(Store(tmp_path / "run"), "mine", ["tensorboard"]).round_done(1, ran=True)
     assert "round 1 was not sent to tensorboard: " in caplog.text
 
 

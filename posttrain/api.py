@@ -1,0 +1,74 @@
+"""What `import posttrain` offers to programs. The command line is built on the same functions.
+
+None of them prints, and each raises a PosttrainError (`posttrain.errors`) where the command would end with its exit
+code. Stages run in processes of their own, which do not import the caller's script.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posttrain.execution import retry
+from posttrain.execution.launcher import Forked
+from posttrain.execution.progress import Silent, Watcher, Watchers
+from posttrain.execution.runner import Runner
+from posttrain.inference import evaluate
+from posttrain.loop import play
+from posttrain.planning.check import check_run
+from posttrain.recipe.load import load as load_recipe
+from posttrain.recipe.recipe import Recipe
+from posttrain.report.reading import RunView, open_run
+from posttrain.report.tracking import Tracked, check
+from posttrain.storage.store import Store
+
+if TYPE_CHECKING:
+    from posttrain.hub.after_rounds import AfterRounds
+
+__all__ = ["evaluate", "load_recipe", "open_run", "run_rounds"]
+
+
+def run_rounds(recipe: Recipe, n: int, folder: str | Path | None = None, watcher: Watcher | None = None) -> RunView:
+    """Run rounds of the recipe until `n` are there, finished ones counted; fewer where the recipe ends the loop.
+
+    The run is kept in `folder` (by default runs/NAME), and a finished stage is never done again: after a stop or an
+    error the same call goes on. `watcher` receives progress events.
+
+    Raises:
+        InputError: what the recipe names is not right, or `folder` cannot be a run's; nothing was changed.
+        StageError: a stage failed, had nothing left to work on, or found too little disk or memory.
+        LockedError: another process works on this run.
+        DamagedError: a file of the run is not what its manifest says.
+    """
+    check(recipe.report_to)
+    store = Store(Path(folder or Path("runs") / recipe.name))
+    watcher = watcher or Silent()
+    workers = recipe.compute.workers or os.cpu_count() or 1
+    try:
+        with store.session():
+            check_run(recipe, n, store)
+            push = _push(store, recipe, watcher)
+            told = Watchers(watcher, *push, Tracked(store, recipe.name, recipe.report_to))
+            play(recipe, Runner(store, Forked(), told, workers, recipe), n)
+            for each in push:
+                each.finish()
+    except OSError as error:
+        if retry.is_full(error):
+            raise retry.full_disk(error, store.root) from error
+        raise
+    return open_run(store.root)
+
+
+def _push(store: Store, recipe: Recipe, watcher: Watcher) -> list[AfterRounds]:
+    """Who pushes promoted rounds while the run goes on; nobody without `push:` in the recipe."""
+    if recipe.push is None:
+        return []
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import disable_progress_bars
+
+    from posttrain.hub.after_rounds import AfterRounds
+    from posttrain.hub.client import Talk
+
+    disable_progress_bars()  # the watcher shows the stages
+    return [AfterRounds(store, recipe.push, lambda: Talk(get_token()), watcher.note)]
