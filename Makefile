@@ -45,7 +45,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e '.[dev,language,math,pii,quality,report,serve]'
+	$(INSTALL) -e '.[dev,language,math,pii,quality,serve]'
 	touch $(VENV)/installed $@
 
 # Hours, on a machine that does nothing else. One script at a time: see its first lines.

@@ -134,7 +134,7 @@ def install(wheel: Path, folder: Path, fresh: bool) -> float:
     python = str(folder / "bin" / "python")
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
     if fresh:
-        subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), f"{wheel}[report]"], check=True)
+        subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
     else:
         subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
         # A path from a .pth comes after the environment's own; .pth files found there are not read.
@@ -207,7 +207,7 @@ def page(
     parts = [
         HEAD.format(command=command, cores=os.cpu_count(), load=load, total=minutes(total)),
         "## Install\n",
-        f"```console\n$ pip install {shlex.quote(wheel + '[report]')}\n```\n",
+        f"```console\n$ pip install {shlex.quote(wheel)}\n```\n",
         f"{installed:.0f} s, with all it depends on.\n"
         if given.fresh
         else f"{installed:.0f} s here, where all that it depends on was installed already; else minutes.\n",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,6 @@ from posttrain.errors import InputError
 from posttrain.filters import FilterContext, quality_model
 from posttrain.hub import plan
 from posttrain.recipe.yaml_tree import parse
-from posttrain.report import plots
 from posttrain.report.reading import open_run
 from posttrain.storage.store import Store
 
@@ -35,14 +33,12 @@ def fails(call: Callable[[], object]) -> InputError:
     return caught.value
 
 
-def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands(tmp_path: Path) -> None:
     assert fails(lambda: stage(tmp_path)).rule == "command-no-stage"
     (tmp_path / "file").touch()
     assert fails(lambda: Store(tmp_path / "file").session().__enter__()).rule == "command-run-folder"
     Store(tmp_path / "run").work.mkdir(parents=True)
     assert fails(lambda: open_run(tmp_path / "run")).rule == "command-no-stage-yet"
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert fails(lambda: plots.draw(cast(Any, None))).rule == "command-package"
 
 
 def test_a_talk_longer_than_the_context(monkeypatch: pytest.MonkeyPatch) -> None:

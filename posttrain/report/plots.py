@@ -9,7 +9,6 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import InputError
 from posttrain.report.charts import Bars, Chart, Lines, Ridges
 
 if TYPE_CHECKING:
@@ -41,18 +40,10 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw(chart: Chart) -> str:
-    """An `<svg>` element.
+    """An `<svg>` element."""
+    import matplotlib
+    from matplotlib.figure import Figure
 
-    Raises:
-        InputError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            "the report's plots need matplotlib", hint="pip install 'posttrain[report]'", rule="command-package"
-        ) from error
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(WIDTH, _height(chart)))
         axes = figure.add_subplot()

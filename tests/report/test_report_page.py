@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,25 @@ def test_the_page_reads_well(browser: Any, report: Path, size: tuple[int, int], 
     assert (ink > paper) == (scheme == "dark") and drawn == ink
     assert abs(ink - paper) > 450  # of 765: what is written is well seen
     context.close()
+
+
+def test_the_table_of_six_rounds_of_the_quickstart_fits_a_desk(browser: Any, report: Path) -> None:
+    view = open_run(report.parent)
+    last = view.rounds[-1]
+    counts = {"samples": {"completions": 7200}, "filters": {**last.metrics("filters"), "kept": 3512}}
+    manifests = {role: {**one, "seconds": 345.6} for role, one in last.manifests.items()}
+    manifests |= {role: {**last.manifests[role], "metrics": metrics} for role, metrics in counts.items()}
+    view.rounds += tuple(replace(last, number=number, manifests=manifests) for number in range(3, 7))
+    wide = report.with_name("six.html")
+    wide.write_text(page.html(view), encoding="utf-8")
+    opened = browser.new_page(viewport={"width": DESK[0], "height": DESK[1]})
+    opened.goto(wide.as_uri())
+    inner, outer, rows = opened.evaluate(
+        "(box => [box.scrollWidth, box.clientWidth, box.querySelectorAll('tbody tr').length])"
+        "(document.querySelector('#rounds .box'))"
+    )
+    assert rows == 7 and inner <= outer
+    opened.close()
 
 
 def test_links_of_the_contents_lead_somewhere_and_hostile_text_is_seen_as_text(browser: Any, report: Path) -> None:
