@@ -28,7 +28,8 @@ class Section(Keyed):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_by_alias=True)
 
     refused: ClassVar[dict[str, str]] = {}
-    renamed: ClassVar[dict[str, str]] = {}
+    renamed: ClassVar[dict[str, str]] = {}  # what other libraries call a key
+    formerly: ClassVar[dict[str, str]] = {}  # what recipes of earlier versions called a key: its name now
 
     @model_validator(mode="before")
     @classmethod
@@ -44,7 +45,10 @@ class Section(Keyed):
     def _unknown(cls, key: str, value: Any, known: list[str]) -> None:
         if key in cls.refused:
             complain((key,), f"{key!r} cannot be set: {cls.refused[key]}", rule="recipe-refused-key")
-        near = f", did you mean {cls.renamed[key]!r}?" if key in cls.renamed else did_you_mean(key, known)
+        if key in cls.formerly:
+            near = f", which is called {cls.formerly[key]!r} now"
+        else:
+            near = f", did you mean {cls.renamed[key]!r}?" if key in cls.renamed else did_you_mean(key, known)
         hint = None if near else f"keys here: {', '.join(known)}"
         _raise((key,), PydanticCustomError("unknown_key", "unknown key", {"near": near, "hint": hint}), value)
 

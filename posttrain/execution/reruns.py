@@ -6,7 +6,9 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from posttrain.storage.store import Store
+from posttrain.errors import DamagedError
+from posttrain.stages.registry import STAGES, spec
+from posttrain.storage.store import Store, artifact_key
 
 
 def old_key(old: Sequence[Mapping[str, Any]], number: int, name: str) -> str | None:
@@ -44,6 +46,42 @@ def following(store: Store, old: Sequence[Mapping[str, Any]], key: str) -> list[
                 stale.add(made)
                 found.append((entry["round"], name))
     return found
+
+
+def older(store: Store, old: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, str]]:
+    """Stages of the old rounds that another version of the program made, and what was made from those: round and name
+    by key. A key is made of the stage's version, so it shows which."""
+    found: dict[str, tuple[int, str]] = {}
+    for entry in old:
+        for name, key in entry["stages"].items():
+            try:
+                made = store.manifest(key)
+            except DamagedError:  # or set aside: whoever needs it says so
+                continue
+            if spec(made["stage"], name).check_only:
+                continue
+            if not _current(key, made) or found.keys() & set(made["input_keys"].values()):
+                found.setdefault(key, (entry["round"], name))
+    return found
+
+
+def _current(key: str, made: Mapping[str, Any]) -> bool:
+    """Whether this version of the program would give what was made from the same the same key."""
+    known = STAGES.get(made["stage"])
+    inputs = (made["config"], made["input_keys"], made["outside"])
+    return known is not None and artifact_key(known.name, known.version, *inputs) == key
+
+
+def older_layout(found: Mapping[str, tuple[int, str]]) -> str:
+    """What `older` found, in words."""
+    by_round: dict[int, list[str]] = {}
+    for number, name in found.values():
+        by_round.setdefault(number, []).append(name)
+    stages = "; ".join(f"{', '.join(names)} of round {number}" for number, names in by_round.items())
+    return (
+        f"this run is of an older layout, made by another version of posttrain; start anew: {stages}. Nothing is "
+        "deleted: the old artifacts stay, and their version finds them again"
+    )
 
 
 def changed_roles(old: Mapping[str, str], new: Mapping[str, str], changed: str) -> list[str]:

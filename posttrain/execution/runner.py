@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ class Runner:
         if self.store.has(key):
             self._found(key)
         elif key not in self.queue:
-            old = reruns.old_key(self.old, number, call.name)
-            if old is not None and old != key and not spec(call.stage, call.name).check_only:
+            older, old = self._older, reruns.old_key(self.old, number, call.name)
+            if old not in (None, key, *older) and not spec(call.stage, call.name).check_only:
                 self._say_why(old, call, config, input_keys)
             self._ran.add(number)
             stage = {
@@ -102,6 +102,14 @@ class Runner:
     @functools.cached_property
     def _recipe_hash(self) -> str:
         return hashlib.sha256(self.recipe.dump().encode()).hexdigest()
+
+    @functools.cached_property
+    def _older(self) -> Collection[str]:
+        """Keys of the run that another version of the program made. Told all at once, before the first new stage."""
+        found = reruns.older(self.store, self.old)
+        if found:
+            self.watcher.runs_again(reruns.older_layout(found))
+        return found
 
     def metrics(self, artifact: Artifact) -> dict[str, Any]:
         """What the stage reported, once it is done."""

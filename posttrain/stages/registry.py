@@ -71,5 +71,8 @@ STAGES = {one.name: one for one in _ALL if not one.runs}
 
 
 def spec(stage: str, role: str = "") -> StageSpec:
-    """Of a stage in this role of a round: the role's own entry where it has one, else the stage's."""
-    return _BY_NAME.get(role) or STAGES[stage]
+    """Of a stage in this role of a round: the role's own entry where it has one, else the stage's.
+
+    A run of an older layout may have stages that are made no more: those count as data.
+    """
+    return _BY_NAME.get(role) or STAGES.get(stage) or StageSpec(stage, 0, "data")

@@ -1,6 +1,7 @@
 """The loop with fake stages, in seconds: what runs, what is found done, what runs again and why."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 from support.loop_runs import FIGURES, METRICS, ROUND, FakeLauncher, go
 
 from posttrain.errors import DamagedError, EmptyStageError, InputError, LockedError, StageError
+from posttrain.execution import reruns
 from posttrain.recipe.load import load
 from posttrain.report.reading import open_run
 from posttrain.report.status import status, table
+from posttrain.stages.registry import STAGES, StageSpec
 from posttrain.storage.files import read_json
 from posttrain.storage.store import Store
 
@@ -28,6 +31,31 @@ def test_a_finished_run_does_no_stage_again_and_more_rounds_are_added(tmp_path: 
     assert go(tmp_path / "run", 1) == ([], [])
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     assert go(tmp_path / "run", 3) == (ROUND, [])
+
+
+def test_a_run_of_another_version_says_so_once_with_what_starts_anew_and_keeps_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "run"
+    gone = StageSpec("heldout", 3, "data")
+    with monkeypatch.context() as before:  # a stage of an earlier version, and one that is made no more
+        before.setitem(STAGES, "samples", replace(STAGES["samples"], version=1))
+        before.setitem(STAGES, "heldout", gone)
+        go(root, 1)
+    made = {path: path.read_bytes() for path in root.glob("artifacts/*/*")}
+    stages = Store(root).read_run()["rounds"][1]["stages"]
+    monkeypatch.delitem(STAGES, "prompts")
+    assert len(reruns.older(Store(root), Store(root).read_run()["rounds"])) == 3 + len(ROUND)
+    monkeypatch.undo()
+    ran, said = go(root, 1, "dpo.learning_rate=3e-4")
+    after = ["samples", "scores", "filters", "sft", "pairs", "dpo", "evaluate", "heldout", "promote"]
+    assert ran == ["heldout", *after]
+    (told,) = said
+    assert told.startswith("this run is of an older layout")
+    assert f"start anew: heldout of round 0; {', '.join(after)} of round 1. Nothing is deleted" in told
+    assert {path: path.read_bytes() for path in made} == made
+    assert Store(root).read_run()["rounds"][1]["stages"].keys() == stages.keys()
+    assert go(root, 1, "dpo.learning_rate=3e-4") == ([], [])
 
 
 def test_a_changed_key_runs_its_stage_and_what_follows_after_saying_why(tmp_path: Path) -> None:
