@@ -25,6 +25,7 @@ from posttrain.recipe.recipe import Recipe
 from posttrain.report.reading import open_run
 from posttrain.seeds import derive_seed
 from posttrain.storage.store import Store
+from posttrain.system import device
 
 WRITTEN = ("prompt_id", "sample_index", "prompt", "completion", "n_tokens", "finish", "columns")
 
@@ -146,7 +147,7 @@ class Conversation:
         path = find(model)
         inspect(path, [], trained=False)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device()
         loaded: Any = AutoModelForCausalLM.from_pretrained(path)
         self.model = loaded.to(self.device).eval()
         self.system, self.temperature, self.max_new_tokens = system, temperature, max_new_tokens

@@ -106,6 +106,14 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX-512 BF16)."""
+    import torch
+
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe and probe())
+
+
 def ran_out(error: BaseException) -> bool:
     """Whether this is torch's way to say that memory ran out: its own error on a GPU, a plain one on a CPU."""
     import torch

@@ -11,7 +11,7 @@ import torch
 
 from posttrain.engines.protocol import Request, SamplingParams
 from posttrain.errors import ModelError
-from posttrain.system import keep_memory
+from posttrain.system import cpu_has_bf16, keep_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,16 +36,11 @@ def pick_dtype(dtype: str, device: str) -> torch.dtype:
         ModelError: a name other than auto, float32, bfloat16 or float16.
     """
     if dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else _cpu_has_bf16()
+        fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else cpu_has_bf16()
         return torch.bfloat16 if fast else torch.float32
     if dtype not in DTYPES:
         raise ModelError(f"no dtype {dtype!r}", hint=f"use auto, {', '.join(DTYPES)}", rule="model-engine-dtype")
     return DTYPES[dtype]
-
-
-def _cpu_has_bf16() -> bool:
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())
 
 
 def load(path: str | Path, dtype: str, device: str) -> Loaded:

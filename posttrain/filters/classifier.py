@@ -34,12 +34,10 @@ class Classifier(Filter):
         return {name_of(self.model): self._resolved().hash}
 
     def start(self, context: FilterContext) -> Judge:
-        import torch
-
         from posttrain.engines.classifier import SequenceClassifier
+        from posttrain.system import device
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        classifier = SequenceClassifier(self._resolved().path, self.label, device)
+        classifier = SequenceClassifier(self._resolved().path, self.label, device())
 
         def judge(rows: Rows) -> dict[int, Verdict]:
             parts = {"prompt": rows.prompts, "answer": rows.answers}

@@ -30,7 +30,7 @@ from posttrain.errors import LossError, StageError
 from posttrain.job import Job
 from posttrain.storage.checkpoint_seals import latest_whole
 from posttrain.storage.files import write_durably
-from posttrain.system import keep_memory, ran_out
+from posttrain.system import cpu_has_bf16, keep_memory, ran_out
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, merged
 from posttrain.training.packing import told
@@ -72,7 +72,7 @@ def fields(section: Trained, job: Job, cuda: bool, **over: Any) -> dict[str, Any
     attention = "sdpa"
     if not cuda:
         chosen["use_cpu"] = True
-        chosen.setdefault("bf16", _fast_bf16())
+        chosen.setdefault("bf16", cpu_has_bf16())
         chosen.setdefault("activation_checkpointing", False)
         # On CPU the backward of bf16 flash attention is 8 times slower than plain attention's (measured).
         attention = "eager" if chosen["bf16"] else "sdpa"
@@ -88,11 +88,6 @@ def has_sdpa(model: Path | None) -> bool:
         return True
     kind: Any = AutoModelForCausalLM._model_mapping.get(type(AutoConfig.from_pretrained(model)), None)
     return kind is None or kind._supports_sdpa
-
-
-def _fast_bf16() -> bool:
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())
 
 
 class Watch(TrainerCallback):
