@@ -48,18 +48,19 @@ class Keyed(BaseModel):
 
     def in_key(self, exclude: Collection[str] = ()) -> dict[str, Any]:
         """The fields that decide a result, as JSON values, without those in `exclude`."""
-        return self._divided(exclude)[0]
+        return self.divided(exclude)[0]
 
     def not_in_key(self, exclude: Collection[str] = ()) -> dict[str, Any]:
         """The rest, nested as in the section; whatever is whole in the key is absent."""
-        return self._divided(exclude)[1]
+        return self.divided(exclude)[1]
 
     @classmethod
     def restored(cls, in_key: Mapping[str, Any], not_in_key: Mapping[str, Any] | None = None) -> Self:
         """The section of which these are the parts. Fields that neither part has take their defaults."""
         return cls.model_validate(join(in_key, not_in_key or {}))
 
-    def _divided(self, exclude: Collection[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def divided(self, exclude: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Both parts, as `in_key` and `not_in_key` give them."""
         keyed: dict[str, Any] = {}
         rest: dict[str, Any] = {}
         for key, value in self.model_dump(mode="json", by_alias=True, exclude=set(exclude)).items():
@@ -93,10 +94,10 @@ def name_of(path: str) -> str:
 def _divide(value: Any, dumped: Any) -> tuple[Any, Any]:
     """What of a field's value enters the key, and the rest of it (empty where there is none)."""
     if isinstance(value, Keyed):
-        return value.in_key(), value.not_in_key()
+        return value.divided()
     if isinstance(value, list) and value and all(isinstance(one, Keyed) for one in value):
-        rests = [one.not_in_key() for one in value]
-        return [one.in_key() for one in value], rests if any(rests) else []
+        parts, rests = (list(each) for each in zip(*(one.divided() for one in value), strict=True))
+        return parts, rests if any(rests) else []
     return dumped, None
 
 

@@ -75,15 +75,14 @@ class Trained(Section):
         """TRL's fields: those that the recipe sets, and the defaults that are always written out."""
         return dict(self.model_extra or {})
 
-    def in_key(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+    def divided(self, exclude: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in every section; of TRL's fields those that decide a result, and the rows of a step as `batch`."""
-        keyed = {key: value for key, value in super().in_key(exclude).items() if key not in trl_fields.HOW_ONLY}
-        micro, accumulation = (keyed.pop(name) for name in _BATCH)
-        return {**keyed, "batch": micro * accumulation}
-
-    def not_in_key(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        keyed, rest = super().divided(exclude)
         how = {*trl_fields.HOW_ONLY, *_BATCH}
-        return super().not_in_key(exclude) | {key: value for key, value in self.trl.items() if key in how}
+        micro, accumulation = (keyed[name] for name in _BATCH)
+        keyed = {key: value for key, value in keyed.items() if key not in how}
+        rest |= {key: value for key, value in self.trl.items() if key in how}
+        return {**keyed, "batch": micro * accumulation}, rest
 
     @classmethod
     def restored(cls, in_key: Mapping[str, Any], not_in_key: Mapping[str, Any] | None = None) -> Self:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import pytest
 from pydantic import Field
 
 from posttrain.config import RewardModel, Sft
 from posttrain.config.keys import KeyedAs, KeyedByName, KeyedUnlessDefault, NotInKey, join
+from posttrain.config.problems import check
 from posttrain.config.section import Section
-from posttrain.filters import parse
+from posttrain.config.tree import Place
+from posttrain.errors import RecipeError
+from posttrain.filters import parse as parse_filter
+from posttrain.recipe.yaml_tree import parse
 
 
 class Inner(Section):
@@ -46,6 +51,19 @@ def test_where_a_file_lies_and_how_it_is_asked_change_no_key() -> None:
     assert Inner(path="elsewhere/b.md", how=9).in_key() == Inner().in_key() != Inner(path="a/c.md").in_key()
 
 
+def test_a_name_that_a_key_had_in_earlier_versions_names_the_new_one() -> None:
+    class Renamed(Section):
+        formerly: ClassVar[dict[str, str]] = {"sort": "kind"}
+        kind: int = 0
+        sorts: int = 0
+
+    tree = parse("{sort: 3}", Place("mine.yaml", Path()))
+    assert tree is not None
+    with pytest.raises(RecipeError, match=r"mine.yaml:1:2: unknown key 'sort', which is called 'kind' now") as caught:
+        check(Renamed, tree)
+    assert caught.value.rule == "recipe-unknown-key"
+
+
 def test_the_parts_make_the_section_again() -> None:
     given: dict[str, Any] = {"for": "x", "words": "x/y.txt", "several": [{"path": "d/c.md"}, {"how": 5, "what": 6}]}
     section = Outer.model_validate(given)
@@ -76,6 +94,6 @@ def test_trained_sections_come_back_whole() -> None:
     ],
 )
 def test_filters(filter_: dict[str, Any], keyed: dict[str, Any]) -> None:
-    (one,) = parse([filter_])
+    (one,) = parse_filter([filter_])
     assert keyed.items() <= one.in_key().items()
-    assert parse([join(one.in_key(), one.not_in_key())]) == [one]
+    assert parse_filter([join(one.in_key(), one.not_in_key())]) == [one]
