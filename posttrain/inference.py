@@ -171,10 +171,11 @@ class Conversation:
         from transformers import LogitsProcessorList, TextIteratorStreamer
 
         from posttrain.data.chat_template import render_prompt
+        from posttrain.engines.protocol import context_length
 
         asked = [*self.messages, {"role": "user", "content": text}]
         ids = render_prompt(self.tokenizer, asked)
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        context = context_length(self.model.config)
         if len(ids) >= context:
             raise InputError(
                 f"the talk has {len(ids)} tokens, the model's context {context}",

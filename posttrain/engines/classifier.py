@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from posttrain.engines.protocol import context_length
 from posttrain.errors import ModelError, StageError
 from posttrain.system import keep_memory
 
@@ -41,9 +42,8 @@ class SequenceClassifier:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.tokenizer.pad_token_id
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         # Some families begin to count positions at 2.
-        self.window = min(self.tokenizer.model_max_length, positions - 2, _WINDOW)
+        self.window = min(self.tokenizer.model_max_length, context_length(model.config) - 2, _WINDOW)
         if device == "cpu":
             keep_memory()
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from posttrain.engines.protocol import context_length
 from posttrain.errors import ModelError
 from posttrain.system import keep_memory
 
@@ -32,7 +33,7 @@ class Embedder:
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"cannot load a model to embed texts with: {error}", file=str(path)) from error
         self.model = model.to(device).eval()
-        self.longest = min(getattr(model.config.get_text_config(), "max_position_embeddings", longest), longest)
+        self.longest = min(context_length(model.config), longest)
         self.special_tokens = special_tokens
         self.tokenizer.truncation_side = "right"
         if device == "cpu":

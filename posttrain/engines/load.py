@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from posttrain.engines.protocol import Request, SamplingParams
+from posttrain.engines.protocol import Request, SamplingParams, context_length
 from posttrain.errors import ModelError
 from posttrain.system import cpu_has_bf16, keep_memory
 
@@ -77,8 +77,7 @@ def prepare(model: Any, tokenizer: Any, dtype: str, device: str) -> Loaded:
         keep_memory()
     eos_ids = end_tokens(model.generation_config, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(eos_ids)
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-    return Loaded(model, tokenizer, chosen, eos_ids, pad_id, context)
+    return Loaded(model, tokenizer, chosen, eos_ids, pad_id, context_length(model.config))
 
 
 def without_router_logits(config: Any) -> None:

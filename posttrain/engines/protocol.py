@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
 
@@ -87,3 +87,8 @@ def completion_seed(seed: int, prompt_id: str, index: int) -> int:
     """The seed of completion `index` of a prompt: 63 bits of a SHA-256, so that no two runs or prompts share draws."""
     text = f"{seed}/{prompt_id}/{index}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def context_length(config: Any) -> int:
+    """How many tokens a model of this (transformers) config takes; a huge number where it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 30

@@ -21,7 +21,7 @@ from posttrain.engines.detokenize import completions
 from posttrain.engines.load import check_lengths, end_tokens
 from posttrain.engines.openai_client import BYTES_A_TOKEN, BYTES_BESIDE, Fault, OpenAIClient, Reply, Waiting
 from posttrain.engines.own_server import OwnServer
-from posttrain.engines.protocol import Completion, Request, SamplingParams
+from posttrain.engines.protocol import Completion, Request, SamplingParams, context_length
 from posttrain.engines.replies import About, Choice, Completions, only, parsed
 from posttrain.engines.server_dialects import DIALECTS, Ends, ServerSettings
 from posttrain.errors import EngineError, ModelError
@@ -100,9 +100,8 @@ class ServerEngine:
         self.eos_ids = end_tokens(generation, self.tokenizer)
         pad = self.tokenizer.pad_token_id
         self._ends = Ends(tuple(sorted(self.eos_ids)), min(self.eos_ids) if pad is None else pad)
-        of_text = config.get_text_config()
-        self.context: int = getattr(of_text, "max_position_embeddings", None) or 1 << 30
-        self._vocabulary = max(len(self.tokenizer), getattr(of_text, "vocab_size", None) or 0)
+        self.context = context_length(config)
+        self._vocabulary = max(len(self.tokenizer), getattr(config.get_text_config(), "vocab_size", None) or 0)
         if not self.capabilities.token_ids:
             for an_id in self._ends.eos_ids:
                 if self.tokenizer.decode([an_id], skip_special_tokens=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from posttrain.engines import protocol
 from posttrain.errors import ModelError
 
 
@@ -25,5 +26,4 @@ def context_length(model: Path) -> int:
     """How many tokens the model takes; a huge number where its config does not say."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model).get_text_config()
-    return getattr(config, "max_position_embeddings", None) or 1 << 30
+    return protocol.context_length(AutoConfig.from_pretrained(model))
