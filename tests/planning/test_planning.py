@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.loop_runs import ROUND
 
 from posttrain import shipped
 from posttrain.planning import probe
@@ -25,22 +26,7 @@ def planned(n: int, *overrides: str, shares: Shares = SHARES) -> dict[str, Amoun
 
 def test_a_rehearsal_goes_through_the_loop_and_knows_what_waits_for_what() -> None:
     steps = {step.key: step for step in rehearse(load("quickstart"), 2)}
-    assert [key for key in steps if key.startswith("1/")] == [
-        f"1/{name}"
-        for name in (
-            "preferences",
-            "reward_model",
-            "samples",
-            "scores",
-            "filters",
-            "sft",
-            "pairs",
-            "dpo",
-            "evaluate",
-            "heldout",
-            "promote",
-        )
-    ]
+    assert [key for key in steps if key.startswith("1/")] == [f"1/{name}" for name in ROUND]
     trial = {"0/trial"}  # which the loop itself waited for
     assert steps["1/scores"].waits == {"1/samples", "1/reward_model"} | trial
     assert steps["1/samples"].waits == {"0/prompts"} | trial

@@ -11,6 +11,7 @@ from posttrain.execution.progress import Silent
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.recipe.load import load
+from posttrain.stages.registry import STAGES
 from posttrain.storage import store
 from posttrain.storage.files import read_json
 from posttrain.storage.store import Store
@@ -21,19 +22,16 @@ F = {"greedy": FIGURES, "pass@1": FIGURES, "pass@8": FIGURES, "reward": FIGURES,
 
 WATCHED = ("proxy_reward", "heldout_reward", "length", "accuracy")
 
-METRICS = {
-    "prompts": {},
+METRICS = {  # of stages that report any
     "trial": {"trainings": 3},
     "preferences": {"pairs": 5, "prompts": 10, "labels": {}},
     "reward_model": {"pairs": 5, "pair_accuracy": FIGURES},
     "difficulty": {"pool": 20, "taken": 10},
     "samples": {"prompts": 10, "completions": 80},
     "annotate": {"prompts": 10},
-    "scores": {},
     "quality_classifier": {"rows": 9, "auc": FIGURES, "on": False},
     "filters": {"kept": 7, "dropped": {"format: empty": 73}},
     "diversity": {"figures": {}, "first": None, "warnings": ["the answers are all alike"]},
-    "sft": {},
     "average": {"models": 2},
     "choose": {"chosen": "mean", "pairs": 4, "pair_accuracy": FIGURES},
     "pairs": {"pairs": 4},
@@ -87,7 +85,7 @@ class FakeLauncher:
         self.fails(stage["stage"])
         if stage["stage"] != "trial":  # test_trial.py looks at it
             self.ran.append(stage["stage"])
-        metrics = METRICS[stage["stage"]]
+        metrics = METRICS.get(stage["stage"], {})
         if stage["stage"] == "promote":
             metrics = {"promoted": self.promoted, "ci95": [0.01, 0.03] if self.better else [-0.02, 0.01]}
         for path in stage["inputs"].values():
@@ -116,16 +114,7 @@ def go(root: Path, n: int, *overrides: str, launcher: FakeLauncher | None = None
     return launcher.ran, reasons.said
 
 
-ROUND = [
-    "preferences",
-    "reward_model",
-    "samples",
-    "scores",
-    "filters",
-    "sft",
-    "pairs",
-    "dpo",
-    "evaluate",
-    "heldout",
-    "promote",
-]
+# What is done once before the rounds, and what the quickstart does not ask for.
+_ONCE = ("prompts", "trial")
+_LEFT_OUT = ("difficulty", "annotate", "quality_classifier", "diversity", "average", "choose", "watch")
+ROUND = [name for name in STAGES if name not in (*_ONCE, *_LEFT_OUT)]
