@@ -23,12 +23,12 @@ from support.tiny_models import KINDS, causal_lm, tokenizer  # noqa: E402 - foun
 from tables import fill  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
+from posttrain import load_recipe  # noqa: E402
 from posttrain.errors import PosttrainError  # noqa: E402
 from posttrain.execution.launcher import InProcess, Launcher  # noqa: E402
 from posttrain.execution.progress import Silent  # noqa: E402
 from posttrain.execution.runner import Runner  # noqa: E402
 from posttrain.loop import play  # noqa: E402
-from posttrain.recipe.load import load  # noqa: E402
 from posttrain.storage.store import Store  # noqa: E402
 
 REWARD = """
@@ -106,7 +106,7 @@ def tiny_round(kind: str, folder: Path, launcher: Launcher, lora: bool = False, 
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     adapters = "{r: 4}" if lora else "null"
     (folder / "recipe.yaml").write_text(RECIPE.format(model=folder / "model", lora=adapters), encoding="utf-8")
-    recipe, told, store = load(str(folder / "recipe.yaml"), []), Listening(), Store(folder / "run")
+    recipe, told, store = load_recipe(str(folder / "recipe.yaml"), []), Listening(), Store(folder / "run")
     with store.session():
         try:
             play(recipe, Runner(store, launcher, told, 1, recipe), 1)

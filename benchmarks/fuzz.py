@@ -26,11 +26,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain import load_recipe
 from posttrain.config import PromptSet
 from posttrain.data.load import read_preferences, read_prompts
 from posttrain.data.row_files import open_rows
 from posttrain.errors import PosttrainError
-from posttrain.recipe.load import load
 
 RECIPE = b"""\
 name: fuzz
@@ -162,7 +162,7 @@ def _pairs(path: Path) -> None:
 
 
 READERS: Sequence[tuple[str, bytes, Callable[[Path], object]]] = (
-    ("recipe.yaml", RECIPE, lambda path: load(str(path), files=False)),
+    ("recipe.yaml", RECIPE, lambda path: load_recipe(str(path), files=False)),
     ("prompts.jsonl", PROMPTS, _prompts),
     ("prompts.csv", TABLE, _prompts),
     ("prompts.parquet", b"", _prompts),

@@ -35,10 +35,9 @@ from typing import Any
 
 from measuring import Cost, cost
 
-from posttrain import shipped
+from posttrain import load_recipe, shipped
 from posttrain.config import PromptSet
 from posttrain.pipeline.scored import BASE_TEMPERATURES
-from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
 
 STEPS = Path(__file__).with_suffix("")
@@ -317,7 +316,7 @@ def main() -> None:
         parser.error(f"{given.folder} is there already; remove it, or name another --folder")
     folder.mkdir(parents=True)
     sides = [
-        Glued(folder, load("quickstart", given.settings), given.shards, given.threads),
+        Glued(folder, load_recipe("quickstart", given.settings), given.shards, given.threads),
         Ours(folder, given.settings),
     ]
     turns = []

@@ -116,19 +116,19 @@ def play(case: Case, folder: Path, workers: int, sender: Connection) -> None:
     from transformers.utils import logging
 
     import posttrain.execution.preload  # noqa: F401 - not to be in the first stage's time
+    from posttrain import load_recipe
     from posttrain.execution.artifact import Artifact
     from posttrain.execution.launcher import InProcess
     from posttrain.execution.progress import Silent
     from posttrain.execution.runner import Runner
     from posttrain.pipeline.stage_inputs import Steps
-    from posttrain.recipe.load import load
     from posttrain.storage.store import Store
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)
     write_prompts(case, folder / "prompts.jsonl")
     settings = [f"prompts.train.path={folder / 'prompts.jsonl'}", f"samples.k={case.k}", "samples.prompts=null"]
-    recipe = load("quickstart", [*settings, "prompts.dev.rows=:200", "prompts.heldout.rows=:200"])
+    recipe = load_recipe("quickstart", [*settings, "prompts.dev.rows=:200", "prompts.heldout.rows=:200"])
     store = Store(folder / "run")
     with store.session():
         runner = Runner(store, InProcess(), Silent(), workers, recipe)

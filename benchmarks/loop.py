@@ -70,15 +70,14 @@ def again(run: Path, stage: str, workers: int) -> float:
 def _again(run: Path, stage: str, workers: int, sender: Connection) -> None:
     import torch
 
-    from posttrain import shipped
+    from posttrain import load_recipe, shipped
     from posttrain.job import Job
-    from posttrain.recipe.load import load
     from posttrain.stages import run_stage
 
     torch.set_num_threads(1)
     key = json.loads((run / "run.json").read_text(encoding="utf-8"))["rounds"][-1]["stages"][stage]
     manifest = json.loads((run / "artifacts" / key / "artifact.json").read_text(encoding="utf-8"))
-    recipe = load(str(run / "recipe.yaml"), files=False)
+    recipe = load_recipe(str(run / "recipe.yaml"), files=False)
     inputs = {role: run / "artifacts" / key for role, key in manifest["input_keys"].items()}
     base = shipped.data_path(recipe.model.path)
     inputs = {role: path if path.exists() else base for role, path in inputs.items()}

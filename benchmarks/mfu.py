@@ -33,10 +33,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.utils import logging
 
-from posttrain import shipped
+from posttrain import load_recipe, shipped
 from posttrain.engines.load import pick_dtype
 from posttrain.job import Job
-from posttrain.recipe.load import load
 from posttrain.stages import run_stage
 
 WARM_UP = 3
@@ -150,7 +149,7 @@ def train(model: Path, kept: Path, length: int, batch: int, steps: int) -> float
     """Tokens a second of the sft stage's steps after the first few."""
     settings = {"packing": "true", "max_length": length, "per_device_train_batch_size": batch, "max_steps": steps}
     settings |= {"logging_steps": steps, "save_steps": steps}  # once, at the end: with the tokens of all steps
-    recipe = load("quickstart", [f"sft.{name}={value}" for name, value in settings.items()])
+    recipe = load_recipe("quickstart", [f"sft.{name}={value}" for name, value in settings.items()])
     assert recipe.sft
     config = {"sft": recipe.sft.model_dump(mode="json"), "model": {"dtype": "bfloat16", "lora": None}}
     ended: list[float] = []

@@ -25,12 +25,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain import shipped
+from posttrain import load_recipe, shipped
 from posttrain.commands.terminal import Terminal
 from posttrain.execution.launcher import Forked, execute
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
-from posttrain.recipe.load import load
 from posttrain.report.reading import open_run
 from posttrain.report.status import after_round
 from posttrain.storage.files import read_json, write_durably
@@ -167,7 +166,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--set", dest="extra", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    recipe, run = load("quickstart", args.extra), Store(args.run)
+    recipe, run = load_recipe("quickstart", args.extra), Store(args.run)
 
     def shown(number: int) -> str:
         return after_round(open_run(run.root).rounds[number])

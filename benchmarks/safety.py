@@ -23,12 +23,12 @@ from typing import Any
 
 from transformers import Trainer
 
+from posttrain import load_recipe
 from posttrain.commands.terminal import Terminal
 from posttrain.execution import resources, tokenizer_check
 from posttrain.execution.launcher import Forked, execute
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
-from posttrain.recipe.load import load
 from posttrain.report.reading import open_run
 from posttrain.report.status import after_round
 from posttrain.storage.store import Store
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/safety"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    recipe, run = load("quickstart"), Store(given.run)
+    recipe, run = load_recipe("quickstart"), Store(given.run)
     given.run.mkdir(parents=True)
     clock_all(given.run.resolve() / "clocked.txt")
     began = time.monotonic()

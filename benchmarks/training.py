@@ -41,9 +41,8 @@ from sampling import timed
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from posttrain import models
+from posttrain import load_recipe, models
 from posttrain.job import Job
-from posttrain.recipe.load import load
 from posttrain.stages import run_stage
 from posttrain.training.rows import pair_rows, sft_rows
 
@@ -87,7 +86,7 @@ class Work:
 
 def work(run: Path, number: int, stage: str) -> Work:
     """The stage's own inputs, and the same rows as TRL takes them."""
-    recipe = load(str(run / "recipe.yaml"))
+    recipe = load_recipe(str(run / "recipe.yaml"))
     manifest = json.loads((run / f"round-{number}" / stage.replace("_", "-") / "artifact.json").read_text("utf-8"))
     keys = manifest["input_keys"]
     inputs = {role: run / "artifacts" / key for role, key in keys.items() if not key.startswith("base-")}
