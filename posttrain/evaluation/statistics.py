@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Figure = dict[str, Any]  # {"value": float | None, "ci95": [low, high] | None, "n": int}
@@ -57,3 +57,11 @@ def paired_difference(new: Sequence[float], old: Sequence[float], seed: int = 0)
         "ci95": [float(interval.low), float(interval.high)],
         "n": len(difference),
     }
+
+
+def in_words(figure: Mapping[str, Any] | None, digits: int = 3, none: str = "–") -> str:
+    """`0.600 [0.550, 0.650]`: the value, and its interval where it has one. `none`: for what has no value."""
+    if not figure or figure["value"] is None:
+        return none
+    value, ends = f"{figure['value']:.{digits}f}", [f"{end:.{digits}f}" for end in figure["ci95"] or ()]
+    return f"{value} [{', '.join(ends)}]" if ends else value

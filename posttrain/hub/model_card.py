@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain.evaluation.statistics import in_words
 from posttrain.hub.markdown import code, fenced, plain, table
 from posttrain.hub.metadata import file_name, measured, metadata
 from posttrain.hub.run_summary import Story
@@ -76,20 +77,13 @@ def _figures(story: Story) -> str:
         return "The held-out prompts were not answered yet when this was pushed."
     base = {kind: figure for kind, _, figure in measured(story, story.rounds[0])}
     rows = [
-        [plain(title), interval(base.get(kind)), interval(figure), str(figure["n"])]
+        [plain(title), in_words(base.get(kind), none=""), in_words(figure, none=""), str(figure["n"])]
         for kind, title, figure in now
         if story.number or figure
     ]
     said = "On the held-out prompts, on which nothing was trained and nothing chosen; in brackets 95 % intervals."
     header = ["figure", "the base", f"round {story.number}", "prompts"]
     return f"{said}\n\n{table(header, rows)}"
-
-
-def interval(figure: Mapping[str, Any] | None) -> str:
-    if not figure or figure["value"] is None:
-        return ""
-    low, high = figure["ci95"]
-    return f"{figure['value']:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def _lineage(story: Story) -> str:
@@ -113,9 +107,9 @@ def _round(shown: Mapping[str, Any]) -> list[str]:
     return [
         f"{shown['round']}{'' if shown['round'] else ' (base)'}",
         promoted,
-        interval(heldout.get("greedy")),
-        interval(heldout.get("pass@1")),
-        interval(model["pair_accuracy"]) if model else "",
+        in_words(heldout.get("greedy"), none=""),
+        in_words(heldout.get("pass@1"), none=""),
+        in_words(model["pair_accuracy"], none="") if model else "",
         f"{samples['kept']} of {samples['completions']}" if samples else "",
         str(shown["pairs"].get("dpo", "")),
     ]

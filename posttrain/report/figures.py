@@ -220,12 +220,3 @@ def _by_group(manifests: Mapping[str, Mapping[str, Any]]) -> Counter[str]:
 def _slug(name: str) -> str:
     """A part of an element's id: another one for another name."""
     return re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):x}_", name)
-
-
-def shown(figure: Mapping[str, Any] | None, digits: int = 3) -> str:
-    """A figure in a table: its value, and its interval."""
-    if not figure or figure["value"] is None:
-        return "–"
-    if not figure["ci95"]:
-        return f"{figure['value']:.{digits}f}"
-    return f"{figure['value']:.{digits}f} [{figure['ci95'][0]:.{digits}f}, {figure['ci95'][1]:.{digits}f}]"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import RewardEntry
+from posttrain.evaluation.statistics import in_words
 from posttrain.report import answers, figures, plots
 from posttrain.report.answers import Scored, Survey, changes, shortened, text_of
 from posttrain.report.lineage import final_round, lineage
@@ -45,7 +46,7 @@ def html(view: RunView) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plain": plain, "figure": figures.shown}
+    environment.filters |= {"plain": plain, "figure": in_words}
     return environment.get_template("page.html.jinja").render(
         style=Markup(resources.files("posttrain.report").joinpath("report.css").read_text(encoding="utf-8")),
         draw=lambda chart: Markup(plots.draw(chart)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from posttrain.evaluation.statistics import in_words
 from posttrain.report.reading import Round, RunView
 from posttrain.stages.registry import spec
 from posttrain.storage import pushed
@@ -65,9 +66,10 @@ def line(shown: Mapping[str, Any]) -> str:
     samples, model = shown.get("samples"), shown.get("reward_model")
     mark = {True: " ✓", False: " ✗", None: " …"}[shown["promoted"]] if shown["round"] else ""
     seconds = sum(shown["seconds"].values()) - sum(shown["background_seconds"].values())
+    greedy = in_words(heldout.get("greedy"), none="-").replace(", ", ",")
     flow = f"{samples['kept']}/{samples['completions']}" if samples else "-"
     return (
-        f"{str(shown['round']) + mark:<7}{_interval(heldout.get('greedy')):>20}{_value(heldout.get('pass@1')):>8}"
+        f"{str(shown['round']) + mark:<7}{greedy:>20}{_value(heldout.get('pass@1')):>8}"
         f"{_value(heldout.get(best_of)):>8}{_value(dev.get('pass@1')):>12}{_value(heldout.get('reward'), 2):>8}"
         f"{_value(model and model['pair_accuracy']):>8}{shown['pairs'].get('dpo', '-'):>7}{flow:>16}"
         f"{heldout.get('mean_length', 0):>8.1f}{seconds:>11.0f}"
@@ -130,10 +132,3 @@ def _changed(figure: Mapping[str, Any], change: Mapping[str, Any]) -> str:
         return "-"
     low, high = change["ci95"]
     return f"{figure['value']:.3g} ({change['value']:+.2g}{'*' if low > 0 or high < 0 else ''})"
-
-
-def _interval(figure: Mapping[str, Any] | None) -> str:
-    if not figure or figure["value"] is None:
-        return "-"
-    low, high = figure["ci95"]
-    return f"{figure['value']:.3f} [{low:.3f},{high:.3f}]"
