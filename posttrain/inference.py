@@ -52,7 +52,7 @@ def evaluate(
             try:
                 runner.begin_round(0)
                 steps = Steps(recipe, runner)
-                answers = steps.judging.answers("evaluate" if on == "dev" else on, steps.prompts(), steps.base)
+                answers = steps.judging.answered(on, steps.prompts(), steps.base)
                 return runner.metrics(answers)[on]
             finally:
                 runner.stop()
@@ -71,7 +71,7 @@ def sample(
     import torch
 
     from posttrain.engines.protocol import SamplingParams
-    from posttrain.rollouts import Judges, Sampling, plan, run_rollouts
+    from posttrain.rollouts import Sampling, plan, run_rollouts
     from posttrain.rollouts import engine as settings
 
     if out.suffix not in (".parquet", ".jsonl"):
@@ -90,9 +90,7 @@ def sample(
         job = Job({"engine": engine.model_dump(mode="json")}, {}, Path(folder), Path(folder), 0, server)
         params = SamplingParams(sampling["temperature"], sampling["max_new_tokens"], sampling["top_p"])
         seed = derive_seed(sampling["seed"], "sample")
-        shards = plan(
-            rows, Sampling(str(path), params, sampling["k"], seed, **settings(job)), Judges(), engine.shard_prompts
-        )
+        shards = plan(rows, Sampling(str(path), params, sampling["k"], seed, **settings(job)), engine.shard_prompts)
         table = Path(folder) / "samples.parquet"
         try:
             count = run_rollouts(shards, Path(folder) / "shards", table, workers, no_progress)

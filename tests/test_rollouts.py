@@ -1,4 +1,4 @@
-"""One shard, sampled and judged: what stands in its rows."""
+"""One shard, sampled: what stands in its rows."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from posttrain.data.messages import Message, under
 from posttrain.data.tables import GREEDY, SAMPLED
 from posttrain.engines.protocol import SamplingParams
-from posttrain.rollouts import Judges, Sampling, Shard, rollout
+from posttrain.rollouts import Sampling, Shard, rollout
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 ASKED: list[Message] = [
@@ -17,7 +17,7 @@ ASKED: list[Message] = [
 def answers(messages: list[Message], system: str | None = None) -> list[dict]:
     sampling = Sampling(str(BASE), SamplingParams(1.0, 12), k=8, seed=0, dtype="float32", system=system)
     prompt = {"id": "one", "prompt": messages, "columns": "{}"}
-    return rollout(Shard((prompt,), sampling, Judges())).to_pylist()
+    return rollout(Shard((prompt,), sampling)).to_pylist()
 
 
 def test_a_steered_prompt_is_answered_as_with_the_message_and_kept_without_it() -> None:
@@ -31,13 +31,13 @@ def test_a_steered_prompt_is_answered_as_with_the_message_and_kept_without_it() 
 def test_the_greedy_answer_is_made_before_the_samples_and_named() -> None:
     sampling = Sampling(str(BASE), SamplingParams(1.0, 12), k=2, seed=0, tag=SAMPLED, dtype="float32", greedy=True)
     prompts = tuple({"id": name, "prompt": ASKED, "columns": "{}"} for name in ("one", "two"))
-    rows = rollout(Shard(prompts, sampling, Judges())).to_pylist()
+    rows = rollout(Shard(prompts, sampling)).to_pylist()
     named = [(row["prompt_id"], row["tag"], row["sample_index"]) for row in rows]
     assert named == [(name, *each) for name in ("one", "two") for each in ((GREEDY, 0), (SAMPLED, 0), (SAMPLED, 1))]
-    drawn = rollout(Shard(prompts, replace(sampling, greedy=False), Judges())).to_pylist()
+    drawn = rollout(Shard(prompts, replace(sampling, greedy=False))).to_pylist()
     assert [row["tokens"] for row in rows if row["tag"] == SAMPLED] == [row["tokens"] for row in drawn]
     cold = replace(sampling, params=SamplingParams(0.0, 12), greedy=False)
-    assert rows[0]["tokens"] == rows[3]["tokens"] == rollout(Shard(prompts, cold, Judges())).to_pylist()[0]["tokens"]
+    assert rows[0]["tokens"] == rows[3]["tokens"] == rollout(Shard(prompts, cold)).to_pylist()[0]["tokens"]
 
 
 def test_a_prompts_own_system_message_stays() -> None:

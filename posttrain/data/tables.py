@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-SAMPLES = pa.schema(
+ANSWERS = pa.schema(
     [
         ("prompt_id", pa.string()),
         ("sample_index", pa.int32()),
@@ -24,9 +24,10 @@ SAMPLES = pa.schema(
         ("finish", pa.string()),
         ("logprob", pa.float64()),
         ("columns", pa.string()),
-        ("rewards", pa.string()),  # JSON {name: value or null}, as the rewards gave them
     ]
 )
+# Answers beside what the rewards gave them, as JSON {name: value or null}.
+JUDGED = ANSWERS.append(pa.field("rewards", pa.string()))
 PAIRS = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -44,12 +45,12 @@ PAIRS = pa.schema(
         ("columns", pa.string()),
     ]
 )
-# Tags of an evaluation's samples.
+# Tags of an evaluation's answers.
 GREEDY, SAMPLED = "greedy", "sampled"
 
 
 def by_prompt(table: Path, columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each prompt of a samples table, prompt by prompt, with `rewards` and nothing else parsed.
+    """The rows of each prompt of a table of judged answers, prompt by prompt, with `rewards` and nothing else parsed.
 
     Streams: one row group is in memory at a time.
     """

@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import posttrain.engines.reward_scorer
 import posttrain.engines.shared_prefix
+import posttrain.rewards.scoring
 import posttrain.rollouts
 import posttrain.training.architecture
 from posttrain.stages.registry import STAGES

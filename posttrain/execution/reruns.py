@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain.errors import DamagedError
 from posttrain.stages.registry import STAGES, spec
-from posttrain.storage.store import Store, artifact_key
+from posttrain.storage.store import Store, artifact_key, handed_on
 
 
 def old_key(old: Sequence[Mapping[str, Any]], number: int, name: str) -> str | None:
@@ -39,11 +39,11 @@ def why(
 
 def following(store: Store, old: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, str]]:
     """Stages of the old rounds that were made from the artifact, directly or not: round and name."""
-    stale, found = {key}, []
+    stale, found = {key, handed_on(key, store.manifest(key))}, []
     for entry in old:
         for name, made in entry["stages"].items():
-            if store.has(made) and stale & set(store.manifest(made)["input_keys"].values()):
-                stale.add(made)
+            if store.has(made) and stale & set((manifest := store.manifest(made))["input_keys"].values()):
+                stale |= {made, handed_on(made, manifest)}
                 found.append((entry["round"], name))
     return found
 
@@ -52,6 +52,7 @@ def older(store: Store, old: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int
     """Stages of the old rounds that another version of the program made, and what was made from those: round and name
     by key. A key is made of the stage's version, so it shows which."""
     found: dict[str, tuple[int, str]] = {}
+    stale: set[str] = set()
     for entry in old:
         for name, key in entry["stages"].items():
             try:
@@ -60,8 +61,9 @@ def older(store: Store, old: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int
                 continue
             if spec(made["stage"], name).check_only:
                 continue
-            if not _current(key, made) or found.keys() & set(made["input_keys"].values()):
+            if not _current(key, made) or stale & set(made["input_keys"].values()):
                 found.setdefault(key, (entry["round"], name))
+                stale |= {key, handed_on(key, made)}
     return found
 
 

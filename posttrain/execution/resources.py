@@ -96,12 +96,12 @@ def of_stage(stage: Mapping[str, Any], root: Path) -> Need:
         model = stage["config"]["model"]
         count = counted(inputs["model"])
         need = Need(training_disk(count, weights(inputs["model"]), model), training_memory(count, model))
-    elif "prompts" in inputs and STAGES[stage["stage"]].samples:
+    elif STAGES[stage["stage"]].samples:
         served = "server" in stage["runtime"]  # then the weights are elsewhere
         need = Need(_answers(stage, inputs["prompts"]), 0.0 if served else max(map(weights, inputs.values())))
     else:
         tables = sum(path.stat().st_size for folder in inputs.values() for path in folder.glob("*.parquet"))
-        need = Need(tables, 0.0)
+        need = Need(tables, weights(inputs["reward_model"]) if "reward_model" in inputs else 0.0)
     already = sum(path.stat().st_size for path in (root / "work" / stage["key"]).rglob("*") if path.is_file())
     return Need(max(0.0, need.disk - already), need.memory)
 

@@ -37,6 +37,9 @@ class Runner:
         self.rounds: list[dict[str, Any]] = []  # as planned: see `_known` for what run.json is told
         self._ran: set[int] = set()  # rounds in which anything had to be done
         self._made = False  # whether this command has made anything yet; before that, nothing is written
+        self._calls: dict[str, StageCall] = {}  # of what is in the queue, by key
+        self._handed_on: dict[str, str] = {}  # by which key later stages know an artifact, where that is another
+        self._replaced: dict[str, str] = {}  # keys that were planned, by what took their place: see `_hand_on`
         self._shown = 0  # rounds that the watcher knows to be done
 
     def begin_round(self, number: int) -> None:
@@ -44,22 +47,31 @@ class Runner:
 
     def submit(self, call: StageCall) -> Artifact:
         """The artifact of this stage: found whole under its key, or planned."""
-        number = self.rounds[-1]["round"]
+        key = self._placed(call, self.rounds[-1]["round"])
+        self.rounds[-1]["stages"][call.name] = key
+        if key not in self.queue:
+            self._link(self.rounds[-1]["round"], call.name, key)
+        return Artifact(key, self.store.path(key))
+
+    def _placed(self, call: StageCall, number: int, *, tell: bool = True) -> str:
+        """The key of a stage of round `number`, which is done or in the queue then. `tell`: why it runs again."""
         config = {**call.config, "seed": call.seed}
-        input_keys = {role: artifact.key for role, artifact in call.inputs.items()}
+        inputs = {role: self._now(artifact) for role, artifact in call.inputs.items()}
+        input_keys = {role: self._handed_on.get(artifact.key, artifact.key) for role, artifact in inputs.items()}
         key = store.artifact_key(call.stage, STAGES[call.stage].version, config, input_keys, call.external_hashes)
         if self.store.has(key):
             self._found(key)
         elif key not in self.queue:
             older, old = self._older, reruns.old_key(self.old, number, call.name)
-            if old not in (None, key, *older) and not spec(call.stage, call.name).check_only:
-                self._say_why(old, call, config, input_keys)
+            if tell and old not in (None, key, *older) and not spec(call.stage, call.name).check_only:
+                self._say_why(number, old, call, config, input_keys)
             self._ran.add(number)
             stage = {
                 "stage": call.stage,
+                "role": call.name,
                 "key": key,
                 "input_keys": input_keys,
-                "inputs": {role: self._relative(artifact.path) for role, artifact in call.inputs.items()},
+                "inputs": {role: self._relative(artifact.path) for role, artifact in inputs.items()},
                 "outside": dict(call.external_hashes),
                 "config": config,
                 "runtime": dict(call.runtime),
@@ -67,11 +79,33 @@ class Runner:
                 "recipe": self._recipe_hash,
             }
             background = spec(call.stage, call.name).background
-            self.queue.add(Planned(key, number, stage, frozenset(input_keys.values()), background, call.name))
-        self.rounds[-1]["stages"][call.name] = key
-        if key not in self.queue:
-            self._link(number, call.name, key)
-        return Artifact(key, self.store.path(key))
+            reads = frozenset(artifact.path.name for artifact in inputs.values())
+            self.queue.add(Planned(key, number, stage, reads, background, call.name))
+            self._calls[key] = call
+        return key
+
+    def _now(self, artifact: Artifact) -> Artifact:
+        """An artifact as it is known by now: what it reads may have turned out to be what was there before."""
+        key = self._replaced.get(artifact.key)
+        return self._now(Artifact(key, self.store.path(key))) if key else artifact
+
+    def _hand_on(self, made: Planned) -> None:
+        """Where a stage came out with the files of an artifact that was there, later stages go on with the key of
+        that: what waits for it is placed anew."""
+        before = store.handed_on(made.key, self.store.manifest(made.key))
+        if before == made.key:
+            return
+        self.watcher.runs_again(f"{made.name} of round {made.number}: same result as before")
+        self._handed_on[made.key] = before
+        for planned in self.queue.take_waiting():
+            key = self._placed(self._calls[planned.key], planned.number, tell=False)
+            if key == planned.key:
+                continue
+            self._replaced[planned.key] = key
+            for entry in self.rounds:
+                for name, was in entry["stages"].items():
+                    if was == planned.key:
+                        entry["stages"][name] = key
 
     def _found(self, key: str) -> None:
         """Look at an artifact that is there: whether all of it is, and what it was before it was damaged."""
@@ -83,6 +117,9 @@ class Runner:
             )
         remove(self.store.work / key)  # left by a kill that came right after it was published
         self._compare(key)
+        before = store.handed_on(key, self.store.manifest(key))
+        if before != key:
+            self._handed_on[key] = before
 
     def _compare(self, key: str) -> None:
         """What was made from an artifact that was damaged stays, if that one comes out the same again.
@@ -113,14 +150,14 @@ class Runner:
 
     def metrics(self, artifact: Artifact) -> dict[str, Any]:
         """What the stage reported, once it is done."""
-        while artifact.key in self.queue:
+        while self._now(artifact).key in self.queue:
             self._step()
-        return self.store.manifest(artifact.key)["metrics"]
+        return self.store.manifest(self._now(artifact).key)["metrics"]
 
     def end_round(self, promoted: bool, policy: Artifact) -> None:
         """What was decided. Stages of the round that no later one reads may still be under way."""
         self.rounds[-1]["promoted"] = promoted
-        self.rounds[-1]["policy"] = self._relative(policy.path)
+        self.rounds[-1]["policy"] = self._relative(self._now(policy).path)
         if self._made or self.queue.empty():
             self._write()
         self._show_rounds()
@@ -147,10 +184,11 @@ class Runner:
             return
         self._made = True
         self._compare(made.key)
+        self._hand_on(made)
         self._write()
         for entry in self.rounds:
             for name, key in entry["stages"].items():
-                if key == made.key:
+                if key not in self.queue:
                     self._link(entry["round"], name, key)
         self._show_rounds()
 
@@ -194,12 +232,14 @@ class Runner:
     def _relative(self, path: Path) -> str:
         return str(path.relative_to(self.store.root)) if path.is_relative_to(self.store.root) else str(path)
 
-    def _say_why(self, old: str, call: StageCall, config: Mapping[str, Any], input_keys: Mapping[str, str]) -> None:
-        told = f"{call.name} of round {self.rounds[-1]['round']} runs again"
+    def _say_why(
+        self, number: int, old: str, call: StageCall, config: Mapping[str, Any], input_keys: Mapping[str, str]
+    ) -> None:
+        told = f"{call.name} of round {number} runs again"
         if not self.store.has(old):
             self.watcher.runs_again(f"{told}: its artifact {old} is gone")
             return
-        made_here = {key for entry in self.rounds for key in entry["stages"].values()}
+        made_here = {key for entry in self.rounds for key in entry["stages"].values()} | {*self._handed_on.values()}
         reasons = reruns.why(self.store.manifest(old), config, input_keys, call.external_hashes, made_here)
         if not reasons:
             return

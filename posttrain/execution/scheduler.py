@@ -29,7 +29,7 @@ class Planned:
     key: str
     number: int  # of the round
     stage: Mapping[str, Any]
-    reads: frozenset[str]  # keys of its inputs
+    reads: frozenset[str]  # names of the folders that it reads
     background: bool  # no other stage waits for it soon
     name: str  # within the round
 
@@ -45,13 +45,19 @@ class StageQueue:
         self._waiting: dict[str, Planned] = {}
         self._running: dict[Path, tuple[Planned, float]] = {}
         self._failures: dict[str, list[Exception]] = {}  # by key, in this command
-        self._outside: set[str] = set()  # keys of models from outside the run that were looked at
+        self._outside: set[Path] = set()  # models from outside the run that were looked at
 
     def __contains__(self, key: str) -> bool:
         return key in self._waiting or any(planned.key == key for planned, _ in self._running.values())
 
     def add(self, planned: Planned) -> None:
         self._waiting[planned.key] = planned
+
+    def take_waiting(self) -> list[Planned]:
+        """All that waits, in its order, out of the queue."""
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        return waiting
 
     def busy(self, number: int) -> bool:
         """Whether a stage of this round is still to be done."""
@@ -126,10 +132,9 @@ class StageQueue:
 
     def _check(self, planned: Planned) -> None:
         """Hash what the stage is about to read and no more, each once for this command. Raises DamagedError."""
-        for role, path in planned.stage["inputs"].items():
-            key = planned.stage["input_keys"][role]
-            if self.store.has(key):
-                self.store.check(key)
-            elif key not in self._outside:
-                check_snapshot(Path(path))
-                self._outside.add(key)
+        for path in map(Path, planned.stage["inputs"].values()):
+            if self.store.has(path.name):
+                self.store.check(path.name)
+            elif path not in self._outside:
+                check_snapshot(path)
+                self._outside.add(path)

@@ -64,7 +64,7 @@ def tell(run: Store, number: int, secrets: frozenset[str]) -> Story:
     view = open_run(run.root)
     rounds = view.rounds[: number + 1]
     policy = Path(rounds[-1].policy or "")
-    base_key = rounds[0].manifests.get("evaluate", {}).get("input_keys", {}).get("policy")
+    base_key = rounds[0].manifests.get("answers_dev", {}).get("input_keys", {}).get("policy")
     manifest = run.manifest(policy.name) if not policy.is_absolute() else {}
     last = manifest or next((one for each in rounds for one in each.manifests.values()), {})
     return Story(

@@ -43,7 +43,7 @@ class Sifting:
             StageCall(
                 "annotate",
                 config={"annotate": section.in_key()},
-                inputs={"prompts": prompts, "samples": samples},
+                inputs={"prompts": prompts, "answers": samples},
                 seed=derive_seed(self.recipe.seed, "annotate"),  # topics are the same in every round
                 external_hashes=self._rated,
                 runtime={"annotate": section.not_in_key()},

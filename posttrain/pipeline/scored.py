@@ -1,14 +1,16 @@
-"""The stages in which rewards judge answers: what these are told, of rewards, engine and server. Evaluations too."""
+"""The stages in which rewards judge answers: what these are told. Evaluations too, with the answers they judge."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from posttrain.config import RewardEntry
 from posttrain.config.keys import Keyed, name_of
+from posttrain.data.tables import SAMPLED
 from posttrain.execution.artifact import Artifact, StageCall, Stages
+from posttrain.pipeline.answers import Answers
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
 
@@ -18,6 +20,8 @@ BASE_TEMPERATURES = [1.0, 0.7, 0.5, 0.3]
 Inputs = Mapping[str, Artifact]
 # What models are compared on: further inputs of the stage, and its `config`, `runtime` and `external_hashes`.
 Comparison = tuple[Inputs, Mapping[str, Any]]
+EvaluationSet = Literal["dev", "heldout"]
+Compare = Callable[[Mapping[str, Artifact]], Comparison]  # given the candidates by name
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Evaluated:
 class Judging:
     """`hashes`: of the reward files, by their `use`."""
 
-    def __init__(self, recipe: Recipe, runner: Stages, hashes: Mapping[str, str]) -> None:
-        self.recipe, self.runner, self.hashes = recipe, runner, hashes
+    def __init__(self, recipe: Recipe, runner: Stages, hashes: Mapping[str, str], answers: Answers) -> None:
+        self.recipe, self.runner, self.hashes, self.answers = recipe, runner, hashes, answers
 
     def stage(
         self,
@@ -66,12 +70,8 @@ class Judging:
         """`config`, `runtime` and `external_hashes` of a stage in which these judge answers."""
         uses = [entry.use for entry in [*rewards, *measured] if not entry.is_reward_model]
         return {
-            "config": {**config, **in_key("rewards", rewards), "engine": self.engine()},
-            "runtime": {
-                **not_in_key("rewards", rewards),
-                "reward_minutes": self.recipe.compute.reward_minutes,
-                **self.server(),
-            },
+            "config": {**config, **in_key("rewards", rewards)},
+            "runtime": {**not_in_key("rewards", rewards), "reward_minutes": self.recipe.compute.reward_minutes},
             "external_hashes": self.named(uses),
         }
 
@@ -86,43 +86,54 @@ class Judging:
 
     def evaluate_base(self, prompts: Artifact, base: Artifact) -> Evaluated:
         further = [t for t in BASE_TEMPERATURES if t != self.recipe.evaluate.temperature]
-        return self.evaluate(prompts, base, None, {"temperatures": further})
+        return self.evaluate(prompts, base, None, further)
 
     def evaluate(
-        self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None, further: Mapping[str, Any] = {}
+        self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None, further: Sequence[float] = ()
     ) -> Evaluated:
-        """On dev, for the gate. Held-out prompts are answered in the background: nothing in a run depends on how."""
-        dev, heldout = (
-            self.answers(stage, prompts, policy, reward_model, further) for stage in ("evaluate", "heldout")
+        """On dev, for the gate. Held-out prompts are answered in the background: nothing in a run depends on how.
+        `further`: temperatures, on the held-out prompts."""
+        return Evaluated(
+            self.answered("dev", prompts, policy, reward_model),
+            self.answered("heldout", prompts, policy, reward_model, further),
         )
-        return Evaluated(dev, heldout)
 
-    def answers(
+    def answered(
         self,
-        stage: str,
+        on: EvaluationSet,
         prompts: Artifact,
         policy: Artifact,
         reward_model: Artifact | None = None,
-        further: Mapping[str, Any] = {},
+        further: Sequence[float] = (),
     ) -> Artifact:
-        """A policy's judged answers, by the stage `evaluate` (on dev) or `heldout`."""
-        section = self.recipe.evaluate
+        """A policy's judged answers to the prompts of a set."""
+        seed = derive_seed(self.same_draws(), SAMPLED)
+        answers = self.answers.to_evaluate(
+            on, on, prompts, policy, seed=seed, tag=SAMPLED, greedy=True, further=further
+        )
+        measured = self.recipe.evaluate.measure
         return self.stage(
-            stage,
-            {"evaluate": section.in_key(), **further},
-            {"prompts": prompts, "policy": policy},
+            {"dev": "evaluate", "heldout": "heldout"}[on],
+            in_key("measure", measured),
+            {"answers": answers},
             self.recipe.functions(),
             reward_model,
-            seed=self.same_draws(),
-            measured=section.measure,
-            runtime={"evaluate": section.not_in_key()},
+            seed=0,
+            measured=measured,
+            runtime=not_in_key("measure", measured),
         )
 
-    def on_dev(self, prompts: Artifact, reward_model: Artifact | None) -> Comparison:
-        """Policies are compared by what the gate judges by."""
-        section = self.recipe.evaluate.in_key(exclude=("measure",))
-        inputs = {"prompts": prompts, **_judge(self.gate(reward_model))}
-        return inputs, self.told({"evaluate": section}, self.recipe.functions())
+    def on_dev(
+        self, role: str, prompts: Artifact, policies: Mapping[str, Artifact], reward_model: Artifact | None
+    ) -> Comparison:
+        """Policies by name, compared by what the gate judges by."""
+        answers = {
+            f"answers_{name}": self.answers.to_evaluate(
+                f"{role}_{name}", "dev", prompts, policy, seed=self.same_draws(), tag=SAMPLED
+            )
+            for name, policy in policies.items()
+        }
+        return {**answers, **_judge(self.gate(reward_model))}, self.told({}, self.recipe.functions())
 
     def gate(self, reward_model: Artifact | None) -> Artifact | None:
         """The reward model decides where no function does."""
@@ -131,16 +142,6 @@ class Judging:
     def same_draws(self) -> int:
         """The same seed in every round: policies are compared on the same draws."""
         return derive_seed(self.recipe.seed, "evaluate", 0)
-
-    def engine(self) -> dict[str, Any]:
-        """What of it decides the result: not where a server is, or how it is started."""
-        engine = self.recipe.engine
-        made = engine.model_dump(mode="json", exclude={"server"})
-        return {**made, "server": engine.server.kind} if engine.server else made
-
-    def server(self) -> dict[str, Any]:
-        server = self.recipe.engine.server
-        return {"server": server.model_dump(mode="json")} if server else {}
 
 
 def _judge(reward_model: Artifact | None) -> dict[str, Artifact]:

@@ -8,9 +8,10 @@ from typing import Any
 from posttrain.config import Dpo, PromptSet, RewardEntry, RewardModel, Sft, by_round
 from posttrain.config.section import of_round
 from posttrain.execution.artifact import Artifact, StageCall, Stages
+from posttrain.pipeline.answers import Answers, settings_of
 from posttrain.pipeline.externals import external_inputs
 from posttrain.pipeline.filtering import Sifting, earlier
-from posttrain.pipeline.scored import Comparison, Evaluated, Judging, in_key, not_in_key
+from posttrain.pipeline.scored import Compare, Evaluated, Judging, in_key, not_in_key
 from posttrain.pipeline.training import Training
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
@@ -24,7 +25,8 @@ class Steps:
         self.number = 0
         self.external = external_inputs(recipe)
         self.base = self.external.base
-        self.judging = Judging(recipe, runner, self.external.rewards)
+        self.answers = Answers(recipe, runner)
+        self.judging = Judging(recipe, runner, self.external.rewards, self.answers)
         self.sifting = Sifting(recipe, runner, self.base)
         self.training = Training(recipe, runner, self.external)
 
@@ -100,20 +102,30 @@ class Steps:
         watch = {"watch": self.recipe.watch.share} if self.recipe.watch else {}
         sampled, given = section.prompts != 0, by_round(section.given)
         pairs = of_round(given, self.number).model_dump(mode="json") if given else None
+        seed, take = self._seed("preferences"), self._take("preferences", section.prompts)
+
+        def asked(role: str, name: str, whom: Artifact) -> Artifact:
+            return self.answers.to_train(
+                role,
+                prompts,
+                whom,
+                settings_of(section),
+                seed=derive_seed(seed, name),
+                take=take,
+                where=section.where,
+                tag=name,
+            )
+
+        answers = {
+            "policy": asked("preferences", "policy", policy),
+            "previous": asked("preferences_previous", "previous", previous),
+        } if sampled else {}  # fmt: skip
         return self.judging.stage(
             "preferences",
-            {
-                "preferences": section.in_key(exclude=("given",)),
-                "take": self._take("preferences", section.prompts),
-                **watch,
-            },
-            {
-                "prompts": prompts,
-                **({"policy": policy, "previous": previous} if sampled else {}),
-                **({"model": self.base} if given else {}),
-            },
+            {"preferences": section.in_key(exclude=("given",)), "take": take, **watch},
+            {"prompts": prompts, **answers, **({"model": self.base} if given else {})},
             [entry for entry in self.recipe.reward if entry.labels and sampled],
-            seed=self._seed("preferences"),
+            seed=seed,
             external_hashes={"given": of_round(self.external.given, self.number)} if given else {},
             runtime={"given": {"set": pairs, "system": self.recipe.prompts.system}} if given else {},
         )
@@ -125,7 +137,8 @@ class Steps:
 
         # Variants are compared on the held-out pairs of the latest preferences.
         latest = _numbered(preferences, "latest")
-        return self.training.stage("reward_model", self.recipe.reward_model, self.number, inputs, lambda: (latest, {}))
+        section = self.recipe.reward_model
+        return self.training.stage("reward_model", section, self.number, inputs, lambda models: (latest, {}))
 
     def difficulty(self, prompts: Artifact, policy: Artifact) -> Artifact | None:
         """Which prompts the round samples; None where they come as the schedule has them."""
@@ -133,34 +146,33 @@ class Steps:
         section, count = samples.difficulty, samples.prompts
         if section is None or count is None:
             return None
+        take = self._take("samples", round(count * section.pool))
+        answers = self.answers.to_train(
+            "difficulty",
+            prompts,
+            policy,
+            {**settings_of(samples), "k": section.k, "top_p": 1.0},
+            seed=self._seed("difficulty"),
+            take=take,
+        )
         return self._judged(
             "difficulty",
-            {
-                "k": section.k,
-                "wanted": section.wanted(self.number),
-                "count": count,
-                "samples": {"temperature": samples.temperature, "max_new_tokens": samples.max_new_tokens},
-                "take": self._take("samples", round(count * section.pool)),
-            },
-            {"prompts": prompts, "policy": policy},
+            {"wanted": section.wanted(self.number), "count": count, "take": take},
+            {"prompts": prompts, "answers": answers},
             self.recipe.functions(),
         )
 
     def samples(self, prompts: Artifact, policy: Artifact, difficulty: Artifact | None) -> Artifact:
         section = self.recipe.samples
-        return self.runner.submit(
-            StageCall(
-                "samples",
-                config={
-                    "samples": section.in_key(exclude=("system", "difficulty")),
-                    "system": section.steering(self.number),
-                    "take": self._take("samples", section.prompts),
-                    "engine": self.judging.engine(),
-                },
-                inputs={"prompts": prompts, "policy": policy, **({"difficulty": difficulty} if difficulty else {})},
-                seed=self._seed("samples"),
-                runtime=self.judging.server(),
-            )
+        return self.answers.to_train(
+            "samples",
+            prompts,
+            policy,
+            settings_of(section),
+            seed=self._seed("samples"),
+            take=self._take("samples", section.prompts),
+            system=section.steering(self.number),
+            difficulty=difficulty,
         )
 
     def annotations(self, prompts: Artifact, samples: Artifact) -> Artifact | None:
@@ -168,7 +180,7 @@ class Steps:
 
     def scores(self, samples: Artifact, reward_model: Artifact | None, annotations: Artifact | None = None) -> Artifact:
         """`annotations`: columns that are written beside the samples."""
-        inputs = {"samples": samples, **({"annotations": annotations} if annotations else {})}
+        inputs = {"answers": samples, **({"annotations": annotations} if annotations else {})}
         return self._judged("scores", self.sifting.columns(), inputs, *self.judging.scoring(reward_model))
 
     def quality_classifier(self, filtered: Sequence[Artifact], policy: Artifact) -> Artifact | None:
@@ -201,17 +213,17 @@ class Steps:
                 chosen.update(earlier(kept[:-1]))
             return chosen
 
-        return self.training.stage("sft", self.recipe.sft, self.number, inputs, lambda: self._on_dev(reward_model))
+        return self.training.stage("sft", self.recipe.sft, self.number, inputs, self._on_dev("sft", reward_model))
 
     def pairs(self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None) -> Artifact:
         section = self.recipe.pairs
         assert section
-        return self._judged(
-            "pairs",
-            {"pairs": section.in_key(), "take": self._take("pairs", section.prompts)},
-            {"prompts": prompts, "policy": policy},
-            *self.judging.scoring(reward_model),
+        take = self._take("pairs", section.prompts)
+        answers = self.answers.to_train(
+            "pairs", prompts, policy, settings_of(section), seed=self._seed("pairs"), take=take
         )
+        rewards = self.judging.scoring(reward_model)
+        return self._judged("pairs", {"margin": section.margin}, {"answers": answers}, *rewards)
 
     def reference(self, previous: Artifact, promoted: Sequence[Artifact]) -> Artifact | None:
         """DPO's reference policy. None: what DPO starts from."""
@@ -224,15 +236,8 @@ class Steps:
         if name == "previous":
             return previous
         if name == "averaged":
-            return self.average(promoted) if promoted else self.base
+            return self.training.average(promoted) if promoted else self.base
         return self.external.reference
-
-    def average(self, models: Sequence[Artifact]) -> Artifact:
-        """The mean of the models' weights; of one, that one."""
-        if len(models) == 1:
-            return models[0]
-        inputs = {f"model_{number}": model for number, model in enumerate(models, 1)}
-        return self.runner.submit(StageCall("average", config={}, inputs=inputs, seed=0))
 
     def dpo(
         self,
@@ -250,14 +255,15 @@ class Steps:
             chosen = {"model": policy, **({"reference": reference} if reference else {})}
             return {**chosen, **{role: table for name in section.pairs_from for role, table in tables[name].items()}}
 
-        return self.training.stage("dpo", self.recipe.dpo, self.number, inputs, lambda: self._on_dev(reward_model))
+        return self.training.stage("dpo", self.recipe.dpo, self.number, inputs, self._on_dev("dpo", reward_model))
 
     def across_rounds(self, policy: Artifact, promoted: Sequence[Artifact], reward_model: Artifact | None) -> Artifact:
         """The round's policy averaged with the last promoted ones, where the recipe says so."""
         others = self.recipe.average_rounds - 1
         if not others or not promoted:
             return policy
-        return self.training.choose("across_rounds", [policy, *promoted[-others:]], 1, *self._on_dev(reward_model))
+        compare = self._on_dev("across_rounds", reward_model)
+        return self.training.choose("across_rounds", [policy, *promoted[-others:]], 1, compare)
 
     def evaluate_base(self, prompts: Artifact) -> Evaluated:
         return self.judging.evaluate_base(prompts, self.base)
@@ -331,8 +337,8 @@ class Steps:
     ) -> Artifact:
         return self.judging.stage(name, config, inputs, rewards, reward_model, seed=self._seed(name))
 
-    def _on_dev(self, reward_model: Artifact | None) -> Comparison:
-        return self.judging.on_dev(self._prompts, reward_model)
+    def _on_dev(self, role: str, reward_model: Artifact | None) -> Compare:
+        return lambda models: self.judging.on_dev(role, self._prompts, models, reward_model)
 
     def _seed(self, stage: str) -> int:
         return derive_seed(self.recipe.seed, stage, self.number)

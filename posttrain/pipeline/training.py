@@ -8,7 +8,7 @@ from typing import Any
 from posttrain.config import Sft, Trained
 from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.pipeline.externals import ExternalInputs
-from posttrain.pipeline.scored import Comparison, Inputs
+from posttrain.pipeline.scored import Compare, Inputs
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
 from posttrain.storage.store import link_name
@@ -29,7 +29,7 @@ class Training:
         section: Trained | None,
         number: int,
         inputs: Callable[[Any], Inputs],
-        compared_on: Callable[[], Comparison],
+        compare: Compare,
     ) -> Artifact:
         """A trained stage of round `number`; where it has variants, each of them, and then their mean or the best."""
         assert section
@@ -42,7 +42,7 @@ class Training:
             for one, each, role in variants(name, section, seed)
         ]
         self._last[name] = made[-1]
-        return self.choose(name, made, len(made), *compared_on()) if section.variants else made[0]
+        return self.choose(name, made, len(made), compare) if section.variants else made[0]
 
     def trial(self, base: Artifact) -> Artifact | None:
         """One step of each training that the recipe has, in small. None where it has none.
@@ -75,15 +75,27 @@ class Training:
             )
         )
 
-    def choose(
-        self, role: str, models: Sequence[Artifact], alone: int, inputs: Inputs, given: Mapping[str, Any]
-    ) -> Artifact:
+    def average(self, models: Sequence[Artifact], role: str = "") -> Artifact:
+        """The mean of the models' weights; of one, that one."""
+        if len(models) == 1:
+            return models[0]
+        inputs = {f"model_{number}": model for number, model in enumerate(models, 1)}
+        return self.runner.submit(StageCall("average", config={}, inputs=inputs, seed=0, role=role))
+
+    def choose(self, role: str, models: Sequence[Artifact], alone: int, compare: Compare) -> Artifact:
         """The mean of models, or the best of the first `alone` of them where that is better on dev."""
+        mean = self.average(models, f"{role}_mean")
+        candidates = {"mean": mean, **{str(number): model for number, model in enumerate(models[:alone], 1)}}
+        inputs, given = compare(candidates)
         return self.runner.submit(
             StageCall(
                 "choose",
                 config={"choose": {"alone": alone}, **given.get("config", {})},
-                inputs={**{f"model_{number}": model for number, model in enumerate(models, 1)}, **inputs},
+                inputs={
+                    "mean": mean,
+                    **{f"model_{number}": model for number, model in enumerate(models, 1)},
+                    **inputs,
+                },
                 seed=derive_seed(self.recipe.seed, "evaluate", 0),
                 external_hashes=given.get("external_hashes", {}),
                 runtime=given.get("runtime", {}),

@@ -236,7 +236,7 @@ def _probe(
         checked.found.append(("probe", False, str(error)))
     measured = probe.read_measured(run.root)
     costs = {name: cost(found) for name, found in measured.items() if name not in ("prompts", "trial", "heldout")}
-    return costs, probe.shares(measured, few), probe.resident(run.root)
+    return costs, probe.shares(measured), probe.resident(run.root)
 
 
 class _AllMeasured(Exception):
@@ -247,7 +247,7 @@ class _Miniature(Runner):
     """Ends where the new policy would be evaluated, as the starting model was."""
 
     def submit(self, call: StageCall) -> Artifact:
-        if call.stage == "evaluate" and self.rounds[-1]["round"]:
+        if call.name == "answers_dev" and self.rounds[-1]["round"]:
             self.end()
             raise _AllMeasured
         return super().submit(call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from posttrain.stages.amounts import Amounts
@@ -26,6 +26,22 @@ class Measured:
     metrics: Mapping[str, object]
 
 
+def together(some: Sequence[Measured]) -> Measured:
+    """Several measurements of a stage that samples as one; of its metrics, the sums of tokens and completions."""
+    metrics = {name: sum(float(str(one.metrics[name])) for one in some) for name in ("tokens", "completions")}
+    loading = sum(one.loading for one in some)
+    return Measured(
+        some[0].stage,
+        seconds=sum(one.seconds for one in some) - loading + loading / len(some),
+        loading=loading / len(some),
+        units=sum(one.units for one in some),
+        step=None,
+        memory=max(one.memory for one in some),
+        disk=sum(one.disk for one in some),
+        metrics=metrics,
+    )
+
+
 @dataclass(frozen=True)
 class Cost:
     """`fixed` and `unit` in seconds, the latter for one unit; `loading` is what each process pays. Memory and disk in
@@ -38,8 +54,8 @@ class Cost:
     disk: float
     disk_unit: float
 
-    def seconds(self, units: float, processes: int = 1, models: int = 1) -> float:
-        return self.fixed + self.loading * processes * models + self.unit * units
+    def seconds(self, units: float, processes: int = 1) -> float:
+        return self.fixed + self.loading * processes + self.unit * units
 
 
 def work(stage: str, amounts: Amounts) -> float:

@@ -73,7 +73,8 @@ def _is_work(amounts: Amounts) -> bool:
 def processes(step: Step, todo: Amounts, machine: Machine) -> int:
     """How many processes a stage spreads over: a shard each, as many as there are workers."""
     if not step.spec.samples or not todo.prompts:
-        return machine.workers if step.stage == "scores" else 1
+        judges = step.spec.unit == "rows" and step.spec.group in ("sampling and scoring", "evaluation")
+        return machine.workers if judges and todo.rows else 1
     shards = math.ceil(todo.prompts / step.config["engine"]["shard_prompts"])
     return max(1, min(machine.workers, shards))
 
@@ -84,8 +85,7 @@ def _task(step: Step, todo: Amounts, costs: Mapping[str, Cost], machine: Machine
     seconds = prompts_seconds if step.stage == "prompts" else 0.0
     memory = 0.0
     if found and _is_work(todo):
-        models = 2 if step.stage == "preferences" else 1  # of this round and the last
-        seconds = found.seconds(work(step.stage, todo), many, models)
+        seconds = found.seconds(work(step.stage, todo), many)
         memory = found.memory * many
     width = machine.threads if step.spec.trained else many
     return Task(step.key, seconds, width, step.waits, step.spec.background, memory)

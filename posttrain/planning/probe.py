@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.execution.launcher import execute
-from posttrain.planning.costs import Measured, steps_and_passes
+from posttrain.planning.costs import Measured, steps_and_passes, together
 from posttrain.recipe.recipe import Recipe
 from posttrain.stages.amounts import Shares
 from posttrain.stages.registry import STAGES
@@ -29,7 +29,7 @@ STEPS = 4  # of each training
 MOST, FEWEST = 1024, 32
 OPERATIONS = {"cpu": 1e12, "cuda": 1e15}
 HELDOUT = 4  # prompts; dev ones are answered by the same code, and measured
-_WARM = 8  # completions and tokens that are sampled before a stage is timed
+_WARM = 8  # completions and tokens that are sampled or scored before a stage is timed
 FEW = "few-prompts"  # the folder of the prompts that are evaluated on, below the run's
 
 
@@ -80,9 +80,10 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
     """Run a stage as `execute` does, and write what it took beside the run. Evaluations see few prompts."""
     stage = read_json(folder / "stage.json")
     root = folder.parent.parent
-    if STAGES[stage["stage"]].group == "evaluation" and "prompts" in stage["inputs"] and (root / FEW).is_dir():
+    heldout = stage["config"].get("set") == "heldout"
+    if (heldout or stage["config"].get("set") == "dev") and (root / FEW).is_dir():
         stage["inputs"]["prompts"] = FEW
-        stage["config"].pop("temperatures", None)  # of the base alone, and no other work
+        stage["config"]["further"] = []  # of the base alone, and no other work
         write_durably(folder / "stage.json", json.dumps(stage))
     clock, memory = _clock(), _memory()
     started, events = clock(), list[tuple[float, int, int]]()
@@ -95,6 +96,8 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
     loaded = clock()
     metrics = execute(folder, workers, noted)
     ended = clock()
+    if heldout:
+        return  # too few to measure
     units: float = sum(total for _, done, total in events if done == total) or metrics.get("rows", 1)
     step = None
     if STAGES[stage["stage"]].trained:
@@ -110,9 +113,13 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
 
 
 def read_measured(root: Path) -> dict[str, Measured]:
-    """By stage, what `measure` wrote; of two of one kind the later."""
+    """By stage, what `measure` wrote: of one that samples all its roles together, of others the last."""
     files = sorted((root / "measured").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return {found.stage: found for found in (Measured(**json.loads(path.read_text("utf-8"))) for path in files)}
+    made: dict[str, list[Measured]] = {}
+    for path in files:
+        found = Measured(**json.loads(path.read_text("utf-8")))
+        made.setdefault(found.stage, []).append(found)
+    return {stage: together(some) if STAGES[stage].samples else some[-1] for stage, some in made.items()}
 
 
 def resident(root: Path) -> int:
@@ -121,7 +128,7 @@ def resident(root: Path) -> int:
     return int(path.read_text("utf-8")) if path.is_file() else 0
 
 
-def shares(measured: Mapping[str, Measured], few: Mapping[str, int]) -> Shares:
+def shares(measured: Mapping[str, Measured]) -> Shares:
     """What a miniature left over, with the starting model."""
     default = Shares()
 
@@ -129,33 +136,33 @@ def shares(measured: Mapping[str, Measured], few: Mapping[str, int]) -> Shares:
         found: Mapping[str, Any] = measured[stage].metrics if stage in measured else {}
         return found[part] / found[whole] if found.get(whole) else otherwise
 
-    evaluated: Any = measured["evaluate"].metrics if "evaluate" in measured else None
     return Shares(
         preferences=share("preferences", "pairs", "prompts", default.preferences),
         kept=share("filters", "kept", "rows", default.kept),
         pairs=share("pairs", "pairs", "prompts", default.pairs),
-        judged=evaluated["dev"]["greedy"]["n"] / few["dev"] if evaluated else default.judged,
-        length=share("samples", "tokens", "completions", 0.0) or None,
+        length=share("answers", "tokens", "completions", 0.0) or None,
     )
 
 
 def _load(stage: Mapping[str, Any], root: Path) -> None:
-    """Load and warm up the models of a stage that samples, so that what each process pays for that is known apart.
+    """Load and warm up the models of a stage that samples or scores, so that what each process pays for that is
+    known apart.
 
     They are kept for the stage. A server is started by the stage itself.
     """
     from posttrain import rollouts
     from posttrain.engines.protocol import Request, SamplingParams
+    from posttrain.rewards import scoring
 
-    if not STAGES[stage["stage"]].samples or stage["runtime"].get("server"):
-        return
-    engine, policy = stage["config"]["engine"], str(root / stage["inputs"]["policy"])
-    loaded = rollouts._engine(policy, engine["use"], engine["dtype"], None)
-    ids = tuple(rollouts._tokenizer(policy).encode("a b c d", add_special_tokens=False))
-    loaded.generate([Request(ids, tuple(range(_WARM)))], SamplingParams(1.0, _WARM))
-    if "reward_model" in stage["inputs"]:
-        scorer = rollouts._scorer(str(root / stage["inputs"]["reward_model"]))
-        scorer.score([list(ids)], [[list(ids)] * _WARM])
+    if STAGES[stage["stage"]].samples and not stage["runtime"].get("server"):
+        engine, policy = stage["config"]["engine"], str(root / stage["inputs"]["policy"])
+        loaded = rollouts._engine(policy, engine["use"], engine["dtype"], None)
+        ids = tuple(rollouts._tokenizer(policy).encode("a b c d", add_special_tokens=False))
+        loaded.generate([Request(ids, tuple(range(_WARM)))], SamplingParams(1.0, _WARM))
+    elif "reward_model" in stage["inputs"]:
+        model = str(root / stage["inputs"]["reward_model"])
+        ids = scoring._tokenizer(model).encode("a b c d", add_special_tokens=False)
+        scoring._scorer(model).score([ids], [[ids] * _WARM])
 
 
 def _clock() -> Callable[[], float]:

@@ -40,16 +40,17 @@ def lineage(rounds: Sequence[Round]) -> Lineage | None:
     final = final_round(rounds)
     if final is None or final.policy is None or final.number == 0:
         return None
-    made = {
-        key: Ancestor(key, one.number, role, one.manifests[role]["input_keys"] if role in one.manifests else {})
-        for one in reversed(rounds)
-        for role, key in one.keys.items()
-    }
+    made: dict[str, Ancestor] = {}
+    for one in reversed(rounds):
+        for role, key in one.keys.items():
+            manifest = one.manifests.get(role, {})
+            made[key] = Ancestor(key, one.number, role, manifest.get("input_keys", {}))
+            made.setdefault(manifest.get("same_as", key), made[key])
     open_, seen = [PurePosixPath(final.policy).name], set()
     while open_:
         key = open_.pop()
-        if key in made and key not in seen:
-            seen.add(key)
+        if key in made and made[key].key not in seen:
+            seen.add(made[key].key)
             open_ += made[key].inputs.values()
     models, at = [], PurePosixPath(final.policy).name
     while at not in models:

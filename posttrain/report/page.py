@@ -95,7 +95,7 @@ def summary(of: Round) -> dict[str, Any]:
         "against": promote if promote.get("ci95") else None,
         "model": of.metrics("reward_model").get("pair_accuracy"),
         "pairs": of.metrics("dpo").get("pairs"),
-        "samples": of.metrics("samples").get("completions"),
+        "samples": of.metrics("answers_samples").get("completions"),
         "kept": filters.get("kept"),
         "length": heldout.get("mean_length"),
         "unfinished": heldout.get("unfinished"),

@@ -32,7 +32,7 @@ def round_figures(of: Round) -> dict[str, Any]:
         shown["reward_model"] = {name: metrics["reward_model"][name] for name in ("pair_accuracy", "pairs")}
     if "filters" in metrics:
         shown["samples"] = {
-            **{name: metrics["samples"][name] for name in ("prompts", "completions")},
+            **{name: metrics["answers_samples"][name] for name in ("prompts", "completions")},
             **{name: metrics["filters"][name] for name in ("kept", "dropped")},
         }
     if "quality_classifier" in metrics:

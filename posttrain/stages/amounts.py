@@ -43,13 +43,11 @@ class Sets:
 
 @dataclass(frozen=True)
 class Shares:
-    """What is left over: pairs a prompt, samples kept of those made; tokens of an answer; and of the evaluated prompts
-    those that functions judge."""
+    """What is left over: pairs a prompt, samples kept of those made; and tokens of an answer."""
 
     preferences: float = 1.0
     kept: float = 1.0
     pairs: float = 1.0
-    judged: float = 1.0
     length: float | None = None  # None: as long as is allowed
 
 
@@ -80,12 +78,11 @@ class Book:
         """The keys of the stages that a step reads in these roles."""
         return [key for role, key in step.inputs.items() if role.startswith(beginnings) and key in self.done]
 
-    def sampled(self, prompts: int, per_prompt: int, longest: int, share: float | None = None) -> Amounts:
-        """Answers to prompts. `share`: rows left over a prompt, where that is not all answers."""
+    def sampled(self, prompts: int, per_prompt: int, longest: int) -> Amounts:
+        """Answers to prompts."""
         completions = prompts * per_prompt
         length = longest if self.shares.length is None else min(self.shares.length, longest)
-        made = completions if share is None else prompts * share
-        return Amounts(prompts, completions, round(completions * length), completions, made=made)
+        return Amounts(prompts, completions, round(completions * length), completions, made=completions)
 
     def pairs(self, key: str, watch: bool = False) -> float:
         """Of a table of preferences, the pairs that train: see `posttrain.data.pairs.split`."""
@@ -116,50 +113,30 @@ def _taken(step: Step, available: int) -> int:
     return available if count is None else min(count, available)
 
 
+def _answers(step: Step, book: Book) -> Amounts:
+    """K answers to a prompt, the greedy one too where it is asked for, and half of K at each further temperature."""
+    config, settings = step.config, step.config["answers"]
+    if config["set"] == "train":
+        prompts = _taken(step, book.sets.where if config["where"] else book.sets.train)
+    else:
+        prompts = getattr(book.sets, config["set"])
+    per_prompt = settings["k"] + config["greedy"] + len(config["further"]) * max(1, settings["k"] // 2)
+    return book.sampled(prompts, per_prompt, settings["max_new_tokens"])
+
+
+def _judged(step: Step, book: Book, left: float | None = None) -> Amounts:
+    """Answers that rewards judge. `left`: rows left over a prompt, where that is not all."""
+    read = [book.done[key] for key in book.read(step, "answers", "policy", "previous")]
+    prompts, rows = max((one.prompts for one in read), default=0), sum(one.rows for one in read)
+    return Amounts(prompts, rows=rows, made=rows if left is None else prompts * left)
+
+
 def _preferences(step: Step, book: Book) -> Amounts:
-    section = step.config["preferences"]
-    prompts = _taken(step, book.sets.where)
-    return book.sampled(prompts, 2 * section["k"], section["max_new_tokens"], book.shares.preferences)
-
-
-def _difficulty(step: Step, book: Book) -> Amounts:
-    longest = step.config["samples"]["max_new_tokens"]
-    return book.sampled(_taken(step, book.sets.train), step.config["k"], longest)
-
-
-def _samples(step: Step, book: Book) -> Amounts:
-    section = step.config["samples"]
-    return book.sampled(_taken(step, book.sets.train), section["k"], section["max_new_tokens"])
+    return _judged(step, book, book.shares.preferences)
 
 
 def _pairs(step: Step, book: Book) -> Amounts:
-    section = step.config["pairs"]
-    return book.sampled(_taken(step, book.sets.train), section["k"], section["max_new_tokens"], book.shares.pairs)
-
-
-def _evaluate(step: Step, book: Book) -> Amounts:
-    """One greedy answer and k; of each further temperature half as many, to what the functions judge."""
-    section = step.config["evaluate"]
-    prompts = book.sets.heldout if step.stage == "heldout" else book.sets.dev
-    further = len(step.config.get("temperatures", [])) * max(1, section["k"] // 2)
-    first = book.sampled(prompts, 1 + section["k"], section["max_new_tokens"])
-    more = book.sampled(round(prompts * book.shares.judged), further, section["max_new_tokens"])
-    completions = first.completions + more.completions
-    return Amounts(prompts, completions, first.tokens + more.tokens, completions, made=completions)
-
-
-def _choose(step: Step, book: Book) -> Amounts:
-    """The mean, and those that may go on alone, answer the dev prompts; reward models are compared on few pairs."""
-    section = step.config.get("evaluate")
-    if section is None:
-        return Amounts()
-    candidates = 1 + step.config["choose"]["alone"]
-    return book.sampled(book.sets.dev * candidates, section["k"], section["max_new_tokens"])
-
-
-def _scores(step: Step, book: Book) -> Amounts:
-    (samples,) = (book.done[key] for key in book.read(step, "samples"))
-    return Amounts(samples.prompts, rows=samples.rows, made=samples.rows)
+    return _judged(step, book, book.shares.pairs)
 
 
 def _filters(step: Step, book: Book) -> Amounts:
@@ -200,15 +177,15 @@ def _trained(section: Mapping[str, Any], rows: float) -> Amounts:
 
 
 _STAGES: dict[str, Callable[[Step, Book], Amounts]] = {
+    "answers": _answers,
     "preferences": _preferences,
-    "difficulty": _difficulty,
-    "samples": _samples,
-    "scores": _scores,
+    "difficulty": _judged,
+    "scores": _judged,
     "filters": _filters,
     "pairs": _pairs,
-    "evaluate": _evaluate,
-    "heldout": _evaluate,
-    "choose": _choose,
+    "evaluate": _judged,
+    "heldout": _judged,
+    "choose": _judged,
     "sft": _sft,
     "reward_model": _reward_model,
     "dpo": _dpo,

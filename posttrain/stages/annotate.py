@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: prompts, samples. Config: annotate. Writes annotations.parquet: a row for each prompt that was sampled,
+    """Inputs: prompts, answers. Config: annotate. Writes annotations.parquet: a row for each prompt that was sampled,
     null where a judge gave no answer of the asked form, or was not asked.
 
     Topics are of all training prompts, so that they are the same in every round.
@@ -42,7 +42,7 @@ def run(job: Job) -> dict[str, Any]:
     section = job.section("annotate", Annotate)
     prompts = pq.read_table(job.inputs["prompts"] / "train.parquet", columns=["id", "prompt"]).to_pylist()
     asked = set(
-        pq.read_table(job.inputs["samples"] / "samples.parquet", columns=["prompt_id"])["prompt_id"].to_pylist()
+        pq.read_table(job.inputs["answers"] / "answers.parquet", columns=["prompt_id"])["prompt_id"].to_pylist()
     )
     found: dict[str, dict[str, Any]] = {row["id"]: {"prompt_id": row["id"]} for row in prompts if row["id"] in asked}
     texts = {row["id"]: spoken(row["prompt"]) for row in prompts if row["id"] in asked}

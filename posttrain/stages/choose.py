@@ -11,52 +11,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from posttrain.config import Evaluate
-from posttrain.data.tables import SAMPLED
-from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import StageError
 from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rewards.combine import REWARD_MODEL
-from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts
+from posttrain.rewards.scoring import judge_table, judges
 from posttrain.stages.promote import decide, prompt_figures
 from posttrain.stages.reward_model import heldout_pairs, pairs_right
 from posttrain.storage.files import read_json
 from posttrain.storage.pieces import Pieces
 from posttrain.storage.store import MANIFEST
-from posttrain.training.averaging import average
 
 MEAN = "mean"
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model_1, model_2, …, and what they are compared on: prompts, reward_model (where no function judges), or
-    preferences_N where they are reward models. Config: choose (`alone`: how many of them may go on alone), and for
-    policies evaluate, rewards, engine. Writes a model folder.
+    """Inputs: mean, model_1, model_2, …, of which the first so many may go on alone; and what these are compared by:
+    answers_mean, answers_1, …, reward_model (where no function judges), or preferences_N where they are reward models.
+    Config: choose (`alone`: how many), and for policies rewards. Writes a model folder.
 
     Raises:
-        ModelError: the models differ in the names or shapes of their weights.
         StageError: there is nothing on dev to compare them on.
     """
     roles = sorted((role for role in job.inputs if role.startswith("model_")), key=lambda role: int(role[6:]))
-    models = {role: job.inputs[role] for role in roles}
-    mean = job.scratch / MEAN
-    shutil.rmtree(mean, ignore_errors=True)
-    mean.mkdir()
-    average(list(models.values()), mean)
-    candidates = {MEAN: mean, **{role: models[role] for role in roles[: job.config["choose"]["alone"]]}}
+    alone = roles[: job.config["choose"]["alone"]]
+    candidates = {MEAN: job.inputs[MEAN], **{role: job.inputs[role] for role in alone}}
     on_pairs = any(role.startswith("preferences_") for role in job.inputs)
     figures = {
-        name: _on_pairs(job, name, path) if on_pairs else _on_dev(job, name, path) for name, path in candidates.items()
+        name: _on_pairs(job, name, path) if on_pairs else _on_dev(job, name.removeprefix("model_"))
+        for name, path in candidates.items()
     }
     chosen, difference = choose(figures, job.seed)
     shutil.copytree(candidates[chosen], job.out, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
     compared = {name: statistics.mean(list(values.values())) for name, values in figures.items()}
     accuracy = {"pair_accuracy": statistics.proportion(list(figures[chosen].values()))} if on_pairs else {}
-    told = {**_learned_from(models.get(chosen, models[roles[0]])), **accuracy}
-    return {**told, "chosen": chosen, "averaged": len(models), "dev": compared, "mean − best": difference}
+    told = {**_learned_from(job.inputs[chosen if chosen in alone else roles[0]]), **accuracy}
+    return {**told, "chosen": chosen, "averaged": len(roles), "dev": compared, "mean_minus_best": difference}
 
 
 def _learned_from(model: Path) -> dict[str, Any]:
@@ -83,16 +73,11 @@ def choose(figures: Mapping[str, Mapping[str, float]], seed: int) -> tuple[str, 
     return MEAN if decide("not-worse", difference) else best, difference
 
 
-def _on_dev(job: Job, name: str, model: Path) -> dict[str, float]:
-    section = job.section("evaluate", Evaluate)
+def _on_dev(job: Job, name: str) -> dict[str, float]:
     scoring, weights = judges(job)
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
-    params = SamplingParams(section.temperature, section.max_new_tokens)
-    sampling = Sampling(str(model), params, section.k, job.seed, SAMPLED, **engine(job))
-    prompts = pq.read_table(job.inputs["prompts"] / "dev.parquet").to_pylist()
-    table = job.scratch / f"{name}.parquet"
-    shards = plan(prompts, sampling, scoring, job.config["engine"]["shard_prompts"])
-    run_rollouts(shards, job.scratch / f"shards-{name}", table, job.workers, job.progress)
+    answers = job.inputs[f"answers_{name}"] / "answers.parquet"
+    table = judge_table(job, answers, scoring, job.scratch / f"judged-{name}.parquet")
     return prompt_figures(table, functions, scoring.reward_model, Pieces(job.scratch / f"figures-{name}"))
 
 

@@ -13,23 +13,18 @@ import pyarrow.parquet as pq
 
 from posttrain.data.selection import nearest, take
 from posttrain.data.tables import by_prompt
-from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
 from posttrain.rewards.combine import RIGHT, combine
-from posttrain.rollouts import Sampling, engine, judges, plan, run_rollouts, sampled_by
+from posttrain.rewards.scoring import judge_table, judges
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: prompts, policy. Config: wanted (pass rate), count (prompts to take), take (the pool), k, samples
-    (temperature, max_new_tokens), rewards, engine. Writes taken.parquet: prompt_id, pass_rate.
+    """Inputs: prompts, answers (to the pool). Config: wanted (pass rate), count (prompts to take), take (the pool),
+    rewards. Writes taken.parquet: prompt_id, pass_rate.
     """
     pool = take(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), **job.config["take"])
     scoring, weights = judges(job)
-    params = SamplingParams(**job.config["samples"])
-    sampling = Sampling(str(job.inputs["policy"]), params, job.config["k"], job.seed, **engine(job))
-    tried = job.scratch / "tried.parquet"
-    shards = plan(pool, sampling, scoring, job.config["engine"]["shard_prompts"])
-    run_rollouts(shards, job.scratch / "shards", tried, job.workers, job.progress)
+    tried = judge_table(job, job.inputs["answers"] / "answers.parquet", scoring, job.scratch / "judged.parquet")
     found: dict[str, float | None] = {}
     for rows in by_prompt(tried, ["prompt_id", "tag", "rewards"]):
         scores = [score for row in rows if (score := combine(row["rewards"], weights)) is not None]
@@ -42,7 +37,6 @@ def run(job: Job) -> dict[str, Any]:
         "pool": len(pool),
         "taken": len(taken),
         "pass_rate": {"pool": _mean(list(found.values())), "taken": _mean([found[name] for name in taken])},
-        **sampled_by(job),
     }
 
 

@@ -7,88 +7,32 @@ those, the reward model's pick of K stands beside the average candidate.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from posttrain.config import Evaluate
-from posttrain.data.messages import Prompt
+from posttrain.config import RewardEntry
 from posttrain.data.tables import GREEDY, SAMPLED, by_prompt
-from posttrain.engines.protocol import SamplingParams
 from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine
-from posttrain.rollouts import Judges, Sampling, engine, judges, load_rewards, plan, run_rollouts
-from posttrain.seeds import derive_seed
-from posttrain.storage.shards import concatenate
+from posttrain.rewards.scoring import Judges, judge_table, judges, load_rewards
 
 COLUMNS = ["prompt_id", "tag", "n_tokens", "finish", "rewards"]
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: prompts, policy, reward_model (optional). Config: evaluate, rewards, engine, temperatures (further ones,
-    for the base). Writes dev.parquet; returns {"dev": F}.
-    """
-    return answer_and_judge(job, "dev")
+    """Inputs: answers, reward_model (optional). Config: rewards, measure. Writes dev.parquet; returns {"dev": F}."""
+    return judge_answers(job, "dev")
 
 
-def answer_and_judge(job: Job, name: str) -> dict[str, Any]:
-    """The figures F of the policy on the prompt set `name`, whose judged answers are written to NAME.parquet."""
-    section = job.section("evaluate", Evaluate)
+def judge_answers(job: Job, name: str) -> dict[str, Any]:
+    """The figures F of a policy's answers to the prompt set `name`, which are written to NAME.parquet as JUDGED."""
     scoring, weights = judges(job)
-    measures = load_rewards(section.measure, job)
+    measures = load_rewards(job.sections("measure", RewardEntry), job)
     everything = Judges((*scoring.rewards, *measures), scoring.reward_model)
-    probe(job, everything)
+    path = judge_table(job, job.inputs["answers"] / "answers.parquet", everything, job.out / f"{name}.parquet")
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
-
-    def sampling(tag: str, temperature: float, k: int, greedy: bool = False) -> Sampling:
-        return Sampling(
-            policy=str(job.inputs["policy"]),
-            params=SamplingParams(temperature, section.max_new_tokens),
-            k=k,
-            seed=derive_seed(job.seed, tag),
-            tag=tag,
-            greedy=greedy,
-            **engine(job),
-        )
-
-    def answered(tag: str, settings: Sequence[Sampling], asked: Sequence[Mapping[str, Any]]) -> Path:
-        size = job.config["engine"]["shard_prompts"]
-        shards = [shard for one in settings for shard in plan(asked, one, everything, size)]
-        target = job.scratch / f"{name}-{tag}.parquet"
-        run_rollouts(shards, job.scratch / f"{name}-{tag}", target, job.workers, job.progress)
-        return target
-
-    prompts = pq.read_table(job.inputs["prompts"] / f"{name}.parquet").to_pylist()
-    parts = [answered("first", [sampling(SAMPLED, section.temperature, section.k, greedy=True)], prompts)]
-    # Of further temperatures only pass@1 is of interest: half as many samples do, of what the functions judge.
-    further = [sampling(f"T={each}", each, max(1, section.k // 2)) for each in job.config.get("temperatures", [])]
-    judged = _judged(parts[0], functions) if further else set()
-    if judged:
-        parts.append(answered("further", further, [prompt for prompt in prompts if prompt["id"] in judged]))
-    path = job.out / f"{name}.parquet"
-    concatenate(parts, path)
     return {name: figures(by_prompt(path, COLUMNS), functions, [measure.name for measure in measures])}
-
-
-def _judged(table: Path, functions: Mapping[str, float]) -> set[str]:
-    """Ids of the prompts to which any answer got an opinion of the reward functions."""
-    return {
-        rows[0]["prompt_id"]
-        for rows in by_prompt(table, COLUMNS)
-        if any(combine(row["rewards"], functions) is not None for row in rows)
-    }
-
-
-def probe(job: Job, everything: Judges) -> None:
-    """Ask each reward function once, so that one that fails does so before anything is sampled or trained."""
-    first = pq.read_table(job.inputs["prompts"] / "dev.parquet").slice(0, 4).to_pylist()
-    prompts = [Prompt(tuple(row["prompt"]), json.loads(row["columns"]), row["line"]) for row in first]
-    for reward in everything.rewards:
-        reward.probe(prompts)
 
 
 def figures(

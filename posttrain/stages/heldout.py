@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain.job import Job
-from posttrain.stages.evaluate import answer_and_judge
+from posttrain.stages.evaluate import judge_answers
 
 
 def run(job: Job) -> dict[str, Any]:
     """As `evaluate`, for heldout.parquet; returns {"heldout": F}."""
-    return answer_and_judge(job, "heldout")
+    return judge_answers(job, "heldout")

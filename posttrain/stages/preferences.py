@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,22 @@ from posttrain.data.messages import Preference
 from posttrain.data.pairs import GIVEN, across_policies, level, split
 from posttrain.data.selection import matching, take
 from posttrain.data.tables import PAIRS, by_prompt
-from posttrain.engines.protocol import SamplingParams
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.models import context_length
 from posttrain.rewards.combine import combine
 from posttrain.rewards.judge_cache import told
-from posttrain.rollouts import Judges, Sampling, engine, judges, plan, run_rollouts, sampled_by
-from posttrain.seeds import derive_seed
+from posttrain.rewards.scoring import Judges, judge_table, judges
 from posttrain.training.rows import Rendering
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: prompts; policy and previous where anything is sampled; model where pairs are given. Config: preferences,
-    rewards, engine, take, watch (the share of prompts whose pairs only the second reward model learns from; optional).
-    Runtime: given (optional). Writes pairs.parquet.
+    """Inputs: prompts; policy and previous where anything is sampled: the answers of both; model where pairs are given.
+    Config: preferences, rewards, take, watch (the share of prompts whose pairs only the second reward model learns
+    from; optional). Runtime: given (optional). Writes pairs.parquet.
 
     Raises:
-        DataError: no prompt is `where` the recipe says, or the given pairs cannot be read.
+        DataError: the given pairs cannot be read.
         EmptyStageError: no pair was kept.
     """
     section = job.section("preferences", Preferences)
@@ -59,8 +57,7 @@ def run(job: Job) -> dict[str, Any]:
         )
     pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
     by_people = {"given": len(given)} if "given" in job.runtime else {}
-    made = {"prompts": asked, "pairs": len(pairs), "labels": dict(counts), **by_people}
-    return {**made, **sampled_by(job), **told(job.scratch)}
+    return {"prompts": asked, "pairs": len(pairs), "labels": dict(counts), **by_people, **told(job.scratch)}
 
 
 def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[str, Any]]:
@@ -114,17 +111,12 @@ def _sampled(job: Job, section: Preferences, counts: Counter[str]) -> tuple[int,
     """How many prompts were asked, and a pair of answers to each, one of each policy, where rewards tell them apart."""
     fitting = matching(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), section.where)
     prompts = take(fitting, **job.config["take"])
-    params = SamplingParams(section.temperature, section.max_new_tokens)
     labels, weights = judges(job)
 
-    def answered(tag: str, asked: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    def judged(role: str) -> dict[str, list[dict[str, Any]]]:
         """The judged answers of one policy by prompt, where any of them got a score."""
-        if not asked:
-            return {}
-        sampling = Sampling(str(job.inputs[tag]), params, section.k, derive_seed(job.seed, tag), tag, **engine(job))
-        shards = plan(asked, sampling, Judges(labels.rewards), job.config["engine"]["shard_prompts"])
-        path = job.scratch / f"{tag}.parquet"
-        run_rollouts(shards, job.scratch / tag, path, job.workers, job.progress)
+        answers = job.inputs[role] / "answers.parquet"
+        path = judge_table(job, answers, Judges(labels.rewards), job.scratch / f"{role}.parquet")
         found = {}
         for rows in by_prompt(path, ["prompt_id", "tag", "prompt", "completion", "columns", "rewards"]):
             for row in rows:
@@ -133,12 +125,10 @@ def _sampled(job: Job, section: Preferences, counts: Counter[str]) -> tuple[int,
                 found[rows[0]["prompt_id"]] = rows
         return found
 
-    policy = answered("policy", prompts)
-    # A pair takes a score on either side, so the other policy need not answer what nobody judges.
-    previous = answered("previous", [prompt for prompt in prompts if prompt["id"] in policy])
+    policy, previous = judged("policy"), judged("previous")
     pairs = []
     for prompt in prompts:
-        if prompt["id"] not in previous:
+        if prompt["id"] not in policy or prompt["id"] not in previous:
             counts["no opinion"] += 1
             continue
         pair = across_policies(policy[prompt["id"]], previous[prompt["id"]])

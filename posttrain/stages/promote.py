@@ -21,7 +21,7 @@ from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rewards.checks import collapsed, shares
 from posttrain.rewards.combine import REWARD_MODEL, combine
-from posttrain.rollouts import judges, model_rewards
+from posttrain.rewards.scoring import judges, model_rewards
 from posttrain.storage.pieces import Pieces
 
 _PROMPTS = 64  # whose answers a reward model scores before they are kept

@@ -20,7 +20,7 @@ from posttrain.engines import reward_head
 from posttrain.errors import EmptyStageError
 from posttrain.evaluation import statistics
 from posttrain.job import Job
-from posttrain.rollouts import model_rewards, scored_slowly
+from posttrain.rewards.scoring import model_rewards, scored_slowly
 from posttrain.storage.pieces import Pieces, cut
 from posttrain.training.lora import lora_config
 from posttrain.training.ranking import LLAMA2_MARGINS, RankingCollator, RankingTrainer, ranked_rows

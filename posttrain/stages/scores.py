@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,33 +14,18 @@ from posttrain.rewards import prompt_stats
 from posttrain.rewards.checks import check_scores, constant
 from posttrain.rewards.combine import REWARD_MODEL, combine, spread
 from posttrain.rewards.judge_cache import told
-from posttrain.rollouts import Judges, judge, judges, processes
-from posttrain.storage.pieces import even
-from posttrain.storage.shards import run_shards
-
-_ROWS = 2048
+from posttrain.rewards.scoring import judge_shards, judges
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: samples, reward_model and annotations (optional). Config: rewards, columns (optional: what is to stand
-    beside, see `annotations`). Writes scored.parquet: the samples with their `score`.
+    """Inputs: answers, reward_model and annotations (optional). Config: rewards, columns (optional: what is to stand
+    beside, see `annotations`). Writes scored.parquet: the answers with their `rewards` and `score`.
 
     Raises:
-        EmptyStageError: no reward has an opinion on any sample, or all say the same, and that none is right.
+        EmptyStageError: no reward has an opinion on any answer, or all say the same, and that none is right.
     """
     scoring, weights = judges(job)
-    shards = [
-        _Slice(str(job.inputs["samples"] / "samples.parquet"), start, stop, scoring)
-        for start, stop in slices(job.inputs["samples"] / "samples.parquet")
-    ]
-    total, done = sum(shard.stop - shard.start for shard in shards), 0
-
-    def count(rows: int) -> None:
-        nonlocal done
-        done += rows
-        job.progress(done, total, "scores")
-
-    paths = run_shards(_judge_slice, shards, job.scratch / "shards", processes(job.workers), count)
+    paths = judge_shards(job, job.inputs["answers"] / "answers.parquet", scoring)
     values = [
         json.loads(text) for path in paths for text in pq.read_table(path, columns=["rewards"])["rewards"].to_pylist()
     ]
@@ -88,31 +71,3 @@ def _annotations(job: Job) -> dict[str, dict[str, Any]]:
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """Rows start..stop of a samples table, to be judged by any process."""
-
-    path: str
-    start: int
-    stop: int
-    scoring: Judges
-
-
-def _judge_slice(shard: _Slice) -> pa.Table:
-    return judge(pq.read_table(shard.path).slice(shard.start, shard.stop - shard.start), shard.scoring)
-
-
-def slices(path: Path) -> list[tuple[int, int]]:
-    """Even ranges of at most about 2,048 rows that end where a prompt ends."""
-    ids = pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist()
-    size = even(len(ids), _ROWS)
-    slices, start = [], 0
-    while start < len(ids):
-        stop = min(start + size, len(ids))
-        while stop < len(ids) and ids[stop] == ids[stop - 1]:
-            stop += 1
-        slices.append((start, stop))
-        start = stop
-    return slices

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.storage.pieces import Pieces, T
-from posttrain.system import die_with_parent, give_back
+from posttrain.system import device, die_with_parent, give_back
 
 
 def run_shards(
@@ -56,6 +56,11 @@ def run_shards(
             pool.shutdown(cancel_futures=True)  # what is wrong with one shard is told before the others are done
             raise
     return [paths[index] for index in range(len(shards))]
+
+
+def processes(workers: int, served: bool = False) -> int:
+    """A GPU is used by one process; it is full with one. So is a server: the threads of one process keep it busy."""
+    return workers if device() == "cpu" and not served else 1
 
 
 def _name(index: int) -> str:

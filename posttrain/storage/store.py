@@ -52,7 +52,8 @@ def artifact_key(
 def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
     """Turn `work/out` into `artifacts/KEY` (KEY is the name of `work`) and remove the rest of `work`.
 
-    `manifest` becomes `artifact.json`, with size and SHA-256 of each file added.
+    `manifest` becomes `artifact.json`, with size and SHA-256 of each file added; `same_as` says whose files are the
+    same: see `handed_on`.
     """
     out = work / "out"
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != MANIFEST)
@@ -61,12 +62,30 @@ def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
         fsync(path)
     for folder in (path for path in out.rglob("*") if path.is_dir()):
         fsync(folder)
-    write_durably(out / MANIFEST, sealed({**manifest, "files": described}))
+    twin = _twin(artifacts, work.name, described)
+    same = {"same_as": twin} if twin else {}
+    write_durably(out / MANIFEST, sealed({**manifest, **same, "files": described}))
     target = artifacts / work.name
     out.rename(target)
     fsync(artifacts)
     shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _twin(artifacts: Path, key: str, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The key that an artifact of the same stage with the same files hands on."""
+    for folder in sorted(artifacts.glob(f"{key.rpartition('-')[0]}-*")) if files else ():
+        with contextlib.suppress(DamagedError, KeyError):
+            there = read_manifest(folder)
+            if there["files"] == files:
+                return handed_on(folder.name, there)
+    return None
+
+
+def handed_on(key: str, manifest: Mapping[str, Any]) -> str:
+    """The key by which later stages know an artifact: that of the first with the same files. So what changes no byte
+    of a stage's result makes nothing anew that reads it."""
+    return manifest.get("same_as", key)
 
 
 def link_name(number: int, stage: str) -> str:
@@ -194,12 +213,19 @@ class Store:
 
     def made_from(self, key: str) -> list[str]:
         """Keys of all artifacts that were made from this one, directly or not."""
-        reads = {}
+        reads, known_as = {}, {}
         for folder in self.artifacts.iterdir():
             with contextlib.suppress(DamagedError):
-                reads[folder.name] = set(read_manifest(folder)["input_keys"].values())
+                manifest = read_manifest(folder)
+                reads[folder.name] = set(manifest["input_keys"].values())
+                known_as[folder.name] = handed_on(folder.name, manifest)
         found = {key}
-        while more := {name for name, inputs in reads.items() if inputs & found} - found:
+        while (
+            more := {
+                name for name, inputs in reads.items() if inputs & {*found, *(known_as.get(one, one) for one in found)}
+            }
+            - found
+        ):
             found |= more
         return sorted(found - {key})
 

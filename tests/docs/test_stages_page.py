@@ -10,20 +10,20 @@ import pytest
 from support.stages_page import PAGE, ROOT, SECTIONS, told
 
 from posttrain import filters
-from posttrain.data.tables import PAIRS, SAMPLES
+from posttrain.data.tables import ANSWERS, JUDGED, PAIRS
 from posttrain.rewards import prompt_stats
 from posttrain.stages import STAGES, annotate, prompts, watch
 
-SCORED = prompt_stats.schema(SAMPLES.append(pa.field("score", pa.float64())), prompt_stats.COLUMNS.names)
+SCORED = prompt_stats.schema(JUDGED.append(pa.field("score", pa.float64())), prompt_stats.COLUMNS.names)
 WRITTEN = {
     **{f"prompts/{name}.parquet": prompts.SCHEMA for name in ("train", "dev", "heldout", "against")},
     "prompts/real.parquet": prompts.REAL,
     "preferences/pairs.parquet": PAIRS,
     "pairs/pairs.parquet": PAIRS,
     "difficulty/taken.parquet": None,  # built by hand: a run of that stage in tests/stages/test_difficulty.py
-    "samples/samples.parquet": SAMPLES,
-    "evaluate/dev.parquet": SAMPLES,
-    "heldout/heldout.parquet": SAMPLES,
+    "answers/answers.parquet": ANSWERS,
+    "evaluate/dev.parquet": JUDGED,
+    "heldout/heldout.parquet": JUDGED,
     "annotate/annotations.parquet": annotate.SCHEMA,
     "scores/scored.parquet": SCORED,
     "filters/kept.parquet": SCORED,
@@ -53,7 +53,7 @@ def test_the_columns_are_those_that_are_written() -> None:
 
 def test_every_column_but_the_plain_ones_is_explained() -> None:
     explained = set(re.findall(r"`(\w+)`", PAGE.partition("| column | what it holds |")[2]))
-    for name in (*PAIRS.names, *SAMPLES.names, *prompts.SCHEMA.names):
+    for name in (*PAIRS.names, *JUDGED.names, *prompts.SCHEMA.names):
         assert name in explained | {"sample_index", "tag", "split"}, name
 
 

@@ -56,10 +56,17 @@ def test_what_sampling_needs(tmp_path: Path) -> None:
     for name, rows in {"train": 40, "dev": 4, "heldout": 4}.items():
         pq.write_table(pa.table({"id": range(rows)}), tmp_path / f"{name}.parquet")
     stage = {
-        "stage": "samples",
-        "key": "samples-0",
+        "stage": "answers",
+        "key": "answers-0",
         "inputs": {"prompts": str(tmp_path), "policy": str(BASE)},
-        "config": {"samples": {"k": 8, "max_new_tokens": 100}, "take": {"count": 30}},
+        "config": {
+            "set": "train",
+            "where": {},
+            "take": {"count": 30},
+            "answers": {"k": 8, "max_new_tokens": 100},
+            "greedy": False,
+            "further": [],
+        },
         "runtime": {},
     }
     need = resources.of_stage(stage, tmp_path)

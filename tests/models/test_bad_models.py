@@ -13,7 +13,7 @@ import torch
 from support.tiny_models import causal_lm, reward_model, tokenizer
 
 from posttrain.config import Dpo, RewardModel, Sft, Trained
-from posttrain.data.tables import PAIRS, SAMPLES
+from posttrain.data.tables import ANSWERS, PAIRS
 from posttrain.errors import EngineError, ModelError, PosttrainError, StageError
 from posttrain.job import Job
 from posttrain.stages import _named, run_stage
@@ -97,18 +97,17 @@ def test_a_reference_of_another_tokenizer(tmp_path: Path) -> None:
 def test_variants_that_differ_in_shape(tmp_path: Path) -> None:
     one = saved(causal_lm("llama"), tmp_path / "one")
     wider = saved(causal_lm("llama", intermediate_size=96), tmp_path / "wider")
-    error = stopped(tmp_path, "choose", {"choose": {"alone": 2}}, {"model_1": one, "model_2": wider})
+    error = stopped(tmp_path, "average", {}, {"model_1": one, "model_2": wider})
     assert isinstance(error, ModelError) and error.file == str(wider)
     assert error.message.startswith(
-        "choose: cannot average model.layers.0.mlp.down_proj.weight: its shapes are (32, 64)"
+        "average: cannot average model.layers.0.mlp.down_proj.weight: its shapes are (32, 64)"
     )
 
 
-@pytest.mark.parametrize("stage", ["average", "choose"])
-def test_averaging_over_no_models(tmp_path: Path, stage: str) -> None:
-    error = stopped(tmp_path, stage, {"choose": {"alone": 0}}, {})
+def test_averaging_over_no_models(tmp_path: Path) -> None:
+    error = stopped(tmp_path, "average", {}, {})
     assert isinstance(error, ModelError)
-    assert error.message == f"{stage}: there is no model to average"
+    assert error.message == "average: there is no model to average"
 
 
 @pytest.mark.parametrize(("stage", "section"), [("sft", Sft), ("dpo", Dpo), ("reward_model", RewardModel)])
@@ -139,11 +138,10 @@ def test_a_reward_that_is_no_number(tmp_path: Path) -> None:
         "prompt": says("user", "a?"),
         "completion": says("assistant", "7"),
         "columns": "{}",
-        "rewards": "{}",
     }
     (tmp_path / "samples").mkdir()
-    pq.write_table(pa.Table.from_pylist([row], schema=SAMPLES), tmp_path / "samples" / "samples.parquet")
-    inputs = {"samples": tmp_path / "samples", "reward_model": saved(model, tmp_path / "model")}
+    pq.write_table(pa.Table.from_pylist([row], schema=ANSWERS), tmp_path / "samples" / "answers.parquet")
+    inputs = {"answers": tmp_path / "samples", "reward_model": saved(model, tmp_path / "model")}
     error = stopped(tmp_path, "scores", {"rewards": [{"use": "reward-model"}]}, inputs)
     assert isinstance(error, StageError) and error.rule == "model-scores-not-finite"
     assert str(error).startswith("scores: the reward model gave nan to an answer to prompt a")
@@ -159,17 +157,16 @@ def test_a_function_that_returns_no_number(tmp_path: Path) -> None:
         "prompt": says("user", "a?"),
         "completion": says("assistant", "7"),
         "columns": "{}",
-        "rewards": "{}",
     }
     (tmp_path / "samples").mkdir()
-    pq.write_table(pa.Table.from_pylist([row], schema=SAMPLES), tmp_path / "samples" / "samples.parquet")
+    pq.write_table(pa.Table.from_pylist([row], schema=ANSWERS), tmp_path / "samples" / "answers.parquet")
     rewards = [{"use": str(tmp_path / "mine.py")}]
-    error = stopped(tmp_path, "scores", {"rewards": rewards}, {"samples": tmp_path / "samples"})
+    error = stopped(tmp_path, "scores", {"rewards": rewards}, {"answers": tmp_path / "samples"})
     assert "mine.py:1: scores: f() returned inf for row 0, which is no finite number" in str(error)
 
 
 def test_the_stages_name_is_said_once() -> None:
     assert _named("sft", "sft: no row") == "sft: no row"
     assert _named("reward_model", "watch.reward_model: no pair") == "watch.reward_model: no pair"
-    assert _named("samples", "no server answers at http://here") == "samples: no server answers at http://here"
+    assert _named("answers", "no server answers at http://here") == "answers: no server answers at http://here"
     assert issubclass(EngineError, StageError)  # so that it is said of these too

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.loop_runs import FIGURES, METRICS, ROUND, FakeLauncher, go
+from support.loop_runs import AGAIN, EVALUATED, FIGURES, METRICS, ROUND, FakeLauncher, go
 
 from posttrain.errors import DamagedError, EmptyStageError, InputError, LockedError, StageError
 from posttrain.execution import reruns
@@ -17,10 +17,12 @@ from posttrain.stages.registry import STAGES, StageSpec
 from posttrain.storage.files import read_json
 from posttrain.storage.store import Store
 
+PREFERENCES = ("answers_preferences", "answers_preferences_previous", "preferences")
+
 
 def test_each_round_goes_through_all_stages_in_order(tmp_path: Path) -> None:
     ran, said = go(tmp_path / "run", 2)
-    assert ran == ["prompts", "evaluate", "heldout", *ROUND, *ROUND]
+    assert ran == ["prompts", *EVALUATED, *ROUND, *ROUND]
     assert said == []
 
 
@@ -61,11 +63,11 @@ def test_a_run_of_another_version_says_so_once_with_what_starts_anew_and_keeps_a
 def test_a_changed_key_runs_its_stage_and_what_follows_after_saying_why(tmp_path: Path) -> None:
     go(tmp_path / "run", 2)
     ran, said = go(tmp_path / "run", 2, "dpo.learning_rate=3e-4")
-    assert ran == ["dpo", "evaluate", "heldout", "promote", *ROUND]
+    assert ran == ["dpo", *EVALUATED, "promote", *AGAIN]
     assert len(said) == 2  # one for the dpo of each round
     assert said[0].startswith("dpo of round 1 runs again: dpo.learning_rate 0.0001 → 0.0003; then what follows")
     assert "evaluate of round 1" in said[0]
-    assert "samples of round 2" in said[0]
+    assert "answers_samples of round 2" in said[0]
 
 
 def test_going_back_to_the_old_value_runs_nothing(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_where_a_server_is_changes_no_key_and_its_kind_does(tmp_path: Path) -> N
     go(tmp_path / "run", 1, *served("vllm", 1))
     assert go(tmp_path / "run", 1, *served("vllm", 2)) == ([], [])
     ran, said = go(tmp_path / "run", 1, *served("sglang", 2))
-    assert "samples" in ran
+    assert "answers_samples" in ran
     assert any('engine.server "vllm" → "sglang"' in reason for reason in said)
 
 
@@ -105,13 +107,13 @@ def test_what_only_says_how_to_run_changes_no_key(tmp_path: Path) -> None:
 def test_another_seed_runs_everything_but_reading_the_prompts(tmp_path: Path) -> None:
     go(tmp_path / "run", 1)
     ran, _ = go(tmp_path / "run", 1, "seed=1")
-    assert ran == ["evaluate", "heldout", *ROUND]
+    assert ran == [*EVALUATED, *ROUND]
 
 
 def test_a_policy_that_is_not_promoted_is_not_sampled_from(tmp_path: Path) -> None:
     go(tmp_path / "run", 2, launcher=FakeLauncher(promoted=False))
     rounds = json.loads((tmp_path / "run" / "run.json").read_text())["rounds"]
-    sampled = read_json(tmp_path / "run" / "artifacts" / rounds[2]["stages"]["samples"] / "artifact.json")
+    sampled = read_json(tmp_path / "run" / "artifacts" / rounds[2]["stages"]["answers_samples"] / "artifact.json")
     assert sampled["input_keys"]["policy"].startswith("base-")
     assert rounds[2]["promoted"] is False
 
@@ -120,8 +122,8 @@ def test_each_round_samples_from_the_promoted_policy_and_learns_from_all_prefere
     go(tmp_path / "run", 3, "reward_model.preferences=all")
     run = Store(tmp_path / "run")
     stages = [entry["stages"] for entry in run.read_run()["rounds"]]
-    assert run.manifest(stages[2]["samples"])["input_keys"]["policy"] == stages[1]["dpo"]
-    assert run.manifest(stages[3]["preferences"])["input_keys"]["previous"] == stages[1]["dpo"]
+    assert run.manifest(stages[2]["answers_samples"])["input_keys"]["policy"] == stages[1]["dpo"]
+    assert run.manifest(stages[3]["answers_preferences_previous"])["input_keys"]["policy"] == stages[1]["dpo"]
     learned = run.manifest(stages[3]["reward_model"])["input_keys"]
     assert [learned[f"preferences_{n}"] for n in (1, 2, 3)] == [stages[n]["preferences"] for n in (1, 2, 3)]
     assert learned["model"] == stages[2]["reward_model"]
@@ -273,12 +275,12 @@ def test_each_round_takes_from_its_own_file_and_the_last_goes_on(tmp_path: Path)
     ran, _ = go(root, 5, prompt_files(tmp_path, "one", "two", "one", "three"))
     base, *rounds = stages_of(root)
     assert ran.count("prompts") == 3
-    read = [one["samples"]["input_keys"]["prompts"] for one in rounds]
+    read = [one["answers_samples"]["input_keys"]["prompts"] for one in rounds]
     second, fourth = rounds[1]["prompts"]["key"], rounds[3]["prompts"]["key"]
     assert read == [base["prompts"]["key"], second, base["prompts"]["key"], fourth, fourth]
     count = load("quickstart").samples.prompts
-    assert [one["samples"]["config"]["take"]["start"] for one in rounds] == [0, 0, count, 0, count]
-    assert {one["evaluate"]["input_keys"]["prompts"] for one in (base, *rounds)} == {base["prompts"]["key"]}
+    assert [one["answers_samples"]["config"]["take"]["start"] for one in rounds] == [0, 0, count, 0, count]
+    assert {one["answers_dev"]["input_keys"]["prompts"] for one in (base, *rounds)} == {base["prompts"]["key"]}
 
 
 def test_a_file_for_a_later_round_runs_nothing_again(tmp_path: Path) -> None:
@@ -320,14 +322,14 @@ def test_dpos_reference_is_what_its_key_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("left_out", "stages"),
     [
-        ("dpo=null", [stage for stage in ROUND if stage not in ("pairs", "dpo")]),
+        ("dpo=null", [stage for stage in ROUND if stage not in ("answers_pairs", "pairs", "dpo")]),
         ("sft=null", [stage for stage in ROUND if stage != "sft"]),
-        ("reward_model=null", [stage for stage in ROUND if stage not in ("preferences", "reward_model")]),
+        ("reward_model=null", [stage for stage in ROUND if stage not in (*PREFERENCES, "reward_model")]),
     ],
 )
 def test_a_stage_is_left_out_by_null(tmp_path: Path, left_out: str, stages: list[str]) -> None:
     ran, _ = go(tmp_path / "run", 1, left_out)
-    assert ran == ["prompts", "evaluate", "heldout", *stages]
+    assert ran == ["prompts", *EVALUATED, *stages]
 
 
 def test_a_stage_that_fails_leaves_what_is_whole_and_the_same_command_goes_on(tmp_path: Path) -> None:
@@ -338,7 +340,7 @@ def test_a_stage_that_fails_leaves_what_is_whole_and_the_same_command_goes_on(tm
     with pytest.raises(StageError):
         go(tmp_path / "run", 1, launcher=FakeLauncher(fails=fails))
     ran, _ = go(tmp_path / "run", 1)
-    assert ran == ["sft", "pairs", "dpo", "evaluate", "heldout", "promote"]
+    assert ran == ["sft", "answers_pairs", "pairs", "dpo", *EVALUATED, "promote"]
 
 
 def test_wrong_input_leaves_no_trace(tmp_path: Path) -> None:
@@ -439,7 +441,7 @@ def test_every_change_says_why(tmp_path: Path, override: str, says: str) -> None
 def test_a_rewards_weight_runs_only_what_it_decides(tmp_path: Path) -> None:
     go(tmp_path / "run", 1)
     ran, _ = go(tmp_path / "run", 1, "reward.1.weight=0.3")
-    assert ran == ["scores", "filters", "sft", "pairs", "dpo", "evaluate", "heldout", "promote"]
+    assert ran == ["scores", "filters", "sft", "answers_pairs", "pairs", "dpo", *EVALUATED, "promote"]
 
 
 def test_an_artifact_with_a_file_gone_is_not_taken_for_whole(tmp_path: Path) -> None:
@@ -465,7 +467,9 @@ def test_variants_are_trained_each_and_one_model_goes_on(name: str, tmp_path: Pa
     chosen = run.manifest(stages[name])
     assert chosen["stage"] == "choose" and chosen["config"]["choose"] == {"alone": 3}
     assert [chosen["input_keys"][f"model_{number}"] for number in (1, 2, 3)] == made
-    reader = {"reward_model": ("scores", "reward_model"), "sft": ("dpo", "model"), "dpo": ("evaluate", "policy")}[name]
+    reader = {"reward_model": ("scores", "reward_model"), "sft": ("dpo", "model"), "dpo": ("answers_dev", "policy")}[
+        name
+    ]
     assert run.manifest(stages[reader[0]])["input_keys"][reader[1]] == stages[name]
     link = tmp_path / "run" / "round-1" / name.replace("_", "-")
     assert link.resolve().name == stages[name]
@@ -475,7 +479,7 @@ def test_samples_are_steered_by_the_rounds_system_message(tmp_path: Path) -> Non
     go(tmp_path / "run", 4, "samples.system=[null, Answer in one line., Answer kindly.]")
     run = Store(tmp_path / "run")
     rounds = run.read_run()["rounds"]
-    steered = [run.manifest(entry["stages"]["samples"])["config"]["system"] for entry in rounds[1:]]
+    steered = [run.manifest(entry["stages"]["answers_samples"])["config"]["system"] for entry in rounds[1:]]
     assert steered == [None, "Answer in one line.", "Answer kindly.", "Answer kindly."]
     fits = run.manifest(rounds[0]["stages"]["prompts"])["config"]["systems"]
     assert fits == ["Answer in one line.", "Answer kindly."]
@@ -490,8 +494,8 @@ def test_prompts_grow_harder_by_the_last_policys_pass_rate(tmp_path: Path) -> No
     probes = [run.manifest(stages[number]["difficulty"]) for number in (1, 2, 3)]
     assert [probe["config"]["wanted"] for probe in probes] == [0.75, 0.25, 0.25]
     assert [probe["config"]["take"]["start"] for probe in probes] == [0, 300, 600]  # no prompt is tried twice
-    assert probes[2]["input_keys"]["policy"] == stages[2]["dpo"]
-    assert run.manifest(stages[3]["samples"])["input_keys"]["difficulty"] == stages[3]["difficulty"]
+    assert run.manifest(stages[3]["answers_difficulty"])["input_keys"]["policy"] == stages[2]["dpo"]
+    assert run.manifest(stages[3]["answers_samples"])["input_keys"]["difficulty"] == stages[3]["difficulty"]
 
 
 def test_a_variant_has_its_own_data(tmp_path: Path) -> None:
@@ -550,7 +554,7 @@ def test_a_rounds_policy_is_averaged_with_the_last_promoted_ones(tmp_path: Path)
     assert policies[0] == [stages[2]["dpo"], stages[1]["dpo"]]
     assert policies[1] == [stages[3]["dpo"], stages[1]["dpo"], second]
     assert policies[2] == [stages[4]["dpo"], second, third]
-    assert run.manifest(stages[4]["evaluate"])["input_keys"]["policy"] == stages[4]["across_rounds"]
+    assert run.manifest(stages[4]["answers_dev"])["input_keys"]["policy"] == stages[4]["across_rounds"]
 
 
 WATCH = ("watch.share=0.2",)
@@ -559,7 +563,7 @@ WATCH = ("watch.share=0.2",)
 def test_a_watched_round_has_a_second_reward_model_and_compares_held_out_answers(tmp_path: Path) -> None:
     """Without `watch` no such stage is there, as ROUND shows."""
     ran, _ = go(tmp_path / "run", 3, *WATCH, launcher=FakeLauncher(promoted=True))
-    assert ran[3:] == [*ROUND, "reward_model", "watch"] * 3
+    assert ran[1 + len(EVALUATED) :] == [*ROUND, "reward_model", "watch"] * 3
     run = Store(tmp_path / "run")
     stages = [entry["stages"] for entry in run.read_run()["rounds"]]
     watch = run.manifest(stages[3]["watch"])["input_keys"]
@@ -625,7 +629,11 @@ def test_the_watch_alone_runs_again_when_its_judges_change(tmp_path: Path) -> No
 
 def test_without_a_reward_model_the_second_one_still_has_preferences(tmp_path: Path) -> None:
     ran, _ = go(tmp_path / "run", 1, *WATCH, "reward_model=null")
-    assert ran[3:] == [*(stage for stage in ROUND if stage != "reward_model"), "reward_model", "watch"]
+    assert ran[1 + len(EVALUATED) :] == [
+        *(stage for stage in ROUND if stage != "reward_model"),
+        "reward_model",
+        "watch",
+    ]
 
 
 def test_status_shows_the_watch_and_its_warnings(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from posttrain.recipe.load import load
 from posttrain.stages.amounts import Amounts, Sets, Shares, Step, amounts, training_steps
 
 SETS = Sets(train=7000, dev=900, heldout=1700, where=1000)
-SHARES = Shares(preferences=0.5, kept=0.1, pairs=0.25, judged=0.6, length=20.0)
+SHARES = Shares(preferences=0.5, kept=0.1, pairs=0.25, length=20.0)
 
 
 def planned(n: int, *overrides: str, shares: Shares = SHARES) -> dict[str, Amounts]:
@@ -28,34 +28,37 @@ def test_a_rehearsal_goes_through_the_loop_and_knows_what_waits_for_what() -> No
     steps = {step.key: step for step in rehearse(load("quickstart"), 2)}
     assert [key for key in steps if key.startswith("1/")] == [f"1/{name}" for name in ROUND]
     trial = {"0/trial"}  # which the loop itself waited for
-    assert steps["1/scores"].waits == {"1/samples", "1/reward_model"} | trial
-    assert steps["1/samples"].waits == {"0/prompts"} | trial
-    assert "1/promote" in steps["2/samples"].waits  # the loop itself waits at the gate
+    assert steps["1/scores"].waits == {"1/answers_samples", "1/reward_model"} | trial
+    assert steps["1/answers_samples"].waits == {"0/prompts"} | trial
+    assert "1/promote" in steps["2/answers_samples"].waits  # the loop itself waits at the gate
+    assert steps["1/answers_heldout"].spec.background and not steps["1/answers_dev"].spec.background
     assert steps["1/heldout"].spec.background and not steps["1/evaluate"].spec.background
 
 
 def test_what_a_round_of_the_quickstart_does() -> None:
     done = planned(1)
     # 640 prompts, 4 answers of each of two policies; a pair for every second prompt
-    assert done["1/preferences"] == Amounts(640, 5120, 102_400, 5120, made=320.0)
+    assert done["1/answers_preferences"] == Amounts(640, 2560, 51_200, 2560, made=2560)
+    assert done["1/answers_preferences_previous"] == done["1/answers_preferences"]
+    assert done["1/preferences"] == Amounts(640, rows=5120, made=320.0)
     # 15 % of the pairs measure the reward model; its steps are set
     assert (done["1/reward_model"].rows, done["1/reward_model"].steps) == (272, 40)
-    assert done["1/samples"] == Amounts(900, 7200, 144_000, 7200, made=7200)
+    assert done["1/answers_samples"] == Amounts(900, 7200, 144_000, 7200, made=7200)
     assert done["1/scores"].rows == 7200
     assert done["1/filters"].made == 720.0
     # 720 rows in batches of 32: 23 steps an epoch, two epochs
     assert (done["1/sft"].rows, done["1/sft"].steps) == (720, 46)
-    assert done["1/pairs"] == Amounts(2400, 9600, 192_000, 9600, made=600.0)
+    assert done["1/answers_pairs"] == Amounts(2400, 9600, 192_000, 9600, made=9600)
+    assert done["1/pairs"] == Amounts(2400, rows=9600, made=600.0)
     assert done["1/dpo"] == Amounts(rows=600, steps=19, passes=600)
-    assert done["1/evaluate"].completions == 900 * 9
-    # three further temperatures, 4 answers of each, to 60 % of the prompts
-    assert done["0/evaluate"].completions == 900 * 9 + 540 * 12
-    assert done["0/heldout"].completions == 1700 * 9 + 1020 * 12
+    assert done["1/answers_dev"].completions == done["0/answers_dev"].completions == done["1/evaluate"].rows == 900 * 9
+    # three further temperatures, 4 answers of each
+    assert done["0/answers_heldout"].completions == 1700 * (9 + 12)
 
 
 def test_without_a_probe_the_plan_says_the_most_there_can_be() -> None:
     done = planned(1, shares=Shares())
-    assert done["1/samples"].tokens == 7200 * 48
+    assert done["1/answers_samples"].tokens == 7200 * 48
     assert done["1/dpo"].rows == 2400
     assert done["1/filters"].made == 7200
 
@@ -75,13 +78,13 @@ def test_variants_watch_difficulty_and_other_sources_of_pairs_are_planned() -> N
         "samples.difficulty={pass_rate: [0.5], pool: 3, k: 2}",
         "dpo.pairs_from=[samples, preferences]",
     )
-    assert done["1/difficulty"].completions == 2700 * 2
+    assert done["1/answers_difficulty"].completions == 2700 * 2
     assert done["1/dpo_variant_1"].rows == 900 + 192  # a pair a prompt; 60 % of 320 pairs train
     assert done["1/dpo_variant_2"] == done["1/dpo_variant_1"]
-    assert done["1/dpo"].completions == 900 * 3 * 8  # the mean and both alone, eight answers each
+    assert done["1/dpo"].rows == 900 * 3 * 8  # the mean and both alone, eight answers each
     assert done["1/watch_model"].rows == 80
     # 1700 prompts with 9 answers; the last policy and the base are both round 0, with further temperatures
-    assert done["1/watch"].rows == 15_300 + 2 * (15_300 + 12_240)
+    assert done["1/watch"].rows == 15_300 + 2 * (15_300 + 20_400)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +139,7 @@ def measured(stage: str, seconds: float, loading: float, units: float, step: flo
 
 
 def test_what_one_more_unit_costs() -> None:
-    sampling = cost(measured("samples", seconds=3.0, loading=1.0, units=100))
+    sampling = cost(measured("answers", seconds=3.0, loading=1.0, units=100))
     assert sampling == Cost(fixed=0.0, loading=1.0, unit=0.02, memory=100, disk=0.0, disk_unit=5.0)
     # two processes load each; 1000 completions of 0.02 s
     assert sampling.seconds(1000, processes=2) == pytest.approx(22.0)
@@ -147,7 +150,7 @@ def test_what_one_more_unit_costs() -> None:
 
 def test_a_reference_s_pass_over_a_batch_counts_as_a_third_of_a_step() -> None:
     assert work("dpo", Amounts(rows=600, steps=20, passes=600)) == pytest.approx(20 + 600 / 30 / 3)
-    assert work("samples", Amounts(prompts=9, completions=72)) == 72
+    assert work("answers", Amounts(prompts=9, completions=72)) == 72
     assert work("scores", Amounts(rows=72)) == 72
 
 
@@ -161,17 +164,17 @@ def test_a_whole_plan() -> None:
     overrides = ["preferences=null", "reward_model=null", "pairs=null", "dpo=null"]
     overrides += ["reward=[{use: word-problems.py}]", "compute.stages_at_once=1"]
     steps = rehearse(load("quickstart", overrides), 2)
-    costs = {name: Cost(0.0, 0.0, 0.001, 50.0, 0.0, 2.0) for name in ("samples", "evaluate", "scores", "filters")}
+    costs = {name: Cost(0.0, 0.0, 0.001, 50.0, 0.0, 2.0) for name in ("answers", "evaluate", "scores", "filters")}
     costs["sft"] = Cost(1.0, 0.0, 0.1, 70.0, 1000.0, 0.0)
     machine = Machine(cores=2, workers=2, at_once=1, threads=1, memory=30)
     made = plan(steps, SETS, SHARES, costs, machine, model_bytes=900, prompts_seconds=0.5)
     first = {stage["stage"]: stage for stage in made["rounds"][1]["stages"]}
-    assert first["samples"]["seconds"] == pytest.approx(3.6)  # 7200 ms of work, two processes
+    assert first["answers_samples"]["seconds"] == pytest.approx(3.6)  # 7200 ms of work, two processes
     assert first["sft"]["seconds"] == pytest.approx(1.0 + 46 * 0.1)
     assert (first["sft"]["disk"], first["scores"]["disk"]) == (1000, 14_400)
     assert made["steps"] == 2 * 46
-    # samples 3.6, scores 3.6, filters 7.2 by one process, SFT 5.6, evaluation 4.05; held-out ones after it 7.65
-    assert made["rounds"][1]["seconds"] >= 3.6 + 3.6 + 7.2 + 5.6 + 4.05
+    # samples 3.6, scores 3.6, filters 7.2 by one process, SFT 5.6, dev answers 4.05 and their scores 4.05
+    assert made["rounds"][1]["seconds"] >= 3.6 + 3.6 + 7.2 + 5.6 + 4.05 + 4.05
     assert made["memory"] == 30 + 2 * 50
     assert made["not_measured"] == []
     again = plan(steps, SETS, Shares(), {}, machine, 900)
@@ -179,11 +182,9 @@ def test_a_whole_plan() -> None:
     assert again["completions"] > 0
 
 
-@pytest.mark.parametrize(
-    ("stage", "prompts", "wanted"), [("evaluate", 200, 1), ("samples", 300, 2), ("heldout", 900, 3)]
-)
-def test_a_stage_spreads_over_as_many_processes_as_it_has_shards(stage: str, prompts: int, wanted: int) -> None:
-    step = Step("key", 1, stage, stage, {"engine": {"shard_prompts": 256}}, {}, frozenset())
+@pytest.mark.parametrize(("prompts", "wanted"), [(200, 1), (300, 2), (900, 3)])
+def test_sampling_spreads_over_as_many_processes_as_it_has_shards(prompts: int, wanted: int) -> None:
+    step = Step("key", 1, "answers", "answers_samples", {"engine": {"shard_prompts": 256}}, {}, frozenset())
     machine = Machine(cores=4, workers=3, at_once=1, threads=1, memory=30)
     assert processes(step, Amounts(prompts=prompts, completions=9 * prompts), machine) == wanted
 

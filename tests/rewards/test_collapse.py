@@ -14,12 +14,15 @@ from support.parrot import ENDS, GOES_ON, save
 
 from posttrain import rewards
 from posttrain.commands.terminal import summary
-from posttrain.config import RewardEntry, Samples
-from posttrain.data.tables import SAMPLED, SAMPLES
+from posttrain.config import RewardEntry
+from posttrain.data.tables import JUDGED, SAMPLED
 from posttrain.errors import EmptyStageError, RewardError, StageError
 from posttrain.job import Job
 from posttrain.rewards.checks import Shares, check_scores, collapsed, constant, shares
 from posttrain.stages import run_stage
+
+# What a stage `answers` is told of training prompts that nothing is special about.
+ASKED = {"set": "train", "where": {}, "tag": "", "greedy": False, "further": [], "system": None}
 
 
 def says(role: str, text: str) -> list[dict[str, str]]:
@@ -41,7 +44,7 @@ def answers(path: Path, texts: list[str], finish: str = "stop", reward: float = 
         for at, text in enumerate(texts)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLES), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=JUDGED), path)
     return path
 
 
@@ -70,8 +73,8 @@ def sampling(folder: Path, prompt: str) -> Job:
         (folder / name).mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "prompts" / "train.parquet")
     config = {
-        "samples": Samples(k=2, max_new_tokens=8).model_dump(mode="json"),
-        "system": None,
+        **ASKED,
+        "answers": {"k": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8},
         "take": {"seed": 0, "start": 0, "count": None},
         "engine": {"use": "plain", "dtype": "float32", "shard_prompts": 4},
     }
@@ -83,10 +86,10 @@ def sampling(folder: Path, prompt: str) -> Job:
 
 def test_sampling_stops_where_the_policy_says_nothing(tmp_path: Path) -> None:
     with pytest.raises(
-        StageError, match=r"samples: the policy has collapsed: 100% of its answers are empty. It is dpo-"
+        StageError, match=r"answers: the policy has collapsed: 100% of its answers are empty. It is dpo-"
     ):
-        run_stage("samples", sampling(tmp_path / "empty", ENDS))
-    figures = run_stage("samples", sampling(tmp_path / "endless", GOES_ON))
+        run_stage("answers", sampling(tmp_path / "empty", ENDS))
+    figures = run_stage("answers", sampling(tmp_path / "endless", GOES_ON))
     assert figures["finished"] == 0  # a base model may
 
 

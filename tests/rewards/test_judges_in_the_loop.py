@@ -14,7 +14,7 @@ from support.judges import FakeJudge, gives, judged, serving
 from support.loop_runs import go
 
 from posttrain.config import RewardEntry
-from posttrain.data.tables import SAMPLES
+from posttrain.data import tables
 from posttrain.errors import EngineError, RecipeError, RewardError
 from posttrain.job import Job
 from posttrain.recipe.load import load
@@ -39,7 +39,7 @@ def test_where_a_judge_is_changes_no_key_and_which_it_is_does(tmp_path: Path) ->
     before, _ = keys(tmp_path / "run", judged_by("http://a/v1", timeout=5))
     assert keys(tmp_path / "run", judged_by("http://b/v1", at_once=3, patience=1, api_key_env="K")) == (before, [])
     after, said = keys(tmp_path / "run", judged_by("http://a/v1", temperature=0.5))
-    assert after["scores"] != before["scores"] and after["samples"] == before["samples"]
+    assert after["scores"] != before["scores"] and after["answers_samples"] == before["answers_samples"]
     assert "scores of round 1 runs again" in " ".join(said) and "temperature 0.0 → 0.5" in " ".join(said)
 
 
@@ -98,7 +98,7 @@ def samples(folder: Path) -> Path:
         }
         for index, text in enumerate(ANSWERS)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLES), folder / "samples.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=tables.ANSWERS), folder / "answers.parquet")
     return folder
 
 
@@ -109,7 +109,7 @@ def scoring(tmp_path: Path, url: str) -> Job:
     (tmp_path / "out").mkdir(exist_ok=True)
     return Job(
         config={"rewards": [entry.model_dump(mode="json", by_alias=True)]},
-        inputs={"samples": tmp_path / "samples"},
+        inputs={"answers": tmp_path / "samples"},
         out=tmp_path / "out",
         scratch=tmp_path / "scratch",
         seed=0,
@@ -145,7 +145,7 @@ def test_the_filters_stage_counts_what_the_judge_did(tmp_path: Path, served: tup
     scores.run(scoring(tmp_path, served[1]))
     (tmp_path / "prompts").mkdir()
     for name in ("dev", "heldout"):
-        nothing = pa.table({"prompt": pa.array([], SAMPLES.field("prompt").type)})
+        nothing = pa.table({"prompt": pa.array([], tables.ANSWERS.field("prompt").type)})
         pq.write_table(nothing, tmp_path / "prompts" / f"{name}.parquet")
     (tmp_path / "filtered").mkdir()
 

@@ -15,7 +15,7 @@ from support.loop_runs import go
 
 from posttrain import shipped
 from posttrain.config import Balance, Sft
-from posttrain.data.tables import MESSAGES, SAMPLES
+from posttrain.data.tables import ANSWERS, MESSAGES
 from posttrain.errors import DataError, RecipeError, RewardError
 from posttrain.evaluation.topics import topics
 from posttrain.job import Job
@@ -60,7 +60,7 @@ def samples(folder: Path, ids: dict[str, int]) -> Path:
     rows = [
         {"prompt_id": name, "sample_index": k, "columns": "{}"} for name, count in ids.items() for k in range(count)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, SAMPLES), folder / "samples.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, ANSWERS), folder / "answers.parquet")
     return folder
 
 
@@ -83,7 +83,7 @@ def test_what_is_found_out_of_the_prompts_that_were_sampled(tmp_path: Path) -> N
         }
         inputs = {
             "prompts": prompts(tmp_path / "prompts"),
-            "samples": samples(tmp_path / "samples", {"p0": 2, "p12": 2, "p13": 2}),
+            "answers": samples(tmp_path / "samples", {"p0": 2, "p12": 2, "p13": 2}),
         }
         metrics = annotate.run(Job({"annotate": section}, inputs, tmp_path / "out", tmp_path / "scratch", 0))
     rows = pq.read_table(tmp_path / "out" / "annotations.parquet").to_pylist()
@@ -123,7 +123,7 @@ def test_scores_writes_the_columns_beside_the_samples(tmp_path: Path) -> None:
         for prompt, texts in (("a", ["xx", "y", "xx", "y"]), ("b", ["y", "y"]))
         for k, text in enumerate(texts)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, SAMPLES), tmp_path / "samples" / "samples.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, ANSWERS), tmp_path / "samples" / "answers.parquet")
     (tmp_path / "known").mkdir()
     found = [{"prompt_id": "a", "topic": "sums"}]
     pq.write_table(pa.Table.from_pylist(found, annotate.SCHEMA), tmp_path / "known" / "annotations.parquet")
@@ -131,7 +131,7 @@ def test_scores_writes_the_columns_beside_the_samples(tmp_path: Path) -> None:
     scores.run(
         Job(
             {"rewards": [{"use": str(tmp_path / "right.py")}], "columns": ["pass_rate", "topic"]},
-            {"samples": tmp_path / "samples", "annotations": tmp_path / "known"},
+            {"answers": tmp_path / "samples", "annotations": tmp_path / "known"},
             tmp_path / "out",
             tmp_path / "scratch",
             0,
@@ -217,7 +217,7 @@ class TestInTheLoop:
         ran, _ = go(tmp_path / "run", 2, "annotate.topics=4", "sft.mix.balance={by: topic}")
         assert ran.count("annotate") == 2
         scored = read_json(tmp_path / "run" / "round-2" / "scores" / "artifact.json")
-        assert {"samples", "annotations"} <= set(scored["input_keys"])
+        assert {"answers", "annotations"} <= set(scored["input_keys"])
         assert scored["config"]["columns"] == ["pass_rate", "topic"]
 
     def test_pass_rates_alone_need_no_stage(self, tmp_path: Path) -> None:

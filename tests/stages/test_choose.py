@@ -17,7 +17,7 @@ from support.tiny_models import reward_model
 from transformers import AutoTokenizer
 
 from posttrain import shipped
-from posttrain.data.tables import PAIRS
+from posttrain.data.tables import PAIRS, SAMPLED
 from posttrain.errors import ModelError, StageError
 from posttrain.job import Job
 from posttrain.stages import prompts, run_stage
@@ -79,17 +79,36 @@ def run(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """What the stage says, and the weights that go on. `judges`: what else the models are compared by."""
     inputs = {f"model_{number}": model for number, model in enumerate(models, 1)}
-    config = {
-        "choose": {"alone": alone},
-        "evaluate": {"k": 8, "temperature": 0.5, "max_new_tokens": 24},
-        "rewards": [{"use": use} for use in rewards],
-        "engine": {"use": "shared-prefix", "dtype": "float32", "shard_prompts": 8},
-    }
-    out, scratch = folder / "out", folder / "scratch"
-    out.mkdir()
-    scratch.mkdir()
-    metrics = run_stage("choose", Job(config, {"prompts": dev(folder), **inputs, **judges}, out, scratch, 0))
-    return metrics, load_file(out / "model.safetensors")
+    stage(folder, "average", "mean", {}, inputs)
+    candidates = {"mean": folder / "mean", **{str(number): models[number - 1] for number in range(1, alone + 1)}}
+    answers = {}
+    if not any(name.startswith("preferences") for name in judges):
+        asked = {"prompts": dev(folder)}
+        for name, policy in candidates.items():
+            stage(folder, "answers", f"answers_{name}", ASKED, {**asked, "policy": policy})
+            answers[f"answers_{name}"] = folder / f"answers_{name}"
+    config = {"choose": {"alone": alone}, "rewards": [{"use": use} for use in rewards]}
+    metrics = stage(folder, "choose", "out", config, {"mean": folder / "mean", **inputs, **answers, **judges})
+    return metrics, load_file(folder / "out" / "model.safetensors")
+
+
+ASKED = {
+    "set": "dev",
+    "answers": {"k": 8, "temperature": 0.5, "top_p": 1.0, "max_new_tokens": 24},
+    "tag": SAMPLED,
+    "greedy": False,
+    "further": [],
+    "system": None,
+    "engine": {"use": "shared-prefix", "dtype": "float32", "shard_prompts": 8},
+}
+
+
+def stage(folder: Path, name: str, out: str, config: dict[str, Any], inputs: dict[str, Path]) -> dict[str, Any]:
+    """Runs a stage whose artifact is the folder `out`."""
+    scratch = folder / f"{out}-scratch"
+    for made in (folder / out, scratch):
+        made.mkdir()
+    return run_stage(name, Job(config, inputs, folder / out, scratch, 0))
 
 
 def test_copies_of_one_model_give_that_model(tmp_path: Path) -> None:
@@ -107,7 +126,7 @@ def test_where_averaging_does_harm_the_best_model_goes_on_and_the_artifact_says_
     metrics, weights = run(tmp_path, [good, shifted(tmp_path / "far", 1.0)], 2)
     assert metrics["chosen"] == "model_1"
     assert (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
-    assert metrics["mean − best"]["ci95"][1] < 0
+    assert metrics["mean_minus_best"]["ci95"][1] < 0
     assert all(torch.equal(weights[name], weight) for name, weight in load_file(BASE / "model.safetensors").items())
 
 
@@ -118,7 +137,7 @@ def test_models_of_other_shapes_are_refused_before_anything_is_written(tmp_path:
     save_file({**weights, name: weights[name][:-1].clone()}, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=re.escape(f"cannot average {name}")):
         run(tmp_path, [BASE, other], 2)
-    assert not any((tmp_path / "out").iterdir())
+    assert not list(tmp_path.glob("mean/*.safetensors"))
 
 
 def judge(folder: Path, factor: float = 1.0) -> Path:
@@ -175,7 +194,7 @@ def test_without_pairs_held_out_the_error_says_what_to_raise(tmp_path: Path) -> 
 def test_where_no_function_judges_the_rounds_reward_model_does(tmp_path: Path) -> None:
     metrics, _ = run(tmp_path, [BASE, BASE], 2, (), reward_model=judge(tmp_path / "judge"))
     model, tokenizer = reward_model("llama", vocab_size=640), AutoTokenizer.from_pretrained(BASE)
-    answers = pq.read_table(tmp_path / "scratch" / "model_1.parquet").to_pylist()
+    answers = pq.read_table(tmp_path / "out-scratch" / "judged-1.parquet").to_pylist()
     scores = [
         alone(model, tokenizer, {**row, "edited": None, "rejected": None, "chosen": row["completion"]})[0]
         for row in answers

@@ -40,16 +40,21 @@ def taken(folder: Path, wanted: float) -> tuple[list[tuple[str, float | None]], 
     reward.write_text(REWARD, encoding="utf-8")
     for name in ("out", "scratch"):
         (folder / name).mkdir()
-    config = {
-        "k": 2,
-        "wanted": wanted,
-        "count": 3,
-        "samples": {"temperature": 1.0, "max_new_tokens": 4},
+    asked = {
+        "set": "train",
+        "where": {},
         "take": {"seed": 0, "start": 0, "count": 6},
-        "rewards": [{"use": str(reward)}],
+        "answers": {"k": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 4},
+        "tag": "",
+        "greedy": False,
+        "further": [],
+        "system": None,
         "engine": {"use": "shared-prefix", "dtype": "float32", "shard_prompts": 8},
     }
     inputs = {"prompts": folder, "policy": BASE}
+    run_stage("answers", Job(asked, inputs, folder / "out", folder / "scratch", 0))
+    config = {"wanted": wanted, "count": 3, "take": asked["take"], "rewards": [{"use": str(reward)}]}
+    inputs = {"prompts": folder, "answers": folder / "out"}
     metrics = run_stage("difficulty", Job(config, inputs, folder / "out", folder / "scratch", 0))
     names = {row["id"]: text for row, text in zip(rows, ASKED, strict=True)}
     table = pq.read_table(folder / "out" / "taken.parquet").to_pylist()

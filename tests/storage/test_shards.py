@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from posttrain.stages.scores import slices
+from posttrain.rewards.scoring import slices
 from posttrain.storage.pieces import Pieces, even
 from posttrain.storage.shards import run_shards
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.loop_runs import ROUND, FakeLauncher, go
+from support.loop_runs import AGAIN, EVALUATED, ROUND, FakeLauncher, go
 
 from posttrain.errors import DamagedError
 from posttrain.models import check_snapshot
@@ -61,7 +61,7 @@ def root(whole: Path, tmp_path: Path) -> Path:
 def test_a_run_is_whole(whole: Path) -> None:
     said = verify.inspect(Store(whole))
     assert said["findings"] == said["runs_again"] == []
-    assert said["artifacts"] == 4 + 2 * len(ROUND)
+    assert said["artifacts"] == 2 + len(EVALUATED) + 2 * len(ROUND)
     assert said["files"] == 2 * said["artifacts"]
 
 
@@ -111,7 +111,7 @@ def test_what_follows_is_done_again_if_the_stage_comes_out_otherwise(root: Path)
 
     with pytest.raises(DamagedError, match="other bits"):
         go(root, 2, launcher=Otherwise())
-    again = ["pairs", "dpo", "evaluate", "heldout", "promote", *ROUND]
+    again = ["answers_pairs", "pairs", "dpo", *EVALUATED, "promote", *AGAIN]
     assert go(root, 2)[0] == again
     assert found(root) == []
     assert go(root, 2)[0] == []

@@ -11,7 +11,6 @@ from posttrain.execution.progress import Silent
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.recipe.load import load
-from posttrain.stages.registry import STAGES
 from posttrain.storage import store
 from posttrain.storage.files import read_json
 from posttrain.storage.store import Store
@@ -27,7 +26,7 @@ METRICS = {  # of stages that report any
     "preferences": {"pairs": 5, "prompts": 10, "labels": {}},
     "reward_model": {"pairs": 5, "pair_accuracy": FIGURES},
     "difficulty": {"pool": 20, "taken": 10},
-    "samples": {"prompts": 10, "completions": 80},
+    "answers": {"prompts": 10, "completions": 80},
     "annotate": {"prompts": 10},
     "quality_classifier": {"rows": 9, "auc": FIGURES, "on": False},
     "filters": {"kept": 7, "dropped": {"format: empty": 73}},
@@ -84,7 +83,7 @@ class FakeLauncher:
         stage = read_json(folder / "stage.json")
         self.fails(stage["stage"])
         if stage["stage"] != "trial":  # test_trial.py looks at it
-            self.ran.append(stage["stage"])
+            self.ran.append(stage["role"] if stage["stage"] == "answers" else stage["stage"])
         metrics = METRICS.get(stage["stage"], {})
         if stage["stage"] == "promote":
             metrics = {"promoted": self.promoted, "ci95": [0.01, 0.03] if self.better else [-0.02, 0.01]}
@@ -114,7 +113,23 @@ def go(root: Path, n: int, *overrides: str, launcher: FakeLauncher | None = None
     return launcher.ran, reasons.said
 
 
-# What is done once before the rounds, and what the quickstart does not ask for.
-_ONCE = ("prompts", "trial")
-_LEFT_OUT = ("difficulty", "annotate", "quality_classifier", "diversity", "average", "choose", "watch")
-ROUND = [name for name in STAGES if name not in (*_ONCE, *_LEFT_OUT)]
+EVALUATED = ["answers_dev", "evaluate", "answers_heldout", "heldout"]
+
+ROUND = [
+    "answers_preferences",
+    "answers_preferences_previous",
+    "preferences",
+    "reward_model",
+    "answers_samples",
+    "scores",
+    "filters",
+    "sft",
+    "answers_pairs",
+    "pairs",
+    "dpo",
+    *EVALUATED,
+    "promote",
+]
+
+# What a round does anew after one whose policy came out otherwise: the policy before that one has answered already.
+AGAIN = [stage for stage in ROUND if stage != "answers_preferences_previous"]

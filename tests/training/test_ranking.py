@@ -18,7 +18,7 @@ from trl import RewardConfig
 from posttrain.config import RewardModel
 from posttrain.data.tables import PAIRS as SCHEMA
 from posttrain.job import Job
-from posttrain.rollouts import model_rewards
+from posttrain.rewards.scoring import model_rewards
 from posttrain.stages import run_stage
 from posttrain.training.ranking import (
     LLAMA2_MARGINS,

@@ -1,0 +1,196 @@
+"""Rewards and a reward model over a table of answers, slice by slice in several processes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain import rewards
+from posttrain.config import RewardEntry
+from posttrain.data.chat_template import Tails, render_answers, render_turns
+from posttrain.data.messages import Message
+from posttrain.errors import StageError
+from posttrain.job import Job
+from posttrain.rewards import Reward
+from posttrain.rewards.combine import REWARD_MODEL
+from posttrain.rewards.judge_reward import JudgeReward, load_reward
+from posttrain.storage.pieces import even
+from posttrain.storage.shards import concatenate, processes, run_shards
+from posttrain.system import device
+
+if TYPE_CHECKING:
+    from posttrain.engines.reward_scorer import Scorer
+
+_ROWS = 2048  # of a slice
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What scores a completion: reward functions, judges with a rubric, and a reward model's folder."""
+
+    rewards: tuple[Reward | JudgeReward, ...] = ()
+    reward_model: str | None = None
+
+
+def judges(job: Job) -> tuple[Judges, dict[str, float]]:
+    """What the job's `rewards` mean, and the weight of each by name. A reward model is among its inputs."""
+    entries = job.sections("rewards", RewardEntry)
+    functions = load_rewards([entry for entry in entries if not entry.is_reward_model], job)
+    model = job.inputs.get("reward_model")
+    return Judges(tuple(functions), str(model) if model else None), {entry.name: entry.weight for entry in entries}
+
+
+def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[Reward | JudgeReward]:
+    """The reward functions and judges of these entries."""
+    minutes = job.runtime.get("reward_minutes")
+    return [
+        load_reward(entry, job.scratch) if entry.judge else rewards.patient(rewards.load(entry), minutes)
+        for entry in entries
+    ]
+
+
+def judge_shards(job: Job, answers: Path, judges: Judges, name: str = "judged") -> list[Path]:
+    """The table of answers judged, in files of some 2,048 rows in its order: a kill loses those that were begun.
+    `name`: of their folder in the job's scratch."""
+    slices_ = [_Slice(str(answers), start, stop, judges) for start, stop in slices(answers)]
+    total, done = sum(one.stop - one.start for one in slices_), 0
+
+    def count(rows: int) -> None:
+        nonlocal done
+        done += rows
+        job.progress(done, total, "scores")
+
+    return run_shards(_judge_slice, slices_, job.scratch / name, processes(job.workers), count)
+
+
+def judge_table(job: Job, answers: Path, judges: Judges, target: Path) -> Path:
+    """The table of answers judged, as one file."""
+    concatenate(judge_shards(job, answers, judges, target.stem), target)
+    return target
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Rows start..stop of a table of answers, to be judged by any process."""
+
+    path: str
+    start: int
+    stop: int
+    judges: Judges
+
+
+def _judge_slice(shard: _Slice) -> pa.Table:
+    return judge(pq.read_table(shard.path).slice(shard.start, shard.stop - shard.start), shard.judges)
+
+
+def slices(path: Path) -> list[tuple[int, int]]:
+    """Even ranges of at most about 2,048 rows that end where a prompt ends."""
+    ids = pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist()
+    size = even(len(ids), _ROWS)
+    slices, start = [], 0
+    while start < len(ids):
+        stop = min(start + size, len(ids))
+        while stop < len(ids) and ids[stop] == ids[stop - 1]:
+            stop += 1
+        slices.append((start, stop))
+        start = stop
+    return slices
+
+
+def judge(answers: pa.Table, judges: Judges) -> pa.Table:
+    """`answers` with a column `rewards`: see JUDGED. Rows of one prompt must stand together."""
+    rows = answers.select(["prompt_id", "prompt", "completion", "tokens", "columns"]).to_pylist()
+    values = reward_values(rows, judges.rewards)
+    if judges.reward_model is not None:
+        values[REWARD_MODEL] = model_rewards(rows, judges.reward_model)
+    names = list(values)
+    column = [
+        json.dumps(dict(zip(names, row, strict=True))) for row in zip(*(values[name] for name in names), strict=True)
+    ]
+    if not names:
+        column = ["{}"] * len(rows)
+    return answers.append_column("rewards", pa.array(column, pa.string()))
+
+
+def reward_values(
+    rows: Sequence[Mapping[str, Any]], functions: Sequence[Reward | JudgeReward]
+) -> dict[str, Sequence[float | None]]:
+    """What each reward function says of each row: {reward name: one value or None a row}."""
+    if not functions:
+        return {}
+    columns = columns_of(rows)
+    prompts = [row["prompt"] for row in rows]
+    completions = [row["completion"] for row in rows]
+    return {reward.name: reward(prompts, completions, columns) for reward in functions}
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The prompts' own columns, as functions are given them: a list for each, null where a row has not that column."""
+    parsed = [json.loads(row["columns"]) for row in rows]
+    names = list(dict.fromkeys(name for columns in parsed for name in columns))
+    return {name: [row.get(name) for row in parsed] for name in names}
+
+
+def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[float]:
+    """The reward model's logit for each row. Rows of one prompt must stand together.
+
+    Raises:
+        StageError: a logit is not a finite number.
+    """
+    tokenizer = _tokenizer(reward_model)
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_id"])]
+    tails: Tails = {}
+    rendered = [
+        _rendered(tokenizer, group[0]["prompt"], [row["completion"] for row in group], tails) for group in groups
+    ]
+    prompts, answers = [prompt for prompt, _ in rendered], [answers for _, answers in rendered]
+    scores = _scorer(reward_model).score(prompts, answers)
+    values = [value for group in scores for value in group]
+    for row, value in zip(rows, values, strict=True):
+        if not math.isfinite(value):
+            raise StageError(
+                f"the reward model gave {value} to an answer to prompt {row['prompt_id']}, which is no finite number; "
+                f"nothing was published. It was computed in float32, so its training, its weights or its config are at "
+                f"fault: {reward_model}",
+                rule="model-scores-not-finite",
+            )
+    return values
+
+
+def scored_slowly(reward_model: str) -> list[str]:
+    """For a stage's metrics: why this reward model scores in the slow way. Empty where it does not."""
+    reason = _scorer(reward_model).fallback
+    return [f"answers are scored one by one, which takes longer: {reason}"] if reason else []
+
+
+def _rendered(
+    tokenizer: Any, prompt: Sequence[Message], answers: Sequence[Sequence[Message]], tails: Tails
+) -> tuple[list[int], list[list[int]]]:
+    """The tokens of a prompt, and those that each answer adds to it."""
+    if all(len(answer) == 1 for answer in answers):
+        return render_answers(tokenizer, prompt, [answer[0]["content"] for answer in answers], tails)
+    turns = [render_turns(tokenizer, prompt, answer) for answer in answers]  # those that people gave may have several
+    return turns[0][0], [ids for _, ids, _ in turns]
+
+
+@functools.lru_cache(maxsize=2)
+def _scorer(path: str) -> Scorer:
+    from posttrain.engines.reward_scorer import load_scorer
+
+    return load_scorer(path, "float32", device())
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)
