@@ -71,7 +71,7 @@ class Round:
 
     def cells(self) -> dict[str, tuple[str, str | None]]:
         """For each column but LoRA: `yes`, `slow way` or `no`, and why."""
-        stages = {"sampling": "samples", "scoring": "reward_model", "SFT": "sft", "DPO": "dpo"}
+        stages = {"sampling": "answers_samples", "scoring": "reward_model", "SFT": "sft", "DPO": "dpo"}
         stages["reward model"] = "reward_model"
         return {column: self._cell(column, stage) for column, stage in stages.items()}
 

@@ -178,7 +178,7 @@ def _amounts(prompts: Path, samples: Path, scores: Path, base: Path) -> dict[str
     lengths = {row["id"]: len(render_prompt(tokenizer, row["prompt"])) for row in rows}
     hidden, layers = config.hidden_size, config.num_hidden_layers
     body = layers * (4 * hidden * hidden + 3 * hidden * config.intermediate_size)
-    read = pq.read_table(samples / "samples.parquet", columns=["prompt_id", "tokens"])
+    read = pq.read_table(samples / "answers.parquet", columns=["prompt_id", "tokens"])
     answers: dict[str, set[tuple[int, ...]]] = {}
     tokens = 0
     for one, ids in zip(read["prompt_id"].to_pylist(), read["tokens"].to_pylist(), strict=True):
@@ -191,7 +191,7 @@ def _amounts(prompts: Path, samples: Path, scores: Path, base: Path) -> dict[str
     flop = 2 * body * (prompt_tokens + distinct) + 4 * layers * hidden * seen
     longest = {one: max(map(len, some), default=0) for one, some in answers.items()}
     kept = own + sum(lengths[one] * n for one, n in longest.items())
-    table = [pq.read_table(path).nbytes for path in (samples / "samples.parquet", scores / "scored.parquet")]
+    table = [pq.read_table(path).nbytes for path in (samples / "answers.parquet", scores / "scored.parquet")]
     return {
         "prompt_tokens": prompt_tokens,
         "tokens": tokens,

@@ -30,7 +30,7 @@ from typing import Any
 
 from measuring import cost
 
-AGAIN = ("samples", "scores")
+AGAIN = ("answers", "scores")
 
 
 @dataclass(frozen=True)

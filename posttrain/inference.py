@@ -90,8 +90,8 @@ def sample(
         job = Job({"engine": engine.model_dump(mode="json")}, {}, Path(folder), Path(folder), 0, server)
         params = SamplingParams(sampling["temperature"], sampling["max_new_tokens"], sampling["top_p"])
         seed = derive_seed(sampling["seed"], "sample")
-        shards = plan(rows, Sampling(str(path), params, sampling["k"], seed, **settings(job)), engine.shard_prompts)
-        table = Path(folder) / "samples.parquet"
+        shards = plan(rows, Sampling(str(path), params, sampling["k"], seed, **settings(job)), engine.shard_tokens)
+        table = Path(folder) / "answers.parquet"
         try:
             count = run_rollouts(shards, Path(folder) / "shards", table, workers, no_progress)
         except ValueError as error:  # what an engine says of a prompt that does not fit

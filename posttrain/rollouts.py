@@ -21,7 +21,7 @@ from posttrain.data.tables import ANSWERS, GREEDY
 from posttrain.engines.protocol import Engine, Request, SamplingParams, completion_seed
 from posttrain.engines.server_dialects import DIALECTS, ServerSettings
 from posttrain.job import Job
-from posttrain.storage.pieces import cut, even
+from posttrain.storage.pieces import by_work
 from posttrain.storage.shards import concatenate, processes, run_shards
 from posttrain.system import device
 
@@ -74,33 +74,43 @@ def sampled_by(job: Job) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Shard:
-    """A slice of prompts (rows with id, prompt, columns) to sample."""
+    """A slice of prompts (rows with id, prompt, columns) to sample, and the token ids of each as the policy sees it."""
 
     prompts: tuple[Mapping[str, Any], ...]
+    ids: tuple[tuple[int, ...], ...]
     sampling: Sampling
 
 
-def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, shard_prompts: int) -> list[Shard]:
-    """Even shards of at most `shard_prompts`, prompts of like length together, so that little is padded."""
-    ordered = sorted(prompts, key=lambda row: (sum(len(m["content"]) for m in row["prompt"]), row["id"]))
-    size = even(len(ordered), shard_prompts)
-    return [Shard(tuple(part), sampling) for part in cut(ordered, size)]
+def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, shard_tokens: int) -> list[Shard]:
+    """Shards of about equal work, of at most `shard_tokens`: the prompt's and, for each answer, as many as it may have.
+    Prompts of like length stand together, so that little is padded.
+
+    The plan is made of prompts and recipe alone: it is the same wherever, and by however many, it is worked off.
+    """
+    tokenizer = _tokenizer(sampling.policy)
+    rendered = [(tuple(render_prompt(tokenizer, under(sampling.system, row["prompt"]))), row) for row in prompts]
+    rendered.sort(key=lambda one: (len(one[0]), one[1]["id"]))
+    longest = (sampling.k + sampling.greedy) * sampling.params.max_new_tokens
+    parts = by_work([len(ids) + longest for ids, _ in rendered], shard_tokens)
+    return [
+        Shard(tuple(row for _, row in rendered[part]), tuple(ids for ids, _ in rendered[part]), sampling)
+        for part in parts
+    ]
 
 
 def rollout(shard: Shard) -> pa.Table:
     """K completions of each of the shard's prompts, as ANSWERS. Rows: prompt by prompt, each in order."""
     sampling = shard.sampling
     engine = _engine(sampling.policy, sampling.use, sampling.dtype, sampling.server)
-    tokenizer = _tokenizer(sampling.policy)
     requests = [
         Request(
-            tuple(render_prompt(tokenizer, under(sampling.system, prompt["prompt"]))),
+            ids,
             (
                 *[None] * sampling.greedy,
                 *(completion_seed(sampling.seed, prompt["id"], at) for at in range(sampling.k)),
             ),
         )
-        for prompt in shard.prompts
+        for ids, prompt in zip(shard.ids, shard.prompts, strict=True)
     ]
     named = [*[(GREEDY, 0)] * sampling.greedy, *((sampling.tag, at) for at in range(sampling.k))]
     rows = [
@@ -141,8 +151,10 @@ def run_rollouts(
         progress(done, total, "completions")
 
     try:
-        served = any(shard.sampling.server for shard in shards)
-        paths = run_shards(rollout, shards, scratch, processes(workers, served), count)
+        served = next((shard.sampling for shard in shards if shard.sampling.server), None)
+        if served:  # two shards at a time: the next one's requests go out before the last one's longest answer is there
+            _engine(served.policy, served.use, served.dtype, served.server)
+        paths = run_shards(rollout, shards, scratch, processes(workers, bool(served)), count, 2 if served else 1)
     finally:
         _close_servers()
     return concatenate(paths, target)

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+from posttrain.config import Engine
 from posttrain.data.messages import Message, under
 from posttrain.data.tables import GREEDY, SAMPLED
 from posttrain.engines.protocol import SamplingParams
-from posttrain.rollouts import Sampling, Shard, rollout
+from posttrain.rollouts import Sampling, plan, rollout
 
 BASE = Path(__file__).parent.parent / "data" / "tiny-base"
 ASKED: list[Message] = [
@@ -17,7 +18,12 @@ ASKED: list[Message] = [
 def answers(messages: list[Message], system: str | None = None) -> list[dict]:
     sampling = Sampling(str(BASE), SamplingParams(1.0, 12), k=8, seed=0, dtype="float32", system=system)
     prompt = {"id": "one", "prompt": messages, "columns": "{}"}
-    return rollout(Shard((prompt,), sampling)).to_pylist()
+    return sampled([prompt], sampling)
+
+
+def sampled(prompts: list[dict], sampling: Sampling) -> list[dict]:
+    (shard,) = plan(prompts, sampling, 1 << 20)
+    return rollout(shard).to_pylist()
 
 
 def test_a_steered_prompt_is_answered_as_with_the_message_and_kept_without_it() -> None:
@@ -30,17 +36,28 @@ def test_a_steered_prompt_is_answered_as_with_the_message_and_kept_without_it() 
 
 def test_the_greedy_answer_is_made_before_the_samples_and_named() -> None:
     sampling = Sampling(str(BASE), SamplingParams(1.0, 12), k=2, seed=0, tag=SAMPLED, dtype="float32", greedy=True)
-    prompts = tuple({"id": name, "prompt": ASKED, "columns": "{}"} for name in ("one", "two"))
-    rows = rollout(Shard(prompts, sampling)).to_pylist()
+    prompts = [{"id": name, "prompt": ASKED, "columns": "{}"} for name in ("one", "two")]
+    rows = sampled(prompts, sampling)
     named = [(row["prompt_id"], row["tag"], row["sample_index"]) for row in rows]
     assert named == [(name, *each) for name in ("one", "two") for each in ((GREEDY, 0), (SAMPLED, 0), (SAMPLED, 1))]
-    drawn = rollout(Shard(prompts, replace(sampling, greedy=False))).to_pylist()
+    drawn = sampled(prompts, replace(sampling, greedy=False))
     assert [row["tokens"] for row in rows if row["tag"] == SAMPLED] == [row["tokens"] for row in drawn]
     cold = replace(sampling, params=SamplingParams(0.0, 12), greedy=False)
-    assert rows[0]["tokens"] == rows[3]["tokens"] == rollout(Shard(prompts, cold)).to_pylist()[0]["tokens"]
+    assert rows[0]["tokens"] == rows[3]["tokens"] == sampled(prompts, cold)[0]["tokens"]
 
 
 def test_a_prompts_own_system_message_stays() -> None:
     own = under("Be kind.", ASKED)
     assert under("Be brief.", own) == own
     assert [row["tokens"] for row in answers(own, "Be brief.")] == [row["tokens"] for row in answers(own)]
+
+
+def test_a_hundred_prompts_are_four_shards_and_each_holds_at_most_what_it_may() -> None:
+    """100 prompts, 8 answers of 128 tokens: at the default's 32,768 tokens all cores of a small machine have work."""
+    sampling = Sampling(str(BASE), SamplingParams(1.0, 128), k=8, seed=0)
+    prompts = [{"id": str(at), "prompt": ASKED, "columns": "{}"} for at in range(100)]
+    shards = plan(prompts, sampling, Engine().shard_tokens)
+    assert [len(shard.prompts) for shard in shards] == [25] * 4
+    assert [row["id"] for shard in shards for row in shard.prompts] == sorted(row["id"] for row in prompts)
+    assert plan(prompts[::-1], sampling, Engine().shard_tokens) == shards
+    assert len(plan(prompts, sampling, 1)) == 100

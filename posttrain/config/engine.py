@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.config.section import MOST, Few, Section, complain
+from posttrain.config.section import MOST, Few, Section, Tokens, complain
 from posttrain.engines.server_dialects import DIALECTS
 
 
@@ -45,6 +45,8 @@ class Server(Section):
 class Engine(Section):
     """How completions are sampled."""
 
+    formerly: ClassVar[dict[str, str]] = {"shard_prompts": "shard_tokens"}
+
     use: Literal["shared-prefix", "plain", "server"] = Field(
         default="shared-prefix",
         description="`shared-prefix`: a prompt's K completions share its cache and are computed as one until their "
@@ -55,7 +57,11 @@ class Engine(Section):
         default="auto",
         description="Type in which the sampling model computes; auto: bfloat16 where the machine is fast in it.",
     )
-    shard_prompts: Few = Field(default=256, description="Most prompts in one shard. The same plan gives the same bits.")
+    shard_tokens: Tokens = Field(
+        default=32_768,
+        description="Most tokens of one shard: of its prompts, and of each answer as many as it may have. Prompts and "
+        "recipe alone decide the plan, and the same plan gives the same bits.",
+    )
 
     @model_validator(mode="after")
     def _server_fits(self) -> Engine:

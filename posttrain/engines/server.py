@@ -10,6 +10,7 @@ import asyncio
 import functools
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
@@ -80,6 +81,7 @@ class ServerEngine:
         self._model = self.policy  # as the server calls it
         self._own: OwnServer | None = None
         self._client: OpenAIClient | None = None
+        self._connecting = threading.Lock()
         self._reviving = asyncio.Lock()
         self._read_policy()
 
@@ -195,8 +197,10 @@ class ServerEngine:
     # The server
 
     def _connect(self, prompt: list[int] | str) -> OpenAIClient:
-        if self._client is not None:
-            return self._client
+        with self._connecting:  # shards are sampled in several threads
+            return self._client or self._connected(prompt)
+
+    def _connected(self, prompt: list[int] | str) -> OpenAIClient:
         if self.settings.start is not None:
             self._own = OwnServer(self.settings.start, self.policy, Path(self.settings.log))
         url = self._own.url if self._own else str(self.settings.url).rstrip("/").removesuffix("/v1")

@@ -75,7 +75,8 @@ def processes(step: Step, todo: Amounts, machine: Machine) -> int:
     if not step.spec.samples or not todo.prompts:
         judges = step.spec.unit == "rows" and step.spec.group in ("sampling and scoring", "evaluation")
         return machine.workers if judges and todo.rows else 1
-    shards = math.ceil(todo.prompts / step.config["engine"]["shard_prompts"])
+    longest = todo.completions * step.config["answers"]["max_new_tokens"]
+    shards = math.ceil(longest / step.config["engine"]["shard_tokens"])
     return max(1, min(machine.workers, shards))
 
 

@@ -32,7 +32,7 @@ def run(job: Job) -> dict[str, Any]:
         tag = f"T={temperature}"
         half = {**job.config["answers"], "k": max(1, settings[0].k // 2), "temperature": temperature}
         settings.append(_sampling(job, tag, derive_seed(job.seed, tag), **half))
-    size = job.config["engine"]["shard_prompts"]
+    size = job.config["engine"]["shard_tokens"]
     shards = [shard for one in settings for shard in plan(prompts, one, size)]
     target = job.out / "answers.parquet"
     count = run_rollouts(shards, job.scratch / "shards", target, job.workers, job.progress)

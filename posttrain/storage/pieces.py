@@ -27,6 +27,26 @@ def even(count: int, most: int) -> int:
     return math.ceil(count / math.ceil(count / most)) if count else most
 
 
+def by_work(work: Sequence[float], most: float) -> list[slice]:
+    """Consecutive slices of about equal work, as few as can be of at most `most` each; a row of more stands alone."""
+    count = max(1, math.ceil(sum(work) / most))
+    while True:
+        slices = _split(work, count)
+        if all(part.stop - part.start == 1 or sum(work[part]) <= most for part in slices):
+            return slices
+        count += 1
+
+
+def _split(work: Sequence[float], count: int) -> list[slice]:
+    """As many slices of about equal work, or fewer: a row belongs where its middle lies."""
+    each, before, at = sum(work) / count, 0.0, list[int]()
+    for one in work:
+        at.append(min(count - 1, int((before + one / 2) / each)) if each else 0)
+        before += one
+    starts = [0, *(row for row in range(1, len(at)) if at[row] != at[row - 1])]
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(work)], strict=True)] if work else []
+
+
 class Pieces:
     """The finished pieces of a stage's work, by name: what it resumes from after a kill."""
 

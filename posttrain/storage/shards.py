@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,8 +25,10 @@ def run_shards(
     folder: Path,
     workers: int,
     progress: Callable[[int], None] = lambda rows: None,
+    threads: int = 1,
 ) -> list[Path]:
-    """Apply `work` (picklable) to every shard and return the files, in the plan's order.
+    """Apply `work` (picklable) to every shard and return the files, in the plan's order. `threads`: of this process, in
+    place of processes, for work that waits for others.
 
     `progress` gets the number of rows of each shard as it finishes, those found finished included.
     """
@@ -40,6 +42,15 @@ def run_shards(
         paths[index] = path
         progress(rows)
 
+    if threads > 1 and len(missing) > 1:
+        pool = ThreadPoolExecutor(threads)
+        waiting = {pool.submit(_do, work, shards[index], pieces, index): index for index in missing}
+        try:
+            for future in as_completed(waiting):
+                done(waiting[future], *future.result())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # whoever waits for an answer is told by the one that raised
+        return [paths[index] for index in range(len(shards))]
     if workers <= 1 or len(missing) <= 1:
         for index in missing:
             done(index, *_do(work, shards[index], pieces, index))

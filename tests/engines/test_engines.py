@@ -376,10 +376,15 @@ def test_a_stage_starts_one_server_and_says_what_sampled(folder: Path, tmp_path:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts" / "train.parquet")
     job = Job(
         config={
-            "samples": {"k": 3, "max_new_tokens": 4},
-            "system": None,
+            "set": "train",
+            "where": {},
             "take": {"seed": 0, "start": 0, "count": None},
-            "engine": {"use": "server", "dtype": "auto", "shard_prompts": 2, "server": "vllm"},
+            "answers": {"k": 3, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 4},
+            "tag": "",
+            "greedy": False,
+            "further": [],
+            "system": None,
+            "engine": {"use": "server", "dtype": "auto", "shard_tokens": 64, "server": "vllm"},
         },
         inputs={"prompts": tmp_path / "prompts", "policy": folder},
         out=tmp_path / "out",
@@ -388,10 +393,10 @@ def test_a_stage_starts_one_server_and_says_what_sampled(folder: Path, tmp_path:
         runtime={"server": {"kind": "vllm", "start": list(program()), "url": None}},
         workers=2,
     )
-    metrics = run_stage("samples", job)
+    metrics = run_stage("answers", job)
     assert (metrics["prompts"], metrics["completions"]) == (5, 15)
     assert metrics["engine"] == {"server": "vllm", "seeds": True, "token_ids": True, "same_bits_again": False}
-    table = pq.read_table(tmp_path / "out" / "samples.parquet")
+    table = pq.read_table(tmp_path / "out" / "answers.parquet")
     places = set(zip(table["prompt_id"].to_pylist(), table["sample_index"].to_pylist(), strict=True))
     assert len(places) == table.num_rows == 15
     (server,) = servers(tmp_path / "scratch" / "server.log")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from support.tiny_models import EOS, causal_lm, tokenizer
 
-from posttrain import rollouts
 from posttrain.engines import Request, SamplingParams, completion_seed, load_engine
 from posttrain.engines.decoder import HookedDecoder, LeanDecoder
 from posttrain.engines.fast_linear import spare
@@ -24,6 +23,7 @@ from posttrain.engines.protocol import Completion
 from posttrain.engines.sampler import draw, uniforms
 from posttrain.engines.shared_prefix import SharedPrefixEngine
 from posttrain.errors import ModelError
+from posttrain.storage import shards
 
 LEAN = ("llama", "qwen2", "qwen3", "mistral")
 FITTING = (*LEAN, "gemma", "gemma2", "gemma3_text", "gpt2")
@@ -443,8 +443,8 @@ def test_a_gpu_is_used_by_one_process_and_cores_by_one_each(
     device: str, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in for the check of the device: none is needed to know what would be done there."""
-    monkeypatch.setattr(rollouts, "device", lambda: device)
-    assert rollouts.processes(8) == processes
+    monkeypatch.setattr(shards, "device", lambda: device)
+    assert shards.processes(8) == processes
 
 
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

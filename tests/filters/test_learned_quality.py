@@ -256,7 +256,8 @@ class TestInTheLoop:
         run = Store(tmp_path / "run")
         keys = run.read_run()["rounds"][2]["stages"]
         policies = {
-            run.manifest(keys[name])["input_keys"]["policy"] for name in ("samples", "quality_classifier", "filters")
+            run.manifest(keys[name])["input_keys"]["policy"]
+            for name in ("answers_samples", "quality_classifier", "filters")
         }
         assert len(policies) == 1
 

@@ -95,7 +95,7 @@ def test_without_a_server_the_key_knows_of_none(tmp_path: Path) -> None:
         if "engine" in (manifest := read_json(path))["config"]
     ]
     assert engines
-    assert all(set(engine) == {"use", "dtype", "shard_prompts"} for engine in engines)
+    assert all(set(engine) == {"use", "dtype", "shard_tokens"} for engine in engines)
 
 
 def test_what_only_says_how_to_run_changes_no_key(tmp_path: Path) -> None:

@@ -182,9 +182,17 @@ def test_a_whole_plan() -> None:
     assert again["completions"] > 0
 
 
-@pytest.mark.parametrize(("prompts", "wanted"), [(200, 1), (300, 2), (900, 3)])
+@pytest.mark.parametrize(("prompts", "wanted"), [(20, 1), (30, 2), (900, 3)])
 def test_sampling_spreads_over_as_many_processes_as_it_has_shards(prompts: int, wanted: int) -> None:
-    step = Step("key", 1, "answers", "answers_samples", {"engine": {"shard_prompts": 256}}, {}, frozenset())
+    step = Step(
+        "key",
+        1,
+        "answers",
+        "answers_samples",
+        {"engine": {"shard_tokens": 10_000}, "answers": {"max_new_tokens": 48}},
+        {},
+        frozenset(),
+    )
     machine = Machine(cores=4, workers=3, at_once=1, threads=1, memory=30)
     assert processes(step, Amounts(prompts=prompts, completions=9 * prompts), machine) == wanted
 

@@ -433,7 +433,7 @@ class TestDump:
 
     def test_every_default_is_written_out(self, folder: Path) -> None:
         text = load("small.yaml").dump()
-        for key in ("promote: better", "temperature: 1.0", "num_train_epochs: 3.0", "shard_prompts: 256"):
+        for key in ("promote: better", "temperature: 1.0", "num_train_epochs: 3.0", "shard_tokens: 32768"):
             assert key in text
 
     def test_a_dump_can_be_read_from_anywhere(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

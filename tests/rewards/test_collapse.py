@@ -76,7 +76,7 @@ def sampling(folder: Path, prompt: str) -> Job:
         **ASKED,
         "answers": {"k": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8},
         "take": {"seed": 0, "start": 0, "count": None},
-        "engine": {"use": "plain", "dtype": "float32", "shard_prompts": 4},
+        "engine": {"use": "plain", "dtype": "float32", "shard_tokens": 64},
     }
     inputs = {"prompts": folder / "prompts", "policy": save(folder / "dpo-1234")}
     # No header: the prompt's last character decides what the parrot says.

@@ -99,7 +99,7 @@ ASKED = {
     "greedy": False,
     "further": [],
     "system": None,
-    "engine": {"use": "shared-prefix", "dtype": "float32", "shard_prompts": 8},
+    "engine": {"use": "shared-prefix", "dtype": "float32", "shard_tokens": 2000},
 }
 
 

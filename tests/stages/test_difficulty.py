@@ -49,7 +49,7 @@ def taken(folder: Path, wanted: float) -> tuple[list[tuple[str, float | None]], 
         "greedy": False,
         "further": [],
         "system": None,
-        "engine": {"use": "shared-prefix", "dtype": "float32", "shard_prompts": 8},
+        "engine": {"use": "shared-prefix", "dtype": "float32", "shard_tokens": 64},
     }
     inputs = {"prompts": folder, "policy": BASE}
     run_stage("answers", Job(asked, inputs, folder / "out", folder / "scratch", 0))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from posttrain.rewards.scoring import slices
-from posttrain.storage.pieces import Pieces, even
+from posttrain.storage.pieces import Pieces, by_work, even
 from posttrain.storage.shards import run_shards
 
 
@@ -94,3 +97,12 @@ def test_slices_are_even_and_no_prompt_is_in_two(tmp_path: Path, count: int) -> 
     assert all(ids[stop - 1] != ids[stop] for _, stop in found[:-1])
     sizes = [stop - start for start, stop in found]
     assert max(sizes) < 2048 + 8 and max(sizes) - min(sizes) <= 8 * len(sizes)
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+def test_work_is_cut_evenly_and_within_the_bound(work: list[int], most: int) -> None:
+    parts = by_work(work, most)
+    assert [one for part in parts for one in work[part]] == work
+    assert all(sum(work[part]) <= most or part.stop - part.start == 1 for part in parts)
+    if parts and max(work) <= most:
+        assert len(parts) <= 2 * math.ceil(sum(work) / most)

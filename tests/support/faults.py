@@ -26,7 +26,7 @@ REDUCED = {
     "prompts.train.rows": ":160",
     "prompts.dev.rows": ":24",
     "prompts.heldout.rows": ":24",
-    "engine.shard_prompts": "12",
+    "engine.shard_tokens": "1100",
     "preferences.prompts": "48",
     "preferences.k": "2",
     "preferences.keep": "[significantly_better, better, slightly_better, marginally_better]",

@@ -92,7 +92,13 @@ class Made:
             schema = SCORED if name == "scored" else JUDGED
             pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / "out" / f"{name}.parquet")
         config = {"rewards": [CHECK]}
-        manifest = {"stage": role, "key": key, "input_keys": inputs or {}, "outside": {}, "config": config}
+        manifest = {
+            "stage": role.partition("_samples")[0],
+            "key": key,
+            "input_keys": inputs or {},
+            "outside": {},
+            "config": config,
+        }
         manifest |= {"versions": {"python": "3.11"}, "seconds": 2.0, "metrics": metrics}
         store.publish(folder, self.store.artifacts, manifest)
         self.rounds[-1]["stages"][role] = key
@@ -142,8 +148,8 @@ def full_round(run: Made, number: int, base: str, promoted: bool) -> str:
     run.begin()
     preferences = run.stage("preferences", {"pairs": 8}, {"policy": base})
     model = run.stage("reward_model", {"pair_accuracy": figure(0.75)}, {"preferences_1": preferences})
-    samples = run.stage("samples", {"prompts": 2, "completions": 6}, {"policy": base})
-    scores = run.stage("scores", {}, {"samples": samples, "reward_model": model}, {"scored": scored(number)})
+    samples = run.stage("answers_samples", {"prompts": 2, "completions": 6}, {"policy": base})
+    scores = run.stage("scores", {}, {"answers": samples, "reward_model": model}, {"scored": scored(number)})
     kept = run.stage("filters", FILTERS, {"scored": scores})
     sft = run.stage("sft", {"rows": 4}, {"model": base, "kept": kept})
     dpo = run.stage("dpo", {"pairs": 7}, {"model": sft, "preferences_1": preferences})
