@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import trl_fields
-from posttrain.recipe.schema import FILE, TRL_CONFIGS, schema, trl_properties
+from posttrain.config.training import TRAINED, Trained
+from posttrain.recipe.schema import FILE, schema, trl_properties
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAINED: dict[str, trl_fields.Trainer] = {f"`{trainer}`": trainer for trainer in TRL_CONFIGS}
 SECOND = "`watch.reward_model`"  # the same class as `reward_model`
 
 HEAD = """\
@@ -53,15 +53,15 @@ def page() -> str:
     made = schema()
     parts = [HEAD, "## At the top\n", _table(made["properties"], made)]
     for name, section in _sections(made["properties"], made, ""):
-        trainer = TRAINED.get(name)
+        kind = TRAINED.get(name.strip("`"))
         parts.append(f"## {name}\n\n{_text(section.get('description', ''))}\n")
         if name == SECOND:
             parts.append("The keys of [`reward_model`](#reward_model).\n")
             continue
-        trl = trl_properties(trainer) if trainer else {}
+        trl = trl_properties(kind) if kind else {}
         parts.append(_table({key: value for key, value in section["properties"].items() if key not in trl}, made))
-        if trainer:
-            parts.append(_trl(trainer))
+        if kind:
+            parts.append(_trl(kind))
     parts.append(REFUSED + "\n".join(_refused()) + "\n")
     return "\n".join(parts)
 
@@ -126,17 +126,17 @@ def _number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def _trl(trainer: trl_fields.Trainer) -> str:
-    names = ", ".join(f"`{name}`" for name in trl_properties(trainer))
-    shown = ", ".join(f"`{name}`" for name in trl_fields.SHOWN[trainer])
-    return TRL.format(config=f"TRL's {TRL_CONFIGS[trainer]}", names=names, shown=shown)
+def _trl(kind: type[Trained]) -> str:
+    names = ", ".join(f"`{name}`" for name in trl_properties(kind))
+    shown = ", ".join(f"`{name}`" for name in (*trl_fields.SHOWN, *kind.shown))
+    return TRL.format(config=f"TRL's {kind.trl_config}", names=names, shown=shown)
 
 
 def _refused() -> Iterator[str]:
     for name, why in trl_fields.REFUSED.items():
         yield f"| `{name}` | {_cell(why)} |"
-    for trainer, table in trl_fields.REFUSED_OF.items():
-        for name, why in table.items():
+    for trainer, kind in TRAINED.items():
+        for name, why in kind.refused.items():
             yield f"| `{name}` in `{trainer}` | {_cell(why)} |"
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from posttrain.execution.artifact import Artifact, Stages
 from posttrain.pipeline.scored import Evaluated
-from posttrain.pipeline.stage_inputs import Steps
+from posttrain.pipeline.stage_inputs import Steps, Tables
 from posttrain.recipe.recipe import Recipe
 
 
@@ -76,9 +76,10 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
         policy = steps.sft(kept, policy, reward_model)
     if recipe.pairs and steps.reads_pairs("pairs"):
         pairs = steps.pairs(fresh, policy, reward_model)
+    tables = Tables(scored, pairs, preferences)
     if recipe.dpo:
         reference = steps.reference(state.policy, state.promoted)
-        policy = steps.dpo(policy, reference, preferences, scored, pairs, reward_model)
+        policy = steps.preference_optimisation("dpo", policy, tables, reward_model, reference)
     policy = steps.across_rounds(policy, state.promoted, reward_model)
     evaluation = steps.evaluate(prompts, policy, reward_model)
     promoted, better = steps.promote(evaluation, state.evaluation, reward_model)

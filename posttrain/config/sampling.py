@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,6 +47,8 @@ class Levels(Section):
 
 class Preferences(Section):
     """Preference pairs: answers of the current and the previous policy, labelled by the rewards; and pairs given."""
+
+    given_as: ClassVar[str] = "preferences"  # how `posttrain.data.load.GIVEN` reads what is given
 
     prompts: int | None = Field(
         default=None, ge=0, le=MOST, description="Prompts per round; null: all; 0: none, `given` has all the pairs."

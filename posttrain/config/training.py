@@ -20,10 +20,20 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class Trained(Section):
-    """A stage that trains: our few keys, and beside them TRL's fields under their own names."""
+    """A stage that trains: our few keys, and beside them TRL's fields under their own names.
+
+    A subclass says all that other modules must know of it, and stands in `TRAINED`. `trainer`: the stage's name;
+    `trl_config`: TRL's class of its fields; `refused`: those of them that it may not set, and why, beside
+    `trl_fields.REFUSED`; `shown`: those that are written out beside `trl_fields.SHOWN`; `made_with`: our keys that its
+    trainer is made with; `one_or_more`: our lists that may be written as one of their items.
+    """
 
     model_config = ConfigDict(extra="allow")
-    trainer: ClassVar[trl_fields.Trainer]
+    trainer: ClassVar[str]
+    trl_config: ClassVar[str]
+    shown: ClassVar[tuple[str, ...]] = ()
+    made_with: ClassVar[tuple[str, ...]] = ()
+    one_or_more: ClassVar[tuple[str, ...]] = ()
     variants: Annotated[list[dict[str, Any]], NotInKey()] = Field(  # each is a stage of its own
         default=[],
         description="Each is this section with these keys changed, and a `seed` (default 0). All are trained and their "
@@ -36,12 +46,13 @@ class Trained(Section):
         if not isinstance(given, dict):
             return given
         known = trl_fields.fields(cls.trainer)
-        shown = {key: known[key]["default"] for key in trl_fields.SHOWN[cls.trainer]}
-        return {key: _as_typed(known.get(key), value) for key, value in {**shown, **given}.items()}
+        shown = {key: known[key]["default"] for key in (*trl_fields.SHOWN, *cls.shown)}
+        lists = {key: [given[key]] for key in cls.one_or_more if isinstance(given.get(key), str)}
+        return {key: _as_typed(known.get(key), value) for key, value in {**shown, **given, **lists}.items()}
 
     @classmethod
     def _unknown(cls, key: str, value: Any, known: list[str]) -> None:
-        wrong = trl_fields.problem(cls.trainer, key, value, tuple(known))
+        wrong = trl_fields.problem(cls.trainer, key, value, tuple(known), cls.refused)
         if wrong:
             complain((key,), wrong.message, rule=wrong.rule)
 
@@ -69,6 +80,11 @@ class Trained(Section):
 
     def variant_seed(self, index: int) -> int:
         return self.variants[index].get("seed", 0)
+
+    @property
+    def sources(self) -> list[str]:
+        """The tables of a round that the stage learns from, where the recipe says which."""
+        return []
 
     @property
     def trl(self) -> dict[str, Any]:
@@ -111,7 +127,9 @@ def _as_typed(field: dict[str, Any] | None, value: Any) -> Any:
 class RewardModel(Trained):
     """The reward model, trained anew each round; beside these keys, RewardConfig's fields."""
 
-    trainer = "reward_model"
+    trainer, trl_config = "reward_model", "RewardConfig"
+    made_with = ("packed",)
+
     start: Literal["base", "previous"] = Field(
         default="base", description="From the base model, or the last reward model."
     )
@@ -210,7 +228,9 @@ class Anneal(Section):
 class Sft(Trained):
     """SFT on the samples that the filters kept, prompts masked; beside these keys, SFTConfig's fields."""
 
-    trainer = "sft"
+    trainer, trl_config = "sft", "SFTConfig"
+    refused: ClassVar = {"assistant_only_loss": "the prompt is always masked and only the answer is trained on"}
+
     start: Literal["previous", "base"] = Field(
         default="previous", description="From the previous policy, or the base model."
     )
@@ -250,7 +270,15 @@ REFERENCES = ("start", "initial", "previous", "averaged")
 class Dpo(Trained):
     """DPO on pairs, from the policy that SFT made; beside these keys, DPOConfig's fields."""
 
-    trainer = "dpo"
+    trainer, trl_config = "dpo", "DPOConfig"
+    refused: ClassVar = {
+        **trl_fields.FIXED_REFERENCE,
+        "label_smoothing": "TRL ignores it for the sigmoid loss",
+    }
+    shown = ("beta", "loss_type")
+    made_with = ("packed", "mask_format", "nll_weight")
+    one_or_more = ("pairs_from",)
+
     pairs_from: list[PairSource] = Field(
         default=["pairs"],
         min_length=1,
@@ -285,6 +313,10 @@ class Dpo(Trained):
         description="Weight of the chosen answer's negative log-likelihood beside the DPO loss.",
     )
 
+    @property
+    def sources(self) -> list[str]:
+        return list(self.pairs_from)
+
     @field_validator("reference")
     @classmethod
     def _name_or_path(cls, given: str) -> str:
@@ -297,7 +329,9 @@ class Dpo(Trained):
             )
         return given
 
-    @field_validator("pairs_from", mode="before")
-    @classmethod
-    def _one_or_more(cls, given: Any) -> Any:
-        return [given] if isinstance(given, str) else given
+
+# The trained stages by name, in the order of the loop.
+TRAINED: dict[str, type[Trained]] = {kind.trainer: kind for kind in (RewardModel, Sft, Dpo)}
+
+if __name__ == "__main__":
+    trl_fields.write({name: kind.trl_config for name, kind in TRAINED.items()})

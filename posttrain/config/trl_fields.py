@@ -1,8 +1,9 @@
-"""Which fields of TRL's SFTConfig, DPOConfig and RewardConfig a recipe may set, and which not and why.
+"""Which fields of TRL's configs a recipe may set, and which not and why.
 
 Names, types, choices and defaults come from `trl_fields.json`, made from the installed TRL by
-`python -m posttrain.config.trl_fields`, so that checking a recipe imports neither torch nor trl. A test
-compares the file with TRL. What is refused, what is renamed and the ranges are ours, below.
+`python -m posttrain.config.training`, so that checking a recipe imports neither torch nor trl. A test
+compares the file with TRL. What is refused, what is renamed and the ranges are ours, below; what a single trained stage
+refuses or shows beside that stands with its section (`posttrain.config.training`).
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from posttrain.config.section import MOST
 from posttrain.errors import did_you_mean
-
-Trainer = Literal["sft", "dpo", "reward_model"]
 
 _FILE = Path(__file__).with_suffix(".json")
 
@@ -88,16 +88,11 @@ REFUSED: dict[str, str] = {
     "debug": "not for a run that is kept",
     "fp16": "float16 overflows in these losses; `bf16: true` is autocast to bfloat16",
 }
-REFUSED_OF: dict[Trainer, dict[str, str]] = {
-    "sft": {"assistant_only_loss": "the prompt is always masked and only the answer is trained on"},
-    "dpo": {
-        "sync_ref_model": "the reference stays what it was when the stage began",
-        "ref_model_mixup_alpha": "the reference stays what it was when the stage began",
-        "ref_model_sync_steps": "the reference stays what it was when the stage began",
-        "label_smoothing": "TRL ignores it for the sigmoid loss",
-    },
-    "reward_model": {},
-}
+# Of stages that train against a reference policy.
+FIXED_REFERENCE = dict.fromkeys(
+    ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+    "the reference stays what it was when the stage began",
+)
 
 # What other tools call it, or what TRL called it once.
 RENAMED: dict[str, str] = {
@@ -142,7 +137,7 @@ HOW_ONLY = frozenset(
 )
 
 # Written into the resolved recipe, and so into keys, even where the user leaves them to TRL.
-_ALWAYS = (
+SHOWN = (
     "learning_rate",
     "num_train_epochs",
     "per_device_train_batch_size",
@@ -152,11 +147,6 @@ _ALWAYS = (
     "weight_decay",
     "max_grad_norm",
 )
-SHOWN: dict[Trainer, tuple[str, ...]] = {
-    "sft": _ALWAYS,
-    "dpo": (*_ALWAYS, "beta", "loss_type"),
-    "reward_model": _ALWAYS,
-}
 
 _POSITIVE = (0.0, MOST, False)  # low, high, low included
 _NOT_NEGATIVE = (0.0, MOST, True)
@@ -190,15 +180,14 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 
 
 @cache
-def fields(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    """The fields of one of TRL's configs: name → {"types": [...], "default": ..., "choices": [...]}."""
+def fields(trainer: str) -> dict[str, dict[str, Any]]:
+    """The fields of a trained stage's config of TRL's: name → {"types": [...], "default": ..., "choices": [...]}."""
     return json.loads(_FILE.read_text("utf-8"))[trainer]
 
 
-def refusal(trainer: Trainer, name: str) -> str | None:
-    """Why a recipe may not set this field; None when it may."""
-    table = {**REFUSED, **REFUSED_OF[trainer]}
-    for key, reason in table.items():
+def refusal(name: str, more: Mapping[str, str]) -> str | None:
+    """Why a recipe may not set this field; None when it may. `more`: what one stage refuses beside `REFUSED`."""
+    for key, reason in {**REFUSED, **more}.items():
         if name == key or (key.endswith("*") and name.startswith(key[:-1])):
             return reason
     return None
@@ -209,8 +198,11 @@ class Problem(NamedTuple):
     rule: str
 
 
-def problem(trainer: Trainer, name: str, value: object, own: tuple[str, ...] = ()) -> Problem | None:
-    """What is wrong with `name: value` in a trained section; None when nothing is. `own` are posttrain's own keys."""
+def problem(
+    trainer: str, name: str, value: object, own: tuple[str, ...] = (), refused: Mapping[str, str] = {}
+) -> Problem | None:
+    """What is wrong with `name: value` in a trained section; None when nothing is. `own` are posttrain's own keys,
+    `refused` what this section refuses beside `REFUSED`."""
     known = fields(trainer)
     if name == "group_by_length":
         message = "TRL has no 'group_by_length' any more: write `train_sampling_strategy: group_by_length`"
@@ -218,11 +210,11 @@ def problem(trainer: Trainer, name: str, value: object, own: tuple[str, ...] = (
     if name == "warmup_ratio":
         message = "TRL has no 'warmup_ratio' any more: `warmup_steps` takes a share below 1 or a number of steps"
         return Problem(message, rule="recipe-unknown-key")
-    reason = refusal(trainer, name)
+    reason = refusal(name, refused)
     if reason:
         return Problem(f"'{name}' cannot be set here: {reason}", rule="recipe-refused-key")
     if name not in known:
-        allowed = [*own, *(key for key in known if not refusal(trainer, key))]
+        allowed = [*own, *(key for key in known if not refusal(key, refused))]
         right = RENAMED.get(name)
         near = f", did you mean {right!r}?" if right in allowed else did_you_mean(name, allowed)
         return Problem(f"unknown key {name!r} in '{trainer}'{near}", rule="recipe-unknown-key")
@@ -279,15 +271,16 @@ def _is(value: object, kind: str) -> bool:
     return kind in python and isinstance(value, python[kind])
 
 
-def generate() -> dict[str, Any]:
-    """The contents of `trl_fields.json`, read from the installed TRL. Imports trl."""
+def generate(configs: Mapping[str, str]) -> dict[str, Any]:
+    """The contents of `trl_fields.json`, read from the installed TRL. `configs`: by trained stage, the name of TRL's
+    class. Imports trl."""
     import dataclasses
 
     import trl
 
-    classes = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig, "reward_model": trl.RewardConfig}
     made: dict[str, Any] = {"trl": trl.__version__}
-    for trainer, cls in classes.items():
+    for trainer, name in configs.items():
+        cls = getattr(trl, name)
         hints = typing.get_type_hints(cls)
         made[trainer] = {
             field.name: _describe(hints[field.name], field) for field in dataclasses.fields(cls) if field.init
@@ -339,5 +332,6 @@ def as_text(made: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-if __name__ == "__main__":
-    _FILE.write_text(as_text(generate()), "utf-8")
+def write(configs: Mapping[str, str]) -> None:
+    """Writes `trl_fields.json` anew: see `generate`."""
+    _FILE.write_text(as_text(generate(configs)), "utf-8")

@@ -13,7 +13,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from posttrain.config import PromptSet
@@ -132,6 +132,10 @@ def read_preferences(
         message = f"no pair is left{f': {dict(left_out)}' if left_out else ''}"
         raise source.error(None, message, rule="data-no-rows")
     return list(made.values())
+
+
+# How the sets are read that sections of a recipe name as `given`, by what they hold. Each is checked as it is read.
+GIVEN: dict[str, Callable[..., Sequence[Any]]] = {"preferences": read_preferences}
 
 
 def content_hash(prompts: PromptSet, system: str | None = None) -> str:

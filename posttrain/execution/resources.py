@@ -135,7 +135,9 @@ def _answers(stage: Mapping[str, Any], prompts: Path) -> float:
     files = {name: prompts / f"{name}.parquet" for name in _SETS}
     rows = {name: pq.read_metadata(path).num_rows if path.is_file() else 0 for name, path in files.items()}
     step = Step(stage["key"], 0, stage["stage"], stage["stage"], stage["config"], {}, frozenset())
-    made = amounts([step], Sets(**rows, where=rows["train"]), Shares())[stage["key"]]
+    made = amounts([step], Sets(rows["train"], rows["dev"], rows["heldout"], where=rows["train"]), Shares())[
+        stage["key"]
+    ]
     return made.tokens * TOKEN * COPIES
 
 

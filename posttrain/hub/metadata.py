@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from posttrain.hub.run_summary import Story
+from posttrain.stages.registry import STAGES
 
 TASK = "text-generation"
 _LICENCE = ("license", "license_name", "license_link", "language")
@@ -18,7 +19,7 @@ def metadata(story: Story, repo: str, data_repo: str | None) -> ModelCardData:
     """What the Hub reads. It takes no base and no data set that is not on the Hub: others are named in the text."""
     recipe = story.recipe
     tags = ["posttrain", "trl", "rejection-sampling"]
-    tags += [tag for tag, key in (("sft", "sft"), ("dpo", "dpo"), ("reward-model", "reward_model")) if recipe.get(key)]
+    tags += [one.name.replace("_", "-") for one in STAGES.values() if one.trained and recipe.get(one.name)]
     named = {*_hub_datasets(recipe), *([data_repo] if data_repo else [])}
     datasets: list[str] = sorted(named)
     licence = {key: story.base_card[key] for key in _LICENCE if story.base_card.get(key)}

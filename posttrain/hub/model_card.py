@@ -10,6 +10,7 @@ from posttrain.evaluation.statistics import in_words
 from posttrain.hub.markdown import code, fenced, plain, table
 from posttrain.hub.metadata import file_name, measured, metadata
 from posttrain.hub.run_summary import Story
+from posttrain.stages.registry import REFERENCED, STAGES
 
 
 def model_card(story: Story, repo: str, data_repo: str | None, *, adapter: bool) -> str:
@@ -33,21 +34,13 @@ def _summary(story: Story, data_repo: str | None) -> str:
     base = f"[{plain(story.base)}](https://huggingface.co/{story.base})" if story.base_on_hub else plain(story.base)
     if not story.number:
         return f"{base}, the model that a run of posttrain starts from, unchanged."
-    stages = [name for key, name in _STAGES.items() if story.recipe.get(key)]
+    stages = [one.label for one in STAGES.values() if one.label and story.recipe.get(one.name)]
     data = f" The data of all rounds: [{data_repo}](https://huggingface.co/datasets/{data_repo})." if data_repo else ""
     return (
         f"{base} after {story.number} round{'s' if story.number > 1 else ''} of post-training with posttrain, the loop "
         f"of Llama 3 ([arXiv 2407.21783](https://arxiv.org/abs/2407.21783), section 4.1): {', '.join(stages)}. "
         f"Promoted so far: {promoted} of {story.number}. The tag `round-{story.number}` is this model.{data}"
     )
-
-
-_STAGES = {
-    "reward_model": "a reward model",
-    "samples": "rejection sampling with filters",
-    "sft": "SFT",
-    "dpo": "DPO",
-}
 
 
 def _use(story: Story, repo: str, adapter: bool) -> str:
@@ -90,7 +83,15 @@ def _lineage(story: Story) -> str:
     if not story.number:
         return ""
     rows = [_round(shown) for shown in story.rounds]
-    header = ["round", "promoted", "greedy", "pass@1", "reward model, pair accuracy", "kept of sampled", "DPO pairs"]
+    header = [
+        "round",
+        "promoted",
+        "greedy",
+        "pass@1",
+        "reward model, pair accuracy",
+        "kept of sampled",
+        "preference rows",
+    ]
     chain = " → ".join(code(key) for key in story.chain)
     return (
         "A round starts from the policy promoted last; what it made replaces that by the recipe's rule, "
@@ -111,7 +112,7 @@ def _round(shown: Mapping[str, Any]) -> list[str]:
         in_words(heldout.get("pass@1"), none=""),
         in_words(model["pair_accuracy"], none="") if model else "",
         f"{samples['kept']} of {samples['completions']}" if samples else "",
-        str(shown["pairs"].get("dpo", "")),
+        " + ".join(str(shown["pairs"][name]) for name in REFERENCED if name in shown["pairs"]),
     ]
 
 

@@ -21,7 +21,7 @@ from posttrain.rewards.judge_reward import load_reward
 @dataclass(frozen=True)
 class ExternalInputs:
     """The base model, where it is on the Hub (as peft has it), and the hash of each file: rewards by their `use`,
-    training prompts and given pairs by round (see `of_round`), the sets to evaluate on by name.
+    training prompts by round (see `of_round`), so too what sections are `given`, and the sets to evaluate on by name.
     `reference`: DPO's, where the recipe names a folder. `judges`: the folders of models that judge on this machine."""
 
     base: Artifact
@@ -29,7 +29,7 @@ class ExternalInputs:
     rewards: Mapping[str, str]
     train: Sequence[str]
     evaluated: Mapping[str, str]
-    given: Sequence[str]
+    given: Mapping[str, Sequence[str]]
     reference: Artifact | None
     judges: Sequence[Path]
 
@@ -43,7 +43,6 @@ def external_inputs(recipe: Recipe) -> ExternalInputs:
     }
     watched = [judge for judge in recipe.judges() if not judge.is_model]
     hashes |= {judge.use: pairwise.load(judge.entry).identity for judge in watched}
-    given = by_round(recipe.preferences.given) if recipe.preferences else []
     return ExternalInputs(
         Artifact(f"base-{base.hash[:16]}", base.path),
         {"base_model_name_or_path": base.hub_id, "revision": base.hash} if base.hub_id else None,
@@ -55,7 +54,10 @@ def external_inputs(recipe: Recipe) -> ExternalInputs:
         }
         | {f"against_{number}": loaders.content_hash(one) for number, one in enumerate(recipe.prompts.against, 1)}
         | ({"real": loaders.content_hash(real, recipe.prompts.system)} if (real := recipe.prompts.real) else {}),
-        [loaders.content_hash(each, recipe.prompts.system) for each in given],
+        {
+            name: [loaders.content_hash(each, recipe.prompts.system) for each in sets]
+            for name, sets in recipe.given().items()
+        },
         _reference(recipe.dpo.reference) if recipe.dpo else None,
         sorted({models.resolve(Model(path=path, revision=one.revision)).path for one, path in _local_judges(recipe)}),
     )

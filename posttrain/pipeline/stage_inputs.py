@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from posttrain.config import Dpo, PromptSet, RewardEntry, RewardModel, Sft, by_round
+from posttrain.config import PromptSet, RewardEntry, RewardModel, Sft, Trained, by_round
 from posttrain.config.section import of_round
 from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.pipeline.answers import Answers, settings_of
@@ -15,6 +16,15 @@ from posttrain.pipeline.scored import Compare, Evaluated, Judging, in_key, not_i
 from posttrain.pipeline.training import Training
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a round has to learn preferences from."""
+
+    scored: Artifact
+    pairs: Artifact | None
+    preferences: Sequence[Artifact]
 
 
 class Steps:
@@ -39,7 +49,7 @@ class Steps:
 
     def reads_pairs(self, source: str) -> bool:
         """Whether any stage that is not left out learns from this source of pairs."""
-        by_dpo = self.recipe.dpo is not None and source in self.recipe.dpo.pairs_from
+        by_dpo = self.recipe.dpo is not None and source in self.recipe.dpo.sources
         by_model = self.recipe.reward_model is not None or self.recipe.watch is not None
         return by_dpo or (source == "preferences" and by_model)
 
@@ -47,8 +57,10 @@ class Steps:
         """All prompt sets; of the training sets the round's. The first time later ones and pairs are checked too."""
         recipe = self.recipe
         sets = by_round(recipe.prompts.train)
-        given = by_round(recipe.preferences.given) if recipe.preferences else []
-        train, later = of_round(sets, self.number), {"later": _dumped(sets[1:]), "given": _dumped(given)}
+        given = {
+            name: {"as": getattr(recipe, name).given_as, "sets": _dumped(each)} for name, each in recipe.given().items()
+        }
+        train, later = of_round(sets, self.number), {"later": _dumped(sets[1:]), "given": given}
         sections = [recipe.preferences, recipe.samples, recipe.pairs, recipe.evaluate]
         near = recipe.prompts.decontaminate
         made = self.runner.submit(
@@ -100,8 +112,7 @@ class Steps:
         section = self.recipe.preferences
         assert section
         watch = {"watch": self.recipe.watch.share} if self.recipe.watch else {}
-        sampled, given = section.prompts != 0, by_round(section.given)
-        pairs = of_round(given, self.number).model_dump(mode="json") if given else None
+        sampled, (external_hashes, runtime) = section.prompts != 0, self.training.given("preferences", self.number)
         seed, take = self._seed("preferences"), self._take("preferences", section.prompts)
 
         def asked(role: str, name: str, whom: Artifact) -> Artifact:
@@ -123,11 +134,11 @@ class Steps:
         return self.judging.stage(
             "preferences",
             {"preferences": section.in_key(exclude=("given",)), "take": take, **watch},
-            {"prompts": prompts, **answers, **({"model": self.base} if given else {})},
+            {"prompts": prompts, **answers, **({"model": self.base} if runtime else {})},
             [entry for entry in self.recipe.reward if entry.labels and sampled],
             seed=seed,
-            external_hashes={"given": of_round(self.external.given, self.number)} if given else {},
-            runtime={"given": {"set": pairs, "system": self.recipe.prompts.system}} if given else {},
+            external_hashes=external_hashes,
+            runtime=runtime,
         )
 
     def reward_model(self, preferences: Sequence[Artifact], last: Artifact | None) -> Artifact:
@@ -239,23 +250,30 @@ class Steps:
             return self.training.average(promoted) if promoted else self.base
         return self.external.reference
 
-    def dpo(
+    def preference_optimisation(
         self,
+        name: str,
         policy: Artifact,
-        reference: Artifact | None,
-        preferences: Sequence[Artifact],
-        scored: Artifact,
-        pairs: Artifact | None,
+        tables: Tables,
         reward_model: Artifact | None,
+        reference: Artifact | None = None,
     ) -> Artifact:
-        sources = {"samples": {"samples": scored}, "pairs": {"pairs": pairs} if pairs else {}}
+        """DPO or KTO: a policy trained against a reference, `policy` itself where none is named, on the tables of the
+        round that the section `name` takes, and on what it is given."""
 
-        def inputs(section: Dpo) -> dict[str, Artifact]:
-            tables = {**sources, "preferences": _numbered(preferences, section.preferences)}
+        def inputs(section: Trained) -> dict[str, Artifact]:
+            there = {
+                "samples": {"samples": tables.scored},
+                "pairs": {"pairs": tables.pairs} if tables.pairs else {},
+                "preferences": _numbered(tables.preferences, getattr(section, "preferences", "latest")),
+            }
             chosen = {"model": policy, **({"reference": reference} if reference else {})}
-            return {**chosen, **{role: table for name in section.pairs_from for role, table in tables[name].items()}}
+            if name in self.external.given:
+                chosen["prompts"] = self._prompts  # what is given may be evaluated on
+            return {**chosen, **{role: table for source in section.sources for role, table in there[source].items()}}
 
-        return self.training.stage("dpo", self.recipe.dpo, self.number, inputs, self._on_dev("dpo", reward_model))
+        section = getattr(self.recipe, name)
+        return self.training.stage(name, section, self.number, inputs, self._on_dev(name, reward_model))
 
     def across_rounds(self, policy: Artifact, promoted: Sequence[Artifact], reward_model: Artifact | None) -> Artifact:
         """The round's policy averaged with the last promoted ones, where the recipe says so."""

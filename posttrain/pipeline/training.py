@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.config import Sft, Trained
+from posttrain.config.section import of_round
+from posttrain.config.training import TRAINED
 from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.pipeline.externals import ExternalInputs
 from posttrain.pipeline.scored import Compare, Inputs
@@ -13,9 +15,6 @@ from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
 from posttrain.storage.store import link_name
 from posttrain.system import gpu, versions
-
-# Beside TRL's fields, what of a section a trainer is made with.
-TRIED = ("packed", "mask_format", "nll_weight")
 
 
 class Training:
@@ -49,14 +48,14 @@ class Training:
 
         It is made anew when an option, the model, the libraries or the machine's kind change; no other stage reads it.
         """
-        sections = {name: getattr(self.recipe, name) for name in ("reward_model", "sft", "dpo")}
+        sections = {name: getattr(self.recipe, name) for name in TRAINED}
         if self.recipe.watch:
             sections["watch.reward_model"] = self.recipe.watch.reward_model
         trainings = [
             {
                 "key": f"{name}.variants.{number}" if section.variants else name,
                 "stage": section.trainer,
-                "section": one.model_dump(mode="json", include={*one.trl, *TRIED}),
+                "section": one.model_dump(mode="json", include={*one.trl, *one.made_with}),
             }
             for name, section in sections.items()
             if section
@@ -81,6 +80,14 @@ class Training:
             return models[0]
         inputs = {f"model_{number}": model for number, model in enumerate(models, 1)}
         return self.runner.submit(StageCall("average", config={}, inputs=inputs, seed=0, role=role))
+
+    def given(self, name: str, number: int) -> tuple[dict[str, str], dict[str, Any]]:
+        """External hash and runtime of the rows that the section `name` is given in round `number`; empty if none."""
+        sets = self.recipe.given().get(name)
+        if sets is None:
+            return {}, {}
+        told = {"set": of_round(sets, number).model_dump(mode="json"), "system": self.recipe.prompts.system}
+        return {"given": of_round(self.external.given[name], number)}, {"given": told}
 
     def choose(self, role: str, models: Sequence[Artifact], alone: int, compare: Compare) -> Artifact:
         """The mean of models, or the best of the first `alone` of them where that is better on dev."""
@@ -129,14 +136,19 @@ class Training:
         seed: int,
         role: str,
     ) -> Artifact:
+        external_hashes, given = self.given(name, number)
+        places = {key: place for key, place in self.recipe.places.items() if key.partition(".")[0] == name}
         return self.runner.submit(
             StageCall(
                 name,
                 config={name: section.in_key(), "model": self.recipe.model.in_key()},
                 inputs=inputs,
                 seed=seed,
+                external_hashes=external_hashes,
                 runtime={
+                    "places": places,
                     name: section.not_in_key(),
+                    **given,
                     **runtime,
                     **self.start(inputs["model"]),
                     **self.how(role, number),

@@ -11,6 +11,7 @@ from typing import Any
 
 from posttrain import models, rewards
 from posttrain.config import Model
+from posttrain.config.training import TRAINED
 from posttrain.data.selection import matching
 from posttrain.errors import EmptyStageError, PosttrainError, RewardError, StageError
 from posttrain.execution import resources
@@ -103,7 +104,7 @@ def _check(
     idle = run.manifest(artifact.key)["metrics"].get("unused_weights")
     if idle:
         checked.notes.append(structure.unused(idle))
-    if any((recipe.sft, recipe.dpo, recipe.reward_model)) and not checked.run(
+    if any(getattr(recipe, name) for name in TRAINED) and not checked.run(
         "training", lambda: _training(checked, look, launcher, run)
     ):
         return
@@ -192,10 +193,11 @@ def _prompts(recipe: Recipe, look: Look, launcher: Launcher, run: Store) -> tupl
     where = counts["train"]
     if recipe.preferences and recipe.preferences.where:
         where = len(matching(pq.read_table(artifact.path / "train.parquet").to_pylist(), recipe.preferences.where))
+    sets = Sets(**counts, where=where, given=metrics.get("given", {}))
     said = "; ".join(
         f"{name} {metrics[name].pop('prompts'):,}{_dropped(metrics[name])}" for name in ("train", "dev", "heldout")
     )
-    return f"{said} ({time.monotonic() - started:.1f} s)", (artifact, Sets(**counts, where=where), seconds)
+    return f"{said} ({time.monotonic() - started:.1f} s)", (artifact, sets, seconds)
 
 
 def _training(checked: Checked, look: Look, launcher: Launcher, run: Store) -> tuple[str, bool]:

@@ -18,7 +18,7 @@ from posttrain.execution.launcher import execute
 from posttrain.planning.costs import Measured, steps_and_passes, together
 from posttrain.recipe.recipe import Recipe
 from posttrain.stages.amounts import Shares
-from posttrain.stages.registry import STAGES
+from posttrain.stages.registry import STAGES, learned_from
 from posttrain.storage import store
 from posttrain.storage.files import read_json, write_durably
 
@@ -102,7 +102,8 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
     step = None
     if STAGES[stage["stage"]].trained:
         batch = stage["config"][stage["stage"]]["batch"]
-        units = steps_and_passes(metrics["steps"], metrics["pairs"] if stage["stage"] == "dpo" else 0, batch)
+        passes = learned_from({stage["stage"]: metrics}).get(stage["stage"], 0) * STAGES[stage["stage"]].reference_reads
+        units = steps_and_passes(metrics["steps"], passes, batch)
         step = (events[-1][0] - events[0][0]) / max(len(events) - 1, 1)
     size = sum(file["size"] for file in read_json(root / "artifacts" / folder.name / store.MANIFEST)["files"].values())
     found = Measured(stage["stage"], ended - started, loaded - started, units, step, _memory() - memory, size, metrics)

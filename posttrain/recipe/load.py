@@ -20,7 +20,7 @@ from posttrain.storage.regular_files import MOST_TEXT, not_regular
 # Giving one on top of an inherited recipe takes the other away.
 _EXCLUSIVE: dict[Path_, tuple[set[str], set[str]]] = {
     ("prompts", "*"): ({"path"}, {"dataset_name", "name", "revision", "split"}),
-    ("preferences", "given"): ({"path"}, {"dataset_name", "name", "revision", "split"}),
+    ("*", "given"): ({"path"}, {"dataset_name", "name", "revision", "split"}),
     ("model",): ({"path"}, {"revision"}),
     ("engine", "server"): ({"start"}, {"url"}),
     ("reward", "*", "judge"): ({"path"}, {"url", "model"}),
@@ -29,8 +29,8 @@ PATHS: dict[Path_, shipped.Kind] = {
     ("model", "path"): "data",
     ("prompts", "*", "path"): "data",
     ("prompts", "train", "*", "path"): "data",
-    ("preferences", "given", "path"): "data",
-    ("preferences", "given", "*", "path"): "data",
+    ("*", "given", "path"): "data",
+    ("*", "given", "*", "path"): "data",
     ("prompts", "against", "*", "path"): "data",
     ("filters", "*", "embed"): "data",
     ("reward", "*", "use"): "reward",

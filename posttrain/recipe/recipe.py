@@ -14,7 +14,7 @@ from posttrain.config.annotate import ANNOTATED, Annotate
 from posttrain.config.collapse import Collapse
 from posttrain.config.engine import Compute, Engine
 from posttrain.config.model import Model
-from posttrain.config.prompts import Prompts
+from posttrain.config.prompts import Prompts, PromptSet, by_round
 from posttrain.config.push import Push
 from posttrain.config.quality_classifier import QualityClassifier
 from posttrain.config.rewards import RewardEntry
@@ -278,6 +278,11 @@ class Recipe(Section):
     def placed(self, places: Places) -> Recipe:
         self._places = places
         return self
+
+    def given(self) -> dict[str, list[PromptSet]]:
+        """The sets of rows that sections name as `given`, by section: of each round, the last goes on."""
+        sections = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: by_round(one.given) for name, one in sections.items() if getattr(one, "given", None) is not None}
 
     def functions(self) -> list[RewardEntry]:
         """The reward functions that judge candidates."""

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from posttrain.config import trl_fields
-from posttrain.config.training import Dpo, RewardModel, Sft, Trained
+from posttrain.config.training import TRAINED, Trained
 from posttrain.recipe.recipe import Recipe
 
 FILE = "recipe.schema.json"
 MODELINE = f"# yaml-language-server: $schema={FILE}"  # beside the recipe: true of the shipped ones and of copies
 
-TRL_CONFIGS: dict[trl_fields.Trainer, str] = {"sft": "SFTConfig", "dpo": "DPOConfig", "reward_model": "RewardConfig"}
 _TYPES = {
     "int": "integer",
     "float": "number",
@@ -35,10 +34,10 @@ def schema() -> dict[str, Any]:
     sections = made["$defs"]
     del sections["BaseModel"]  # in its place the filters, one by one
     made["properties"]["filters"]["items"] = _filters(sections)
-    kinds: tuple[type[Trained], ...] = (Sft, Dpo, RewardModel)
-    for kind in kinds:
-        _with_trl(sections[kind.__name__], kind.trainer)
-    sections["Dpo"]["properties"]["pairs_from"] = _or_one(sections["Dpo"]["properties"]["pairs_from"])
+    for kind in TRAINED.values():
+        section = sections[kind.__name__]
+        _with_trl(section, kind)
+        section["properties"] |= {name: _or_one(section["properties"][name]) for name in kind.one_or_more}
     # A mapping is merged with the inherited one, so with `extends` none of its keys need be there; a list is replaced.
     listed = {name for name in sections if {"$ref": f"#/$defs/{name}"} in _items(made)}
     for name, section in sections.items():
@@ -52,18 +51,17 @@ def schema() -> dict[str, Any]:
     return {**about, **_untitled(made)}
 
 
-def trl_properties(trainer: trl_fields.Trainer) -> dict[str, Any]:
+def trl_properties(kind: type[Trained]) -> dict[str, Any]:
     """TRL's fields that a trained section may hold, each as a schema."""
-    known = trl_fields.fields(trainer)
     return {
-        name: _trl_property(trainer, name, field)
-        for name, field in known.items()
-        if trl_fields.refusal(trainer, name) is None
+        name: _trl_property(kind, name, field)
+        for name, field in trl_fields.fields(kind.trainer).items()
+        if trl_fields.refusal(name, kind.refused) is None
     }
 
 
-def _trl_property(trainer: trl_fields.Trainer, name: str, field: dict[str, Any]) -> dict[str, Any]:
-    types = [_TYPES[kind] for kind in field["types"]]
+def _trl_property(kind: type[Trained], name: str, field: dict[str, Any]) -> dict[str, Any]:
+    types = [_TYPES[one] for one in field["types"]]
     made: dict[str, Any] = {"type": types if len(types) > 1 else types[0]}
     if "choices" in field and types != ["array"]:
         made["enum"] = [*field["choices"], *([None] if "null" in types else [])]
@@ -72,13 +70,13 @@ def _trl_property(trainer: trl_fields.Trainer, name: str, field: dict[str, Any])
     if {"integer", "number"} & {*types} and "enum" not in made:
         low, high, included = trl_fields.bounds(name)
         made |= {"minimum" if included else "exclusiveMinimum": low, "maximum": high}
-    made |= {"default": field["default"], "description": f"TRL's {TRL_CONFIGS[trainer]}.{name}."}
+    made |= {"default": field["default"], "description": f"TRL's {kind.trl_config}.{name}."}
     return _or_one(made) if types == ["array"] else made
 
 
-def _with_trl(section: dict[str, Any], trainer: trl_fields.Trainer) -> None:
+def _with_trl(section: dict[str, Any], kind: type[Trained]) -> None:
     """TRL's fields beside ours, and nothing else; a variant is a section without variants, with a seed."""
-    section["properties"] |= trl_properties(trainer)
+    section["properties"] |= trl_properties(kind)
     section["additionalProperties"] = False
     seed = {
         "type": "integer",

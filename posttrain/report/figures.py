@@ -14,7 +14,7 @@ from typing import Any, get_args
 from posttrain.report.answers import Survey
 from posttrain.report.charts import Bars, Chart, Ridges, lines, series
 from posttrain.report.reading import Round
-from posttrain.stages.registry import Group, spec
+from posttrain.stages.registry import REFERENCED, STAGES, Group, learned_from, spec
 
 BINS = 40
 PASS = re.compile(r"pass@\d+")
@@ -134,11 +134,16 @@ def form(surveys: Mapping[int, Survey]) -> list[Chart]:
 
 def data(rounds: Sequence[Round]) -> list[Chart]:
     """Pairs by stage, and what the filters kept and dropped."""
-    said = {"preferences": "preferences", "pairs": "pairs of the SFT policy", "dpo": "learned by DPO"}
+    said = {"preferences": "preferences", "pairs": "pairs of the SFT policy"}
     curves = [
         series(name, {one.number: one.metrics(stage).get("pairs") for one in rounds}) for stage, name in said.items()
     ]
-    caption = "Preference pairs made, and those that DPO learned from. Ties and pairs that do not fit are left out."
+    learned = {one.number: learned_from({role: one.metrics(role) for role in one.manifests}) for one in rounds}
+    curves += [
+        series(f"learned by {STAGES[name].label}", {number: found.get(name) for number, found in learned.items()})
+        for name in REFERENCED
+    ]
+    caption = "Preference pairs made, and what was learned from. Ties and what does not fit are left out."
     charts: list[Chart] = [*lines("pairs", "Pairs", caption, "pairs", curves, 0.0)]
     filtered = [one for one in rounds if "rows" in one.metrics("filters")]
     if filtered:

@@ -15,6 +15,7 @@ from posttrain.report.answers import Scored, Survey, changes, shortened, text_of
 from posttrain.report.lineage import final_round, lineage
 from posttrain.report.reading import Round, RunView
 from posttrain.rewards.combine import RIGHT, combine
+from posttrain.stages.registry import learned_from
 
 EACH_KIND = 3  # prompts shown of each kind of `answers.KINDS`
 EXTREMES = 5  # best and worst answers
@@ -94,7 +95,7 @@ def summary(of: Round) -> dict[str, Any]:
         "dev": dev.get("pass@1"),
         "against": promote if promote.get("ci95") else None,
         "model": of.metrics("reward_model").get("pair_accuracy"),
-        "pairs": of.metrics("dpo").get("pairs"),
+        "pairs": " + ".join(map(str, learned_from({role: of.metrics(role) for role in of.manifests}).values())) or None,
         "samples": of.metrics("answers_samples").get("completions"),
         "kept": filters.get("kept"),
         "length": heldout.get("mean_length"),

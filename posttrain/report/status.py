@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.evaluation.statistics import in_words
 from posttrain.report.reading import Round, RunView
-from posttrain.stages.registry import spec
+from posttrain.stages.registry import REFERENCED, learned_from, spec
 from posttrain.storage import pushed
 from posttrain.storage.store import Store
 
@@ -42,7 +42,8 @@ def round_figures(of: Round) -> dict[str, Any]:
         shown["watch"] = {**metrics["watch"], "reward_model": model}
     if "diversity" in metrics:
         shown["diversity"] = metrics["diversity"]
-    shown["pairs"] = {name: metrics[name]["pairs"] for name in ("preferences", "pairs", "dpo") if name in metrics}
+    made = {name: metrics[name]["pairs"] for name in ("preferences", "pairs") if name in metrics}
+    shown["pairs"] = {**made, **learned_from(metrics)}
     shown["seconds"] = {name: manifest["seconds"] for name, manifest in of.manifests.items()}
     shown["background_seconds"] = {
         name: manifest["seconds"] for name, manifest in of.manifests.items() if spec(manifest["stage"], name).background
@@ -67,11 +68,12 @@ def line(shown: Mapping[str, Any]) -> str:
     mark = {True: " ✓", False: " ✗", None: " …"}[shown["promoted"]] if shown["round"] else ""
     seconds = sum(shown["seconds"].values()) - sum(shown["background_seconds"].values())
     greedy = in_words(heldout.get("greedy"), none="-").replace(", ", ",")
+    tuned = "+".join(str(shown["pairs"][name]) for name in REFERENCED if name in shown["pairs"]) or "-"
     flow = f"{samples['kept']}/{samples['completions']}" if samples else "-"
     return (
         f"{str(shown['round']) + mark:<7}{greedy:>20}{_value(heldout.get('pass@1')):>8}"
         f"{_value(heldout.get(best_of)):>8}{_value(dev.get('pass@1')):>12}{_value(heldout.get('reward'), 2):>8}"
-        f"{_value(model and model['pair_accuracy']):>8}{shown['pairs'].get('dpo', '-'):>7}{flow:>16}"
+        f"{_value(model and model['pair_accuracy']):>8}{tuned:>7}{flow:>16}"
         f"{heldout.get('mean_length', 0):>8.1f}{seconds:>11.0f}"
     )
 

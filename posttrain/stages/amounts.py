@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from posttrain.config.section import of_round
 from posttrain.stages.registry import StageSpec, spec
 
 
@@ -33,12 +34,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Sets:
-    """Prompts in each set, and of the training ones those that `preferences.where` takes."""
+    """Prompts in each set, and of the training ones those that `preferences.where` takes. `given`: rows of the sets
+    that sections name so, by section and round."""
 
     train: int
     dev: int
     heldout: int
     where: int
+    given: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def amounts(steps: Sequence[Step], sets: Sets, shares: Shares) -> dict[str, Amou
     """By key, what each stage of a rehearsal does. A stage that is not known here does nothing."""
     book = Book(sets, shares, {step.key: step for step in steps}, {})
     for step in steps:
-        make = _STAGES.get(step.stage)
+        make = _STAGES.get(step.stage) or (_single_answers if step.spec.reference_reads else None)
         book.done[step.key] = make(step, book) if make else Amounts()
     return book.done
 
@@ -168,8 +171,19 @@ def _dpo(step: Step, book: Book) -> Amounts:
     rows = sum(book.done[key].prompts for key in book.read(step, "samples"))
     rows += sum(book.done[key].made for key in book.read(step, "pairs"))
     rows += sum(book.pairs(key) for key in book.read(step, "preferences_"))
-    made = _trained(step.config["dpo"], rows)
-    return Amounts(rows=made.rows, steps=made.steps, passes=made.rows)
+    return _against_reference(step, rows)
+
+
+def _single_answers(step: Step, book: Book) -> Amounts:
+    """All that it reads, answer by answer."""
+    rows = sum(book.done[key].rows for key in book.read(step, "samples"))
+    given = book.sets.given.get(step.stage)
+    return _against_reference(step, rows + (of_round(given, step.number) if given else 0))
+
+
+def _against_reference(step: Step, rows: float) -> Amounts:
+    made = _trained(step.config[step.stage], rows)
+    return replace(made, passes=made.rows * step.spec.reference_reads)
 
 
 def _trained(section: Mapping[str, Any], rows: float) -> Amounts:

@@ -52,7 +52,7 @@ def run(job: Job) -> dict[str, Any]:
 def _learned_from(model: Path) -> dict[str, Any]:
     """How many pairs, where the model's artifact says so. Its loss is not the mean's, so it stays there."""
     metrics = read_json(model / MANIFEST)["metrics"] if (model / MANIFEST).exists() else {}
-    return {name: metrics[name] for name in ("pairs",) if name in metrics}
+    return {name: metrics[name] for name in ("pairs", "rows") if name in metrics}
 
 
 def choose(figures: Mapping[str, Mapping[str, float]], seed: int) -> tuple[str, statistics.Figure]:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from trl import DPOConfig
 
 from posttrain.config import Dpo
+from posttrain.data.chat_template import TEXT
 from posttrain.data.pairs import best_worst_pairs, once, ordered_pairs
 from posttrain.data.tables import by_prompt
 from posttrain.errors import EmptyStageError
@@ -19,7 +20,7 @@ from posttrain.job import Job
 from posttrain.models import check_same_tokens
 from posttrain.storage.pieces import Pieces
 from posttrain.training.lora import lora_config
-from posttrain.training.rows import pair_rows
+from posttrain.training.rows import EXAMPLES, pair_rows
 from posttrain.training.run import arguments, train
 from posttrain.training.trainers import Llama3DPOTrainer, PairCollator
 
@@ -66,6 +67,18 @@ def trainer(
         data_collator=PairCollator(pad, section.packed, eager, section.mask_format),
         nll_weight=section.nll_weight,
         pieces=Pieces(job.scratch / "reference"),
+    )
+
+
+def examples() -> Dataset:
+    """Two rows as of `pair_rows`, to try a trainer on."""
+    return Dataset.from_list(
+        [
+            {"prompt_ids": prompt, "chosen_ids": one, "rejected_ids": other}
+            | {"chosen_parts": [TEXT] * len(one), "rejected_parts": [TEXT] * len(other)}
+            | {"length": len(prompt) + len(one) + len(other)}
+            for prompt, one, other in EXAMPLES
+        ]
     )
 
 

@@ -36,7 +36,8 @@ REAL = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("completion", MESS
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: model. Config: max_new_tokens, decontaminate. Runtime: prompts (with paths); and what is only checked:
-    later (training sets of later rounds), given (sets of pairs), reference (DPO's). Writes train, dev and
+    later (training sets of later rounds), given (what sections are given: by section, how `loaders.GIVEN` reads it, and
+    its sets), reference (DPO's). Writes train, dev and
     heldout.parquet, against.parquet where there are further evaluation sets, and real.parquet where there is real data.
 
     Of the training prompts, those that are evaluated on are left out and counted, whatever the recipe's filters are:
@@ -82,8 +83,11 @@ def run(job: Job) -> dict[str, Any]:
     _write(kept, job.out / "train.parquet")
     for each in later:  # read again in their rounds; here what is wrong with them is told before anything is sampled
         _read(job, room, each, "train", contamination)
-    for each in job.runtime.get("given", []):
-        loaders.read_preferences(PromptSet.model_validate(each))
+    for name, given in job.runtime.get("given", {}).items():
+        rows = [
+            loaders.GIVEN[given["as"]](PromptSet.model_validate(each), where=f"{name}.given") for each in given["sets"]
+        ]
+        metrics.setdefault("given", {})[name] = [len(found) for found in rows]
     if sets.real:
         real, left_out = _real(sets, sets.real, contamination)
         pq.write_table(pa.Table.from_pylist(real, schema=REAL), job.out / "real.parquet")

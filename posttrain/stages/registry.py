@@ -5,8 +5,9 @@ A new stage is one entry here, one module of its name beside this file, and a li
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Group = Literal["data", "sampling and scoring", "training", "evaluation", "watch"]
 
@@ -19,7 +20,8 @@ class StageSpec:
     `unit`: what its work is counted in, completions that it samples, optimizer steps, or rows. `background`: no other
     stage waits for it soon. `makes_model`: its artifact is a model folder. `like`: the stage whose measured cost serves
     where this one's was not measured. `check_only`: it raises what is wrong, and nothing is made from it. `runs`: of a
-    role that has an entry of its own, the stage that it is.
+    role that has an entry of its own, the stage that it is. `label`: what people call it, of what a policy is made by.
+    `reference_reads`: of a stage that trains against a reference policy, how often that reads each row.
     """
 
     name: str
@@ -31,6 +33,8 @@ class StageSpec:
     like: str = ""
     check_only: bool = False
     runs: str = ""
+    label: str = ""
+    reference_reads: int = 0
 
     @property
     def trained(self) -> bool:
@@ -50,18 +54,18 @@ _ALL = (
     StageSpec("answers_dev", 1, "evaluation", "completions", runs="answers"),
     StageSpec("answers_heldout", 1, "evaluation", "completions", background=True, runs="answers"),
     StageSpec("preferences", 6, "sampling and scoring"),
-    StageSpec("reward_model", 3, "training", "steps", makes_model=True),
+    StageSpec("reward_model", 3, "training", "steps", makes_model=True, label="a reward model"),
     StageSpec("difficulty", 4, "sampling and scoring", like="scores"),
     StageSpec("annotate", 2, "data"),
     StageSpec("scores", 4, "sampling and scoring"),
     StageSpec("quality_classifier", 1, "data"),
-    StageSpec("filters", 1, "data"),
+    StageSpec("filters", 1, "data", label="rejection sampling with filters"),
     StageSpec("diversity", 1, "data", background=True),
     StageSpec("average", 1, "training", makes_model=True),
     StageSpec("choose", 4, "training", makes_model=True, like="evaluate"),
-    StageSpec("sft", 3, "training", "steps", makes_model=True),
+    StageSpec("sft", 3, "training", "steps", makes_model=True, label="SFT"),
     StageSpec("pairs", 5, "sampling and scoring"),
-    StageSpec("dpo", 3, "training", "steps", makes_model=True),
+    StageSpec("dpo", 3, "training", "steps", makes_model=True, label="DPO", reference_reads=1),
     StageSpec("evaluate", 6, "evaluation"),
     StageSpec("heldout", 5, "evaluation", background=True, like="evaluate"),
     StageSpec("promote", 1, "evaluation"),
@@ -70,6 +74,7 @@ _ALL = (
 )
 _BY_NAME = {one.name: one for one in _ALL}
 STAGES = {one.name: one for one in _ALL if not one.runs}
+REFERENCED = [name for name, one in STAGES.items() if one.reference_reads]  # trained against a reference policy
 
 
 def spec(stage: str, role: str = "") -> StageSpec:
@@ -78,3 +83,10 @@ def spec(stage: str, role: str = "") -> StageSpec:
     A run of an older layout may have stages that are made no more: those count as data.
     """
     return _BY_NAME.get(role) or STAGES.get(stage) or StageSpec(stage, 0, "data")
+
+
+def learned_from(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Of the stages that train against a reference policy, by name, how many pairs (or single answers) each learned
+    from. `metrics`: those of a round's stages, by name."""
+    there = [name for name in REFERENCED if name in metrics]
+    return {name: metrics[name].get("pairs", metrics[name].get("rows", 0)) for name in there}

@@ -24,6 +24,7 @@ from posttrain.rewards.scoring import model_rewards, scored_slowly
 from posttrain.storage.pieces import Pieces, cut
 from posttrain.training.lora import lora_config
 from posttrain.training.ranking import LLAMA2_MARGINS, RankingCollator, RankingTrainer, ranked_rows
+from posttrain.training.rows import EXAMPLES
 from posttrain.training.run import arguments, train
 
 _PAIRS = 2048  # held-out pairs that are scored together, and kept
@@ -75,6 +76,17 @@ def trainer(
         data_collator=RankingCollator(pad, packed=section.packed, additive=eager),
         processing_class=tokenizer,
         peft_config=lora_config(job, TaskType.SEQ_CLS),
+    )
+
+
+def examples() -> Dataset:
+    """Two rows as of `ranked_rows`, to try a trainer on."""
+    return Dataset.from_list(
+        [
+            {"prompt_ids": prompt, "responses": [one, other], "margin": 0.0}
+            | {"length": len(prompt) + len(one) + len(other)}
+            for prompt, one, other in EXAMPLES
+        ]
     )
 
 

@@ -18,7 +18,7 @@ from posttrain.job import Job
 from posttrain.training.balancing import balanced
 from posttrain.training.lora import lora_config
 from posttrain.training.mixing import annealed, drawn, guaranteed, mixed, passes
-from posttrain.training.rows import sft_rows
+from posttrain.training.rows import EXAMPLES, IGNORED, sft_rows
 from posttrain.training.run import arguments, train
 from posttrain.training.trainers import AnswerSFTTrainer
 
@@ -56,7 +56,7 @@ def run(job: Job) -> dict[str, Any]:
         "sft",
         job,
         args,
-        lambda: trainer(job, args, rows, tokenizer),
+        lambda: trainer(job, section, args, rows, tokenizer),
     )
     counts = {name: len(source) for name, source in sources.items()}
     if real:
@@ -64,14 +64,27 @@ def run(job: Job) -> dict[str, Any]:
     return {**metrics, "rows": count, "too_long": too_long, "sources": counts, "mix": len(chosen), **told}
 
 
-def trainer(job: Job, args: SFTConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> AnswerSFTTrainer:
-    """What trains on `rows` of `sft_rows`."""
+def trainer(
+    job: Job, section: Sft, args: SFTConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> AnswerSFTTrainer:
+    """What trains on `rows` of `sft_rows`. Of the section nothing is wanted that `args` does not have."""
     return AnswerSFTTrainer.made(
         model=str(job.inputs["model"]),
         args=args,
         train_dataset=rows,
         processing_class=tokenizer,
         peft_config=lora_config(job, TaskType.CAUSAL_LM),
+    )
+
+
+def examples() -> Dataset:
+    """Two rows as of `sft_rows`, to try a trainer on."""
+    return Dataset.from_list(
+        [
+            {"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + answer, "score": 1.0}
+            | {"length": len(prompt) + len(answer)}
+            for prompt, answer, _ in EXAMPLES
+        ]
     )
 
 

@@ -16,6 +16,8 @@ from posttrain.data.chat_template import OTHER, Tails, ending, parts_of, render_
 from posttrain.data.messages import Message
 
 IGNORED = -100  # the label of a token that is not trained on
+# A prompt, an answer and another one, of token ids that every vocabulary has: what a stage is tried on (`examples`).
+EXAMPLES = [([1, 2, 3], [2, 3], [3, 1, 2]), ([1, 2, 3], [2, 3, 1], [3, 1, 2])]
 
 
 def sft_rows(

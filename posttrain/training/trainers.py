@@ -18,7 +18,7 @@ from posttrain.training.answers import head_at_answers
 from posttrain.training.layout import packed, separate
 from posttrain.training.packing import answer_log_probs, refusal, text_log_probs
 
-_REFERENCE_ROWS = 256  # pairs whose log-probs by the reference are kept together, to resume from
+_REFERENCE_ROWS = 256  # rows whose log-probs by the reference are kept together, to resume from
 
 
 class KeepsLength:
@@ -81,7 +81,33 @@ class PairCollator:
         return batch
 
 
-class Llama3DPOTrainer(KeepsLength, DPOTrainer):
+class KeepsReference:
+    """Asks the reference part by part, and keeps what it said: a training that is resumed need not ask again."""
+
+    _pieces: Pieces
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        random = torch.get_rng_state()
+        size = batch_size * max(1, _REFERENCE_ROWS // batch_size)
+        logps = super()._precompute_ref_logps  # pyright: ignore[reportAttributeAccessIssue] # the trainer's
+
+        def asked(start: int) -> pa.Table:
+            part = dataset.select(range(start, min(start + size, len(dataset))))
+            made = logps(part, name, batch_size)
+            columns = [each for each in made.column_names if each not in part.column_names]
+            return made.select_columns(columns).with_format("arrow")[:]
+
+        tables = [
+            self._pieces.made(f"{name}-{start}-{size}", functools.partial(asked, start))
+            for start in range(0, len(dataset), size)
+        ]
+        # Rows are shuffled by what is drawn next: the same, however many pieces there were to do. One pass draws once.
+        torch.set_rng_state(random)
+        torch.empty((), dtype=torch.int64).random_()
+        return concatenate_datasets([dataset, Dataset(pa.concat_tables(tables))], axis=1)
+
+
+class Llama3DPOTrainer(KeepsLength, KeepsReference, DPOTrainer):
     """DPO as in Llama 3, section 4.1.4. The data set is already tokenized (`posttrain.training.rows.pair_rows`).
 
     The preference loss leaves out what the template writes after an answer, on both sides: common to chosen and
@@ -143,24 +169,7 @@ class Llama3DPOTrainer(KeepsLength, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         self._attach()
-        random = torch.get_rng_state()
-        size = batch_size * max(1, _REFERENCE_ROWS // batch_size)
-        logps = super()._precompute_ref_logps
-
-        def asked(start: int) -> pa.Table:
-            part = dataset.select(range(start, min(start + size, len(dataset))))
-            made = logps(part, name, batch_size)
-            columns = [each for each in made.column_names if each not in part.column_names]
-            return made.select_columns(columns).with_format("arrow")[:]
-
-        tables = [
-            self._pieces.made(f"{name}-{start}-{size}", functools.partial(asked, start))
-            for start in range(0, len(dataset), size)
-        ]
-        # Rows are shuffled by what is drawn next: the same, however many pieces there were to do. One pass draws once.
-        torch.set_rng_state(random)
-        torch.empty((), dtype=torch.int64).random_()
-        return concatenate_datasets([dataset, Dataset(pa.concat_tables(tables))], axis=1)
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if not self.nll_weight:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import trl
 from accelerate.utils import TorchDynamoPlugin
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl import DPOConfig, RewardConfig, SFTConfig
 
-from posttrain.config import Dpo, RewardModel, Sft, Trained, trl_fields
-from posttrain.data.chat_template import TEXT
+from posttrain.config import Trained, trl_fields
+from posttrain.config.training import TRAINED
 from posttrain.job import Job
 from posttrain.training.run import OURS, arguments
 
@@ -35,11 +34,6 @@ REFUSALS = (
     OSError,
 )
 _COMPILES = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
-_KINDS: dict[str, tuple[type[Trained], Any]] = {
-    "sft": (Sft, SFTConfig),
-    "dpo": (Dpo, DPOConfig),
-    "reward_model": (RewardModel, RewardConfig),
-}
 # One step, of both rows, and nothing on the disk.
 _ONE_STEP = {
     "max_steps": 1,
@@ -61,7 +55,7 @@ class Trial:
 
     @property
     def parsed(self) -> Trained:
-        return _KINDS[self.stage][0].model_validate(self.section)
+        return TRAINED[self.stage].model_validate(self.section)
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -93,11 +87,9 @@ def one_step(trial: Trial, model: Path, options: Mapping[str, Any]) -> Exception
     try:
         if any(options.get(name) for name in _COMPILES):
             _compile_a_sum(options)
-        args = arguments(_KINDS[trial.stage][1], section, job, **_ONE_STEP)
+        args = arguments(getattr(trl, section.trl_config), section, job, **_ONE_STEP)
         stage = importlib.import_module(f"posttrain.stages.{trial.stage}")
-        given = () if trial.stage == "sft" else (section,)
-        trainer = stage.trainer(job, *given, args, _rows(trial.stage), trial.tokenizer)
-        trainer.train()
+        stage.trainer(job, section, args, stage.examples(), trial.tokenizer).train()
     except REFUSALS as error:
         return error
     finally:
@@ -117,23 +109,3 @@ def _compile_a_sum(options: Mapping[str, Any]) -> None:
         torch.compile(lambda one: one + 1, **plugin.to_kwargs())(given)
     finally:
         torch._dynamo.reset()
-
-
-def _rows(stage: str) -> Dataset:
-    """Two rows of different lengths, as `sft_rows`, `pair_rows` or `ranked_rows` make them, of tokens of every
-    vocabulary."""
-    made = []
-    for extra in range(2):
-        prompt, one, other = [1, 2, 3], [2, 3] + [1] * extra, [3, 1, 2]
-        if stage == "sft":
-            row = {"input_ids": prompt + one, "labels": [-100] * len(prompt) + one, "score": 1.0}
-            length = len(prompt + one)
-        elif stage == "dpo":
-            row = {"prompt_ids": prompt, "chosen_ids": one, "rejected_ids": other}
-            row |= {"chosen_parts": [TEXT] * len(one), "rejected_parts": [TEXT] * len(other)}
-            length = len(prompt + one + other)
-        else:
-            row = {"prompt_ids": prompt, "responses": [one, other], "margin": 0.0}
-            length = len(prompt + one + other)
-        made.append({**row, "length": length})
-    return Dataset.from_list(made)

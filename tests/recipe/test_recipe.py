@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posttrain import shipped
-from posttrain.config import RewardEntry, by_round, trl_fields
+from posttrain.config import RewardEntry, Trained, by_round, trl_fields
+from posttrain.config.training import TRAINED
 from posttrain.errors import RecipeError
 from posttrain.filters import FILTERS
 from posttrain.recipe.load import load
@@ -488,19 +489,20 @@ class TestTrainedSections:
         assert load("small.yaml", written) == load("small.yaml", listed)
 
     def test_the_field_list_is_that_of_the_installed_trl(self) -> None:
-        made = trl_fields.as_text(trl_fields.generate())
+        made = trl_fields.as_text(trl_fields.generate({name: kind.trl_config for name, kind in TRAINED.items()}))
         shipped = Path(trl_fields.__file__).with_suffix(".json").read_text("utf-8")
-        assert made == shipped, "run: python -m posttrain.config.trl_fields"
+        assert made == shipped, "run: python -m posttrain.config.training"
 
-    @pytest.mark.parametrize("trainer", ["sft", "dpo", "reward_model"])
-    def test_what_is_refused_renamed_or_ranged_is_a_field(self, trainer: trl_fields.Trainer) -> None:
-        known = trl_fields.fields(trainer)
-        assert set(trl_fields.SHOWN[trainer]) <= set(known)
-        assert not any(trl_fields.refusal(trainer, name) for name in trl_fields.SHOWN[trainer])
-        every = set().union(*(trl_fields.fields(each) for each in ("sft", "dpo", "reward_model")))
+    @pytest.mark.parametrize("kind", TRAINED.values(), ids=list(TRAINED))
+    def test_what_is_refused_renamed_or_ranged_is_a_field(self, kind: type[Trained]) -> None:
+        known, shown = trl_fields.fields(kind.trainer), {*trl_fields.SHOWN, *kind.shown}
+        assert shown | kind.refused.keys() <= set(known)
+        assert not any(trl_fields.refusal(name, kind.refused) for name in shown)
+        every = set().union(*(trl_fields.fields(each) for each in TRAINED))
         assert every >= trl_fields.HOW_ONLY and set(trl_fields.RANGES) <= every
         for name, field in known.items():
-            assert trl_fields.refusal(trainer, name) or trl_fields.problem(trainer, name, field["default"]) is None
+            problem = trl_fields.problem(kind.trainer, name, field["default"], refused=kind.refused)
+            assert trl_fields.refusal(name, kind.refused) or problem is None
 
     def test_what_trl_no_longer_has(self, folder: Path) -> None:
         assert "`warmup_steps` takes a share" in str(fails("small.yaml", "sft.warmup_ratio=0.1"))

@@ -53,7 +53,8 @@ def run(
     if reference:
         settings["reference"] = str(reference)
     if given_pairs:
-        settings["given"] = [{"path": str(write(folder / "given.jsonl", given_pairs))}]
+        sets = [{"path": str(write(folder / "given.jsonl", given_pairs))}]
+        settings["given"] = {"preferences": {"as": "preferences", "sets": sets}}
     config = {"max_new_tokens": 48, "systems": list(systems)}
     job = Job(config, {"model": model}, folder / "out", folder / "scratch", 0, settings)
     return prompts.run(job)
@@ -173,6 +174,8 @@ def test_what_is_wrong_with_a_later_rounds_file_is_told_before_the_first(tmp_pat
 def test_what_is_wrong_with_given_pairs_is_told_before_the_first_round(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"given\.jsonl:1: there is no 'rejected'"):
         run(tmp_path, given_pairs=[{"prompt": "a", "chosen": "b"}])
+    counted = run(tmp_path, given_pairs=[{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    assert counted["given"] == {"preferences": [1]}
 
 
 def test_a_reference_of_another_tokenizer_is_told_before_anything_is_sampled(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from posttrain import shipped
 from posttrain.cli import app
 from posttrain.errors import RecipeError, StageError
 from posttrain.job import Job
-from posttrain.pipeline.training import TRIED
 from posttrain.recipe.load import load
 from posttrain.stages import trial
 from posttrain.training.run import _check_rows
@@ -28,7 +27,7 @@ def tried(folder: Path, *changes: str, model: Path = Path(MODEL)) -> dict[str, A
     """The trial of the quickstart's SFT with these changes."""
     recipe = load("quickstart", changes)
     assert recipe.sft
-    section = recipe.sft.model_dump(mode="json", include={*recipe.sft.trl, *TRIED})
+    section = recipe.sft.model_dump(mode="json", include={*recipe.sft.trl})
     config = {"trainings": [{"key": "sft", "stage": "sft", "section": section}], "model": recipe.model.in_key()}
     job = Job(config, {"model": model}, folder / "out", folder, 0, {"places": recipe.places})
     return trial.run(job)
