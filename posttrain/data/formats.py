@@ -1,8 +1,8 @@
 """What a row says in the formats that the ecosystem has: a prompt and the answers to it, as messages. Pure.
 
-These are TRL's, conversational and plain (a prompt alone, with a completion, with a preference; a preference whose
-prompt stands in both answers; `messages`), ShareGPT's messages, and dialogues in one text as HH-RLHF has them. A
-DataError here has no place: whoever knows the line adds it.
+These are TRL's, conversational and plain (a prompt alone, with a completion, with a completion and its label, with a
+preference; a preference whose prompt stands in both answers; `messages`), ShareGPT's messages, and dialogues in one
+text as HH-RLHF has them. A DataError here has no place: whoever knows the line adds it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ ROLES = ("system", "user", "assistant")
 # Columns that hold answers: of a prompt set they are no columns, else one prompt with two answers would be two.
 ANSWERS = ("messages", "completion", "chosen", "rejected", "edited")
 _SHAREGPT = {"human": "user", "gpt": "assistant"}
+# CSV has text alone, and some tables write numbers.
+_LABELS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 _HH = {"Human": "user", "Assistant": "assistant"}
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -47,13 +49,32 @@ def demonstration_of(row: Mapping[str, Any]) -> tuple[list[Message], list[Messag
     Raises:
         DataError: one of them cannot be read, or there is no answer.
     """
-    prompt, name = prompt_of(row), "completion" if "completion" in row else "messages"
+    prompt, name = prompt_of(row), "messages" if "messages" in row and "completion" not in row else "completion"
+    if row.get(name) is None:
+        raise DataError(f"there is no {name!r}", rule="data-no-answer")
     answer = _answer(name, row.get(name), prompt)
     if not answer[-1]["content"].strip():
         raise DataError(
             "there is no answer", hint="write it in 'completion', or as the last of 'messages'", rule="data-no-answer"
         )
     return prompt, answer
+
+
+def labelled_of(row: Mapping[str, Any]) -> tuple[list[Message], list[Message], bool]:
+    """The prompt, the answer to it (as in `demonstration_of`), and whether it is good: `label`.
+
+    Raises:
+        DataError: one of them cannot be read, or is not there.
+    """
+    given = row.get("label")
+    if given is None:
+        hint = "true for a good answer, false for a bad one; under another name: `columns: {label: THEIRS}`"
+        raise DataError("there is no 'label'", hint=hint, rule="data-no-label")
+    label = _LABELS.get(str(given).strip().lower()) if isinstance(given, str | bool | int | float) else None
+    if label is None:
+        said = repr(given)[:60]
+        raise DataError(f"'label' must be true or false, not {said}", hint="1 and 0 are read too", rule="data-label")
+    return *demonstration_of(row), label
 
 
 def ranking_of(row: Mapping[str, Any]) -> tuple[list[Message], dict[str, list[Message] | None]]:

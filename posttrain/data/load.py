@@ -19,7 +19,7 @@ from typing import Any, get_args
 from posttrain.config import PromptSet
 from posttrain.data import formats
 from posttrain.data.json_values import as_json
-from posttrain.data.messages import Message, Preference, Prompt, under
+from posttrain.data.messages import Labelled, Message, Preference, Prompt, under
 from posttrain.data.pairs import Level
 from posttrain.data.sources import Source, cut
 from posttrain.errors import DataError, did_you_mean
@@ -134,8 +134,40 @@ def read_preferences(
     return list(made.values())
 
 
+def read_labelled(
+    given: PromptSet, system: str | None = None, *, where: str, counts: Counter[str] | None = None
+) -> list[Labelled]:
+    """The answers of a set that somebody called good or bad, in its order. Rows that say the same are read once, and
+    `counts["duplicate"]` grows by one for each; two people may disagree. `system`, `where` as above.
+
+    Raises DataError for whatever cannot be used, at its line, and where all labels are alike.
+    """
+    source = Source(given, where)
+    made: dict[str, Labelled] = {}
+    left_out: Counter[str] = Counter() if counts is None else counts
+    room = _Room(source)
+    for line, raw in cut(source.rows(), given.rows):
+        row = source.rename(line, raw)
+        with _at(source, line):
+            messages, answer, label = formats.labelled_of(row)
+        identity = json.dumps([messages, answer, label])
+        if identity in made:
+            left_out["duplicate"] += 1
+        else:
+            room.take(line, identity, messages, answer)
+            made[identity] = Labelled(Prompt(tuple(under(system, messages)), {}, line), tuple(answer), label)
+    if not made:
+        raise source.error(None, "no rows", rule="data-no-rows")
+    rows = list(made.values())
+    if len({row.label for row in rows}) == 1:
+        message = f"all labels of the set are {str(rows[0].label).lower()} (rows: {len(rows)})"
+        hint = "what is good is learned beside what is bad: a set needs answers of both kinds"
+        raise source.error(rows[0].prompt.line, message, hint, rule="data-labels-alike")
+    return rows
+
+
 # How the sets are read that sections of a recipe name as `given`, by what they hold. Each is checked as it is read.
-GIVEN: dict[str, Callable[..., Sequence[Any]]] = {"preferences": read_preferences}
+GIVEN: dict[str, Callable[..., Sequence[Any]]] = {"preferences": read_preferences, "labelled": read_labelled}
 
 
 def content_hash(prompts: PromptSet, system: str | None = None) -> str:

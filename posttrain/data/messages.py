@@ -45,6 +45,15 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled:
+    """One answer to a prompt, and whether somebody called it good."""
+
+    prompt: Prompt
+    completion: tuple[Message, ...]
+    label: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Preference:
     """Answers to a prompt as somebody ranked them: edited > chosen > rejected. `level`: how much better chosen is."""
 

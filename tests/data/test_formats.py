@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from posttrain.config import PromptSet
 from posttrain.data.formats import parsed, prompt_of, ranking_of
-from posttrain.data.load import content_hash, read_preferences, read_prompts
+from posttrain.data.load import content_hash, read_labelled, read_preferences, read_prompts
 from posttrain.errors import DataError
 
 
@@ -227,3 +227,54 @@ def test_a_data_set_is_read_by_name_and_split_as_the_hub_has_it(tmp_path: Path) 
     cut = PromptSet.model_validate({**asked, "split": "train[:1]"})
     assert [pair.chosen for pair in read_preferences(cut)] == [(assistant("A cherry."),)]
     assert content_hash(cut) != content_hash(PromptSet.model_validate({**asked, "split": "train"}))
+
+
+GOOD = {"prompt": "a", "completion": "b", "label": True}
+BAD = {"prompt": "a", "completion": "c", "label": False}
+
+
+def labelled(folder: Path, rows: list[dict[str, Any]]) -> list[tuple[str, bool]]:
+    return [(row.completion[-1]["content"], row.label) for row in read_labelled(write(folder, rows), where="kto.given")]
+
+
+def test_single_answers_and_their_labels(tmp_path: Path) -> None:
+    talk = [user("a"), assistant("b"), user("d"), assistant("e")]
+    rows = [GOOD, {"messages": talk, "label": 0}, {**BAD, "label": "False"}, {**GOOD, "label": 1.0}]
+    counts: Counter[str] = Counter()
+    read = read_labelled(write(tmp_path, rows), "Be brief.", where="kto.given", counts=counts)
+    assert [(row.completion, row.label) for row in read] == [
+        ((assistant("b"),), True),
+        ((assistant("e"),), False),
+        ((assistant("c"),), False),
+    ]
+    assert read[1].prompt.messages == ({"role": "system", "content": "Be brief."}, *talk[:3])
+    assert counts == {"duplicate": 1}
+
+
+def test_two_people_may_disagree_on_an_answer(tmp_path: Path) -> None:
+    assert labelled(tmp_path, [GOOD, {**GOOD, "label": False}]) == [("b", True), ("b", False)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "said", "rule"),
+    [
+        ([GOOD, {"prompt": "a", "completion": "c"}], 2, "there is no 'label'", "data-no-label"),
+        ([GOOD, {**BAD, "label": None}], 2, "there is no 'label'", "data-no-label"),
+        ([GOOD, {**BAD, "label": "bad"}], 2, "must be true or false, not 'bad'", "data-label"),
+        ([GOOD, {**BAD, "label": 2}], 2, "must be true or false, not 2", "data-label"),
+        ([GOOD, {**BAD, "label": [False]}], 2, "must be true or false", "data-label"),
+        ([GOOD, {**GOOD, "completion": "c"}], 1, "all labels of the set are true (rows: 2)", "data-labels-alike"),
+        ([BAD], 1, "all labels of the set are false (rows: 1)", "data-labels-alike"),
+        ([GOOD, {**BAD, "completion": " \n"}], 2, "there is no answer", "data-no-answer"),
+        ([GOOD, {**BAD, "completion": []}], 2, "not an empty list", "data-message-form"),
+        ([GOOD, {"prompt": "a", "label": False}], 2, "there is no 'completion'", "data-no-answer"),
+        ([GOOD, {**BAD, "completion": [user("c")]}], 2, "must begin and end with a turn", "data-turns"),
+    ],
+)
+def test_what_is_wrong_with_a_single_answer_is_told_with_its_line(
+    tmp_path: Path, rows: list[dict[str, Any]], line: int, said: str, rule: str
+) -> None:
+    with pytest.raises(DataError) as raised:
+        labelled(tmp_path, rows)
+    assert raised.value.line == line and said in raised.value.message and raised.value.rule == rule
+    assert str(raised.value.file).endswith("rows.jsonl")

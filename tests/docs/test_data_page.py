@@ -15,7 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from posttrain.config import PromptSet
-from posttrain.data.load import read_preferences, read_prompts
+from posttrain.data.load import read_labelled, read_preferences, read_prompts
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
 EXAMPLE = re.compile(r"```(jsonl|csv)\n(.*?)```\n```yaml\n(.*?)```\n```json\n(.*?)```", re.DOTALL)
@@ -25,7 +25,8 @@ RECIPES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
 
 def sets(recipe: str) -> list[dict[str, Any]]:
     found = YAML(typ="safe").load(recipe)
-    given = found["prompts"]["train"] if "prompts" in found else found["preferences"]["given"]
+    (section,) = found.values()
+    given = section["train"] if "prompts" in found else section["given"]
     return given if isinstance(given, list) else [given]
 
 
@@ -46,6 +47,11 @@ def test_an_example_is_read_as_the_page_says(tmp_path: Path, kind: str, rows: st
     given = PromptSet.model_validate({**asked, "path": str(path)})
     if "prompts:" in recipe:
         read = [{"prompt": list(one.messages), "columns": dict(one.columns)} for one in read_prompts(given)]
+    elif "kto:" in recipe:
+        read = [
+            {"prompt": list(one.prompt.messages), "completion": list(one.completion), "label": one.label}
+            for one in read_labelled(given, where="kto.given")
+        ]
     else:
         pairs = [
             {"prompt": list(one.prompt.messages), "chosen": list(one.chosen), "rejected": list(one.rejected)}
@@ -58,7 +64,7 @@ def test_an_example_is_read_as_the_page_says(tmp_path: Path, kind: str, rows: st
 
 
 def test_the_page_has_its_examples() -> None:
-    assert len(EXAMPLES) == 13
+    assert len(EXAMPLES) == 15
     assert len(re.findall(r"```(?:jsonl|csv)\n", PAGE)) == len(EXAMPLES)  # none is passed over
     assert len(list(csv.reader(io.StringIO(next(rows for kind, rows, *_ in EXAMPLES if kind == "csv"))))) == 2
 

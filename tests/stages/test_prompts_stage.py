@@ -53,8 +53,8 @@ def run(
     if reference:
         settings["reference"] = str(reference)
     if given_pairs:
-        sets = [{"path": str(write(folder / "given.jsonl", given_pairs))}]
-        settings["given"] = {"preferences": {"as": "preferences", "sets": sets}}
+        path = str(write(folder / "given.jsonl", given_pairs))
+        settings["given"] = {"preferences": {"as": "preferences", "sets": [{"path": path}]}}
     config = {"max_new_tokens": 48, "systems": list(systems)}
     job = Job(config, {"model": model}, folder / "out", folder / "scratch", 0, settings)
     return prompts.run(job)
