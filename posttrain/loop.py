@@ -1,6 +1,6 @@
 """The loop of Llama 3 (section 4.1), flat: one line a stage.
 
-    preferences → reward model → samples → scores → filters → SFT → pairs → DPO → evaluate → promote
+    preferences → reward model → samples → scores → filters → SFT → pairs → DPO → KTO → evaluate → promote
 
 Round 0 is the starting model's evaluation. What each stage is given is put together in `Steps`; each runs as soon as
 what it reads is there, and the loop itself waits only at the gate. Held-out prompts are answered in the background, and
@@ -80,6 +80,8 @@ def play_round(steps: Steps, number: int, prompts: Artifact, state: State) -> St
     if recipe.dpo:
         reference = steps.reference(state.policy, state.promoted)
         policy = steps.preference_optimisation("dpo", policy, tables, reward_model, reference)
+    if recipe.kto:
+        policy = steps.preference_optimisation("kto", policy, tables, reward_model)
     policy = steps.across_rounds(policy, state.promoted, reward_model)
     evaluation = steps.evaluate(prompts, policy, reward_model)
     promoted, better = steps.promote(evaluation, state.evaluation, reward_model)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from posttrain.config import trl_fields
 from posttrain.config.keys import KeyedUnlessDefault, NotInKey
+from posttrain.config.prompts import ByRound
 from posttrain.config.section import MOST, Count, Few, Section, Share, below, complain
 from posttrain.errors import did_you_mean
 
@@ -330,8 +331,100 @@ class Dpo(Trained):
         return given
 
 
+class Threshold(Section):
+    """Which scores are good and which bad; answers between the two are left out, and counted."""
+
+    good: float = Field(ge=-MOST, le=MOST, description="From this score on an answer is good.")
+    bad: float = Field(ge=-MOST, le=MOST, description="Up to this score an answer that is not good is bad.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Threshold:
+        if self.bad > self.good:
+            complain(("bad",), "an answer cannot be bad from above what is good", rule="recipe-values-clash")
+        return self
+
+
+def _one_or_two(given: Any) -> Any:
+    """One number is both thresholds. Checked here, so that what is wrong is told at its key."""
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        given = {"good": given, "bad": given}
+    return Threshold.model_validate(given) if isinstance(given, dict) else given
+
+
+class Kto(Trained):
+    """KTO on single answers, good or bad, from the policy that DPO or else SFT made, which is its reference too; beside
+    these keys, KTOConfig's fields."""
+
+    trainer, trl_config = "kto", "KTOConfig"
+    refused: ClassVar = {
+        **trl_fields.FIXED_REFERENCE,
+        "precompute_ref_log_probs": "the reference is the policy as the stage begins: it is asked once, before",
+        "train_sampling_strategy": "rows are shuffled by the recipe's seed; each is paired with one of its step",
+    }
+    shown = ("beta", "loss_type", "desirable_weight", "undesirable_weight")
+    one_or_more = ("rows_from",)
+    given_as: ClassVar[str] = "labelled"
+
+    rows_from: list[Literal["samples", "given"]] = Field(
+        default=["samples"],
+        min_length=1,
+        description="Where answers come from: `samples` (the round's, good and bad by `threshold`), `given`; one, or a "
+        "list.",
+    )
+    given: Annotated[ByRound | None, NotInKey()] = Field(  # its content is an external hash
+        default=None,
+        description="Answers that people called good or bad: a set with prompt, completion and label. A list: by "
+        "round, the last goes on. See docs/data.md.",
+    )
+    threshold: Annotated[float | Threshold, BeforeValidator(_one_or_two)] = Field(
+        default_factory=lambda: Threshold(good=0.5, bad=0.5),
+        description="Of the source `samples`: which scores are good and which bad. One number: from it on good, below "
+        "bad; `{good, bad}`: those between are left out.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Kto:
+        if ("given" in self.rows_from) != (self.given is not None):
+            message = "nothing reads these rows" if self.given else "`given` is among them, and no rows are given"
+            complain(
+                ("given",) if self.given else ("rows_from",),
+                message,
+                "write both `given: {path: …}` and `rows_from: [samples, given]`, or `rows_from: given`",
+                rule="recipe-needs-key",
+            )
+        if self.measures_kl and self.batch < 2:
+            complain(
+                ("per_device_train_batch_size",),
+                "KTO measures how far the policy went by answers to other prompts of a step, and this has one row",
+                "2 or more, times gradient_accumulation_steps; or loss_type: apo_zero_unpaired, which does not",
+                rule="recipe-values-clash",
+            )
+        for name in ("desirable_weight", "undesirable_weight"):
+            if self.trl[name] < 0:
+                complain((name,), f"{name!r} must be at least 0, not {self.trl[name]}", rule="recipe-range")
+        return self
+
+    @property
+    def sources(self) -> list[str]:
+        return [name for name in self.rows_from if name != "given"]
+
+    @property
+    def batch(self) -> int:
+        """Rows of an optimizer step."""
+        return self.trl["per_device_train_batch_size"] * self.trl["gradient_accumulation_steps"]
+
+    @property
+    def measures_kl(self) -> bool:
+        return self.trl["loss_type"] == "kto"
+
+    def label(self, score: float) -> bool | None:
+        """Whether an answer of this score is good; None between the thresholds."""
+        assert isinstance(self.threshold, Threshold)
+        return True if score >= self.threshold.good else False if score <= self.threshold.bad else None
+
+
 # The trained stages by name, in the order of the loop.
-TRAINED: dict[str, type[Trained]] = {kind.trainer: kind for kind in (RewardModel, Sft, Dpo)}
+TRAINED: dict[str, type[Trained]] = {kind.trainer: kind for kind in (RewardModel, Sft, Dpo, Kto)}
 
 if __name__ == "__main__":
     trl_fields.write({name: kind.trl_config for name, kind in TRAINED.items()})

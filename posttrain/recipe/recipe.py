@@ -20,7 +20,7 @@ from posttrain.config.quality_classifier import QualityClassifier
 from posttrain.config.rewards import RewardEntry
 from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
 from posttrain.config.section import Count, Section, below, complain
-from posttrain.config.training import Dpo, RewardModel, Sft
+from posttrain.config.training import Dpo, Kto, RewardModel, Sft
 from posttrain.config.tree import Places
 from posttrain.config.watch import SECOND, Judge, Watch, as_the_first
 from posttrain.errors import did_you_mean
@@ -63,6 +63,7 @@ class Recipe(Section):
     sft: Sft | None = Field(default=None, description="SFT on what the filters kept.")
     pairs: Pairs | None = Field(default=None, description="Pairs from the policy that SFT made.")
     dpo: Dpo | None = Field(default=None, description="DPO.")
+    kto: Kto | None = Field(default=None, description="KTO, after DPO if both are there.")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="Figures of each round.")
     promote: Literal["always", "not-worse", "better"] = Field(
         default="better", description="When a round's policy replaces the last: by a paired test on dev."

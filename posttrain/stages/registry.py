@@ -66,6 +66,7 @@ _ALL = (
     StageSpec("sft", 3, "training", "steps", makes_model=True, label="SFT"),
     StageSpec("pairs", 5, "sampling and scoring"),
     StageSpec("dpo", 3, "training", "steps", makes_model=True, label="DPO", reference_reads=1),
+    StageSpec("kto", 1, "training", "steps", makes_model=True, like="dpo", label="KTO", reference_reads=2),
     StageSpec("evaluate", 6, "evaluation"),
     StageSpec("heldout", 5, "evaluation", background=True, like="evaluate"),
     StageSpec("promote", 1, "evaluation"),

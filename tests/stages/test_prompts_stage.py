@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.tiny_models import tokenizer
 
+from posttrain.config.training import Kto
 from posttrain.errors import DataError, InputError, ModelError, RewardError
 from posttrain.job import Job
 from posttrain.stages import prompts
@@ -34,10 +35,11 @@ def run(
     given_pairs: list[dict[str, Any]] | None = None,
     decontaminate: dict[str, Any] | None = None,
     reference: Path | None = None,
+    given: dict[str, Any] | None = None,
     **sets: list[dict[str, Any]],
 ) -> dict:
-    given = {"train": rows("train"), "dev": rows("dev"), "heldout": rows("heldout"), **sets}
-    paths = {name: {"path": str(write(folder / f"{name}.jsonl", given[name]))} for name in given}
+    all_sets = {"train": rows("train"), "dev": rows("dev"), "heldout": rows("heldout"), **sets}
+    paths = {name: {"path": str(write(folder / f"{name}.jsonl", one))} for name, one in all_sets.items()}
     (folder / "out").mkdir(exist_ok=True)
     prompt_sets: dict[str, Any] = {name: one for name, one in paths.items() if name != "further"}
     if "further" in paths:
@@ -50,6 +52,8 @@ def run(
     }
     if later:
         settings["later"] = [{"path": str(write(folder / "later.jsonl", later))}]
+    if given:
+        settings["given"] = given
     if reference:
         settings["reference"] = str(reference)
     if given_pairs:
@@ -176,6 +180,13 @@ def test_what_is_wrong_with_given_pairs_is_told_before_the_first_round(tmp_path:
         run(tmp_path, given_pairs=[{"prompt": "a", "chosen": "b"}])
     counted = run(tmp_path, given_pairs=[{"prompt": "a", "chosen": "b", "rejected": "c"}])
     assert counted["given"] == {"preferences": [1]}
+
+
+def test_what_is_wrong_with_given_single_answers_is_told_before_the_first_round(tmp_path: Path) -> None:
+    path = write(tmp_path / "thumbs.jsonl", [{"prompt": "a", "completion": "b", "label": True}, {"prompt": "a"}])
+    given = {"kto": {"as": Kto.given_as, "sets": [{"path": str(path)}]}}
+    with pytest.raises(DataError, match=r"thumbs\.jsonl:2: there is no 'label'"):
+        run(tmp_path, given=given)
 
 
 def test_a_reference_of_another_tokenizer_is_told_before_anything_is_sampled(tmp_path: Path) -> None:

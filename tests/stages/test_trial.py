@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from posttrain import shipped
 from posttrain.cli import app
+from posttrain.config.training import TRAINED
 from posttrain.errors import RecipeError, StageError
 from posttrain.job import Job
 from posttrain.recipe.load import load
@@ -167,3 +168,16 @@ def test_a_round_ends_at_the_line_with_nothing_sampled(tmp_path: Path, monkeypat
     assert "mine.yaml:7:5" in str(done.exception) and done.exception.rule == "training-package-absent"
     made = {path.name.rpartition("-")[0] for path in tmp_path.glob("runs/mine/artifacts/*")}
     assert made <= {"prompts"}
+
+
+@pytest.mark.slow
+def test_every_trained_stage_is_tried(tmp_path: Path) -> None:
+    recipe = load("quickstart", ["kto={}"])
+    sections = {name: getattr(recipe, name) for name in TRAINED}
+    trainings = [
+        {"key": name, "stage": name, "section": one.model_dump(mode="json", include={*one.trl, *one.made_with})}
+        for name, one in sections.items()
+    ]
+    config = {"trainings": trainings, "model": recipe.model.in_key()}
+    job = Job(config, {"model": Path(MODEL)}, tmp_path / "out", tmp_path, 0, {"places": recipe.places})
+    assert trial.run(job)["tried_as"] == dict.fromkeys(TRAINED, "llama")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.config import Dpo, RewardModel, Sft
+from posttrain.config.training import Kto
 from posttrain.data.tables import MESSAGES, PAIRS
 from posttrain.job import Job
 from posttrain.stages import run_stage
@@ -78,7 +79,19 @@ def kept(folder: Path) -> Path:
     return folder
 
 
-SECTIONS: dict[str, Callable[..., Any]] = {"sft": Sft, "reward_model": RewardModel, "dpo": Dpo}
+def scored(folder: Path) -> Path:
+    """Every second answer is good."""
+    table = pq.read_table(kept(folder) / "kept.parquet")
+    scores = pa.array([float(n % 2) for n in range(ROWS)])
+    table = table.drop_columns("score").append_column("score", scores)
+    pq.write_table(table.append_column("rewards", pa.array(["{}"] * ROWS)), folder / "scored.parquet")
+    return folder
+
+
+SECTIONS: dict[str, Callable[..., Any]] = {"sft": Sft, "reward_model": RewardModel, "dpo": Dpo, "kto": Kto}
+# What each learns from, and in which role it is given that.
+TABLES = {"sft": (kept, "kept"), "reward_model": (pairs, "preferences_1"), "dpo": (pairs, "pairs")}
+TABLES["kto"] = (scored, "samples")
 
 
 class Training:
@@ -88,9 +101,8 @@ class Training:
         self.name, self.folder = name, folder
         section = SECTIONS[name](**{**FIELDS, **fields})
         self.config = {name: section.model_dump(mode="json"), "model": {"dtype": "float32", "lora": None}}
-        made = kept(folder / "in") if name == "sft" else pairs(folder / "in")
-        role = {"sft": "kept", "reward_model": "preferences_1", "dpo": "pairs"}[name]
-        self.inputs = {"model": BASE, role: made}
+        made, role = TABLES[name]
+        self.inputs = {"model": BASE, role: made(folder / "in")}
         self.steps: list[int] = []  # every step that was done, in every try
 
     def go(self, dies_after: int | None = None, runtime: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ METRICS = {  # of stages that report any
     "choose": {"chosen": "mean", "pairs": 4, "pair_accuracy": FIGURES},
     "pairs": {"pairs": 4},
     "dpo": {"pairs": 4},
+    "kto": {"rows": 60},
     "evaluate": {"dev": F},
     "heldout": {"heldout": F},
     "promote": {"promoted": True},
