@@ -28,6 +28,8 @@ def load(folder: Path) -> Any:
     _check_fast(folder / "tokenizer.json")
     try:
         return AutoTokenizer.from_pretrained(folder)
+    except MemoryError:  # of the bounds that this is read in
+        raise
     except Exception as error:  # tokenizers raises Exception itself
         raise ModelError(
             f"transformers can make no tokenizer of these files: {first_line(error)}",
@@ -46,6 +48,8 @@ def _check_fast(file: Path) -> None:
     json_files.read(file, largest=json_files.TOKENIZER)
     try:
         Tokenizer.from_file(str(file))
+    except MemoryError:
+        raise
     except Exception as error:  # here too
         raise ModelError(
             f"this is no tokenizer: {first_line(error)}", file=str(file), hint=_AGAIN, rule="model-tokenizer-json"

@@ -33,13 +33,13 @@ def average(folders: Sequence[Path], out: Path) -> None:
         if found.keys() != weights[0].keys():
             name = sorted(found.keys() ^ weights[0].keys())[0]
             raise ModelError(f"cannot average it with {first}: only one of them has {name}", file=str(folder))
-    for path in sorted(first.iterdir()):  # what lies below, such as an adapter, is the first one's alone
-        if path.is_file() and path.suffix != ".safetensors" and path.name != MANIFEST:
-            shutil.copy2(path, out / path.name)
     for part in sorted(first.glob("*.safetensors")):
         with safe_open(part, framework="pt") as file:
             names = list(file.keys())
         save_file({name: _mean(name, folders, weights) for name in names}, out / part.name, {"format": "pt"})
+    for path in sorted(first.iterdir()):  # what lies below, such as an adapter, is the first one's alone
+        if path.is_file() and path.suffix != ".safetensors" and path.name != MANIFEST:
+            shutil.copy2(path, out / path.name)
 
 
 def _check_same_tokens(folders: Sequence[Path]) -> None:

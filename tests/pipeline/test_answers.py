@@ -48,7 +48,7 @@ class Judged(FakeLauncher):
         made = json.dumps([stage["stage"], stage["config"], read, judges], sort_keys=True)
         (folder / "out" / "payload").write_text(hashlib.sha256(made.encode()).hexdigest())
         described = {name: stage[name] for name in ("stage", "key", "input_keys", "outside", "config")}
-        metrics = METRICS[stage["stage"]] | ({"ci95": [0.1, 0.2]} if stage["stage"] == "promote" else {})
+        metrics = METRICS.get(stage["stage"], {}) | ({"ci95": [0.1, 0.2]} if stage["stage"] == "promote" else {})
         store.publish(folder, root / "artifacts", {**described, "seconds": 1.0, "metrics": metrics})
 
 

@@ -32,7 +32,7 @@ def policy(run: Path) -> Path:
 
 def test_two_rounds_leave_whole_artifacts_links_and_figures(run: Path) -> None:
     artifacts = list((run / "artifacts").iterdir())
-    assert len(artifacts) == 4 + 2 * 11
+    assert len(artifacts) == 6 + 2 * 16
     assert [name for artifact in artifacts for name in store.damaged_files(artifact)] == []
     assert list((run / "work").iterdir()) == []
     shown = subprocess.run(

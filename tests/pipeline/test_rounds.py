@@ -41,16 +41,16 @@ def test_a_run_of_another_version_says_so_once_with_what_starts_anew_and_keeps_a
     root = tmp_path / "run"
     gone = StageSpec("heldout", 3, "data")
     with monkeypatch.context() as before:  # a stage of an earlier version, and one that is made no more
-        before.setitem(STAGES, "samples", replace(STAGES["samples"], version=1))
+        before.setitem(STAGES, "scores", replace(STAGES["scores"], version=1))
         before.setitem(STAGES, "heldout", gone)
         go(root, 1)
     made = {path: path.read_bytes() for path in root.glob("artifacts/*/*")}
     stages = Store(root).read_run()["rounds"][1]["stages"]
     monkeypatch.delitem(STAGES, "prompts")
-    assert len(reruns.older(Store(root), Store(root).read_run()["rounds"])) == 3 + len(ROUND)
+    assert len(reruns.older(Store(root), Store(root).read_run()["rounds"])) == 1 + len(EVALUATED) + len(ROUND)
     monkeypatch.undo()
     ran, said = go(root, 1, "dpo.learning_rate=3e-4")
-    after = ["samples", "scores", "filters", "sft", "pairs", "dpo", "evaluate", "heldout", "promote"]
+    after = ["scores", "filters", "sft", "answers_pairs", "pairs", "dpo", *EVALUATED, "promote"]
     assert ran == ["heldout", *after]
     (told,) = said
     assert told.startswith("this run is of an older layout")

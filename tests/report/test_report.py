@@ -131,7 +131,7 @@ def test_lineage_goes_back_to_the_base_and_leaves_out_what_had_no_part(made: Mad
     found = lineage(open_run(made.store.root).rounds)
     assert found and [key.partition("-")[0] for key in found.models] == ["dpo", "sft", "base"]
     roles = [(one.round, one.role) for one in found.ancestors]
-    stages = ["preferences", "reward_model", "samples", "scores", "filters", "sft", "dpo"]
+    stages = ["preferences", "reward_model", "answers_samples", "scores", "filters", "sft", "dpo"]
     assert roles == [(1, stage) for stage in stages]
 
 
