@@ -9,8 +9,8 @@ PosttrainError                 1   anything of ours
 ├── StageError                 3   a stage failed or died
 │   ├── EmptyStageError        3   a stage had nothing left to work on (no pair, no kept sample)
 │   ├── EngineError            3   what samples is not there, serves other weights, or stays away
-│   ├── DiedError              3   a process was killed, or memory or a device failed: it is tried again
-│   ├── LossError              3   a loss, gradient or weight is no finite number
+│   ├── StageCrashedError      3   a process was killed, or memory or a device failed: the stage is retried
+│   ├── NonFiniteError         3   a loss, gradient or weight is not finite
 │   └── RoomError              3   disk or memory is too small for what is to come
 ├── LockedError                4   another process works on this run
 ├── DamagedError               5   a file of the run is not what its manifest says
@@ -110,12 +110,12 @@ class EngineError(StageError):
     """What samples is not installed, down, serves other weights, or cannot answer; nothing was counted of it."""
 
 
-class DiedError(StageError):
-    """The process of a stage was killed, or memory or a device failed: nothing says that it would again."""
+class StageCrashedError(StageError):
+    """The process of a stage was killed, or memory or a device failed. A retry may succeed."""
 
 
-class LossError(StageError):
-    """A loss, gradient or weight is no finite number. `step`: of the training, None where it is not known."""
+class NonFiniteError(StageError):
+    """A loss, gradient or weight is not finite. `step`: optimizer step at which it was found, None if unknown."""
 
     def __init__(self, message: str, step: int | None = None) -> None:
         super().__init__(message)

@@ -52,7 +52,7 @@ def evaluate(
             try:
                 runner.begin_round(0)
                 steps = Steps(recipe, runner)
-                answers = steps.judging.answered(on, steps.prompts(), steps.base)
+                answers = steps.scoring.scored_answers(on, steps.prompts(), steps.base)
                 return runner.metrics(answers)[on]
             finally:
                 runner.stop()

@@ -63,10 +63,10 @@ def matching(prompts: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> 
 def nearest(rates: Sequence[tuple[str, float | None]], wanted: float, count: int) -> list[str]:
     """`count` ids whose pass rate is nearest to `wanted`; equally near ones in their order.
 
-    Where nobody could judge a prompt (None) its rate says nothing: of those, the first, as many as is their share.
+    Prompts without a rate (None: no answer has a score) get their share of `count`, the first ones.
     """
-    unjudged = [name for name, rate in rates if rate is None]
-    judged = [(name, rate) for name, rate in rates if rate is not None]
-    free = round(count * len(unjudged) / max(len(rates), 1))
-    ordered = sorted(judged, key=lambda one: abs(one[1] - wanted))
-    return [*unjudged[:free], *(name for name, _ in ordered[: count - free])]
+    unrated = [name for name, rate in rates if rate is None]
+    rated = [(name, rate) for name, rate in rates if rate is not None]
+    free = round(count * len(unrated) / max(len(rates), 1))
+    ordered = sorted(rated, key=lambda one: abs(one[1] - wanted))
+    return [*unrated[:free], *(name for name, _ in ordered[: count - free])]

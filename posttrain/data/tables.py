@@ -27,7 +27,7 @@ ANSWERS = pa.schema(
     ]
 )
 # Answers beside what the rewards gave them, as JSON {name: value or null}.
-JUDGED = ANSWERS.append(pa.field("rewards", pa.string()))
+SCORED_ANSWERS = ANSWERS.append(pa.field("rewards", pa.string()))
 PAIRS = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -50,7 +50,7 @@ GREEDY, SAMPLED = "greedy", "sampled"
 
 
 def by_prompt(table: Path, columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each prompt of a table of judged answers, prompt by prompt, with `rewards` and nothing else parsed.
+    """The rows of each prompt of a table of scored answers, prompt by prompt, with `rewards` and nothing else parsed.
 
     Streams: one row group is in memory at a time.
     """

@@ -26,7 +26,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from posttrain.errors import DiedError, PosttrainError, StageError
+from posttrain.errors import PosttrainError, StageCrashedError, StageError
 from posttrain.execution import retry, tokenizer_check
 from posttrain.job import Job, no_progress
 from posttrain.stages import run_stage
@@ -193,7 +193,7 @@ class Forked:
         receiver.close()
         del self._running[receiver]
         if error is None and child.exitcode != 0:
-            error = DiedError(_died(folder, child.exitcode or 0))
+            error = StageCrashedError(_died(folder, child.exitcode or 0))
         return Ended(folder, error)
 
     def stop(self) -> None:

@@ -15,7 +15,7 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain.errors import DiedError, LossError, PosttrainError, RoomError, StageError
+from posttrain.errors import NonFiniteError, PosttrainError, RoomError, StageCrashedError, StageError
 from posttrain.storage.files import write_durably
 from posttrain.storage.redact import shown
 
@@ -42,10 +42,10 @@ def next_try(failures: Sequence[Exception], attempts: int) -> How | None:
     A loss that is no number again by the same step would be so a third time.
     """
     last = failures[-1]
-    if len(failures) >= attempts or not isinstance(last, DiedError | LossError):
+    if len(failures) >= attempts or not isinstance(last, StageCrashedError | NonFiniteError):
         return None
-    steps = [error.step for error in failures if isinstance(error, LossError)]
-    if isinstance(last, LossError) and last.step in steps[:-1]:
+    steps = [error.step for error in failures if isinstance(error, NonFiniteError)]
+    if isinstance(last, NonFiniteError) and last.step in steps[:-1]:
         return None
     return "same" if len(failures) == 1 else "halved"
 
@@ -99,7 +99,7 @@ def explained(error: Exception, folder: Path) -> PosttrainError:
     log = f"log: {folder / 'scratch' / 'log.txt'}"
     what = shown(f"{type(error).__name__}: {error}")
     if any(map(_passing, chain)):
-        return DiedError(f"{stage} died: {what}; {log}. The same command goes on from there.")
+        return StageCrashedError(f"{stage} died: {what}; {log}. The same command goes on from there.")
     return StageError(f"{stage} failed: {what}; {log}. The same command goes on from the last finished stage.")
 
 

@@ -23,7 +23,7 @@ from posttrain.data.row_files import Part, RowFile, open_rows
 from posttrain.errors import DataError, InputError
 from posttrain.filters.chain import Count
 from posttrain.filters.rows import ANSWERS, Rows
-from posttrain.rewards.judge_cache import told
+from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.storage.files import fsync
 
 # Where the text of an evaluation set stands: the first of these columns that there is.
@@ -38,7 +38,7 @@ def filter_file(
 
     What could not be read as a row is counted under the filter `read` and stands among the dropped rows with no more
     than its place (line or row, from 1) as the figure. What judges said stays in a hidden folder beside `out` until all
-    is done: the same call goes on from there. What they did is under `judges`, as `judge_cache.told` has it.
+    is done: the same call goes on from there. What they did is under `judges`, see `judge_metrics`.
 
     Raises:
         InputError: `out` is taken or cannot be made, or the file lacks what a filter needs. Nothing is written then.
@@ -73,7 +73,7 @@ def filter_file(
         _flush(unread, dropped)
         kept.close()  # before the folder is made durable
         dropped.close()
-    judges = told(scratch)
+    judges = judge_metrics(scratch)
     shutil.rmtree(scratch, ignore_errors=True)
     return {**_figures(passage, reading), **judges}
 

@@ -1,4 +1,4 @@
-"""The stages in which rewards judge answers: what these are told. Evaluations too, with the answers they judge."""
+"""Inputs of the stages that score answers, evaluations included."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Compare = Callable[[Mapping[str, Artifact]], Comparison]  # given the candidates
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A policy's judged answers: on dev, by which it is promoted or not, and on the held-out prompts."""
+    """A policy's scored answers: on dev, which decide whether it is promoted, and on the held-out prompts."""
 
     dev: Artifact
     heldout: Artifact
 
 
-class Judging:
-    """`hashes`: of the reward files, by their `use`."""
+class Scoring:
+    """Submits stages that score answers. `hashes`: content hash of each reward file, by its `use`."""
 
     def __init__(self, recipe: Recipe, runner: Stages, hashes: Mapping[str, str], answers: Answers) -> None:
         self.recipe, self.runner, self.hashes, self.answers = recipe, runner, hashes, answers
@@ -51,36 +51,36 @@ class Judging:
         external_hashes: Mapping[str, str] = {},
         runtime: Mapping[str, Any] = {},
     ) -> Artifact:
-        """A stage in which rewards judge answers. Only those that do are in its key."""
-        told = self.told(config, rewards, measured)
+        """Submits a stage that scores answers. Only the rewards that score there are in its key."""
+        fields = self.call_fields(config, rewards, measured)
         return self.runner.submit(
             StageCall(
                 name,
-                config=told["config"],
-                inputs={**inputs, **_judge(reward_model)},
+                config=fields["config"],
+                inputs={**inputs, **_reward_model(reward_model)},
                 seed=seed,
-                external_hashes={**told["external_hashes"], **external_hashes},
-                runtime={**told["runtime"], **runtime},
+                external_hashes={**fields["external_hashes"], **external_hashes},
+                runtime={**fields["runtime"], **runtime},
             )
         )
 
-    def told(
+    def call_fields(
         self, config: Mapping[str, Any], rewards: Sequence[RewardEntry], measured: Sequence[RewardEntry] = ()
     ) -> dict[str, Any]:
-        """`config`, `runtime` and `external_hashes` of a stage in which these judge answers."""
+        """`config`, `runtime` and `external_hashes` of a stage in which these rewards score answers."""
         uses = [entry.use for entry in [*rewards, *measured] if not entry.is_reward_model]
         return {
             "config": {**config, **in_key("rewards", rewards)},
             "runtime": {**not_in_key("rewards", rewards), "reward_minutes": self.recipe.compute.reward_minutes},
-            "external_hashes": self.named(uses),
+            "external_hashes": self.reward_hashes(uses),
         }
 
-    def named(self, uses: Sequence[str]) -> dict[str, str]:
-        """The hashes of these reward files, by the name that a stage knows them by."""
+    def reward_hashes(self, uses: Sequence[str]) -> dict[str, str]:
+        """The hashes of these reward files, by the names that a stage has for them."""
         return {name_of(use): self.hashes[use] for use in uses}
 
-    def scoring(self, reward_model: Artifact | None) -> tuple[list[RewardEntry], Artifact | None]:
-        """What candidates are scored by: functions, and the reward model where the recipe uses it and there is one."""
+    def candidate_rewards(self, reward_model: Artifact | None) -> tuple[list[RewardEntry], Artifact | None]:
+        """What scores candidates: functions, and the reward model where the recipe uses it and there is one."""
         models = [entry for entry in self.recipe.reward if entry.is_reward_model and reward_model]
         return self.recipe.functions() + models, reward_model if models else None
 
@@ -91,14 +91,14 @@ class Judging:
     def evaluate(
         self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None, further: Sequence[float] = ()
     ) -> Evaluated:
-        """On dev, for the gate. Held-out prompts are answered in the background: nothing in a run depends on how.
-        `further`: temperatures, on the held-out prompts."""
+        """On dev, for the gate; on the held-out prompts in the background, as nothing in a run depends on those.
+        `further`: more temperatures for the held-out prompts."""
         return Evaluated(
-            self.answered("dev", prompts, policy, reward_model),
-            self.answered("heldout", prompts, policy, reward_model, further),
+            self.scored_answers("dev", prompts, policy, reward_model),
+            self.scored_answers("heldout", prompts, policy, reward_model, further),
         )
 
-    def answered(
+    def scored_answers(
         self,
         on: EvaluationSet,
         prompts: Artifact,
@@ -106,7 +106,7 @@ class Judging:
         reward_model: Artifact | None = None,
         further: Sequence[float] = (),
     ) -> Artifact:
-        """A policy's judged answers to the prompts of a set."""
+        """A policy's scored answers to the prompts of a set."""
         seed = derive_seed(self.same_draws(), SAMPLED)
         answers = self.answers.to_evaluate(
             on, on, prompts, policy, seed=seed, tag=SAMPLED, greedy=True, further=further
@@ -126,17 +126,17 @@ class Judging:
     def on_dev(
         self, role: str, prompts: Artifact, policies: Mapping[str, Artifact], reward_model: Artifact | None
     ) -> Comparison:
-        """Policies by name, compared by what the gate judges by."""
+        """Policies by name, compared by the scores that the gate compares."""
         answers = {
             f"answers_{name}": self.answers.to_evaluate(
                 f"{role}_{name}", "dev", prompts, policy, seed=self.same_draws(), tag=SAMPLED
             )
             for name, policy in policies.items()
         }
-        return {**answers, **_judge(self.gate(reward_model))}, self.told({}, self.recipe.functions())
+        return {**answers, **_reward_model(self.gate(reward_model))}, self.call_fields({}, self.recipe.functions())
 
     def gate(self, reward_model: Artifact | None) -> Artifact | None:
-        """The reward model decides where no function does."""
+        """The reward model scores where no function does; else None."""
         return None if self.recipe.functions() else reward_model
 
     def same_draws(self) -> int:
@@ -144,15 +144,15 @@ class Judging:
         return derive_seed(self.recipe.seed, "evaluate", 0)
 
 
-def _judge(reward_model: Artifact | None) -> dict[str, Artifact]:
+def _reward_model(reward_model: Artifact | None) -> dict[str, Artifact]:
     return {"reward_model": reward_model} if reward_model else {}
 
 
 def in_key(name: str, sections: Sequence[Keyed]) -> dict[str, Any]:
-    """What of a list of sections a stage's `config` holds under this name."""
+    """The fields of these sections that enter the cache key, for a stage's `config`, under this name."""
     return {name: [one.in_key() for one in sections]}
 
 
 def not_in_key(name: str, sections: Sequence[Keyed]) -> dict[str, Any]:
-    """What of it its `runtime` holds."""
+    """The other fields, for its `runtime`."""
     return {name: [one.not_in_key() for one in sections]}

@@ -12,7 +12,7 @@ from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.pipeline.answers import Answers, settings_of
 from posttrain.pipeline.externals import external_inputs
 from posttrain.pipeline.filtering import Sifting, earlier
-from posttrain.pipeline.scored import Compare, Evaluated, Judging, in_key, not_in_key
+from posttrain.pipeline.scored import Compare, Evaluated, Scoring, in_key, not_in_key
 from posttrain.pipeline.training import Training
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
@@ -36,7 +36,7 @@ class Steps:
         self.external = external_inputs(recipe)
         self.base = self.external.base
         self.answers = Answers(recipe, runner)
-        self.judging = Judging(recipe, runner, self.external.rewards, self.answers)
+        self.scoring = Scoring(recipe, runner, self.external.rewards, self.answers)
         self.sifting = Sifting(recipe, runner, self.base)
         self.training = Training(recipe, runner, self.external)
 
@@ -131,7 +131,7 @@ class Steps:
             "policy": asked("preferences", "policy", policy),
             "previous": asked("preferences_previous", "previous", previous),
         } if sampled else {}  # fmt: skip
-        return self.judging.stage(
+        return self.scoring.stage(
             "preferences",
             {"preferences": section.in_key(exclude=("given",)), "take": take, **watch},
             {"prompts": prompts, **answers, **({"model": self.base} if runtime else {})},
@@ -166,7 +166,7 @@ class Steps:
             seed=self._seed("difficulty"),
             take=take,
         )
-        return self._judged(
+        return self._scored(
             "difficulty",
             {"wanted": section.wanted(self.number), "count": count, "take": take},
             {"prompts": prompts, "answers": answers},
@@ -192,7 +192,7 @@ class Steps:
     def scores(self, samples: Artifact, reward_model: Artifact | None, annotations: Artifact | None = None) -> Artifact:
         """`annotations`: columns that are written beside the samples."""
         inputs = {"answers": samples, **({"annotations": annotations} if annotations else {})}
-        return self._judged("scores", self.sifting.columns(), inputs, *self.judging.scoring(reward_model))
+        return self._scored("scores", self.sifting.columns(), inputs, *self.scoring.candidate_rewards(reward_model))
 
     def quality_classifier(self, filtered: Sequence[Artifact], policy: Artifact) -> Artifact | None:
         return self.sifting.classifier(self.number, filtered, policy)
@@ -233,8 +233,8 @@ class Steps:
         answers = self.answers.to_train(
             "pairs", prompts, policy, settings_of(section), seed=self._seed("pairs"), take=take
         )
-        rewards = self.judging.scoring(reward_model)
-        return self._judged("pairs", {"margin": section.margin}, {"answers": answers}, *rewards)
+        rewards = self.scoring.candidate_rewards(reward_model)
+        return self._scored("pairs", {"margin": section.margin}, {"answers": answers}, *rewards)
 
     def reference(self, previous: Artifact, promoted: Sequence[Artifact]) -> Artifact | None:
         """DPO's reference policy. None: what DPO starts from."""
@@ -284,19 +284,19 @@ class Steps:
         return self.training.choose("across_rounds", [policy, *promoted[-others:]], 1, compare)
 
     def evaluate_base(self, prompts: Artifact) -> Evaluated:
-        return self.judging.evaluate_base(prompts, self.base)
+        return self.scoring.evaluate_base(prompts, self.base)
 
     def evaluate(self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None) -> Evaluated:
-        return self.judging.evaluate(prompts, policy, reward_model)
+        return self.scoring.evaluate(prompts, policy, reward_model)
 
     def promote(self, candidate: Evaluated, incumbent: Evaluated, reward_model: Artifact | None) -> tuple[bool, bool]:
         """Whether the candidate replaces the last promoted policy, and whether the test shows it to be better."""
-        decision = self._judged(
+        decision = self._scored(
             "promote",
             {"promote": self.recipe.promote},
             {"candidate": candidate.dev, "incumbent": incumbent.dev},
             self.recipe.functions(),
-            self.judging.gate(reward_model),
+            self.scoring.gate(reward_model),
         )
         found = self.runner.metrics(decision)
         return found["promoted"], found["ci95"][0] > 0
@@ -336,7 +336,7 @@ class Steps:
                 config={**in_key("judges", judges), **in_key("rewards", functions)},
                 inputs={**answers, "watch_model": second, **({"reward_model": reward_model} if reward_model else {})},
                 seed=self._seed("watch"),
-                external_hashes=self.judging.named(uses),
+                external_hashes=self.scoring.reward_hashes(uses),
                 runtime={
                     **not_in_key("judges", judges),
                     **not_in_key("rewards", functions),
@@ -345,7 +345,7 @@ class Steps:
             )
         )
 
-    def _judged(
+    def _scored(
         self,
         name: str,
         config: Mapping[str, Any],
@@ -353,10 +353,10 @@ class Steps:
         rewards: Sequence[RewardEntry],
         reward_model: Artifact | None = None,
     ) -> Artifact:
-        return self.judging.stage(name, config, inputs, rewards, reward_model, seed=self._seed(name))
+        return self.scoring.stage(name, config, inputs, rewards, reward_model, seed=self._seed(name))
 
     def _on_dev(self, role: str, reward_model: Artifact | None) -> Compare:
-        return lambda models: self.judging.on_dev(role, self._prompts, models, reward_model)
+        return lambda models: self.scoring.on_dev(role, self._prompts, models, reward_model)
 
     def _seed(self, stage: str) -> int:
         return derive_seed(self.recipe.seed, stage, self.number)

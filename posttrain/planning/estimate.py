@@ -73,8 +73,8 @@ def _is_work(amounts: Amounts) -> bool:
 def processes(step: Step, todo: Amounts, machine: Machine) -> int:
     """How many processes a stage spreads over: a shard each, as many as there are workers."""
     if not step.spec.samples or not todo.prompts:
-        judges = step.spec.unit == "rows" and step.spec.group in ("sampling and scoring", "evaluation")
-        return machine.workers if judges and todo.rows else 1
+        scores = step.spec.unit == "rows" and step.spec.group in ("sampling and scoring", "evaluation")
+        return machine.workers if scores and todo.rows else 1
     longest = todo.completions * step.config["answers"]["max_new_tokens"]
     shards = math.ceil(longest / step.config["engine"]["shard_tokens"])
     return max(1, min(machine.workers, shards))

@@ -53,7 +53,7 @@ def survey(table: Path, weights: Mapping[str, float]) -> Survey:
 KINDS = {
     "gained": "wrong by the base, right by the last round",
     "lost": "right by the base, wrong by the last round",
-    "between": "judged like the base in the last round, but not throughout",
+    "between": "same verdict as the base in the last round, but not throughout",
     "wrong": "wrong in every round",
     "right": "right in every round",
     "open": "without a verdict: no reward function has an opinion",

@@ -1,6 +1,6 @@
 """What is shown of a run, as charts: from what the stages reported. Pure.
 
-Figures of held-out prompts are nowhere chosen by; those of dev are what the gate judged by.
+Figures of held-out prompts are nowhere chosen by; those of dev are what the gate compares.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def accuracy(rounds: Sequence[Round]) -> list[Chart]:
             curves.append(
                 series("base, pass@1 at its best temperature", dict.fromkeys(found, sharpest["value"]), reference=True)
             )
-        use = "The gate judged by these prompts." if name == "dev" else "Nothing was chosen by these prompts."
+        use = (
+            "The gate compares policies on these prompts." if name == "dev" else "Nothing was chosen by these prompts."
+        )
         caption = (
             f"Share of {said} prompts answered rightly: greedy, by one sample (pass@1), by any of K samples. "
             f"{use} {INTERVALS}"

@@ -141,8 +141,8 @@ def _surveys(view: RunView) -> dict[int, Survey]:
 def _functions(of: Round) -> dict[str, float]:
     """Weights of the reward functions that said what is right."""
     entries = of.manifests.get("heldout", {}).get("config", {}).get("rewards", [])
-    judges = [RewardEntry.model_validate(entry) for entry in entries]
-    return {judge.name: judge.weight for judge in judges if not judge.is_reward_model}
+    rewards = [RewardEntry.model_validate(entry) for entry in entries]
+    return {reward.name: reward.weight for reward in rewards if not reward.is_reward_model}
 
 
 def _scored(view: RunView) -> dict[int, Scored]:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 
 from posttrain.data.messages import Message
-from posttrain.errors import DiedError, PosttrainError, RewardError, StageError
+from posttrain.errors import PosttrainError, RewardError, StageCrashedError, StageError
 from posttrain.rewards import client, worker
 from posttrain.rewards.source import line_of
 
@@ -63,7 +63,7 @@ def ended(file: str, function: str, error: client.Ended) -> PosttrainError:
         return RewardError(said, file=file, line=error.line, hint=hint, rule="reward-crash")
     how = "ended without a word" if error.code is None else f"was killed by {signal.Signals(-error.code).name}"
     memory = " (out of memory?)" if error.code in (None, -signal.SIGKILL) else ""
-    return DiedError(
+    return StageCrashedError(
         f"{_place(file, error.line)}: the process of {what} {how}{memory}; give it less to hold, or lower "
         "compute.workers. What was finished stays",
         rule="reward-killed",

@@ -3,7 +3,7 @@
     def correct(prompts, completions, answer, **columns) -> list[float | None]: ...
 
 `prompts` and `completions` are lists of message lists; each column of the prompt set is a list of the
-same length; None means: no opinion on this row. The file is one module by itself: what it imports must
+same length; None means no score for this row. The file is one module by itself: what it imports must
 be installed, since only the file's own content decides whether a finished stage is run again. It runs in a process
 of its own (see `client`).
 """
@@ -62,7 +62,7 @@ class Reward:
         Raises:
             RewardError: it raised, ended or crashed its process, or returned a wrong length, type or NaN.
             StageError: it did not return in time, and was killed with what it had started.
-            DiedError: its process was killed.
+            StageCrashedError: its process was killed.
         """
         taken = {name: list(values) for name, values in columns.items() if self.takes is None or name in self.takes}
         messages = {name: [list(row) for row in rows] for name, rows in given.items()}
@@ -152,8 +152,8 @@ def load(entry: RewardEntry, given: Sequence[str] = POINTWISE) -> Reward:
     return Reward(entry.name, str(path), name, needs, takes, hashlib.sha256(text.encode()).hexdigest())
 
 
-def patient(reward: Reward, minutes: float | None) -> Reward:
-    """The reward, one call of which may take so long; None: however long."""
+def with_timeout(reward: Reward, minutes: float | None) -> Reward:
+    """The reward with a time limit for each call; None: no limit."""
     return replace(reward, seconds=None if minutes is None else 60 * minutes)
 
 

@@ -90,7 +90,7 @@ class Ledger:
             yield file
 
 
-def told(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def judge_metrics(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """For a stage's metrics: `judges`, as `Ledger.summary` has it; nothing where none was asked."""
     path = folder / LEDGER
     return {"judges": Ledger(path).summary()} if path.exists() else {}

@@ -3,7 +3,7 @@
     def judge(prompts, first, second, **columns) -> list[float | None]: ...
 
 `first` and `second` are lists of message lists. It returns, for each prompt, the probability that the first answer is
-the better one, or None for no opinion. Judges lean towards a side, so each pair is asked about twice, sides swapped.
+the better one, or None for no score. Judges have a position bias, so each pair is asked about twice, sides swapped.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def load(entry: RewardEntry, minutes: float | None = None) -> Reward | Pairwise:
     """
     named = rewards.arguments(entry)
     if {"first", "second"} <= named and "completions" not in named:
-        return Pairwise(rewards.patient(rewards.load(entry, PAIRWISE), minutes))
-    return rewards.patient(rewards.load(entry), minutes)
+        return Pairwise(rewards.with_timeout(rewards.load(entry, PAIRWISE), minutes))
+    return rewards.with_timeout(rewards.load(entry), minutes)
 
 
 def agreed(there: float | None, back: float | None) -> float | None:

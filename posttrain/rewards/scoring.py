@@ -34,34 +34,34 @@ _ROWS = 2048  # of a slice
 
 
 @dataclass(frozen=True)
-class Judges:
-    """What scores a completion: reward functions, judges with a rubric, and a reward model's folder."""
+class Scorers:
+    """What scores a completion: reward functions, judges with a rubric and a reward model's folder."""
 
     rewards: tuple[Reward | JudgeReward, ...] = ()
     reward_model: str | None = None
 
 
-def judges(job: Job) -> tuple[Judges, dict[str, float]]:
-    """What the job's `rewards` mean, and the weight of each by name. A reward model is among its inputs."""
+def load_scorers(job: Job) -> tuple[Scorers, dict[str, float]]:
+    """What the job scores answers with (its config `rewards` and input `reward_model`), and each weight by name."""
     entries = job.sections("rewards", RewardEntry)
     functions = load_rewards([entry for entry in entries if not entry.is_reward_model], job)
     model = job.inputs.get("reward_model")
-    return Judges(tuple(functions), str(model) if model else None), {entry.name: entry.weight for entry in entries}
+    return Scorers(tuple(functions), str(model) if model else None), {entry.name: entry.weight for entry in entries}
 
 
 def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[Reward | JudgeReward]:
     """The reward functions and judges of these entries."""
     minutes = job.runtime.get("reward_minutes")
     return [
-        load_reward(entry, job.scratch) if entry.judge else rewards.patient(rewards.load(entry), minutes)
+        load_reward(entry, job.scratch) if entry.judge else rewards.with_timeout(rewards.load(entry), minutes)
         for entry in entries
     ]
 
 
-def judge_shards(job: Job, answers: Path, judges: Judges, name: str = "judged") -> list[Path]:
-    """The table of answers judged, in files of some 2,048 rows in its order: a kill loses those that were begun.
-    `name`: of their folder in the job's scratch."""
-    slices_ = [_Slice(str(answers), start, stop, judges) for start, stop in slices(answers)]
+def score_shards(job: Job, answers: Path, scorers: Scorers, name: str = "scored") -> list[Path]:
+    """Scores the table `answers` into files of about 2,048 rows, in its order; after a kill only unfinished ones are
+    scored again. `name`: their folder in the job's scratch."""
+    slices_ = [_Slice(str(answers), start, stop, scorers) for start, stop in slices(answers)]
     total, done = sum(one.stop - one.start for one in slices_), 0
 
     def count(rows: int) -> None:
@@ -69,27 +69,27 @@ def judge_shards(job: Job, answers: Path, judges: Judges, name: str = "judged") 
         done += rows
         job.progress(done, total, "scores")
 
-    return run_shards(_judge_slice, slices_, job.scratch / name, processes(job.workers), count)
+    return run_shards(_score_slice, slices_, job.scratch / name, processes(job.workers), count)
 
 
-def judge_table(job: Job, answers: Path, judges: Judges, target: Path) -> Path:
-    """The table of answers judged, as one file."""
-    concatenate(judge_shards(job, answers, judges, target.stem), target)
+def score_table(job: Job, answers: Path, scorers: Scorers, target: Path) -> Path:
+    """Scores the table `answers` into one file, `target`."""
+    concatenate(score_shards(job, answers, scorers, target.stem), target)
     return target
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """Rows start..stop of a table of answers, to be judged by any process."""
+    """Rows start..stop of a table of answers, to be scored by any process."""
 
     path: str
     start: int
     stop: int
-    judges: Judges
+    scorers: Scorers
 
 
-def _judge_slice(shard: _Slice) -> pa.Table:
-    return judge(pq.read_table(shard.path).slice(shard.start, shard.stop - shard.start), shard.judges)
+def _score_slice(shard: _Slice) -> pa.Table:
+    return score_rows(pq.read_table(shard.path).slice(shard.start, shard.stop - shard.start), shard.scorers)
 
 
 def slices(path: Path) -> list[tuple[int, int]]:
@@ -106,12 +106,12 @@ def slices(path: Path) -> list[tuple[int, int]]:
     return slices
 
 
-def judge(answers: pa.Table, judges: Judges) -> pa.Table:
-    """`answers` with a column `rewards`: see JUDGED. Rows of one prompt must stand together."""
+def score_rows(answers: pa.Table, scorers: Scorers) -> pa.Table:
+    """`answers` with a column `rewards`: see SCORED_ANSWERS. Rows of one prompt must stand together."""
     rows = answers.select(["prompt_id", "prompt", "completion", "tokens", "columns"]).to_pylist()
-    values = reward_values(rows, judges.rewards)
-    if judges.reward_model is not None:
-        values[REWARD_MODEL] = model_rewards(rows, judges.reward_model)
+    values = reward_values(rows, scorers.rewards)
+    if scorers.reward_model is not None:
+        values[REWARD_MODEL] = model_rewards(rows, scorers.reward_model)
     names = list(values)
     column = [
         json.dumps(dict(zip(names, row, strict=True))) for row in zip(*(values[name] for name in names), strict=True)

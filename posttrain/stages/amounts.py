@@ -127,19 +127,19 @@ def _answers(step: Step, book: Book) -> Amounts:
     return book.sampled(prompts, per_prompt, settings["max_new_tokens"])
 
 
-def _judged(step: Step, book: Book, left: float | None = None) -> Amounts:
-    """Answers that rewards judge. `left`: rows left over a prompt, where that is not all."""
+def _scored(step: Step, book: Book, left: float | None = None) -> Amounts:
+    """Answers that rewards score. `left`: rows left per prompt, where that is not all."""
     read = [book.done[key] for key in book.read(step, "answers", "policy", "previous")]
     prompts, rows = max((one.prompts for one in read), default=0), sum(one.rows for one in read)
     return Amounts(prompts, rows=rows, made=rows if left is None else prompts * left)
 
 
 def _preferences(step: Step, book: Book) -> Amounts:
-    return _judged(step, book, book.shares.preferences)
+    return _scored(step, book, book.shares.preferences)
 
 
 def _pairs(step: Step, book: Book) -> Amounts:
-    return _judged(step, book, book.shares.pairs)
+    return _scored(step, book, book.shares.pairs)
 
 
 def _filters(step: Step, book: Book) -> Amounts:
@@ -193,13 +193,13 @@ def _trained(section: Mapping[str, Any], rows: float) -> Amounts:
 _STAGES: dict[str, Callable[[Step, Book], Amounts]] = {
     "answers": _answers,
     "preferences": _preferences,
-    "difficulty": _judged,
-    "scores": _judged,
+    "difficulty": _scored,
+    "scores": _scored,
     "filters": _filters,
     "pairs": _pairs,
-    "evaluate": _judged,
-    "heldout": _judged,
-    "choose": _judged,
+    "evaluate": _scored,
+    "heldout": _scored,
+    "choose": _scored,
     "sft": _sft,
     "reward_model": _reward_model,
     "dpo": _dpo,

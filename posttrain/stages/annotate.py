@@ -15,7 +15,7 @@ from posttrain.filters.rows import message_text
 from posttrain.job import Job
 from posttrain.rewards import rubric as rubrics
 from posttrain.rewards.judge import Judge, load
-from posttrain.rewards.judge_cache import told
+from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.judge_prompt import spoken
 
 SCHEMA = pa.schema(
@@ -61,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
             found[name]["difficulty"] = points
     table = pa.Table.from_pylist(list(found.values()), schema=SCHEMA)
     pq.write_table(table, job.out / "annotations.parquet", compression="zstd")
-    return {"prompts": len(found), **_counted(found), **told(job.scratch)}
+    return {"prompts": len(found), **_counted(found), **judge_metrics(job.scratch)}
 
 
 def _judge(job: Job, rated: Rated) -> Judge:

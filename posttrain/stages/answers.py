@@ -1,5 +1,5 @@
 """Sampling, in every role: K answers of one policy to prompts of one set. Whatever scores, compares or measures answers
-reads this table, so that an edit of what judges samples nothing again (Llama 3, section 4.2.2)."""
+reads this table, so that an edit of a reward samples nothing again (Llama 3, section 4.2.2)."""
 
 from __future__ import annotations
 

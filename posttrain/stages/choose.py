@@ -1,7 +1,7 @@
 """The mean of several models' weights (Llama 3, section 4.1.5), unless one of them alone does better on dev.
 
-What policies do is the mean score of sampled answers to the dev prompts, by what the gate judges by too; what reward
-models do is their accuracy on the pairs held out from the latest preferences.
+Policies are compared by the mean score of sampled answers to the dev prompts, as in the gate; reward models by their
+accuracy on the pairs held out from the latest preferences.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from posttrain.errors import StageError
 from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rewards.combine import REWARD_MODEL
-from posttrain.rewards.scoring import judge_table, judges
+from posttrain.rewards.scoring import load_scorers, score_table
 from posttrain.stages.promote import decide, prompt_figures
 from posttrain.stages.reward_model import heldout_pairs, pairs_right
 from posttrain.storage.files import read_json
@@ -26,9 +26,9 @@ MEAN = "mean"
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: mean, model_1, model_2, …, of which the first so many may go on alone; and what these are compared by:
-    answers_mean, answers_1, …, reward_model (where no function judges), or preferences_N where they are reward models.
-    Config: choose (`alone`: how many), and for policies rewards. Writes a model folder.
+    """Inputs: mean, model_1, model_2, …, of which the first `alone` may be chosen alone; for policies answers_mean,
+    answers_1, …, and reward_model in recipes without reward functions; for reward models preferences_N.
+    Config: choose (`alone`: a count), and for policies rewards. Writes a model folder.
 
     Raises:
         StageError: there is nothing on dev to compare them on.
@@ -65,7 +65,7 @@ def choose(figures: Mapping[str, Mapping[str, float]], seed: int) -> tuple[str, 
     """
     shared = set.intersection(*(set(values) for values in figures.values()))
     if not shared:
-        raise StageError("choose: nothing on dev judges these models; give dev prompts what the rewards read")
+        raise StageError("choose: nothing on dev scores these models; give dev prompts what the rewards read")
     order = sorted(shared)
     best = max((name for name in figures if name != MEAN), key=lambda name: sum(figures[name][one] for one in order))
     new, old = ([figures[name][one] for one in order] for name in (MEAN, best))
@@ -74,11 +74,11 @@ def choose(figures: Mapping[str, Mapping[str, float]], seed: int) -> tuple[str, 
 
 
 def _on_dev(job: Job, name: str) -> dict[str, float]:
-    scoring, weights = judges(job)
+    scorers, weights = load_scorers(job)
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
     answers = job.inputs[f"answers_{name}"] / "answers.parquet"
-    table = judge_table(job, answers, scoring, job.scratch / f"judged-{name}.parquet")
-    return prompt_figures(table, functions, scoring.reward_model, Pieces(job.scratch / f"figures-{name}"))
+    table = score_table(job, answers, scorers, job.scratch / f"scored-{name}.parquet")
+    return prompt_figures(table, functions, scorers.reward_model, Pieces(job.scratch / f"figures-{name}"))
 
 
 def _on_pairs(job: Job, name: str, model: Path) -> dict[str, float]:

@@ -15,7 +15,7 @@ from posttrain.data.selection import nearest, take
 from posttrain.data.tables import by_prompt
 from posttrain.job import Job
 from posttrain.rewards.combine import RIGHT, combine
-from posttrain.rewards.scoring import judge_table, judges
+from posttrain.rewards.scoring import load_scorers, score_table
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -23,8 +23,8 @@ def run(job: Job) -> dict[str, Any]:
     rewards. Writes taken.parquet: prompt_id, pass_rate.
     """
     pool = take(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), **job.config["take"])
-    scoring, weights = judges(job)
-    tried = judge_table(job, job.inputs["answers"] / "answers.parquet", scoring, job.scratch / "judged.parquet")
+    scorers, weights = load_scorers(job)
+    tried = score_table(job, job.inputs["answers"] / "answers.parquet", scorers, job.scratch / "scored.parquet")
     found: dict[str, float | None] = {}
     for rows in by_prompt(tried, ["prompt_id", "tag", "rewards"]):
         scores = [score for row in rows if (score := combine(row["rewards"], weights)) is not None]

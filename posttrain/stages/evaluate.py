@@ -15,22 +15,22 @@ from posttrain.data.tables import GREEDY, SAMPLED, by_prompt
 from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine
-from posttrain.rewards.scoring import Judges, judge_table, judges, load_rewards
+from posttrain.rewards.scoring import Scorers, load_rewards, load_scorers, score_table
 
 COLUMNS = ["prompt_id", "tag", "n_tokens", "finish", "rewards"]
 
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: answers, reward_model (optional). Config: rewards, measure. Writes dev.parquet; returns {"dev": F}."""
-    return judge_answers(job, "dev")
+    return score_answers(job, "dev")
 
 
-def judge_answers(job: Job, name: str) -> dict[str, Any]:
-    """The figures F of a policy's answers to the prompt set `name`, which are written to NAME.parquet as JUDGED."""
-    scoring, weights = judges(job)
+def score_answers(job: Job, name: str) -> dict[str, Any]:
+    """The figures F of a policy's answers to the prompt set `name`; writes NAME.parquet (SCORED_ANSWERS)."""
+    scorers, weights = load_scorers(job)
     measures = load_rewards(job.sections("measure", RewardEntry), job)
-    everything = Judges((*scoring.rewards, *measures), scoring.reward_model)
-    path = judge_table(job, job.inputs["answers"] / "answers.parquet", everything, job.out / f"{name}.parquet")
+    everything = Scorers((*scorers.rewards, *measures), scorers.reward_model)
+    path = score_table(job, job.inputs["answers"] / "answers.parquet", everything, job.out / f"{name}.parquet")
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
     return {name: figures(by_prompt(path, COLUMNS), functions, [measure.name for measure in measures])}
 
@@ -62,15 +62,15 @@ def figures(
         elif hits:
             passed.setdefault(tag, []).append(sum(hits) / len(hits))
         for name in names:
-            judged = [row["rewards"] for row in rows if row["rewards"][name] is not None]
-            if not judged:
+            scored = [row["rewards"] for row in rows if row["rewards"][name] is not None]
+            if not scored:
                 continue
             if tag == GREEDY:
-                measured[name]["greedy"].append(judged[0][name])
+                measured[name]["greedy"].append(scored[0][name])
             elif tag == SAMPLED:
-                measured[name]["sampled"].append(sum(values[name] for values in judged) / len(judged))
-                if REWARD_MODEL in judged[0]:
-                    pick = max(judged, key=lambda values: values[REWARD_MODEL])
+                measured[name]["sampled"].append(sum(values[name] for values in scored) / len(scored))
+                if REWARD_MODEL in scored[0]:
+                    pick = max(scored, key=lambda values: values[REWARD_MODEL])
                     measured[name]["reward_model_pick"].append(pick[name])
         if tag != SAMPLED:
             continue

@@ -13,7 +13,7 @@ from posttrain import filters
 from posttrain.config.keys import join
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
-from posttrain.rewards.judge_cache import told
+from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.storage.pieces import Pieces
 
 ROWS = 8192  # in a batch
@@ -71,7 +71,7 @@ def run(job: Job) -> dict[str, Any]:
             f"filters: no sample is left of {total}; {name} dropped {number}. Loosen that filter, raise samples.k or "
             "samples.prompts, or look at what was sampled: the samples artifact of this round is whole"
         )
-    return {**figures, **told(job.scratch)}
+    return {**figures, **judge_metrics(job.scratch)}
 
 
 def _earlier(job: Job) -> Iterator[pa.RecordBatch]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from posttrain.job import Job
-from posttrain.stages.evaluate import judge_answers
+from posttrain.stages.evaluate import score_answers
 
 
 def run(job: Job) -> dict[str, Any]:
     """As `evaluate`, for heldout.parquet; returns {"heldout": F}."""
-    return judge_answers(job, "heldout")
+    return score_answers(job, "heldout")

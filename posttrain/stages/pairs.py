@@ -12,8 +12,8 @@ from posttrain.data.tables import PAIRS, by_prompt
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.rewards.combine import REWARD_MODEL, combine, spread
-from posttrain.rewards.judge_cache import told
-from posttrain.rewards.scoring import judge_table, judges
+from posttrain.rewards.judge_cache import judge_metrics
+from posttrain.rewards.scoring import load_scorers, score_table
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -22,9 +22,9 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         EmptyStageError: no two answers to any prompt differ by the margin.
     """
-    scoring, weights = judges(job)
+    scorers, weights = load_scorers(job)
     margin = job.config["margin"]
-    rows_path = judge_table(job, job.inputs["answers"] / "answers.parquet", scoring, job.scratch / "judged.parquet")
+    rows_path = score_table(job, job.inputs["answers"] / "answers.parquet", scorers, job.scratch / "scored.parquet")
     columns = ["prompt_id", "prompt", "completion", "columns", "rewards"]
     logits = [
         row["rewards"][REWARD_MODEL]
@@ -47,4 +47,4 @@ def run(job: Job) -> dict[str, Any]:
             f"{margin} or more in score; raise pairs.k or lower pairs.margin"
         )
     pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
-    return {"prompts": prompts, "pairs": len(pairs), **told(job.scratch)}
+    return {"prompts": prompts, "pairs": len(pairs), **judge_metrics(job.scratch)}

@@ -28,8 +28,8 @@ from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.models import context_length
 from posttrain.rewards.combine import combine
-from posttrain.rewards.judge_cache import told
-from posttrain.rewards.scoring import Judges, judge_table, judges
+from posttrain.rewards.judge_cache import judge_metrics
+from posttrain.rewards.scoring import Scorers, load_scorers, score_table
 from posttrain.training.rows import Rendering
 
 
@@ -57,7 +57,7 @@ def run(job: Job) -> dict[str, Any]:
         )
     pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
     by_people = {"given": len(given)} if "given" in job.runtime else {}
-    return {"prompts": asked, "pairs": len(pairs), "labels": dict(counts), **by_people, **told(job.scratch)}
+    return {"prompts": asked, "pairs": len(pairs), "labels": dict(counts), **by_people, **judge_metrics(job.scratch)}
 
 
 def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[str, Any]]:
@@ -111,12 +111,12 @@ def _sampled(job: Job, section: Preferences, counts: Counter[str]) -> tuple[int,
     """How many prompts were asked, and a pair of answers to each, one of each policy, where rewards tell them apart."""
     fitting = matching(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), section.where)
     prompts = take(fitting, **job.config["take"])
-    labels, weights = judges(job)
+    labels, weights = load_scorers(job)
 
-    def judged(role: str) -> dict[str, list[dict[str, Any]]]:
-        """The judged answers of one policy by prompt, where any of them got a score."""
+    def scored(role: str) -> dict[str, list[dict[str, Any]]]:
+        """The scored answers of one policy by prompt, where any of them got a score."""
         answers = job.inputs[role] / "answers.parquet"
-        path = judge_table(job, answers, Judges(labels.rewards), job.scratch / f"{role}.parquet")
+        path = score_table(job, answers, Scorers(labels.rewards), job.scratch / f"{role}.parquet")
         found = {}
         for rows in by_prompt(path, ["prompt_id", "tag", "prompt", "completion", "columns", "rewards"]):
             for row in rows:
@@ -125,7 +125,7 @@ def _sampled(job: Job, section: Preferences, counts: Counter[str]) -> tuple[int,
                 found[rows[0]["prompt_id"]] = rows
         return found
 
-    policy, previous = judged("policy"), judged("previous")
+    policy, previous = scored("policy"), scored("previous")
     pairs = []
     for prompt in prompts:
         if prompt["id"] not in policy or prompt["id"] not in previous:

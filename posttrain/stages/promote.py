@@ -1,7 +1,7 @@
 """The gate: is the round's policy better than the last promoted one? A paired test on dev, never on held-out.
 
-The figure of a prompt is the mean over its K samples of what the reward functions say. A recipe without such functions
-is judged by the round's reward model, which then scores both policies' answers.
+A prompt's figure is its mean score over K samples by the reward functions. In a recipe without reward functions the
+round's reward model scores both policies' answers.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rewards.checks import collapsed, shares
 from posttrain.rewards.combine import REWARD_MODEL, combine
-from posttrain.rewards.scoring import judges, model_rewards
+from posttrain.rewards.scoring import load_scorers, model_rewards
 from posttrain.storage.pieces import Pieces
 
 _PROMPTS = 64  # whose answers a reward model scores before they are kept
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: candidate, incumbent (evaluate artifacts), reward_model (where no function judges). Config: promote,
-    rewards. Writes decision.json.
+    """Inputs: candidate, incumbent (evaluate artifacts), reward_model (in recipes without reward functions). Config:
+    promote, rewards. Writes decision.json.
 
     Raises:
-        StageError: no reward has an opinion on any dev prompt, so nothing can be compared; or the policy has
-            collapsed, and is to be promoted nevertheless. By any other rule such a policy is not promoted.
+        StageError: no reward gives a score on any dev prompt, so nothing can be compared; or the policy has
+            collapsed and `promote` is `always`. By any other rule such a policy is not promoted.
     """
-    scoring, weights = judges(job)
+    scorers, weights = load_scorers(job)
     functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
     new, old = (
-        prompt_figures(job.inputs[role] / "dev.parquet", functions, scoring.reward_model, Pieces(job.scratch / role))
+        prompt_figures(job.inputs[role] / "dev.parquet", functions, scorers.reward_model, Pieces(job.scratch / role))
         for role in ("candidate", "incumbent")
     )
     shared = [prompt for prompt in new if prompt in old]
@@ -89,9 +89,9 @@ def prompt_figures(
 
 
 def _means(
-    judged: Iterable[tuple[list[dict[str, Any]], Sequence[float | None]]],
+    scored: Iterable[tuple[list[dict[str, Any]], Sequence[float | None]]],
 ) -> Iterator[tuple[str, float]]:
-    for rows, values in judged:
+    for rows, values in scored:
         scores = [score for score in values if score is not None]
         if scores:
             yield rows[0]["prompt_id"], sum(scores) / len(scores)

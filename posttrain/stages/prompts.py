@@ -137,21 +137,23 @@ def _read(
 
     Raises:
         DataError: none is left, or one does not fit and none is to be dropped.
-        RewardError: a reward cannot judge this set.
+        RewardError: a reward cannot score this set.
     """
     counts: Counter[str] = Counter()
     prompts = loaders.read_prompts(asked, job.runtime["prompts"].get("system"), where=f"prompts.{name}", counts=counts)
     place = asked.path or asked.dataset_name
     entries = [RewardEntry.model_validate(entry) for entry in job.runtime["rewards"]]
     minutes = job.runtime.get("reward_minutes")
-    judges: list[Reward | Pairwise | JudgeReward] = [
-        rewards.patient(rewards.load(entry), minutes) for entry in entries if not entry.judge
+    scorers: list[Reward | Pairwise | JudgeReward] = [
+        rewards.with_timeout(rewards.load(entry), minutes) for entry in entries if not entry.judge
     ]
     if name == "train":  # judges read no columns: asked once
-        judges += [load_reward(entry) for entry in entries if entry.judge]
+        scorers += [load_reward(entry) for entry in entries if entry.judge]
     if name == "heldout":
-        judges += [pairwise.load(Judge.model_validate(entry).entry, minutes) for entry in job.runtime.get("judges", [])]
-    _check_rewards(judges, prompts, place)
+        scorers += [
+            pairwise.load(Judge.model_validate(entry).entry, minutes) for entry in job.runtime.get("judges", [])
+        ]
+    _check_rewards(scorers, prompts, place)
     messages = [None, *(job.config.get("systems", []) if name == "train" else [])]
     left_out: Counter[str] = Counter({"too_long": 0, "in_an_evaluation_set": 0})
     kept = []

@@ -13,8 +13,8 @@ from posttrain.job import Job
 from posttrain.rewards import prompt_stats
 from posttrain.rewards.checks import check_scores, constant
 from posttrain.rewards.combine import REWARD_MODEL, combine, spread
-from posttrain.rewards.judge_cache import told
-from posttrain.rewards.scoring import judge_shards, judges
+from posttrain.rewards.judge_cache import judge_metrics
+from posttrain.rewards.scoring import load_scorers, score_shards
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -24,8 +24,8 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         EmptyStageError: no reward has an opinion on any answer, or all say the same, and that none is right.
     """
-    scoring, weights = judges(job)
-    paths = judge_shards(job, job.inputs["answers"] / "answers.parquet", scoring)
+    scorers, weights = load_scorers(job)
+    paths = score_shards(job, job.inputs["answers"] / "answers.parquet", scorers)
     values = [
         json.loads(text) for path in paths for text in pq.read_table(path, columns=["rewards"])["rewards"].to_pylist()
     ]
@@ -55,7 +55,7 @@ def run(job: Job) -> dict[str, Any]:
         "rewards": {name: _mean([row.get(name) for row in values]) for name in weights},
         **({"constant": same} if same else {}),
         "logits": {"mean": mean, "deviation": deviation},
-        **told(job.scratch),
+        **judge_metrics(job.scratch),
     }
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from posttrain.config import Judge, RewardEntry
 from posttrain.config.watch import SECOND
-from posttrain.data.tables import GREEDY, JUDGED, SAMPLED, by_prompt
+from posttrain.data.tables import GREEDY, SAMPLED, SCORED_ANSWERS, by_prompt
 from posttrain.errors import RewardError, StageError
 from posttrain.evaluation import win_rate
 from posttrain.evaluation.compare import BASE, OTHERS, POLICY, summary
@@ -119,7 +119,7 @@ def _pool(tables: Mapping[str, Path], target: Path) -> int:
     Returns how many comparisons there are: one for each prompt and tag.
     """
     total = 0
-    with pq.ParquetWriter(target, JUDGED, compression="zstd") as writer:
+    with pq.ParquetWriter(target, SCORED_ANSWERS, compression="zstd") as writer:
         rows: list[dict[str, Any]] = []
         for groups in zip_longest(*(_answers(path) for path in tables.values()), fillvalue=()):
             if len({(group[0]["prompt_id"], group[0]["tag"]) if group else None for group in groups}) > 1:
@@ -128,9 +128,9 @@ def _pool(tables: Mapping[str, Path], target: Path) -> int:
                 rows += [{**row, "tag": f"{side} {row['tag']}", "rewards": json.dumps(row["rewards"])} for row in group]
             total += 1
             if len(rows) >= _ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, schema=JUDGED))
+                writer.write_table(pa.Table.from_pylist(rows, schema=SCORED_ANSWERS))
                 rows = []
-        writer.write_table(pa.Table.from_pylist(rows, schema=JUDGED))
+        writer.write_table(pa.Table.from_pylist(rows, schema=SCORED_ANSWERS))
     return total
 
 

@@ -26,7 +26,7 @@ from transformers import (
 
 from posttrain.config import Trained
 from posttrain.engines.load import without_router_logits
-from posttrain.errors import LossError, StageError
+from posttrain.errors import NonFiniteError, StageError
 from posttrain.job import Job
 from posttrain.storage.checkpoint_seals import latest_whole
 from posttrain.storage.files import write_durably
@@ -105,7 +105,7 @@ class Watch(TrainerCallback):
         last = state.log_history[-1]
         for name in ("loss", "grad_norm"):
             if not math.isfinite(float(last.get(name, 0.0))):
-                raise LossError(
+                raise NonFiniteError(
                     f"{self.stage}: {name} became {last[name]} by step {state.global_step}; nothing was published. "
                     f"{began(self.job)} Lower the learning rate, or look at the data of this stage.",
                     state.global_step,
@@ -120,10 +120,10 @@ class Watch(TrainerCallback):
 
 
 def check_finite(stage: str, job: Job, weights: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
-    """Raises LossError: a weight is not finite."""
+    """Raises NonFiniteError: a weight is not finite."""
     for name, weight in weights:
         if not torch.isfinite(weight).all():
-            raise LossError(
+            raise NonFiniteError(
                 f"{stage}: {name} holds a value that is not finite by step {step}; nothing was published. {began(job)}",
                 step,
             )
@@ -144,7 +144,7 @@ def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trai
     stage before.
 
     Raises:
-        LossError: the loss, or a weight, is not a finite number.
+        NonFiniteError: the loss, or a weight, is not a finite number.
         StageError: not even a single row fits.
     """
     torch.set_num_threads(1)
@@ -193,7 +193,7 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     loss = mean_loss(trainer.state.log_history)
     if loss is None or not math.isfinite(loss):
-        raise LossError(f"{stage}: the training loss is {loss}; nothing was published. {began(job)}")
+        raise NonFiniteError(f"{stage}: the training loss is {loss}; nothing was published. {began(job)}")
     save(stage, trainer, job)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     why: str | None = getattr(trainer, "fallback", None)

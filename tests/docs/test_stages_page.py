@@ -10,11 +10,11 @@ import pytest
 from support.stages_page import PAGE, ROOT, SECTIONS, told
 
 from posttrain import filters
-from posttrain.data.tables import ANSWERS, JUDGED, PAIRS
+from posttrain.data.tables import ANSWERS, PAIRS, SCORED_ANSWERS
 from posttrain.rewards import prompt_stats
 from posttrain.stages import STAGES, annotate, prompts, watch
 
-SCORED = prompt_stats.schema(JUDGED.append(pa.field("score", pa.float64())), prompt_stats.COLUMNS.names)
+SCORED = prompt_stats.schema(SCORED_ANSWERS.append(pa.field("score", pa.float64())), prompt_stats.COLUMNS.names)
 WRITTEN = {
     **{f"prompts/{name}.parquet": prompts.SCHEMA for name in ("train", "dev", "heldout", "against")},
     "prompts/real.parquet": prompts.REAL,
@@ -22,8 +22,8 @@ WRITTEN = {
     "pairs/pairs.parquet": PAIRS,
     "difficulty/taken.parquet": None,  # built by hand: a run of that stage in tests/stages/test_difficulty.py
     "answers/answers.parquet": ANSWERS,
-    "evaluate/dev.parquet": JUDGED,
-    "heldout/heldout.parquet": JUDGED,
+    "evaluate/dev.parquet": SCORED_ANSWERS,
+    "heldout/heldout.parquet": SCORED_ANSWERS,
     "annotate/annotations.parquet": annotate.SCHEMA,
     "scores/scored.parquet": SCORED,
     "filters/kept.parquet": SCORED,
@@ -53,7 +53,7 @@ def test_the_columns_are_those_that_are_written() -> None:
 
 def test_every_column_but_the_plain_ones_is_explained() -> None:
     explained = set(re.findall(r"`(\w+)`", PAGE.partition("| column | what it holds |")[2]))
-    for name in (*PAIRS.names, *JUDGED.names, *prompts.SCHEMA.names):
+    for name in (*PAIRS.names, *SCORED_ANSWERS.names, *prompts.SCHEMA.names):
         assert name in explained | {"sample_index", "tag", "split"}, name
 
 

@@ -15,7 +15,15 @@ from support.interrupted import STEPS, Training
 from support.loop_runs import FakeLauncher
 from support.planned import planned
 
-from posttrain.errors import DataError, DiedError, EmptyStageError, LossError, PosttrainError, RoomError, StageError
+from posttrain.errors import (
+    DataError,
+    EmptyStageError,
+    NonFiniteError,
+    PosttrainError,
+    RoomError,
+    StageCrashedError,
+    StageError,
+)
 from posttrain.execution import retry
 from posttrain.execution.launcher import Ended, Forked, Launcher
 from posttrain.execution.progress import Silent
@@ -23,7 +31,7 @@ from posttrain.execution.scheduler import Planned, StageQueue
 from posttrain.storage.files import file_hash
 from posttrain.storage.store import Store
 
-DIED = DiedError("killed")
+DIED = StageCrashedError("killed")
 
 
 @pytest.mark.parametrize(
@@ -33,10 +41,10 @@ DIED = DiedError("killed")
         ([DIED, DIED], 3, "halved"),
         ([DIED, DIED, DIED], 3, None),
         ([DIED], 1, None),
-        ([LossError("nan", 6)], 3, "same"),
-        ([LossError("nan", 6), LossError("nan", 6)], 3, None),  # the same again
-        ([LossError("nan", 6), LossError("nan", 8)], 3, "halved"),
-        ([DIED, LossError("nan", 6), LossError("nan", 6)], 9, None),
+        ([NonFiniteError("nan", 6)], 3, "same"),
+        ([NonFiniteError("nan", 6), NonFiniteError("nan", 6)], 3, None),  # the same again
+        ([NonFiniteError("nan", 6), NonFiniteError("nan", 8)], 3, "halved"),
+        ([DIED, NonFiniteError("nan", 6), NonFiniteError("nan", 6)], 9, None),
         ([StageError("a mistake of ours")], 3, None),
         ([EmptyStageError("no row")], 3, None),
         ([RoomError("full")], 3, None),
@@ -72,7 +80,7 @@ def test_what_ended_a_stage_is_told_apart(tmp_path: Path) -> None:
         RuntimeError("CUDA error: x"),
         OSError(errno.EIO, "x"),
     ):
-        assert isinstance(retry.explained(passing, folder), DiedError)
+        assert isinstance(retry.explained(passing, folder), StageCrashedError)
     mistake = retry.explained(KeyError("x"), folder)
     assert type(mistake) is StageError and "sft failed: KeyError" in str(mistake)
     given = DataError("line 3")
@@ -94,7 +102,7 @@ class Dies(FakeLauncher):
 
     def wait(self) -> Ended:
         if len(self.workers) <= self.times:
-            return Ended(self.started.pop(0), DiedError(f"death {len(self.workers)}"))
+            return Ended(self.started.pop(0), StageCrashedError(f"death {len(self.workers)}"))
         return super().wait()
 
 
@@ -128,7 +136,7 @@ def test_the_second_try_is_the_same_and_the_third_has_half_of_all(tmp_path: Path
 
 def test_then_it_stops_and_each_try_is_written_down(tmp_path: Path) -> None:
     launcher, what = Dies(99), planned(Training("sft", tmp_path))
-    with pytest.raises(DiedError, match="death 3"):
+    with pytest.raises(StageCrashedError, match="death 3"):
         done(tmp_path / "run", launcher, what)
     folder = tmp_path / "run" / "work" / "sft-0123"
     assert [each["message"] for each in retry.failed_before(folder)] == ["death 1", "death 2", "death 3"]
@@ -172,7 +180,7 @@ def test_a_training_that_dies_goes_on_by_itself_and_ends_with_the_same_bits(
     assert manifest["metrics"]["resumed_at"] == (2 if step == 4 else 4)
     assert manifest["metrics"]["steps"] == STEPS
     (tried,) = manifest["attempts"]
-    assert tried["error"] == ("DiedError" if how == "killed" else "LossError")
+    assert tried["error"] == ("StageCrashedError" if how == "killed" else "NonFiniteError")
     assert ("SIGKILL" if how == "killed" else "It began from tiny-base") in tried["message"]
 
 
@@ -187,7 +195,7 @@ def test_a_training_that_runs_out_of_memory_goes_on_with_half_the_micro_batch(tm
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "tries", "error"),
-    [("device_failed", 3, DiedError), ("own_mistake", 1, StageError)],
+    [("device_failed", 3, StageCrashedError), ("own_mistake", 1, StageError)],
 )
 def test_what_comes_again_and_again_stops_the_stage(
     tmp_path: Path, how: str, tries: int, error: type[PosttrainError]

@@ -11,7 +11,7 @@ import pytest
 from support.report_runs import GREEDY, HOSTILE, SCORED, Made, begun, full_round, heldout, sample, scored
 
 from posttrain import cli
-from posttrain.data.tables import JUDGED
+from posttrain.data.tables import SCORED_ANSWERS
 from posttrain.report import answers, page
 from posttrain.report.lineage import lineage
 from posttrain.report.reading import open_run
@@ -146,7 +146,7 @@ def test_best_and_worst_are_of_different_prompts_and_lengths_are_means_over_prom
     assert [answers.text_of(row["completion"]) for row in found.best] == ["0.1", "1.0"]
     assert [answers.text_of(row["completion"]) for row in found.worst] == ["0.0", "3.0"]
     assert list(found.values["score"]) == [0.1, 0.9, 0.9, 0.8, 0.5, 0.2, 0.2]
-    pq.write_table(pa.Table.from_pylist(heldout(0), schema=JUDGED), tmp_path / "heldout.parquet")
+    pq.write_table(pa.Table.from_pylist(heldout(0), schema=SCORED_ANSWERS), tmp_path / "heldout.parquet")
     survey = answers.survey(tmp_path / "heldout.parquet", {"check": 1.0})
     assert survey.length["value"] == 2.5 and survey.distinct["value"] == 0.5
     assert survey.right == {"gained": False, "lost": True, "between": True, "same": True, HOSTILE: None}

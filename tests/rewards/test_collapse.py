@@ -15,7 +15,7 @@ from support.parrot import ENDS, GOES_ON, save
 from posttrain import rewards
 from posttrain.commands.terminal import summary
 from posttrain.config import RewardEntry
-from posttrain.data.tables import JUDGED, SAMPLED
+from posttrain.data.tables import SAMPLED, SCORED_ANSWERS
 from posttrain.errors import EmptyStageError, RewardError, StageError
 from posttrain.job import Job
 from posttrain.rewards.checks import Shares, check_scores, collapsed, constant, shares
@@ -44,7 +44,7 @@ def answers(path: Path, texts: list[str], finish: str = "stop", reward: float = 
         for at, text in enumerate(texts)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=JUDGED), path)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORED_ANSWERS), path)
     return path
 
 

@@ -18,7 +18,7 @@ from posttrain.engines.protocol import Completion, Request, SamplingParams
 from posttrain.errors import EngineError, RewardError
 from posttrain.rewards import judge_local, judge_prompt, rubric
 from posttrain.rewards.judge import load
-from posttrain.rewards.judge_cache import told
+from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.judge_client import Question
 from posttrain.rewards.judge_reward import load_reward
 
@@ -162,7 +162,7 @@ class TestServersThatFail:
         fake = FakeJudge(gives(3))
         fake.fail_next = [failing, failing]
         assert scores(fake, "five", folder=tmp_path, patience=5) == [3]
-        assert told(tmp_path) == {
+        assert judge_metrics(tmp_path) == {
             "judges": {"quality": {"texts": 1, "no_score": 0, "asked_again": 0, "resent": 2, "faults": {rule: 2}}}
         }
 
@@ -212,7 +212,7 @@ class TestServersThatFail:
         fake = FakeJudge(gives(3))
         fake.fail_next = [400]
         assert sorted(map(str, scores(fake, "four", "five", folder=tmp_path))) == ["3", "None"]
-        assert told(tmp_path)["judges"]["quality"]["no_score"] == 1
+        assert judge_metrics(tmp_path)["judges"]["quality"]["no_score"] == 1
         assert len(fake.bodies) == 2
 
     def test_a_text_of_a_megabyte_is_no_score_and_not_sent(self) -> None:
@@ -232,7 +232,7 @@ class TestServersThatFail:
         again = FakeJudge(gives(3))
         assert scores(again, *answers, *answers, folder=tmp_path) == [3] * 24
         assert len(again.bodies) == 5
-        assert told(tmp_path)["judges"]["quality"]["texts"] == 12
+        assert judge_metrics(tmp_path)["judges"]["quality"]["texts"] == 12
 
     def test_a_judge_that_answers_nonsense_is_named_and_gives_nothing(self, tmp_path: Path) -> None:
         answers = [f"answer {number}" for number in range(30)]

@@ -16,7 +16,7 @@ import pytest
 
 from posttrain import rewards
 from posttrain.config import RewardEntry
-from posttrain.errors import DiedError, PosttrainError, RewardError, StageError
+from posttrain.errors import PosttrainError, RewardError, StageCrashedError, StageError
 from posttrain.rewards import Reward, client
 
 PROMPTS: list[list[Any]] = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
@@ -247,7 +247,7 @@ class TestEnds:
     def test_a_kill_from_outside_is_told_and_tried_again(self, tmp_path: Path) -> None:
         reward = loaded(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
         with pytest.raises(
-            DiedError, match=r"mine\.py: the process of f\(\) was killed by SIGKILL .*\[reward-killed\]"
+            StageCrashedError, match=r"mine\.py: the process of f\(\) was killed by SIGKILL .*\[reward-killed\]"
         ):
             asked(reward)  # see recovery.next_try
 

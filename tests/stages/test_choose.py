@@ -43,7 +43,7 @@ def test_the_mean_goes_on_unless_it_is_worse_than_the_best_by_a_paired_test() ->
 
 
 def test_models_that_nothing_on_dev_judges_are_an_error() -> None:
-    with pytest.raises(StageError, match="nothing on dev judges"):
+    with pytest.raises(StageError, match="nothing on dev scores"):
         choose({"mean": {}, "model_1": {}}, 0)
 
 
@@ -194,7 +194,7 @@ def test_without_pairs_held_out_the_error_says_what_to_raise(tmp_path: Path) -> 
 def test_where_no_function_judges_the_rounds_reward_model_does(tmp_path: Path) -> None:
     metrics, _ = run(tmp_path, [BASE, BASE], 2, (), reward_model=judge(tmp_path / "judge"))
     model, tokenizer = reward_model("llama", vocab_size=640), AutoTokenizer.from_pretrained(BASE)
-    answers = pq.read_table(tmp_path / "out-scratch" / "judged-1.parquet").to_pylist()
+    answers = pq.read_table(tmp_path / "out-scratch" / "scored-1.parquet").to_pylist()
     scores = [
         alone(model, tokenizer, {**row, "edited": None, "rejected": None, "chosen": row["completion"]})[0]
         for row in answers

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.tiny_models import reward_model, tokenizer
 
-from posttrain.data.tables import GREEDY, JUDGED, SAMPLED
+from posttrain.data.tables import GREEDY, SAMPLED, SCORED_ANSWERS
 from posttrain.errors import StageError
 from posttrain.job import Job
 from posttrain.rewards.scoring import model_rewards
@@ -40,7 +40,7 @@ def evaluated(folder: Path, scores: Mapping[str, Sequence[float | None]], text: 
         for index, score in enumerate(of_prompt)
     ]
     folder.mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, schema=JUDGED), folder / "dev.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORED_ANSWERS), folder / "dev.parquet")
     return folder
 
 

@@ -15,7 +15,7 @@ from support.tiny_models import EOS, PAD, causal_lm, reward_model, tokenizer
 
 from posttrain.config import RewardModel
 from posttrain.data.pairs import split
-from posttrain.data.tables import GREEDY, JUDGED, PAIRS, SAMPLED
+from posttrain.data.tables import GREEDY, PAIRS, SAMPLED, SCORED_ANSWERS
 from posttrain.errors import EmptyStageError, PosttrainError, RewardError, StageError
 from posttrain.evaluation.compare import warnings
 from posttrain.job import Job
@@ -60,7 +60,7 @@ def answered(folder: Path, answers: Mapping[str, Sequence[str]], further: bool =
         for index, text in enumerate(texts[part])
     ]
     folder.mkdir()
-    pq.write_table(pa.Table.from_pylist(rows, schema=JUDGED), folder / "heldout.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCORED_ANSWERS), folder / "heldout.parquet")
     return folder
 
 
@@ -196,7 +196,7 @@ def test_without_a_proxy_there_is_no_figure_and_no_warning(
     for folder in (base, policy):  # a recipe without a reward model: no such score in the tables either
         table = pq.read_table(folder / "heldout.parquet")
         rows = [{**row, "rewards": json.dumps({"check": 1.0})} for row in table.to_pylist()]
-        pq.write_table(pa.Table.from_pylist(rows, schema=JUDGED), folder / "heldout.parquet")
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCORED_ANSWERS), folder / "heldout.parquet")
     found = watch.run(job(tmp_path, inputs, DEFAULT[:1], check))
     assert found["figures"]["policy"]["proxy_reward"] == found["changes"]["base"]["proxy_reward"]
     assert found["figures"]["policy"]["proxy_reward"]["value"] is None

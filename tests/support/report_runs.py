@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain.data.tables import JUDGED
+from posttrain.data.tables import SCORED_ANSWERS
 from posttrain.storage import store
 from posttrain.storage.store import Store
 
@@ -20,7 +20,7 @@ ODD = "\u202eturned\u202c \x00\x1b[31m e\u0301 \u2028 \U0001f600 ไทย עב�
 
 CHECK = {"use": "check.py", "function": None, "weight": 1.0, "for": None}
 
-SCORED = JUDGED.append(pa.field("score", pa.float64()))
+SCORED = SCORED_ANSWERS.append(pa.field("score", pa.float64()))
 
 
 def figure(value: float | None, width: float = 0.05) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Made:
         key = f"{role}-{len(list(self.store.artifacts.iterdir())):016x}"
         folder = self.store.begin(key, {})
         for name, rows in (tables or {}).items():
-            schema = SCORED if name == "scored" else JUDGED
+            schema = SCORED if name == "scored" else SCORED_ANSWERS
             pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / "out" / f"{name}.parquet")
         config = {"rewards": [CHECK]}
         manifest = {

@@ -20,7 +20,7 @@ from trl import KTOConfig
 
 from posttrain.config.training import Kto
 from posttrain.data.messages import prompt_id
-from posttrain.data.tables import JUDGED
+from posttrain.data.tables import SCORED_ANSWERS
 from posttrain.errors import EmptyStageError, StageError
 from posttrain.job import Job
 from posttrain.stages import run_stage
@@ -195,7 +195,7 @@ def samples(folder: Path, scores: Sequence[float | None]) -> Path:
         for number, score in enumerate(scores)
     ]
     folder.mkdir()
-    schema = JUDGED.append(pa.field("score", pa.float64()))
+    schema = SCORED_ANSWERS.append(pa.field("score", pa.float64()))
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "scored.parquet")
     return folder
 
