@@ -51,7 +51,7 @@ def test_a_pair_has_one_answer_of_each_policy() -> None:
     assert across_policies([row(0.5, "a")], [row(0.5, "b")]) is None
 
 
-def test_a_score_is_the_weighted_mean_of_the_rewards_with_an_opinion() -> None:
+def test_a_score_is_the_weighted_mean_of_the_rewards_that_are_not_none() -> None:
     weights = {"verifier": 1.0, combine.REWARD_MODEL: 0.2}
     assert combine.combine({"verifier": 1.0, combine.REWARD_MODEL: 3.0}, weights, 3.0, 2.0) == pytest.approx(1.1 / 1.2)
     assert combine.combine({"verifier": None, combine.REWARD_MODEL: 3.0}, weights, 3.0, 2.0) == 0.5

@@ -83,9 +83,7 @@ class RewardEntry(Section):
         description="`reward-model`, a shipped reward file, or a path with a slash; a rubric ends with .md."
     )
     function: str | None = Field(default=None, description="Which function of the file; null: the only public one.")
-    weight: float = Field(
-        default=1.0, gt=0, le=MOST, description="Weight in the mean of the rewards that have an opinion on a row."
-    )
+    weight: float = Field(default=1.0, gt=0, le=MOST, description="Weight in the mean of the rewards that score a row.")
     only_for: Literal["preferences", "scores"] | None = Field(
         default=None,
         alias="for",

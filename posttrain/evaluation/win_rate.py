@@ -22,7 +22,7 @@ RIDGE = 0.01
 
 
 def preference(first: float | None, second: float | None) -> float | None:
-    """What a judge that scores answers one by one prefers; None where it has no opinion on either."""
+    """Preference by two answers' scores: 1.0, 0.0, or 0.5 for a tie; None where either has no score."""
     if first is None or second is None:
         return None
     return 0.5 if first == second else float(first > second)

@@ -56,7 +56,7 @@ KINDS = {
     "between": "same verdict as the base in the last round, but not throughout",
     "wrong": "wrong in every round",
     "right": "right in every round",
-    "open": "without a verdict: no reward function has an opinion",
+    "open": "without a verdict: no reward function scores it",
 }
 
 

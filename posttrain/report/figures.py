@@ -187,7 +187,7 @@ def distributions(values: Mapping[int, Mapping[str, array[float]]]) -> list[Char
             if name == "reward-model"
             else "What the filters choose by: the weighted mean of the rewards."
             if name == "score"
-            else "Samples on which it has no opinion are left out."
+            else "Samples that it does not score are left out."
         )
         charts.append(
             Ridges(

@@ -2,7 +2,7 @@
 
 A reward model's logits mean nothing by themselves and differ from round to round, so they enter as
 σ((logit − mean) / deviation) over the candidates at hand: 0.5 is the average candidate. The score is the weighted mean
-of the rewards that have an opinion; a row on which none has one has no score.
+of the rewards that score the row; a row that none scores has no score.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def squash(logit: float, mean: float, deviation: float) -> float:
 def combine(
     values: Mapping[str, float | None], weights: Mapping[str, float], mean: float = 0.0, deviation: float = 1.0
 ) -> float | None:
-    """Weighted mean of the rewards in `weights` that have an opinion; None where none has."""
+    """Weighted mean of the rewards in `weights` that are not None; None where all are."""
     total = weight_sum = 0.0
     for name, weight in weights.items():
         value = values.get(name)

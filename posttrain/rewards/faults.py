@@ -32,7 +32,7 @@ def raised(file: str, function: str, error: client.Raised, given: Sequence[str])
 def wrong(file: str, function: str, error: client.Wrong, rows: int) -> RewardError:
     """What it returned is not one number, or None, for each row."""
     where = {"file": file, "line": line_of(file, function)}
-    hint = "one number for each completion, or None for no opinion"
+    hint = "one number for each completion, or None for no score"
     if error.kind == worker.NO_LIST:
         return RewardError(
             f"{function}() returned {error.texts[0]}, not a list", **where, hint=hint, rule="reward-no-list"

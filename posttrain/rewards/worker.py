@@ -8,7 +8,7 @@ every stage that scores starts one. On macOS the second is begun anew (with `ser
 leaves of the system's libraries there is not to be used (Python's page on `os.fork`: `urllib.request` among them).
 
 Requests on CHANNEL are pickles: first of what to import, then of each call. Replies are no pickles: what the function
-returns decides no more than numbers and texts. Each is a kind in one byte, then float64s (NaN for no opinion) or the
+returns decides no more than numbers and texts. Each is a kind in one byte, then float64s (NaN for no score) or the
 texts of a fault, by a zero byte apart. TRACE gets Python's own words of where it was, when it crashed or when asked by
 SIGUSR2.
 """

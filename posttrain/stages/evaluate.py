@@ -1,8 +1,8 @@
 """What a policy can do, on dev: greedy, sampled, reward, length. By this it is promoted, or not.
 
-Accuracy is what the recipe's reward functions say of prompts on which they have an opinion (a score of at least 0.5
-counts as right). `measure` rewards are reported only: nothing is chosen by them, no model is trained on them. For
-those, the reward model's pick of K stands beside the average candidate.
+Accuracy is by the recipe's reward functions, over prompts that they score (at least 0.5 counts as right). `measure`
+rewards are reported only: nothing is chosen by them, no model is trained on them. For those, the reward model's pick
+of K is reported beside the mean candidate.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def run(job: Job) -> dict[str, Any]:
     promote, rewards. Writes decision.json.
 
     Raises:
-        StageError: no reward gives a score on any dev prompt, so nothing can be compared; or the policy has
+        StageError: no reward scores any dev prompt, so nothing can be compared; or the policy has
             collapsed and `promote` is `always`. By any other rule such a policy is not promoted.
     """
     scorers, weights = load_scorers(job)
@@ -43,7 +43,7 @@ def run(job: Job) -> dict[str, Any]:
     )
     shared = [prompt for prompt in new if prompt in old]
     if not shared:
-        raise StageError("promote: no reward has an opinion on any dev prompt; give dev prompts what the rewards read")
+        raise StageError("promote: no reward scores any dev prompt; give dev prompts what the rewards read")
     difference = statistics.paired_difference([new[p] for p in shared], [old[p] for p in shared], job.seed)
     fallen = collapsed(*(shares(job.inputs[role] / "dev.parquet") for role in ("candidate", "incumbent")))
     if fallen and job.config["promote"] == "always":
@@ -68,7 +68,7 @@ def decide(rule: str, difference: statistics.Figure) -> bool:
 def prompt_figures(
     table: Path, functions: dict[str, float], reward_model: str | None, pieces: Pieces
 ) -> dict[str, float]:
-    """{prompt id: mean score of its samples}, for prompts on which there is an opinion.
+    """{prompt id: mean score of its samples}, for prompts with a score.
 
     `pieces`: what a reward model was asked before a kill.
     """

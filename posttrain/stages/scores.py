@@ -22,7 +22,7 @@ def run(job: Job) -> dict[str, Any]:
     beside, see `annotations`). Writes scored.parquet: the answers with their `rewards` and `score`.
 
     Raises:
-        EmptyStageError: no reward has an opinion on any answer, or all say the same, and that none is right.
+        EmptyStageError: no reward scores any answer, or all scores are equal and none counts as right.
     """
     scorers, weights = load_scorers(job)
     paths = score_shards(job, job.inputs["answers"] / "answers.parquet", scorers)
@@ -31,14 +31,14 @@ def run(job: Job) -> dict[str, Any]:
     ]
     mean, deviation = spread([row[REWARD_MODEL] for row in values if REWARD_MODEL in row])
     scores = [combine(row, weights, mean, deviation) for row in values]
-    opinions = [score for score in scores if score is not None]
+    known_scores = [score for score in scores if score is not None]
     same = constant(values, list(weights))
-    if not opinions:
+    if not known_scores:
         raise EmptyStageError(
-            "scores: no reward has an opinion on any sample; name a reward that judges these prompts, "
+            "scores: no reward scores any sample; name a reward that scores these prompts, "
             "or give the recipe a reward_model section"
         )
-    check_scores(opinions, same)
+    check_scores(known_scores, same)
     names, start = job.config.get("columns", []), 0
     known = _annotations(job)
     schema = prompt_stats.schema(pq.read_schema(paths[0]).append(pa.field("score", pa.float64())), names)
@@ -50,8 +50,8 @@ def run(job: Job) -> dict[str, Any]:
             start += table.num_rows
     return {
         "rows": len(scores),
-        "unscored": len(scores) - len(opinions),
-        "mean": sum(opinions) / len(opinions),
+        "unscored": len(scores) - len(known_scores),
+        "mean": sum(known_scores) / len(known_scores),
         "rewards": {name: _mean([row.get(name) for row in values]) for name in weights},
         **({"constant": same} if same else {}),
         "logits": {"mean": mean, "deviation": deviation},

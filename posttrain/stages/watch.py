@@ -180,7 +180,7 @@ def _asked(rows: Sequence[Mapping[str, Any]], panel: Panel) -> dict[str, Sequenc
 
 
 def _figures(answers: Sequence[Mapping[str, Any]], weights: Mapping[str, float]) -> dict[str, float | None]:
-    """Means over one side's answers to a prompt; None where nobody has an opinion."""
+    """Means over one side's answers to a prompt; None where no answer has a score."""
     verdicts = [combine(answer["rewards"], weights) for answer in answers]
     values: dict[str, list[float | None]] = {
         "proxy_reward": [answer["rewards"].get(REWARD_MODEL) for answer in answers],

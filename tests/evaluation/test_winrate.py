@@ -14,7 +14,7 @@ from posttrain.evaluation.win_rate import RIDGE, length_controlled, preference, 
 from posttrain.rewards.pairwise import agreed
 
 
-def test_a_win_a_loss_a_tie_and_no_opinion() -> None:
+def test_a_win_a_loss_a_tie_and_no_score() -> None:
     assert [preference(2.0, 1.0), preference(1.0, 2.0), preference(1.5, 1.5)] == [1.0, 0.0, 0.5]
     assert preference(None, 1.0) is preference(1.0, None) is None
 

@@ -58,7 +58,7 @@ def test_a_judge_that_looks_at_the_side_alone_gives_one_half(tmp_path: Path, sid
     assert said(PROMPTS, says("x", "y", "z"), says("a", "b", "c"), {}) == [0.5] * 3
 
 
-def test_columns_and_no_opinion_reach_it(tmp_path: Path) -> None:
+def test_columns_and_no_score_reach_it(tmp_path: Path) -> None:
     text = "return [None if a is None else float(f[-1]['content'] == a) for a, f in zip(answer, first)]"
     made = load(entry(tmp_path, text, "def judge(prompts, first, second, answer)"))
     assert isinstance(made, Pairwise)

@@ -67,7 +67,7 @@ def outcomes(n: int, gain: float) -> tuple[dict[str, list[float | None]], dict[s
 
 def test_the_figure_is_the_mean_paired_difference_over_prompts(tmp_path: Path) -> None:
     new, old = outcomes(300, 0.05)
-    new["open"], old["open"] = [None] * 8, [None] * 8  # nobody has an opinion on it
+    new["open"], old["open"] = [None] * 8, [None] * 8  # no reward scores it
     new["once"], old["once"] = [1.0] * 8, [None] * 8
     inputs = {"candidate": evaluated(tmp_path / "new", new), "incumbent": evaluated(tmp_path / "old", old)}
     found = {rule: decided(tmp_path, rule, inputs) for rule in ("better", "not-worse", "always")}
@@ -120,5 +120,5 @@ def test_where_no_function_judges_the_rounds_reward_model_scores_both(tmp_path: 
 def test_nothing_to_compare_is_told(tmp_path: Path) -> None:
     scores: dict[str, list[float | None]] = {"open": [None] * 8}
     inputs = {"candidate": evaluated(tmp_path / "new", scores), "incumbent": evaluated(tmp_path / "old", scores)}
-    with pytest.raises(StageError, match="no reward has an opinion on any dev prompt"):
+    with pytest.raises(StageError, match="no reward scores any dev prompt"):
         decided(tmp_path, "better", inputs)
