@@ -105,7 +105,7 @@ def clean(folder: Path) -> str:
     }
     lines = []
     for name, given in texts.items():
-        dropped = [one for rule in RULES for one in sift(given, [rule])]
+        dropped = [one for rule in RULES for one in filter_rows(given, [rule])]
         for rule, reason in sorted({(one.filter, one.reason) for one in dropped}):
             which = [one for one in dropped if (one.filter, one.reason) == (rule, reason)]
             figures = sorted(one.figure for one in which if one.figure is not None)
@@ -124,13 +124,13 @@ def solutions(folder: Path) -> str:
     ]
     lines = []
     for name, chain in [*((rule["use"], [rule]) for rule in RULES), ("**all, in this order**", RULES)]:
-        lost = [one.row["right"] for one in sift(rows, chain)]
+        lost = [one.row["right"] for one in filter_rows(rows, chain)]
         kept = sum(row["right"] for row in rows) - sum(lost), len(rows) - len(lost)
         lines.append((name, kept[1], share(*kept), len(lost), share(sum(lost), len(lost))))
     return table(("filter", "kept", "of these right", "dropped", "of these right"), lines)
 
 
-def sift(rows: Sequence[Row], entries: Sequence[dict[str, Any]]) -> list[Dropped]:
+def filter_rows(rows: Sequence[Row], entries: Sequence[dict[str, Any]]) -> list[Dropped]:
     """What a chain of filters drops of the rows."""
     batches = pa.Table.from_pylist(list(rows)).to_batches(max_chunksize=4096)
     parts = filters.run(batches, filters.parse(entries), FilterContext())

@@ -121,7 +121,7 @@ def play(case: Case, folder: Path, workers: int, sender: Connection) -> None:
     from posttrain.execution.launcher import InProcess
     from posttrain.execution.progress import Silent
     from posttrain.execution.runner import Runner
-    from posttrain.pipeline.stage_inputs import Steps
+    from posttrain.pipeline.stage_inputs import StageInputs
     from posttrain.storage.store import Store
 
     logging.disable_progress_bar()
@@ -132,24 +132,24 @@ def play(case: Case, folder: Path, workers: int, sender: Connection) -> None:
     store = Store(folder / "run")
     with store.session():
         runner = Runner(store, InProcess(), Silent(), workers, recipe)
-        steps = Steps(recipe, runner)
-        steps.begin(0)
-        made: dict[str, Artifact] = {"prompts": steps.prompts()}
+        stages = StageInputs(recipe, runner)
+        stages.begin(0)
+        made: dict[str, Artifact] = {"prompts": stages.prompts()}
         runner.metrics(made["prompts"])
-        steps.begin(1)
-        reward_model = Artifact("reward-model", _reward_model(steps.base.path, folder / "reward-model"))
+        stages.begin(1)
+        reward_model = Artifact("reward-model", _reward_model(stages.base.path, folder / "reward-model"))
         sender.send("imported")
         calls = {
-            "samples": lambda: steps.samples(made["prompts"], steps.base, None),
-            "scores": lambda: steps.scores(made["samples"], reward_model),
-            "filters": lambda: steps.filters(made["scores"], made["prompts"]),
+            "samples": lambda: stages.samples(made["prompts"], stages.base, None),
+            "scores": lambda: stages.scores(made["samples"], reward_model),
+            "filters": lambda: stages.filters(made["scores"], made["prompts"]),
         }
         for name in STAGES:
             wall, cpu = time.perf_counter(), _cpu()
             made[name] = calls[name]()
             runner.metrics(made[name])
             sender.send((name, time.perf_counter() - wall, _cpu() - cpu))
-    sender.send(_amounts(made["prompts"].path, made["samples"].path, made["scores"].path, steps.base.path))
+    sender.send(_amounts(made["prompts"].path, made["samples"].path, made["scores"].path, stages.base.path))
 
 
 def _cpu() -> float:

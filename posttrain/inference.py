@@ -20,7 +20,7 @@ from posttrain.execution.runner import Runner
 from posttrain.job import Job, no_progress
 from posttrain.models.folder import resolve
 from posttrain.models.inspection import inspect
-from posttrain.pipeline.stage_inputs import Steps
+from posttrain.pipeline.stage_inputs import StageInputs
 from posttrain.recipe.recipe import Recipe
 from posttrain.report.reading import open_run
 from posttrain.seeds import derive_seed
@@ -51,8 +51,8 @@ def evaluate(
             runner = Runner(run, Forked(), watcher or Silent(), workers, recipe)
             try:
                 runner.begin_round(0)
-                steps = Steps(recipe, runner)
-                answers = steps.scoring.scored_answers(on, steps.prompts(), steps.base)
+                stages = StageInputs(recipe, runner)
+                answers = stages.scoring.scored_answers(on, stages.prompts(), stages.base)
                 return runner.metrics(answers)[on]
             finally:
                 runner.stop()

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from posttrain.engines.attention import Options, Unsupported
-from posttrain.engines.fast_linear import quicken
+from posttrain.engines.fast_linear import replace_linears
 from posttrain.engines.fused_llama import LeanLlama
 from posttrain.engines.hf_attention import NAME, active, register
 from posttrain.engines.kv_cache import Pool, Prefix, Suffixes
@@ -58,7 +58,7 @@ def fitting_decoder(loaded: Loaded) -> Decoder:
             raise
         raise Unsupported(f"its forward failed with shared prefixes: {error}") from error
     if on_cpu:
-        quicken(model, loaded.dtype)
+        replace_linears(model, loaded.dtype)
     return decoder
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 
-def spare(rows: int, device: torch.device) -> int:
-    """How many rows to add to so many: oneDNN writes a program for each number of rows that it meets, which can take
-    longer than the product, so there should be few. At most an eighth, or to the next multiple of 32; below that to the
-    next power of 2."""
+def rows_to_pad(rows: int, device: torch.device) -> int:
+    """Padding rows to add to `rows`: oneDNN compiles a kernel for each new number of rows, which can take longer than
+    the product, so there should be few distinct ones. At most an eighth, or up to the next multiple of 32; below 32 up
+    to the next power of 2."""
     if device.type != "cpu" or not _can_pack():
         return 0
     if rows <= 32:
@@ -77,8 +77,8 @@ class Linear(nn.Module):
         return self.product(x).float()
 
 
-def quicken(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replaces every linear layer of `model` (and GPT-2's transposed one) for products in `dtype`."""
+def replace_linears(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replaces every linear layer of `model` (GPT-2's Conv1D too), in place, by one that computes in `dtype`."""
     if dtype == torch.float32 and not _can_pack():
         return
     for parent in list(model.modules()):

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import pad, rms_norm
 
 from posttrain.engines.attention import Options, Unsupported
-from posttrain.engines.fast_linear import GatedProduct, Product, spare
+from posttrain.engines.fast_linear import GatedProduct, Product, rows_to_pad
 
 _FITTING = tuple(
     f"{family}For{task}"
@@ -70,7 +70,7 @@ class LeanLlama:
 
         `attend(layer, projections, options)` gets (N, heads + 2 * kv_heads, dim) and gives (N, heads * dim).
         """
-        rows, more = len(ids), spare(len(ids), ids.device)
+        rows, more = len(ids), rows_to_pad(len(ids), ids.device)
         ids, position = pad(ids, (0, more)), pad(position, (0, more))
         if longest > len(self.turns):
             self.turns = self._turns(2 * longest, position.device)
@@ -82,7 +82,7 @@ class LeanLlama:
 
     def logits(self, stream: torch.Tensor) -> torch.Tensor:
         """(N, vocab), or (N, 1) of a reward model, from (N, hidden)."""
-        rows, more = len(stream), spare(len(stream), stream.device)
+        rows, more = len(stream), rows_to_pad(len(stream), stream.device)
         return self.head(rms_norm(_filled(stream, more), (self.hidden,), eps=self.eps))[:rows]
 
 

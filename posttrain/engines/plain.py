@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from posttrain.engines.detokenize import StopStrings, completions
-from posttrain.engines.fast_linear import quicken
+from posttrain.engines.fast_linear import replace_linears
 from posttrain.engines.load import Loaded, check_lengths, check_logits
 from posttrain.engines.protocol import Capabilities, Completion, Request, SamplingParams
 from posttrain.engines.sampler import draw, uniforms, unseeded
@@ -26,7 +26,7 @@ class PlainEngine:
     def __init__(self, loaded: Loaded, rows: int = 64, fallback: str | None = None) -> None:
         self.loaded, self.rows, self.fallback, self._sound = loaded, rows, fallback, False
         if loaded.model.device.type == "cpu":
-            quicken(loaded.model, loaded.dtype)
+            replace_linears(loaded.model, loaded.dtype)
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:

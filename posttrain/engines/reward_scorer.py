@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from posttrain.engines.attention import Options, Unsupported
-from posttrain.engines.fast_linear import quicken
+from posttrain.engines.fast_linear import replace_linears
 from posttrain.engines.fused_llama import LeanLlama
 from posttrain.engines.hf_attention import NAME, active, register
 from posttrain.engines.load import kept_dtype, pick_dtype, without_router_logits
@@ -55,7 +55,7 @@ class Scorer:
         except Unsupported as error:
             self.fallback = f"prompts are not shared: {error}"
         if not isinstance(self._forward, _Lean) and self.device.type == "cpu":
-            quicken(self.model, chosen)
+            replace_linears(self.model, chosen)
 
     def _fitting(self, dtype: torch.dtype) -> _Forward:
         """The fastest forward with the plain model's scores.

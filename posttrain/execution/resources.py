@@ -130,12 +130,12 @@ def _answers(stage: Mapping[str, Any], prompts: Path) -> float:
     """Bytes of the answers that a stage samples, each as long as it may be."""
     import pyarrow.parquet as pq
 
-    from posttrain.stages.amounts import Sets, Shares, Step, amounts
+    from posttrain.stages.amounts import PlannedStage, Sets, Shares, amounts
 
     files = {name: prompts / f"{name}.parquet" for name in _SETS}
     rows = {name: pq.read_metadata(path).num_rows if path.is_file() else 0 for name, path in files.items()}
-    step = Step(stage["key"], 0, stage["stage"], stage["stage"], stage["config"], {}, frozenset())
-    made = amounts([step], Sets(rows["train"], rows["dev"], rows["heldout"], where=rows["train"]), Shares())[
+    planned = PlannedStage(stage["key"], 0, stage["stage"], stage["stage"], stage["config"], {}, frozenset())
+    made = amounts([planned], Sets(rows["train"], rows["dev"], rows["heldout"], where=rows["train"]), Shares())[
         stage["key"]
     ]
     return made.tokens * TOKEN * COPIES

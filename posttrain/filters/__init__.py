@@ -5,7 +5,8 @@
         ...
     run.counts
 
-No torch, no files. A new filter is one class: its keys, and a `start` that gives a judge; then a line in FILTERS.
+No torch, no files. A new filter is one class (its keys, and a `start` that returns a function from rows to verdicts)
+and a line in FILTERS.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from posttrain.config.problems import in_our_words
 from posttrain.errors import RecipeError, did_you_mean
 from posttrain.filters.base import AcrossRounds, Filter, FilterContext, Mask, Verdict
 from posttrain.filters.best_of_k import BestOfK
-from posttrain.filters.chain import Count, Memory, Run, Sifted, dropped_schema
+from posttrain.filters.chain import Count, FilterResult, Memory, Run, dropped_schema
 from posttrain.filters.classifier import Classifier
 from posttrain.filters.contamination import Overlap
 from posttrain.filters.duplicates import ExactDuplicates
@@ -45,9 +46,9 @@ __all__ = [
     "Count",
     "Filter",
     "FilterContext",
+    "FilterResult",
     "Mask",
     "Run",
-    "Sifted",
     "Verdict",
     "dropped_schema",
     "message_text",

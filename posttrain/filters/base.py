@@ -33,8 +33,8 @@ class Mask(NamedTuple):
     columns: Mapping[str, Any]  # the new values of those columns that change
 
 
-# From rows to what becomes of those that do not simply stay, by their index among the rows given.
-Judge = Callable[[Rows], Mapping[int, Verdict | Mask]]
+# From rows to verdicts, by index into the rows given; a row without one is kept as it is.
+Decide = Callable[[Rows], Mapping[int, Verdict | Mask]]
 # All rows before any filter, anew at each call: of the given columns those that there are; None: all columns.
 Corpus = Callable[[Sequence[str] | None], Iterable[pa.RecordBatch]]
 
@@ -48,13 +48,13 @@ def read_once(columns: Sequence[str] | None) -> Iterable[pa.RecordBatch]:
     )
 
 
-def each_answer(verdict: Callable[[str], Verdict | None]) -> Judge:
-    """The judge of a filter that looks at nothing but one answer's text."""
+def each_answer(verdict: Callable[[str], Verdict | None]) -> Decide:
+    """Decides row by row, from the answer's text alone."""
 
-    def judge(rows: Rows) -> dict[int, Verdict]:
+    def decide(rows: Rows) -> dict[int, Verdict]:
         return {i: found for i, found in enumerate(map(verdict, rows.answers)) if found is not None}
 
-    return judge
+    return decide
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Filter(Section, ABC):
         return {}
 
     @abstractmethod
-    def start(self, context: FilterContext) -> Judge:
-        """A judge for one pass. Raises InputError where the context lacks what the filter needs."""
+    def start(self, context: FilterContext) -> Decide:
+        """The function that decides on rows, for one pass. Raises InputError if the context lacks what it needs."""
 
     def lacks(self, rows: Rows) -> str | None:
         """What these first rows of a file lack for this filter, to follow "needs"; None: nothing."""

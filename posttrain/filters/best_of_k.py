@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from posttrain.config.section import MOST
-from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict
 from posttrain.filters.rows import Rows
 
 
@@ -36,8 +36,8 @@ class BestOfK(Filter):
         several = any(one == next_ for one, next_ in pairwise(rows.prompt_keys))
         return None if several or self.threshold is not None else "several answers to a prompt, one below the other"
 
-    def start(self, context: FilterContext) -> Judge:
-        def judge(rows: Rows) -> dict[int, Verdict]:
+    def start(self, context: FilterContext) -> Decide:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             keys, scores = rows.prompt_keys, rows.numbers("score")
             samples = rows.column("sample_index") if rows.has("sample_index") else list(range(len(rows)))
             verdicts: dict[int, Verdict] = {}
@@ -60,7 +60,7 @@ class BestOfK(Filter):
                     verdicts[i] = Verdict("not the best", rank)
             return verdicts
 
-        return judge
+        return decide
 
 
 def draw(seed: int, prompt_key: str, sample: int) -> bytes:

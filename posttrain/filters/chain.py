@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 
 from posttrain.errors import DataError
-from posttrain.filters.base import Filter, FilterContext, Judge, Mask, Verdict, read_once
+from posttrain.filters.base import Decide, Filter, FilterContext, Mask, Verdict, read_once
 from posttrain.filters.rows import Rows
 
 _VERDICTS = pa.schema(
@@ -45,8 +45,8 @@ def dropped_schema(schema: pa.Schema) -> pa.Schema:
     return schema
 
 
-class Sifted(NamedTuple):
-    """What became of some rows, both parts in their order. `dropped` is as `dropped_schema` says."""
+class FilterResult(NamedTuple):
+    """A batch of rows split into kept and dropped, each in its order. The schema of `dropped` is `dropped_schema`."""
 
     kept: pa.RecordBatch
     dropped: pa.RecordBatch
@@ -108,10 +108,10 @@ class Run:
         self.rows_in = self.rows_kept = 0
         if context.corpus is read_once and not isinstance(batches, Iterator):
             context = replace(context, corpus=partial(_again, batches))
-        self._judges: list[Judge] = []
+        self._deciders: list[Decide] = []
         for place, (each, count) in enumerate(zip(filters, self.counts, strict=True)):
             start = perf_counter()
-            self._judges.append(each.start(replace(context, reaching=partial(_reaching, filters[:place], context))))
+            self._deciders.append(each.start(replace(context, reaching=partial(_reaching, filters[:place], context))))
             count.seconds += perf_counter() - start
         self._corpus = [each.scope in ("corpus", "whole") for each in filters]
         self._memory = memory
@@ -129,22 +129,22 @@ class Run:
             "filters": [count.figures() for count in self.counts],
         }
 
-    def __iter__(self) -> Iterator[Sifted]:
+    def __iter__(self) -> Iterator[FilterResult]:
         for number, batch in enumerate(batch for batch in self._batches if batch.num_rows):
-            yield self._sift(batch, number)
+            yield self._filter_batch(batch, number)
 
-    def _sift(self, batch: pa.RecordBatch, number: int) -> Sifted:
+    def _filter_batch(self, batch: pa.RecordBatch, number: int) -> FilterResult:
         schema = dropped_schema(batch.schema)
         rows, gone = Rows(batch), dict[int, tuple[str, Verdict]]()
         name = f"verdicts-{number:06d}"
         known = self._memory.read(name) if self._memory else None
-        remembered = None if known is None else _by_filter(known, len(self._judges))
+        remembered = None if known is None else _by_filter(known, len(self._deciders))
         found: list[Verdicts] = []
-        for at, (judge, count) in enumerate(zip(self._judges, self.counts, strict=True)):
+        for at, (decide, count) in enumerate(zip(self._deciders, self.counts, strict=True)):
             said: Verdicts = {}
             if remembered is None or self._corpus[at]:
                 start = perf_counter()
-                said = {rows.indices[position]: verdict for position, verdict in judge(rows).items()}
+                said = {rows.indices[position]: verdict for position, verdict in decide(rows).items()}
                 count.seconds += perf_counter() - start
             found.append(said if remembered is None else remembered[at])
             rows = _apply(found[-1], rows, count, gone)
@@ -159,7 +159,7 @@ class Run:
             pa.array([verdict.reason for _, verdict in lost], pa.string()),
             pa.array([verdict.figure for _, verdict in lost], pa.float64()),
         ]
-        return Sifted(
+        return FilterResult(
             rows.batch.take(pa.array(rows.indices, pa.int64())), pa.RecordBatch.from_arrays(columns, schema=schema)
         )
 

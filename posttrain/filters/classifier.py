@@ -8,7 +8,7 @@ from pydantic import Field
 
 from posttrain.config.keys import KeyedByName, name_of
 from posttrain.errors import ModelError
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
 from posttrain.filters.rows import Rows
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ class Classifier(Filter):
     def external_hashes(self) -> dict[str, str]:
         return {name_of(self.model): self._resolved().hash}
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         from posttrain.engines.classifier import SequenceClassifier
         from posttrain.system import device
 
         classifier = SequenceClassifier(self._resolved().path, self.label, device())
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             parts = {"prompt": rows.prompts, "answer": rows.answers}
             parts = {name: texts for name, texts in parts.items() if self.on in (name, "both")}
             texts = list(dict.fromkeys(text for some in parts.values() for text in some))  # K rows share a prompt
@@ -51,7 +51,7 @@ class Classifier(Filter):
                         verdicts[i] = Verdict(f"{name} is {self.label}", chances[text])
             return verdicts
 
-        return judge
+        return decide
 
     def _resolved(self) -> Resolved:
         from posttrain import models

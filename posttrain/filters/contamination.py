@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from posttrain.errors import RecipeError
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
 from posttrain.filters.rows import Rows
 
 # Numbers whole, words, and the signs that make 3+4 another question than 3-4. Other punctuation is not compared.
@@ -35,7 +35,7 @@ class Overlap(Filter):
         default=0.5, ge=0, le=1, description="largest share of an evaluation prompt that may stand in a prompt"
     )
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         if not context.evaluation_prompts:
             raise RecipeError(
                 "the filter 'overlap' has no evaluation prompts to compare with",
@@ -44,7 +44,7 @@ class Overlap(Filter):
             )
         verdict = overlap(context.evaluation_prompts, self.n, self.max_share)
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             verdicts, last, found = {}, None, None
             for i, prompt in enumerate(rows.prompts):
                 if prompt != last:  # the K rows of a prompt stand together
@@ -53,7 +53,7 @@ class Overlap(Filter):
                     verdicts[i] = found
             return verdicts
 
-        return judge
+        return decide
 
 
 def overlap(evaluation_prompts: Iterable[str], n: int, max_share: float) -> Callable[[str], Verdict | None]:

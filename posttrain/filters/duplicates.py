@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Literal
 
-from posttrain.filters.base import AcrossRounds, FilterContext, Judge, Verdict
+from posttrain.filters.base import AcrossRounds, Decide, FilterContext, Verdict
 from posttrain.filters.rows import Rows
 
 
@@ -19,11 +19,11 @@ class ExactDuplicates(AcrossRounds):
 
     use: Literal["exact-duplicates"] = "exact-duplicates"
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         earlier = {key for rows in self.earlier(context) for key in _keys(rows)}
         copies = dict.fromkeys(earlier, 1)
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             verdicts = {}
             for i, key in enumerate(_keys(rows)):
                 copy = copies[key] = copies.get(key, 0) + 1
@@ -31,7 +31,7 @@ class ExactDuplicates(AcrossRounds):
                     verdicts[i] = Verdict("duplicate of an earlier round" if key in earlier else "duplicate", copy)
             return verdicts
 
-        return judge
+        return decide
 
 
 def _keys(rows: Rows) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from posttrain.config.section import MOST
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict, each_answer
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict, each_answer
 
 # A flag is two letters; a skin tone or a joiner belongs to the sign before. © and ✓ are shown as text: they are none.
 _EMOJI = (
@@ -30,7 +30,7 @@ class Emphasis(Filter):
     max_exclamations: float = Field(default=1.5, ge=0, le=MOST, description="most exclamation marks in 100 characters")
     allowed: int = Field(default=2, ge=0, le=MOST, description="so many of each are never too many")
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         import regex  # knows what Unicode calls an emoji
 
         emoji, exclamation = regex.compile(_EMOJI), regex.compile(_EXCLAMATION)

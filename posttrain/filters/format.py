@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from posttrain.config.section import MOST, complain
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
 from posttrain.filters.rows import Rows
 
 # Control tokens of the usual chat templates, written out as text. `<s>` is also HTML's strike-through: that is the
@@ -45,7 +45,7 @@ class Format(Filter):
         description="names that must not open a line as a speaker, as in 'User: …'",
     )
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         further = "|".join(re.escape(token) for token in self.tokens if token)
         control = re.compile(f"{_CONTROL.pattern}|{further}", re.MULTILINE) if further else _CONTROL
         names = "|".join(re.escape(role) for role in self.roles)
@@ -72,12 +72,12 @@ class Format(Filter):
                     return Verdict(reason, len(findings))
             return None
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             finishes = rows.column("finish") if rows.has("finish") else [None] * len(rows)
             faults = map(fault, rows.answers, finishes, rows.lengths)
             return {i: verdict for i, verdict in enumerate(faults) if verdict is not None}
 
-        return judge
+        return decide
 
 
 class Length(Filter):
@@ -97,8 +97,8 @@ class Length(Filter):
             complain(("max_tokens",), message, rule="recipe-values-clash")
         return self
 
-    def start(self, context: FilterContext) -> Judge:
-        def judge(rows: Rows) -> dict[int, Verdict]:
+    def start(self, context: FilterContext) -> Decide:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             verdicts = {}
             for i, length in enumerate(rows.lengths):
                 if length < self.min_tokens:
@@ -107,4 +107,4 @@ class Length(Filter):
                     verdicts[i] = Verdict("too long", length)
             return verdicts
 
-        return judge
+        return decide

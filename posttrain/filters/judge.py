@@ -11,7 +11,7 @@ from posttrain.config.keys import KeyedByName, name_of
 from posttrain.config.rewards import JudgeModel
 from posttrain.config.section import MOST, complain
 from posttrain.errors import RecipeError
-from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict
 from posttrain.filters.rows import Rows
 from posttrain.filters.top_share import TopShare
 
@@ -40,10 +40,10 @@ class Judged(Filter):
     def external_hashes(self) -> dict[str, str]:
         return _identity(self.rubric, self.judge)
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         score, minimum = _scorer(self.rubric, self.judge, self.minimum, context)
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             verdicts = {}
             for i, found in enumerate(score(rows, range(len(rows)), self.on)):
                 if found is None:
@@ -53,7 +53,7 @@ class Judged(Filter):
                     verdicts[i] = Verdict("judged too low", found)
             return verdicts
 
-        return judge
+        return decide
 
 
 class Quality(Filter):
@@ -96,7 +96,7 @@ class Quality(Filter):
     def lacks(self, rows: Rows) -> str | None:
         return None if self.share is None or rows.has("score") else "a column 'score', or `share: null` and a `judge`"
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         top = None
         if self.share is not None:
             top = TopShare(self.share)
@@ -104,7 +104,7 @@ class Quality(Filter):
         score, minimum = _scorer(self.rubric, self.judge, self.minimum, context) if self.judge else (_nobody, 0)
         either = self.take == "either"
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             figures = top.figures(rows) if top else [None] * len(rows)
             best = top.among_the_best(rows) if top else [not either] * len(rows)
             # Of the best nothing more need be known for a union, of the others nothing more for an intersection.
@@ -128,7 +128,7 @@ class Quality(Filter):
                     verdicts[i] = _too_low("judged too low", found)
             return verdicts
 
-        return judge
+        return decide
 
 
 def _too_low(reason: str, figure: float | None) -> Verdict:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from posttrain.config.section import MOST
 from posttrain.errors import RecipeError
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
 from posttrain.filters.rows import Rows
 
 # What is in no language: code, addresses, formulas. Of the rest, words of two letters and more are taken.
@@ -48,7 +48,7 @@ class Language(Filter):
     min_letters: int = Field(default=40, ge=1, le=MOST, description="letters below which a text has no language")
     min_confidence: float = Field(default=0.7, ge=0, le=1, description="how sure the model must be of both")
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         detect = _detector()
 
         def language(text: str) -> tuple[str, float] | None:
@@ -62,7 +62,7 @@ class Language(Filter):
 
         asked = functools.lru_cache(maxsize=1)(language)  # the K rows of a prompt stand together
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             verdicts = {}
             for i, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
                 expected = asked(prompt)
@@ -71,7 +71,7 @@ class Language(Filter):
                     verdicts[i] = Verdict("another language", found[1])
             return verdicts
 
-        return judge
+        return decide
 
 
 def _prose(text: str) -> str:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from posttrain.config.keys import KeyedAs
 from posttrain.errors import RecipeError
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
 from posttrain.filters.rows import Rows
 
 
@@ -33,7 +33,7 @@ class LearnedQuality(Filter):
 
         return {"classifier": tree_hash(Path(self.model))} if self.model else {}
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         from posttrain.filters import quality_model
         from posttrain.filters.quality_model import as_text, embedder
 
@@ -49,9 +49,9 @@ class LearnedQuality(Filter):
             )
         embed = None if fitted.terms else embedder(context.policy)
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             texts = [as_text(prompt, answer) for prompt, answer in zip(rows.prompts, rows.answers, strict=True)]
             chances = fitted.probabilities(texts, embed)
             return {i: Verdict("learned: poor", p) for i, p in enumerate(chances) if p < self.threshold}
 
-        return judge
+        return decide

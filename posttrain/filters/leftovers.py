@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict, each_answer
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict, each_answer
 
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
 _TEMPLATE = re.compile(
@@ -41,7 +41,7 @@ class Residue(Filter):
     use: Literal["residue"] = "residue"
     allow: tuple[Fault, ...] = Field(default=(), strict=False, description="faults that are let pass")
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         # A token such as `a` or ` ` is special to the tokenizer, and ordinary in a text.
         tokens = [token for token in context.special_tokens if len(token) > 2 and not token.isalnum()]
         special = re.compile("|".join(map(re.escape, tokens))) if tokens else None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from posttrain.filters.base import AcrossRounds, FilterContext, Judge, Verdict
+from posttrain.filters.base import AcrossRounds, Decide, FilterContext, Verdict
 from posttrain.filters.minhash import Bands, among, band_keys, band_size
 from posttrain.filters.rows import Rows
 from posttrain.filters.shingles import Ints, Sets, jaccard, offsets, ragged, shingles
@@ -37,19 +37,19 @@ class NearDuplicates(AcrossRounds):
     n: int = Field(default=3, ge=1, le=10_000, description="words in an n-gram")
     num_perm: int = Field(default=128, ge=16, le=1024, description="slots of a MinHash signature")
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         kept = _Kept(self.threshold, self.num_perm)
         for rows in self.earlier(context):
             kept.add(self._sets(rows))
         earlier = len(kept)
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             return {
                 row: Verdict("near duplicate" if other >= earlier else "near duplicate of an earlier round", figure)
-                for row, (other, figure) in kept.sift(self._sets(rows)).items()
+                for row, (other, figure) in kept.drop_similar(self._sets(rows)).items()
             }
 
-        return judge
+        return decide
 
     def _sets(self, rows: Rows) -> Sets:
         if self.of == "both":
@@ -77,7 +77,7 @@ class _Kept:
         if len(told):
             self._add(sets.take(told), band_keys(sets.take(told), self.size, self.num_perm))
 
-    def sift(self, sets: Sets) -> dict[int, tuple[int, float]]:
+    def drop_similar(self, sets: Sets) -> dict[int, tuple[int, float]]:
         """The rows that are near-duplicates: of which kept row, and how similar. The others are kept."""
         told = np.flatnonzero(sets.sizes)  # a text without a word is like nothing
         if not len(told):

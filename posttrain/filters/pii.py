@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from posttrain.errors import RecipeError
-from posttrain.filters.base import Filter, FilterContext, Judge, Mask, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Mask, Verdict
 from posttrain.filters.rows import Rows
 from posttrain.filters.secret_patterns import NEEDLES, SECRETS
 
@@ -51,7 +51,7 @@ class PersonalData(Filter):
         description="country, as in US, whose phone numbers are found without +; null: numbers with + alone",
     )
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         finders = {kind: self._finder(kind) for kind in KINDS if kind in self.kinds}  # keys before what they may hold
 
         def masked(text: str, found: Counter[str]) -> str:
@@ -62,7 +62,7 @@ class PersonalData(Filter):
                     text = f"{text[:start]}[{kind.replace('-', '').upper()}]{text[end:]}"
             return text
 
-        def judge(rows: Rows) -> dict[int, Verdict | Mask]:
+        def decide(rows: Rows) -> dict[int, Verdict | Mask]:
             verdicts: dict[int, Verdict | Mask] = {}
             columns = {name: rows.column(name) for name in TEXTS if rows.has(name)}
             for i in range(len(rows)):
@@ -79,7 +79,7 @@ class PersonalData(Filter):
                     verdicts[i] = Mask(found, changed | spelt_out)
             return verdicts
 
-        return judge
+        return decide
 
     def _finder(self, kind: Kind) -> Callable[[str], Spans]:
         if kind in SECRETS:

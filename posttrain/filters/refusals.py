@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict
 from posttrain.filters.rows import Rows
 
 _OPENING = 300  # characters: what comes later is seldom the answer's gist
@@ -51,7 +51,7 @@ class Refusals(Filter):
         default=(), strict=False, description="further phrases that make an answer a refusal, in any case"
     )
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         phrases = tuple(phrase.lower() for phrase in self.phrases if phrase.strip())
         shares = {"refusal": self.max_refusals, "apology": self.max_apologies}
         kept = dict.fromkeys(shares, 0)
@@ -73,7 +73,7 @@ class Refusals(Filter):
             rows_kept += 1
             return None
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             return {i: found for i, found in enumerate(map(verdict, rows.answers)) if found is not None}
 
-        return judge
+        return decide

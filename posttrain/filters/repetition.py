@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from posttrain.config.section import MOST
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict, each_answer
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict, each_answer
 
 
 def repeated_share(items: Sequence[Hashable]) -> float:
@@ -30,7 +30,7 @@ class Repetition(Filter):
     max_line_share: float = Field(default=0.4, ge=0, le=1, description="largest share of repeated lines kept")
     min_words: int = Field(default=12, ge=1, le=MOST, description="answers with fewer words are not looked at")
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         n = self.n
 
         def verdict(text: str) -> Verdict | None:
@@ -61,7 +61,7 @@ class Loop(Filter):
     min_words: int = Field(default=12, ge=1, le=MOST, description="a loop has at least so many words in all")
     max_period: int = Field(default=60, ge=1, le=MOST, description="longest repeated part, in words")
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         def verdict(text: str) -> Verdict | None:
             words = _words(text)
             for period in range(1, min(self.max_period, len(words) // self.min_times) + 1):

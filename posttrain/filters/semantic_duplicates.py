@@ -12,7 +12,7 @@ from pydantic import Field
 
 from posttrain.config.section import MOST
 from posttrain.filters import embedding
-from posttrain.filters.base import Filter, FilterContext, Judge, Scope, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict
 from posttrain.filters.embedding import Points
 from posttrain.filters.rows import Rows
 from posttrain.filters.shingles import Ints
@@ -51,15 +51,15 @@ class SemanticDuplicates(Filter):
     def external_hashes(self) -> dict[str, str]:
         return {} if self.embed == "tfidf" else {"embed": embedding.identity(self.embed)}
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         verdicts, seen = self._verdicts(context), 0
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             nonlocal seen
             first, seen = seen, seen + len(rows)
             return {at: verdicts[first + at] for at in range(len(rows)) if first + at in verdicts}
 
-        return judge
+        return decide
 
     def _verdicts(self, context: FilterContext) -> dict[int, Verdict]:
         """By the number of the row among those that reach this filter."""

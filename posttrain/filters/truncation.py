@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict, each_answer
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict, each_answer
 
 _CODE = re.compile(r"^[ \t]*(```+|~~~+)", re.MULTILINE)
 _OPEN_WORDS = (
@@ -39,7 +39,7 @@ class Truncated(Filter):
         "1910.10683, section 2.2); lists, tables, headings and lines of up to 4 words are let pass",
     )
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         last_words = frozenset(self.words)
 
         def fault(text: str) -> str | None:

@@ -13,7 +13,7 @@ from pydantic import Field
 from posttrain.config.keys import KeyedAs
 from posttrain.config.section import MOST
 from posttrain.errors import DataError
-from posttrain.filters.base import Filter, FilterContext, Judge, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
 from posttrain.filters.rows import Rows
 from posttrain.storage.regular_files import read_text
 
@@ -60,7 +60,7 @@ class UnsafeWords(Filter):
             ) from None
         return (*self.words, *(word for line in lines if (word := line.partition("#")[0].strip())))
 
-    def start(self, context: FilterContext) -> Judge:
+    def start(self, context: FilterContext) -> Decide:
         words = [word.lower() for word in (*WORDS, *self._further()) if word.strip("* ")]
         pattern = re.compile(rf"\b(?:{'|'.join(map(_pattern, words))})")
         openings = {word.split()[0].rstrip("*") for word in words}  # to look for these is ten times as fast
@@ -69,12 +69,12 @@ class UnsafeWords(Filter):
             text = text.lower()
             return len(pattern.findall(text)) if any(opening in text for opening in openings) else 0
 
-        def judge(rows: Rows) -> dict[int, Verdict]:
+        def decide(rows: Rows) -> dict[int, Verdict]:
             texts = {"answer": [rows.answers], "prompt": [rows.prompts], "both": [rows.prompts, rows.answers]}
             counts = [sum(map(count, row)) for row in zip(*texts[self.look_at], strict=True)]
             return {i: Verdict("unsafe words", number) for i, number in enumerate(counts) if number > self.max_words}
 
-        return judge
+        return decide
 
 
 def _pattern(phrase: str) -> str:

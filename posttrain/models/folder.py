@@ -17,7 +17,7 @@ _MODELS = "name a folder that is here, a shipped model, or a Hub id such as owne
 
 @dataclass(frozen=True)
 class Resolved:
-    """A model folder on this machine and the hash of what is in it; of a Hub snapshot the commit, and the id."""
+    """A model folder on this machine and the hash of its content; for a Hub snapshot the commit, and its id."""
 
     path: Path
     hash: str
@@ -25,9 +25,9 @@ class Resolved:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What can be seen of a model without fetching its weights. `path` holds config and tokenizer, and where `here`
-    the weights too, `size` bytes of them."""
+class ModelSummary:
+    """A model, known without fetching its weights. `path`: the folder of config and tokenizer; `size`: bytes of the
+    weights; `here`: whether the weights are in that folder too."""
 
     path: Path
     size: int
@@ -55,8 +55,8 @@ def resolve(model: Model) -> Resolved:
     return Resolved(made, digest, found.hub_id)
 
 
-def look(model: Model) -> Look:
-    """The same without its weights, where they are on the Hub and not here yet.
+def inspect_model(model: Model) -> ModelSummary:
+    """Resolves `model` as `resolve` does, but does not fetch weights from the Hub.
 
     Raises:
         ModelError: as `resolve`.
@@ -64,7 +64,7 @@ def look(model: Model) -> Look:
     path = _folder(model.path)
     size = None
     if path is None:
-        path, size = snapshots.look(model.path, model.revision)
+        path, size = snapshots.fetch_settings(model.path, model.revision)
     path = path.resolve()
     if size is None:
         check_files(path, str(path))
@@ -74,7 +74,7 @@ def look(model: Model) -> Look:
         here = False
     if model.chat_template is not None:
         path, _ = own_template.with_template(path, _stamp(path), model.chat_template)
-    return Look(path, size, here)
+    return ModelSummary(path, size, here)
 
 
 def _stamp(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Models of the Hub: fetched into its cache, or looked at there."""
+"""Models of the Hub: fetched into its cache, whole or without their weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NEVER = ["*.bin", "*.pt", "*.pth", "*.gguf"]
 
 
 def fetch(name: str, revision: str | None) -> Path:
-    """The folder of a Hub id in the cache; its name is the commit.
+    """Fetches a Hub id. Returns its folder in the cache, whose name is the commit.
 
     Raises:
         ModelError: the Hub does not have it, or cannot be reached.
@@ -28,8 +28,9 @@ def fetch(name: str, revision: str | None) -> Path:
         raise _unreachable(name, error) from error
 
 
-def look(name: str, revision: str | None) -> tuple[Path, int | None]:
-    """The folder of a Hub id with its config and tokenizer, and the bytes of its weights: None where they are here."""
+def fetch_settings(name: str, revision: str | None) -> tuple[Path, int | None]:
+    """Fetches config and tokenizer of a Hub id. Returns the folder and the bytes of the weights, None if those are in
+    the cache already."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

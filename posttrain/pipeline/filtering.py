@@ -1,4 +1,4 @@
-"""Between scores and training: what is found out about prompts, the learned quality classifier, and the filters."""
+"""Inputs of the stages between scores and training: annotations, learned quality classifier, filters, diversity."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # it imports pyarrow
     from posttrain.filters import Filter
 
 
-class Sifting:
-    """What these stages are given. `base`: the recipe's model; `number` is the round's."""
+class Filtering:
+    """Submits these stages. `base`: the recipe's model. Arguments called `number` are the round's."""
 
     def __init__(self, recipe: Recipe, runner: Stages, base: Artifact) -> None:
         self.recipe, self.runner, self.base = recipe, runner, base
@@ -35,7 +35,7 @@ class Sifting:
         }
 
     def annotations(self, prompts: Artifact, samples: Artifact) -> Artifact | None:
-        """What is found out about the prompts that were sampled; None where nothing is asked."""
+        """Annotations of the sampled prompts; None where the recipe has none."""
         section = self.recipe.annotate
         if section is None or not section.of_prompts:
             return None
@@ -51,11 +51,11 @@ class Sifting:
         )
 
     def columns(self) -> Mapping[str, list[str]]:
-        """Columns that annotations write beside the samples."""
+        """The columns that annotations add to the samples, as config of the stage `scores`."""
         return {"columns": self.recipe.annotate.columns} if self.recipe.annotate else {}
 
     def classifier(self, number: int, filtered: Sequence[Artifact], policy: Artifact) -> Artifact | None:
-        """What was kept and dropped in all rounds so far, learned; None where there is nothing to learn from yet."""
+        """The classifier fitted to the rows kept and dropped in all rounds so far; None where there are none yet."""
         section = self.recipe.quality_classifier
         if section is None or not (filtered or section.labels):
             return None
@@ -83,8 +83,8 @@ class Sifting:
         classifier: Artifact | None,
         policy: Artifact | None,
     ) -> Artifact:
-        """`kept`: what the filters kept in earlier rounds, for those that look at it. `classifier`: the learned one,
-        and `policy` the model whose states it reads."""
+        """`kept`: the filters' tables of earlier rounds, for filters across rounds. `classifier`: the learned one;
+        `policy`: the model whose hidden states it reads."""
         chain = cast("list[Filter]", self.recipe.filters)
         section = self.recipe.quality_classifier
         reads_tokens = any("special_tokens" in one.reads for one in chain)
@@ -116,7 +116,7 @@ class Sifting:
         )
 
     def diversity(self, kept: Sequence[Artifact]) -> Artifact:
-        """How varied what the filters kept in this round is, beside the first round's."""
+        """The diversity of the rows kept in this round, compared to the first round's."""
         section = self.recipe.collapse
         assert section
         return self.runner.submit(
@@ -129,11 +129,11 @@ class Sifting:
         )
 
     def collapsed(self, diversity: Artifact) -> bool:
-        """Whether the run is to end because of it. Waits for the stage only where that is asked."""
+        """Whether the run stops because of collapse. Waits for the stage only where `collapse.stop` is set."""
         section = self.recipe.collapse
         return bool(section and section.stop and self.runner.metrics(diversity)["warnings"])
 
 
 def earlier(kept: Sequence[Artifact]) -> dict[str, Artifact]:
-    """What the filters kept in these rounds, by role."""
+    """The filters' tables of earlier rounds, by input role (earlier_001, …)."""
     return {f"earlier_{number:03}": table for number, table in enumerate(kept, 1)}

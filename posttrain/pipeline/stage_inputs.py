@@ -11,7 +11,7 @@ from posttrain.config.section import of_round
 from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.pipeline.answers import Answers, settings_of
 from posttrain.pipeline.externals import external_inputs
-from posttrain.pipeline.filtering import Sifting, earlier
+from posttrain.pipeline.filtering import Filtering, earlier
 from posttrain.pipeline.scored import Compare, Evaluated, Scoring, in_key, not_in_key
 from posttrain.pipeline.training import Training
 from posttrain.recipe.recipe import Recipe
@@ -27,7 +27,7 @@ class Tables:
     preferences: Sequence[Artifact]
 
 
-class Steps:
+class StageInputs:
     """One method a stage, called by the loop in `posttrain.loop`."""
 
     def __init__(self, recipe: Recipe, runner: Stages) -> None:
@@ -37,7 +37,7 @@ class Steps:
         self.base = self.external.base
         self.answers = Answers(recipe, runner)
         self.scoring = Scoring(recipe, runner, self.external.rewards, self.answers)
-        self.sifting = Sifting(recipe, runner, self.base)
+        self.filtering = Filtering(recipe, runner, self.base)
         self.training = Training(recipe, runner, self.external)
 
     def begin(self, number: int) -> None:
@@ -187,15 +187,15 @@ class Steps:
         )
 
     def annotations(self, prompts: Artifact, samples: Artifact) -> Artifact | None:
-        return self.sifting.annotations(prompts, samples)
+        return self.filtering.annotations(prompts, samples)
 
     def scores(self, samples: Artifact, reward_model: Artifact | None, annotations: Artifact | None = None) -> Artifact:
         """`annotations`: columns that are written beside the samples."""
         inputs = {"answers": samples, **({"annotations": annotations} if annotations else {})}
-        return self._scored("scores", self.sifting.columns(), inputs, *self.scoring.candidate_rewards(reward_model))
+        return self._scored("scores", self.filtering.columns(), inputs, *self.scoring.candidate_rewards(reward_model))
 
     def quality_classifier(self, filtered: Sequence[Artifact], policy: Artifact) -> Artifact | None:
-        return self.sifting.classifier(self.number, filtered, policy)
+        return self.filtering.classifier(self.number, filtered, policy)
 
     def filters(
         self,
@@ -205,13 +205,13 @@ class Steps:
         classifier: Artifact | None = None,
         policy: Artifact | None = None,
     ) -> Artifact:
-        return self.sifting.filters(self.number, scored, prompts, kept, classifier, policy)
+        return self.filtering.filters(self.number, scored, prompts, kept, classifier, policy)
 
     def diversity(self, kept: Sequence[Artifact]) -> Artifact:
-        return self.sifting.diversity(kept)
+        return self.filtering.diversity(kept)
 
     def collapsed(self, diversity: Artifact) -> bool:
-        return self.sifting.collapsed(diversity)
+        return self.filtering.collapsed(diversity)
 
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
         """`kept`: what the filters kept, in all rounds so far."""

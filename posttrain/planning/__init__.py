@@ -1,5 +1,5 @@
-"""What a recipe's rounds will take, before they are run.
+"""What the rounds of a recipe will take, before they are run.
 
-`rehearsal` walks through the loop and notes its stages, `amounts` says what each has to do, `costs` what that takes by
-figures that `probe` measured, `timeline` how stages that overlap share the machine. Only `probe` runs anything.
+`dry_run` records the stages of the loop, `stages.amounts` the work of each, `costs` the time of that from measurements
+of `probe`, `simulate` how stages that overlap share the machine. Only `probe` runs stages.
 """

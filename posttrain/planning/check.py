@@ -21,11 +21,11 @@ from posttrain.execution.progress import Silent
 from posttrain.execution.resources import Need, in_words, parameters, training_disk, training_memory
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
-from posttrain.models import Look, look, structure
-from posttrain.pipeline.stage_inputs import Steps
+from posttrain.models import ModelSummary, inspect_model, structure
+from posttrain.pipeline.stage_inputs import StageInputs
 from posttrain.planning import probe
 from posttrain.planning.costs import Cost, cost
-from posttrain.planning.dry_run import rehearse
+from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
@@ -39,7 +39,7 @@ SMALL = 5_000_000  # as posttrain.training.run.SMALL, which cannot be imported w
 
 @dataclass
 class Checked:
-    """What was looked at: name, whether it is right, and what was found or is wrong; and the plan."""
+    """The checks that were run (name, whether it passed, what was found or is wrong), and the plan."""
 
     recipe: Recipe
     found: list[tuple[str, bool, str]] = field(default_factory=list)
@@ -47,10 +47,10 @@ class Checked:
     plan: dict[str, Any] | None = None
     error: PosttrainError | None = None  # the first
 
-    def run(self, name: str, look: Callable[[], Any]) -> Any:
-        """The value of `look`, which ends in a sentence of what was found; None where something is wrong."""
+    def run(self, name: str, check: Callable[[], tuple[str, Any]]) -> Any:
+        """Runs `check`, which returns one sentence for the report and a value. Returns the value, None on an error."""
         try:
-            said, value = look()
+            said, value = check()
         except PosttrainError as error:
             self.error = self.error or error
             self.found.append((name, False, str(error)))
@@ -60,10 +60,10 @@ class Checked:
 
 
 def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launcher: Launcher | None = None) -> Checked:
-    """Check the recipe `name` with these changes, and plan `n` rounds. `launcher`: runs stages, and measures them.
+    """Checks the recipe `name` with these overrides and plans `n` rounds. `launcher`: runs stages and measures them.
 
     Raises:
-        RecipeError: the recipe itself cannot be read; all else that is wrong is in what comes back.
+        RecipeError: the recipe itself cannot be read. All other errors are in the result.
     """
     recipe = load(name, overrides)
     checked = Checked(recipe)
@@ -93,11 +93,11 @@ def _check(
     run: Store,
 ) -> None:
     recipe = checked.recipe
-    look = checked.run("model", lambda: _model(recipe.model))
+    model = checked.run("model", lambda: _model(recipe.model))
     checked.run("engine", lambda: (_engine(recipe), None))
     checked.run("rewards", lambda: (golden_cases(recipe), None))
     checked.run("filters", lambda: (", ".join(str(getattr(one, "use", "")) for one in recipe.filters) or "none", None))
-    prompts = checked.run("prompts", lambda: _prompts(recipe, look, launcher, run)) if look else None
+    prompts = checked.run("prompts", lambda: _prompts(recipe, model, launcher, run)) if model else None
     if not prompts:
         return
     artifact, sets, seconds = prompts
@@ -105,67 +105,67 @@ def _check(
     if idle:
         checked.notes.append(structure.unused(idle))
     if any(getattr(recipe, name) for name in TRAINED) and not checked.run(
-        "training", lambda: _training(checked, look, launcher, run)
+        "training", lambda: _training(checked, model, launcher, run)
     ):
         return
     costs, shares, memory = dict[str, Cost](), Shares(), 0
-    impossible = _no_probe(look) if with_probe else None
+    impossible = _no_probe(model) if with_probe else None
     if impossible:
         checked.notes.append(f"no probe: {impossible}")
     elif with_probe:
-        many = probe.completions(_parameters(look), recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
+        many = probe.completions(_parameters(model), recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
         small = load(name, [*overrides, *probe.miniature(recipe, many)])
         few = probe.write_few(artifact.path, run.root, max(4, many // (1 + recipe.evaluate.k)))
         costs, shares, memory = _probe(checked, small, few, launcher, run)
-    checked.plan = _plan(recipe, look, n, sets, shares, costs, memory, seconds)
+    checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, seconds)
 
 
-def _no_probe(look: Look) -> str | None:
+def _no_probe(model: ModelSummary) -> str | None:
     """Why this model cannot be measured on this machine; None where it can be tried."""
-    if not look.here:
+    if not model.here:
         return "the weights are not here yet; the first round fetches them"
     import psutil
 
-    needs = training_memory(_parameters(look), {})
+    needs = training_memory(_parameters(model), {})
     if not gpu() and needs > psutil.virtual_memory().available:
         return f"training takes about {needs / 1e9:.0f} GB of memory, and so much is not free here"
     return None
 
 
-def _parameters(look: Look) -> float:
-    return parameters(look.size)
+def _parameters(model: ModelSummary) -> float:
+    return parameters(model.size)
 
 
 def golden_cases(recipe: Recipe) -> str:
-    """Asks every reward file its golden cases. Raises RewardError that lists those that do not come out."""
+    """Runs every reward file on its golden cases. Raises RewardError that lists up to three wrong results."""
     entries = [
         entry for entry in [*recipe.reward, *recipe.evaluate.measure] if not (entry.is_reward_model or entry.judge)
     ]
     for judge in recipe.watch.judges or [] if recipe.watch else []:
         if not judge.is_model:
             pairwise.load(judge.entry)
-    told = []
+    results = []
     for reward in {f"{entry.use} {entry.function}": rewards.load(entry) for entry in entries}.values():
         path = Path(reward.file).with_suffix(".cases.jsonl")
         if not path.is_file():
-            told.append(f"{Path(reward.file).name} has no golden cases")
+            results.append(f"{Path(reward.file).name} has no golden cases")
             continue
         wrong = rewards.wrong_cases(reward)
         if wrong:
             hint = "the reward or the case is wrong"
             raise RewardError("; ".join(wrong[:3]), file=None, hint=hint, rule="reward-cases")
-        told.append(f"{Path(reward.file).name} gives {len(path.read_text('utf-8').splitlines())} golden cases")
-    return ", ".join(told) or "only the reward model"
+        results.append(f"{Path(reward.file).name} gives {len(path.read_text('utf-8').splitlines())} golden cases")
+    return ", ".join(results) or "only the reward model"
 
 
-def _model(model: Model) -> tuple[str, Look]:
-    look = models.look(model)
-    where = look.path if look.here else "on the Hub, its weights not fetched yet"
-    return f"{model.path}, {look.size / 1e6:,.1f} MB of weights, {where}", look
+def _model(model: Model) -> tuple[str, ModelSummary]:
+    found = models.inspect_model(model)
+    where = found.path if found.here else "on the Hub, its weights not fetched yet"
+    return f"{model.path}, {found.size / 1e6:,.1f} MB of weights, {where}", found
 
 
 def _engine(recipe: Recipe) -> str:
-    """What samples; a server at a url is asked whether it is well."""
+    """The engine in words; a server given by `url` must pass its health check."""
     server = recipe.engine.server
     if server is None:
         return recipe.engine.use
@@ -177,16 +177,18 @@ def _engine(recipe: Recipe) -> str:
     return f"{server.kind} at {server.url}"
 
 
-def _prompts(recipe: Recipe, look: Look, launcher: Launcher, run: Store) -> tuple[str, tuple[Artifact, Sets, float]]:
-    """The prompts stage itself: files, columns, templates, lengths, and what rewards say when asked."""
+def _prompts(
+    recipe: Recipe, model: ModelSummary, launcher: Launcher, run: Store
+) -> tuple[str, tuple[Artifact, Sets, float]]:
+    """Runs the prompts stage: files, columns, templates, lengths, and a trial call of each reward."""
     import pyarrow.parquet as pq
 
     runner = Runner(run, launcher, Silent(), 1, recipe)
     runner.begin_round(0)
     started = time.monotonic()
-    steps = Steps(recipe if look.here else _stood_in(recipe), runner)
-    steps.base = Artifact(steps.base.key, look.path)
-    artifact = steps.prompts()
+    stages = StageInputs(recipe if model.here else _stood_in(recipe), runner)
+    stages.base = Artifact(stages.base.key, model.path)
+    artifact = stages.prompts()
     metrics = runner.metrics(artifact)
     seconds = run.manifest(artifact.key)["seconds"]
     counts = {name: metrics[name]["prompts"] for name in ("train", "dev", "heldout")}
@@ -200,32 +202,32 @@ def _prompts(recipe: Recipe, look: Look, launcher: Launcher, run: Store) -> tupl
     return f"{said} ({time.monotonic() - started:.1f} s)", (artifact, sets, seconds)
 
 
-def _training(checked: Checked, look: Look, launcher: Launcher, run: Store) -> tuple[str, bool]:
-    """One step of each training in small, as the first round begins."""
+def _training(checked: Checked, model: ModelSummary, launcher: Launcher, run: Store) -> tuple[str, bool]:
+    """Runs the trial stage: one optimizer step of each training, on few and short rows."""
     recipe = checked.recipe
     runner = Runner(run, launcher, Silent(), 1, recipe)
     runner.begin_round(0)
     started = time.monotonic()
-    steps = Steps(recipe if look.here else _stood_in(recipe), runner)
-    steps.base = Artifact(steps.base.key, look.path)
-    checked.notes += steps.trial()
+    stages = StageInputs(recipe if model.here else _stood_in(recipe), runner)
+    stages.base = Artifact(stages.base.key, model.path)
+    checked.notes += stages.trial()
     return f"one step of each in small ({time.monotonic() - started:.1f} s)", True
 
 
 def _dropped(counts: dict[str, int]) -> str:
-    told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
-    return f" ({told})" if told else ""
+    listed = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+    return f" ({listed})" if listed else ""
 
 
 def _stood_in(recipe: Recipe) -> Recipe:
-    """The same with a model that is here, where only the shape of the loop counts."""
+    """The recipe with a shipped model, for where only the shape of the loop counts."""
     return recipe.model_copy(update={"model": Model(path="tiny-base")})
 
 
 def _probe(
     checked: Checked, small: Recipe, few: dict[str, int], launcher: Launcher, run: Store
 ) -> tuple[dict[str, Cost], Shares, int]:
-    """What a round in miniature took, by stage; and the bytes that a process has before it does anything."""
+    """Runs one small round: the cost of each stage, the shares of rows kept, and a process's memory before any work."""
     small = small.model_copy(update={"compute": small.compute.model_copy(update={"stages_at_once": at_once(small)})})
     try:
         play(small, _Miniature(run, launcher, Silent(), 1, small), 1)
@@ -242,11 +244,11 @@ def _probe(
 
 
 class _AllMeasured(Exception):
-    """Nothing follows that was not measured before."""
+    """Every stage that follows was measured before."""
 
 
 class _Miniature(Runner):
-    """Ends where the new policy would be evaluated, as the starting model was."""
+    """Stops before the new policy is evaluated: that costs what the starting model's evaluation did."""
 
     def submit(self, call: StageCall) -> Artifact:
         if call.name == "answers_dev" and self.rounds[-1]["round"]:
@@ -256,13 +258,13 @@ class _Miniature(Runner):
 
 
 def at_once(recipe: Recipe) -> int:
-    """Stages of a miniature side by side: as many as there are cores, and on a GPU one."""
+    """Stages of the probe that run at once: two if there are the cores, one on a GPU."""
     return 1 if gpu() else min(cores(), 2)
 
 
 def _plan(
     recipe: Recipe,
-    look: Look,
+    model: ModelSummary,
     n: int,
     sets: Sets,
     shares: Shares,
@@ -275,26 +277,26 @@ def _plan(
         cores=1 if gpu() else many,
         workers=1 if gpu() or recipe.engine.server else recipe.compute.workers or many,
         at_once=recipe.compute.stages_at_once,
-        threads=1 if gpu() or _parameters(look) <= SMALL else many,
+        threads=1 if gpu() or _parameters(model) <= SMALL else many,
         memory=memory,
     )
-    steps = rehearse(recipe if look.here else _stood_in(recipe), n)
-    made = plan(steps, sets, shares, costs, machine, look.size, prompts_seconds)
+    planned = dry_run(recipe if model.here else _stood_in(recipe), n)
+    made = plan(planned, sets, shares, costs, machine, model.size, prompts_seconds)
     return {**made, "machine": {"cores": many, "gpu": gpu(), "workers": machine.workers, "at_once": machine.at_once}}
 
 
 def check_run(recipe: Recipe, n: int, run: Store) -> None:
-    """Whether there is room for the rounds that are not there yet: their models, and one training at a time.
+    """Checks that disk and memory suffice for the rounds still to be run: their models, and one training at a time.
 
     Raises:
         RoomError: disk or memory is too small.
     """
-    from posttrain.planning.dry_run import rehearse  # here, since planning imports the loop, which imports this
+    from posttrain.planning.dry_run import dry_run  # here, since planning imports the loop, which imports this
 
     there = len(run.read_run().get("rounds", []))
-    size = look(recipe.model).size
+    size = inspect_model(recipe.model).size
     shape = recipe.model_copy(update={"model": Model(path="tiny-base")})  # small to hash; the stages are the same
-    made = [step for step in rehearse(shape, n) if step.spec.makes_model and step.number >= there]
+    made = [stage for stage in dry_run(shape, n) if stage.spec.makes_model and stage.number >= there]
     if not made:
         return
     count, model = parameters(size), recipe.model.in_key()

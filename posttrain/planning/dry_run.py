@@ -1,4 +1,4 @@
-"""The loop walked through without doing anything: which stages there will be, and which waits for which."""
+"""A dry run of the loop: which stages there will be, and which waits for which."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.loop import play
 from posttrain.recipe.recipe import Recipe
-from posttrain.stages.amounts import Step
+from posttrain.stages.amounts import PlannedStage
 
 
-class Rehearsal:
-    """Notes each stage that the loop asks for. Every gate lets the new policy through."""
+class DryRunner:
+    """A runner that records the stages submitted to it and runs none. Every gate promotes the new policy."""
 
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.stages: list[PlannedStage] = []
         self._number = 0
         self._known: set[str] = set()
-        self._waited: set[str] = set()  # what the loop itself has waited for
+        self._waited: set[str] = set()  # keys that the loop itself has waited for
 
     def begin_round(self, number: int) -> None:
         self._number = number
@@ -27,7 +27,7 @@ class Rehearsal:
         key = f"{self._number}/{call.name}"
         read = {part: artifact.key for part, artifact in call.inputs.items()}
         waits = frozenset(self._waited | (set(read.values()) & self._known))
-        self.steps.append(Step(key, self._number, call.stage, call.name, call.config, read, waits))
+        self.stages.append(PlannedStage(key, self._number, call.stage, call.name, call.config, read, waits))
         self._known.add(key)
         return Artifact(key, Path(key))
 
@@ -40,12 +40,12 @@ class Rehearsal:
     def stop(self) -> None: ...
 
 
-def rehearse(recipe: Recipe, n: int) -> list[Step]:
-    """The stages of `n` rounds, in the order in which the loop plans them. Reads the recipe's files, for their hashes.
+def dry_run(recipe: Recipe, n: int) -> list[PlannedStage]:
+    """The stages of `n` rounds, in the order in which the loop submits them. Reads the recipe's files to hash them.
 
     Raises:
         InputError: model, prompts or rewards cannot be read.
     """
-    rehearsal = Rehearsal()
-    play(recipe, rehearsal, n)
-    return rehearsal.steps
+    runner = DryRunner()
+    play(recipe, runner, n)
+    return runner.stages

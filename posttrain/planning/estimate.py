@@ -1,4 +1,4 @@
-"""The plan of a recipe: what each stage of each round does and takes, from amounts, costs and the timeline. Pure."""
+"""The plan of a recipe: the amount of work, time, memory and disk of each stage of each round. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from posttrain.planning.costs import Cost, cost_of, work
 from posttrain.planning.simulate import Task, simulate
-from posttrain.stages.amounts import Amounts, Sets, Shares, Step, amounts
+from posttrain.stages.amounts import Amounts, PlannedStage, Sets, Shares, amounts
 
 
 @dataclass(frozen=True)
 class Machine:
     """`cores`: what work is spread over (a GPU is one); `workers`: processes of a stage that samples; `at_once`: stages
-    side by side; `threads`: cores that one training uses; `memory`: bytes of a process before it does anything."""
+    that run at once; `threads`: cores that one training uses; `memory`: bytes of an idle process."""
 
     cores: int
     workers: int
@@ -25,7 +25,7 @@ class Machine:
 
 
 def plan(
-    steps: Sequence[Step],
+    stages: Sequence[PlannedStage],
     sets: Sets,
     shares: Shares,
     costs: Mapping[str, Cost],
@@ -33,23 +33,23 @@ def plan(
     model_bytes: int,
     prompts_seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """The plan as plain JSON. Seconds, memory and what rows are left over are null where nothing was measured."""
-    todo = amounts(steps, sets, shares)
-    tasks = {step.key: _task(step, todo[step.key], costs, machine, prompts_seconds) for step in steps}
+    """The plan as plain JSON. Seconds, memory and shares of rows kept are null where nothing was measured."""
+    todo = amounts(stages, sets, shares)
+    tasks = {planned.key: _task(planned, todo[planned.key], costs, machine, prompts_seconds) for planned in stages}
     timeline = simulate(list(tasks.values()), machine.cores, machine.at_once) if costs else None
     rounds, before = [], 0.0
-    for number in sorted({step.number for step in steps}):
-        own = [step for step in steps if step.number == number]
-        stages = [_stage(step, todo[step.key], tasks[step.key], costs, model_bytes) for step in own]
+    for number in sorted({planned.number for planned in stages}):
+        own = [planned for planned in stages if planned.number == number]
+        parts = [_stage(planned, todo[planned.key], tasks[planned.key], costs, model_bytes) for planned in own]
         gate = (
-            max((timeline.ends[step.key] for step in own if not step.spec.background), default=before)
+            max((timeline.ends[planned.key] for planned in own if not planned.spec.background), default=before)
             if timeline
             else before
         )
         spent = gate - before if timeline else None
-        rounds.append({"round": number, "stages": stages, "seconds": spent, **_sums(stages)})
+        rounds.append({"round": number, "stages": parts, "seconds": spent, **_sums(parts)})
         before = gate
-    missing = {step.stage for step in steps if _is_work(todo[step.key]) and not cost_of(step.stage, costs)}
+    missing = {planned.stage for planned in stages if _is_work(todo[planned.key]) and not cost_of(planned.stage, costs)}
     return {
         "rounds": rounds,
         **_sums(rounds),
@@ -70,37 +70,41 @@ def _is_work(amounts: Amounts) -> bool:
     return bool(amounts.completions or amounts.rows or amounts.steps)
 
 
-def processes(step: Step, todo: Amounts, machine: Machine) -> int:
-    """How many processes a stage spreads over: a shard each, as many as there are workers."""
-    if not step.spec.samples or not todo.prompts:
-        scores = step.spec.unit == "rows" and step.spec.group in ("sampling and scoring", "evaluation")
+def processes(planned: PlannedStage, todo: Amounts, machine: Machine) -> int:
+    """The processes of a stage: one per shard, at most `machine.workers`."""
+    if not planned.spec.samples or not todo.prompts:
+        scores = planned.spec.unit == "rows" and planned.spec.group in ("sampling and scoring", "evaluation")
         return machine.workers if scores and todo.rows else 1
-    longest = todo.completions * step.config["answers"]["max_new_tokens"]
-    shards = math.ceil(longest / step.config["engine"]["shard_tokens"])
+    longest = todo.completions * planned.config["answers"]["max_new_tokens"]
+    shards = math.ceil(longest / planned.config["engine"]["shard_tokens"])
     return max(1, min(machine.workers, shards))
 
 
-def _task(step: Step, todo: Amounts, costs: Mapping[str, Cost], machine: Machine, prompts_seconds: float) -> Task:
-    many = processes(step, todo, machine)
-    found = cost_of(step.stage, costs)
-    seconds = prompts_seconds if step.stage == "prompts" else 0.0
+def _task(
+    planned: PlannedStage, todo: Amounts, costs: Mapping[str, Cost], machine: Machine, prompts_seconds: float
+) -> Task:
+    many = processes(planned, todo, machine)
+    found = cost_of(planned.stage, costs)
+    seconds = prompts_seconds if planned.stage == "prompts" else 0.0
     memory = 0.0
     if found and _is_work(todo):
-        seconds = found.seconds(work(step.stage, todo), many)
+        seconds = found.seconds(work(planned.stage, todo), many)
         memory = found.memory * many
-    width = machine.threads if step.spec.trained else many
-    return Task(step.key, seconds, width, step.waits, step.spec.background, memory)
+    width = machine.threads if planned.spec.trained else many
+    return Task(planned.key, seconds, width, planned.waits, planned.spec.background, memory)
 
 
-def _stage(step: Step, todo: Amounts, task: Task, costs: Mapping[str, Cost], model_bytes: int) -> dict[str, Any]:
-    found = cost_of(step.stage, costs)
-    disk = found.disk + found.disk_unit * work(step.stage, todo) if found else 0.0
-    if step.spec.makes_model:
-        disk = disk if found and step.spec.trained else model_bytes
+def _stage(
+    planned: PlannedStage, todo: Amounts, task: Task, costs: Mapping[str, Cost], model_bytes: int
+) -> dict[str, Any]:
+    found = cost_of(planned.stage, costs)
+    disk = found.disk + found.disk_unit * work(planned.stage, todo) if found else 0.0
+    if planned.spec.makes_model:
+        disk = disk if found and planned.spec.trained else model_bytes
     return {
-        "stage": step.role,
+        "stage": planned.role,
         **{name: getattr(todo, name) for name in ("prompts", "completions", "tokens", "rows", "steps")},
-        "seconds": task.work / task.width if found or step.stage == "prompts" else None,
+        "seconds": task.work / task.width if found or planned.stage == "prompts" else None,
         "memory": task.memory if found else None,
         "disk": round(disk),
     }

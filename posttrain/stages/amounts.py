@@ -1,7 +1,7 @@
-"""What each stage has to do: prompts, completions, tokens, rows, steps. Pure arithmetic on a rehearsal.
+"""The amount of work of each stage: prompts, completions, tokens, rows, steps. Pure arithmetic on a dry run.
 
-How many rows a stage leaves over (pairs labelled, samples kept) only running it tells; `Shares` says what a probe found
-with the starting model. Without a probe all are 1, so the plan says the most there can be.
+How many rows a stage keeps (pairs labelled, samples kept) is known only once it ran; `Shares` holds what a probe
+measured with the starting model. Without a probe all are 1, so the plan is an upper bound.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from posttrain.stages.registry import StageSpec, spec
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedStage:
     """One stage of one round. `inputs`: keys of what it reads, by role; `waits`: keys that must be done before it."""
 
     key: str
@@ -34,8 +34,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Sets:
-    """Prompts in each set, and of the training ones those that `preferences.where` takes. `given`: rows of the sets
-    that sections name so, by section and round."""
+    """Prompts in each set, and of the training prompts those that `preferences.where` selects. `given`: rows of the
+    sets under `given` in a section, by section and round."""
 
     train: int
     dev: int
@@ -46,7 +46,7 @@ class Sets:
 
 @dataclass(frozen=True)
 class Shares:
-    """What is left over: pairs a prompt, samples kept of those made; and tokens of an answer."""
+    """What a stage keeps: pairs per prompt, the share of samples kept; and the mean tokens of an answer."""
 
     preferences: float = 1.0
     kept: float = 1.0
@@ -56,8 +56,8 @@ class Shares:
 
 @dataclass(frozen=True)
 class Amounts:
-    """What one stage does. `rows`: scored, filtered or trained on; `made`: rows that it leaves to others (samples,
-    kept samples, pairs); `passes`: rows that a model reads once beside the steps."""
+    """The work of one stage. `rows`: scored, filtered or trained on; `made`: rows that it writes for others (samples,
+    kept samples, pairs); `passes`: rows of forward passes besides the optimizer steps; `steps`: optimizer steps."""
 
     prompts: int = 0
     completions: int = 0
@@ -70,16 +70,16 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Book:
-    """What is known while the stages are gone through: the amounts of those before are in `done`."""
+    """State while the stages are gone through in order; `done` holds the amounts of those before."""
 
     sets: Sets
     shares: Shares
-    steps: Mapping[str, Step]
+    stages: Mapping[str, PlannedStage]
     done: dict[str, Amounts]
 
-    def read(self, step: Step, *beginnings: str) -> list[str]:
-        """The keys of the stages that a step reads in these roles."""
-        return [key for role, key in step.inputs.items() if role.startswith(beginnings) and key in self.done]
+    def read(self, planned: PlannedStage, *beginnings: str) -> list[str]:
+        """The keys of what a stage reads, of roles with one of these prefixes."""
+        return [key for role, key in planned.inputs.items() if role.startswith(beginnings) and key in self.done]
 
     def sampled(self, prompts: int, per_prompt: int, longest: int) -> Amounts:
         """Answers to prompts."""
@@ -89,17 +89,17 @@ class Book:
 
     def pairs(self, key: str, watch: bool = False) -> float:
         """Of a table of preferences, the pairs that train: see `posttrain.data.pairs.split`."""
-        config = self.steps[key].config
+        config = self.stages[key].config
         second = config.get("watch", 0.0)
         return self.done[key].made * (second if watch else 1 - config["preferences"]["heldout"] - second)
 
 
-def amounts(steps: Sequence[Step], sets: Sets, shares: Shares) -> dict[str, Amounts]:
-    """By key, what each stage of a rehearsal does. A stage that is not known here does nothing."""
-    book = Book(sets, shares, {step.key: step for step in steps}, {})
-    for step in steps:
-        make = _STAGES.get(step.stage) or (_single_answers if step.spec.reference_reads else None)
-        book.done[step.key] = make(step, book) if make else Amounts()
+def amounts(stages: Sequence[PlannedStage], sets: Sets, shares: Shares) -> dict[str, Amounts]:
+    """The amounts of each stage of a dry run, by key; all 0 for a stage that is not known here."""
+    book = Book(sets, shares, {planned.key: planned for planned in stages}, {})
+    for planned in stages:
+        make = _STAGES.get(planned.stage) or (_single_answers if planned.spec.reference_reads else None)
+        book.done[planned.key] = make(planned, book) if make else Amounts()
     return book.done
 
 
@@ -111,86 +111,86 @@ def training_steps(section: Mapping[str, Any], rows: float) -> int:
     return math.ceil(section["num_train_epochs"] * per_epoch)
 
 
-def _taken(step: Step, available: int) -> int:
-    count = step.config["take"]["count"]
+def _taken(planned: PlannedStage, available: int) -> int:
+    count = planned.config["take"]["count"]
     return available if count is None else min(count, available)
 
 
-def _answers(step: Step, book: Book) -> Amounts:
-    """K answers to a prompt, the greedy one too where it is asked for, and half of K at each further temperature."""
-    config, settings = step.config, step.config["answers"]
+def _answers(planned: PlannedStage, book: Book) -> Amounts:
+    """K answers per prompt, plus the greedy one where `greedy` is set, plus K // 2 at each further temperature."""
+    config, settings = planned.config, planned.config["answers"]
     if config["set"] == "train":
-        prompts = _taken(step, book.sets.where if config["where"] else book.sets.train)
+        prompts = _taken(planned, book.sets.where if config["where"] else book.sets.train)
     else:
         prompts = getattr(book.sets, config["set"])
     per_prompt = settings["k"] + config["greedy"] + len(config["further"]) * max(1, settings["k"] // 2)
     return book.sampled(prompts, per_prompt, settings["max_new_tokens"])
 
 
-def _scored(step: Step, book: Book, left: float | None = None) -> Amounts:
-    """Answers that rewards score. `left`: rows left per prompt, where that is not all."""
-    read = [book.done[key] for key in book.read(step, "answers", "policy", "previous")]
+def _scored(planned: PlannedStage, book: Book, left: float | None = None) -> Amounts:
+    """Answers that rewards score. `left`: rows kept per prompt; None: all."""
+    read = [book.done[key] for key in book.read(planned, "answers", "policy", "previous")]
     prompts, rows = max((one.prompts for one in read), default=0), sum(one.rows for one in read)
     return Amounts(prompts, rows=rows, made=rows if left is None else prompts * left)
 
 
-def _preferences(step: Step, book: Book) -> Amounts:
-    return _scored(step, book, book.shares.preferences)
+def _preferences(planned: PlannedStage, book: Book) -> Amounts:
+    return _scored(planned, book, book.shares.preferences)
 
 
-def _pairs(step: Step, book: Book) -> Amounts:
-    return _scored(step, book, book.shares.pairs)
+def _pairs(planned: PlannedStage, book: Book) -> Amounts:
+    return _scored(planned, book, book.shares.pairs)
 
 
-def _filters(step: Step, book: Book) -> Amounts:
-    (scored,) = (book.done[key] for key in book.read(step, "scored"))
+def _filters(planned: PlannedStage, book: Book) -> Amounts:
+    (scored,) = (book.done[key] for key in book.read(planned, "scored"))
     return Amounts(scored.prompts, rows=scored.rows, made=scored.rows * book.shares.kept)
 
 
-def _watch(step: Step, book: Book) -> Amounts:
-    return Amounts(rows=sum(book.done[key].rows for key in book.read(step, "policy", "previous", "base")))
+def _watch(planned: PlannedStage, book: Book) -> Amounts:
+    return Amounts(rows=sum(book.done[key].rows for key in book.read(planned, "policy", "previous", "base")))
 
 
-def _sft(step: Step, book: Book) -> Amounts:
-    mix = step.config["sft"]["mix"]
-    keys = {"fresh": book.read(step, "kept"), "earlier": book.read(step, "earlier_")}
+def _sft(planned: PlannedStage, book: Book) -> Amounts:
+    mix = planned.config["sft"]["mix"]
+    keys = {"fresh": book.read(planned, "kept"), "earlier": book.read(planned, "earlier_")}
     rows = sum(
         book.done[key].made * mix[name]["share"] * mix[name]["repeats"] for name, found in keys.items() for key in found
     )
-    return _trained(step.config["sft"], rows)
+    return _trained(planned.config["sft"], rows)
 
 
-def _reward_model(step: Step, book: Book) -> Amounts:
-    second = step.config.get("split") == "watch"
-    rows = sum(book.pairs(key, second) for key in book.read(step, "preferences_"))
-    return _trained(step.config["reward_model"], rows)
+def _reward_model(planned: PlannedStage, book: Book) -> Amounts:
+    second = planned.config.get("split") == "watch"
+    rows = sum(book.pairs(key, second) for key in book.read(planned, "preferences_"))
+    return _trained(planned.config["reward_model"], rows)
 
 
-def _dpo(step: Step, book: Book) -> Amounts:
-    """Of a round's samples the best and the worst make a pair a prompt at most. The reference reads every pair once."""
-    rows = sum(book.done[key].prompts for key in book.read(step, "samples"))
-    rows += sum(book.done[key].made for key in book.read(step, "pairs"))
-    rows += sum(book.pairs(key) for key in book.read(step, "preferences_"))
-    return _against_reference(step, rows)
+def _dpo(planned: PlannedStage, book: Book) -> Amounts:
+    """A round's samples give at most one pair per prompt, best and worst. The reference reads every pair once."""
+    rows = sum(book.done[key].prompts for key in book.read(planned, "samples"))
+    rows += sum(book.done[key].made for key in book.read(planned, "pairs"))
+    rows += sum(book.pairs(key) for key in book.read(planned, "preferences_"))
+    return _against_reference(planned, rows)
 
 
-def _single_answers(step: Step, book: Book) -> Amounts:
-    """All that it reads, answer by answer."""
-    rows = sum(book.done[key].rows for key in book.read(step, "samples"))
-    given = book.sets.given.get(step.stage)
-    return _against_reference(step, rows + (of_round(given, step.number) if given else 0))
+def _single_answers(planned: PlannedStage, book: Book) -> Amounts:
+    """Every answer that it reads is one row."""
+    rows = sum(book.done[key].rows for key in book.read(planned, "samples"))
+    given = book.sets.given.get(planned.stage)
+    return _against_reference(planned, rows + (of_round(given, planned.number) if given else 0))
 
 
-def _against_reference(step: Step, rows: float) -> Amounts:
-    made = _trained(step.config[step.stage], rows)
-    return replace(made, passes=made.rows * step.spec.reference_reads)
+def _against_reference(planned: PlannedStage, rows: float) -> Amounts:
+    made = _trained(planned.config[planned.stage], rows)
+    return replace(made, passes=made.rows * planned.spec.reference_reads)
 
 
 def _trained(section: Mapping[str, Any], rows: float) -> Amounts:
     return Amounts(rows=round(rows), steps=training_steps(section, rows))
 
 
-_STAGES: dict[str, Callable[[Step, Book], Amounts]] = {
+_STAGES: dict[str, Callable[[PlannedStage, Book], Amounts]] = {
     "answers": _answers,
     "preferences": _preferences,
     "difficulty": _scored,

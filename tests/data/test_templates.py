@@ -21,7 +21,7 @@ from posttrain.data.chat_template import (
     render_turns,
 )
 from posttrain.errors import DataError, ModelError
-from posttrain.models import inspection, look, resolve
+from posttrain.models import inspect_model, inspection, resolve
 from posttrain.models.inspection import inspect
 from posttrain.recipe.load import load
 
@@ -147,10 +147,10 @@ class TestSeveral:
 
         plain = resolve(Model(path=str(made)))
         chosen = resolve(Model(path=str(made), chat_template="long"))
-        assert chosen.hash != plain.hash and look(Model(path=str(made), chat_template="long")).here
+        assert chosen.hash != plain.hash and inspect_model(Model(path=str(made), chat_template="long")).here
         settings = made / "tokenizer_config.json"
-        settings.write_text(settings.read_text().replace("{", '{"mended": 1, ', 1))  # a look after it sees it
-        seen = look(Model(path=str(made), chat_template="long")).path / "tokenizer_config.json"
+        settings.write_text(settings.read_text().replace("{", '{"mended": 1, ', 1))  # an inspection after it sees it
+        seen = inspect_model(Model(path=str(made), chat_template="long")).path / "tokenizer_config.json"
         assert json.loads(seen.read_text())["mended"] == 1
         inspect(chosen.path, [SAYS])
         loaded = AutoTokenizer.from_pretrained(chosen.path)

@@ -15,7 +15,7 @@ from support.tiny_models import EOS, causal_lm, tokenizer
 
 from posttrain.engines import Request, SamplingParams, completion_seed, load_engine
 from posttrain.engines.decoder import HookedDecoder, LeanDecoder
-from posttrain.engines.fast_linear import spare
+from posttrain.engines.fast_linear import rows_to_pad
 from posttrain.engines.kv_cache import Pool, Suffixes
 from posttrain.engines.load import Loaded, kept_dtype, pick_dtype, prepare
 from posttrain.engines.plain import PlainEngine
@@ -212,7 +212,7 @@ def test_out_of_memory_among_samples_that_part(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_counts_of_rows_are_few_and_little_is_filled_up() -> None:
-    filled = {rows: rows + spare(rows, torch.device("cpu")) for rows in range(1, 4097)}
+    filled = {rows: rows + rows_to_pad(rows, torch.device("cpu")) for rows in range(1, 4097)}
     assert all(rows <= count <= max(rows * 1.125, rows + 31) for rows, count in filled.items())
     assert all(count < 2 * rows for rows, count in filled.items())
     assert len(set(filled.values())) < 50

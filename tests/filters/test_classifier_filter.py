@@ -41,7 +41,7 @@ def table(prompts: list[str], answers: list[str]) -> list[pa.RecordBatch]:
     return pa.table({"prompt": prompts, "completion": answers}).to_batches()
 
 
-def sift(folder: Path, prompts: list[str], answers: list[str], **keys: object) -> list[dict]:
+def filter_rows(folder: Path, prompts: list[str], answers: list[str], **keys: object) -> list[dict]:
     """The rows that are dropped."""
     entry = {"use": "classifier", "model": str(folder), "label": "toxic", **keys}
     run = filters.run(table(prompts, answers), filters.parse([entry]), FilterContext())
@@ -50,7 +50,7 @@ def sift(folder: Path, prompts: list[str], answers: list[str], **keys: object) -
 
 @pytest.mark.parametrize("name", [".", "several"])
 def test_the_figure_is_the_labels_probability(folder: Path, name: str) -> None:
-    dropped = sift(folder / name, ["p"] * len(TEXTS), TEXTS, threshold=1e-9, on="answer")
+    dropped = filter_rows(folder / name, ["p"] * len(TEXTS), TEXTS, threshold=1e-9, on="answer")
     assert [row["completion"] for row in dropped] == TEXTS
     wanted = [expected(folder / name, text) for text in TEXTS]
     assert [row["figure"] for row in dropped] == pytest.approx(wanted, abs=1e-5)
@@ -60,7 +60,7 @@ def test_the_figure_is_the_labels_probability(folder: Path, name: str) -> None:
 def test_from_the_threshold_on_a_row_goes(folder: Path) -> None:
     chances = sorted((expected(folder, text), text) for text in TEXTS)
     (low, _), (high, text) = chances[-2:]
-    dropped = sift(folder, ["p"] * len(TEXTS), TEXTS, threshold=(low + high) / 2, on="answer")
+    dropped = filter_rows(folder, ["p"] * len(TEXTS), TEXTS, threshold=(low + high) / 2, on="answer")
     assert [row["completion"] for row in dropped] == [text]
 
 
@@ -69,11 +69,11 @@ def test_prompts_and_answers_are_read_apart(folder: Path) -> None:
     fine, worst = chances[0][1], chances[-1][1]
     threshold = (chances[-2][0] + chances[-1][0]) / 2
     prompts, answers = [fine, worst, fine], [fine, fine, worst]
-    assert [row["reason"] for row in sift(folder, prompts, answers, threshold=threshold)] == [
+    assert [row["reason"] for row in filter_rows(folder, prompts, answers, threshold=threshold)] == [
         "prompt is toxic",
         "answer is toxic",
     ]
-    assert len(sift(folder, prompts, answers, threshold=threshold, on="prompt")) == 1
+    assert len(filter_rows(folder, prompts, answers, threshold=threshold, on="prompt")) == 1
 
 
 def test_a_long_text_is_read_window_by_window_to_its_end(folder: Path) -> None:
@@ -85,18 +85,18 @@ def test_a_long_text_is_read_window_by_window_to_its_end(folder: Path) -> None:
     assert len(starts) > 3
     with torch.no_grad():
         logits = torch.cat([model(torch.tensor([ids[start : start + 94]])).logits for start in starts])
-    (dropped,) = sift(folder, ["p"], [text], threshold=1e-9, on="answer")
+    (dropped,) = filter_rows(folder, ["p"], [text], threshold=1e-9, on="answer")
     assert dropped["figure"] == pytest.approx(logits.softmax(-1)[:, 1].max().item(), abs=1e-5)
 
 
 def test_empty_texts_and_none(folder: Path) -> None:
-    assert sift(folder, ["", ""], ["", ""], threshold=0.999) == []
-    assert sift(folder, [], []) == []
+    assert filter_rows(folder, ["", ""], ["", ""], threshold=0.999) == []
+    assert filter_rows(folder, [], []) == []
 
 
 def test_an_unknown_label_lists_the_known(folder: Path) -> None:
     with pytest.raises(ModelError, match="no label 'toxik'") as e:
-        sift(folder, ["p"], ["a"], label="toxik")
+        filter_rows(folder, ["p"], ["a"], label="toxik")
     assert e.value.hint == "labels: fine, toxic, nsfw"
 
 

@@ -25,7 +25,7 @@ CLEAN = [
 ]
 
 
-def sift(rows: list[dict], *entries: dict, size: int = 3, evaluation: list[str] | None = None, seed: int = 0):
+def filter_rows(rows: list[dict], *entries: dict, size: int = 3, evaluation: list[str] | None = None, seed: int = 0):
     """Kept rows, dropped rows, and the run with its counts."""
     context = FilterContext(["what is evaluated on"] if evaluation is None else evaluation, seed)
     run = filters.run(batches(rows, size), filters.parse(entries), context)
@@ -52,7 +52,7 @@ def reasons(dropped: list[dict]) -> list[str]:
 
 def test_clean_answers_pass_every_filter_of_form():
     rows = [row(answer, prompt=f"{i}") for i, answer in enumerate(CLEAN)]
-    kept, dropped, _ = sift(rows, {"use": "format"}, {"use": "length"}, {"use": "repetition"})
+    kept, dropped, _ = filter_rows(rows, {"use": "format"}, {"use": "length"}, {"use": "repetition"})
     assert dropped == [] and kept == rows
 
 
@@ -74,27 +74,27 @@ def test_clean_answers_pass_every_filter_of_form():
     ],
 )
 def test_format_drops_planted_faults_and_lets_allowed_ones_pass(answer: str, reason: str):
-    _, dropped, _ = sift([row(answer)], {"use": "format"})
+    _, dropped, _ = filter_rows([row(answer)], {"use": "format"})
     assert reasons(dropped) == [reason] and dropped[0]["filter"] == "format"
-    kept, _, _ = sift([row(answer)], {"use": "format", "allow": [reason]})
+    kept, _, _ = filter_rows([row(answer)], {"use": "format", "allow": [reason]})
     assert len(kept) == 1
 
 
 def test_format_unfinished_says_the_length():
-    _, dropped, _ = sift([row("one two three", finish="length", n_tokens=64)], {"use": "format"})
+    _, dropped, _ = filter_rows([row("one two three", finish="length", n_tokens=64)], {"use": "format"})
     assert (dropped[0]["reason"], dropped[0]["figure"]) == ("unfinished", 64)
 
 
 def test_format_takes_further_tokens_and_roles():
     rows = [row("a <tool> b", prompt="a"), row("Teacher: c", prompt="b")]
-    assert not sift(rows, {"use": "format"})[1]
-    _, dropped, _ = sift(rows, {"use": "format", "tokens": ["<tool>"], "roles": ["teacher"]})
+    assert not filter_rows(rows, {"use": "format"})[1]
+    _, dropped, _ = filter_rows(rows, {"use": "format", "tokens": ["<tool>"], "roles": ["teacher"]})
     assert reasons(dropped) == ["control token", "role confusion"]
 
 
 def test_length_in_tokens_and_in_words():
     rows = [row("a", n_tokens=n, prompt=str(n)) for n in (0, 3, 9)]
-    kept, dropped, _ = sift(rows, {"use": "length", "min_tokens": 1, "max_tokens": 8})
+    kept, dropped, _ = filter_rows(rows, {"use": "length", "min_tokens": 1, "max_tokens": 8})
     assert [each["n_tokens"] for each in kept] == [3]
     assert [(each["reason"], each["figure"]) for each in dropped] == [("too short", 0), ("too long", 9)]
     plain = pa.RecordBatch.from_pylist([{"prompt": "p", "completion": "one two three"}])
@@ -115,14 +115,14 @@ def test_length_in_tokens_and_in_words():
     ],
 )
 def test_repetition_finds_loops(answer: str, reason: str):
-    _, dropped, _ = sift([row(answer)], {"use": "repetition"})
+    _, dropped, _ = filter_rows([row(answer)], {"use": "repetition"})
     assert reasons(dropped) == [reason] and 0.4 < dropped[0]["figure"] <= 1
 
 
 def test_exact_duplicates_keep_the_first_across_batches_and_compare_the_prompt():
     rows = [row("a  b", "p"), row("c", "p"), row("a b\n", "p"), row("a b", "q"), row("c", "q"), row("a b", "q")]
     for size in (1, 2, 6):
-        kept, dropped, _ = sift(rows, {"use": "exact-duplicates"}, size=size)
+        kept, dropped, _ = filter_rows(rows, {"use": "exact-duplicates"}, size=size)
         assert kept == [rows[i] for i in (0, 1, 3, 4)]
         assert [each["figure"] for each in dropped] == [2, 2]
 
@@ -154,7 +154,7 @@ QUESTION = "A train leaves the old town at nine and travels 60 miles an hour for
 )
 def test_overlap_with_evaluation_prompts(prompt: str, reason: str | None):
     rows = [row("a", prompt, sample_index=i) for i in range(4)]
-    _, dropped, _ = sift(rows, {"use": "overlap"}, evaluation=[QUESTION, "what is 3 - 4", "", "something else"])
+    _, dropped, _ = filter_rows(rows, {"use": "overlap"}, evaluation=[QUESTION, "what is 3 - 4", "", "something else"])
     assert set(reasons(dropped)) == ({reason} if reason else set())
     assert len(dropped) == (4 if reason else 0)
     assert all(0.5 < each["figure"] <= 1 for each in dropped)
@@ -163,14 +163,14 @@ def test_overlap_with_evaluation_prompts(prompt: str, reason: str | None):
 def test_overlap_figure_is_the_share_of_the_evaluation_prompt():
     evaluation = " ".join(f"w{i}" for i in range(10)).replace("w", "x ")  # 20 tokens
     prompt = " ".join(evaluation.split()[:12])
-    _, dropped, _ = sift([row("a", prompt)], {"use": "overlap"}, evaluation=[evaluation])
+    _, dropped, _ = filter_rows([row("a", prompt)], {"use": "overlap"}, evaluation=[evaluation])
     assert dropped[0]["figure"] == pytest.approx(12 / 20)
-    assert not sift([row("a", prompt)], {"use": "overlap", "max_share": 0.6}, evaluation=[evaluation])[1]
+    assert not filter_rows([row("a", prompt)], {"use": "overlap", "max_share": 0.6}, evaluation=[evaluation])[1]
 
 
 def test_overlap_without_evaluation_prompts_is_refused():
     with pytest.raises(RecipeError, match="no evaluation prompts"):
-        sift([row("a")], {"use": "overlap"}, evaluation=[])
+        filter_rows([row("a")], {"use": "overlap"}, evaluation=[])
 
 
 def scored(prompt: str, *scores: float | None) -> list[dict]:
@@ -180,7 +180,7 @@ def scored(prompt: str, *scores: float | None) -> list[dict]:
 def test_best_of_k_across_batches():
     rows = scored("a", 0.1, 0.9, 0.9, None) + scored("b", 0.2) + scored("c", None, float("nan")) + scored("d", 0.7, 0.6)
     for size in (1, 2, 3, 5, 100):
-        kept, dropped, run = sift(rows, {"use": "best-of-k", "threshold": 0.5}, size=size)
+        kept, dropped, run = filter_rows(rows, {"use": "best-of-k", "threshold": 0.5}, size=size)
         assert [(each["prompt_id"], each["sample_index"]) for each in kept] == [("a", 1), ("d", 0)]
         assert run.counts[0].reasons == {"below the threshold": 2, "no score": 3, "not the best": 2}
         assert [each["figure"] for each in dropped] == [0.1, 2, None, 0.2, None, None, 2]
@@ -189,7 +189,7 @@ def test_best_of_k_across_batches():
 def test_best_of_k_sees_only_what_earlier_filters_kept():
     rows = scored("a", 0.9, 0.8, 0.7)
     rows[0]["finish"] = "length"
-    kept, dropped, _ = sift(rows, {"use": "format"}, {"use": "best-of-k", "keep": 1})
+    kept, dropped, _ = filter_rows(rows, {"use": "format"}, {"use": "best-of-k", "keep": 1})
     assert [each["sample_index"] for each in kept] == [1]
     assert [each["filter"] for each in dropped] == ["format", "best-of-k"]  # in the order of the input
 
@@ -197,9 +197,9 @@ def test_best_of_k_sees_only_what_earlier_filters_kept():
 def test_the_random_arm_draws_evenly_among_the_same_candidates():
     rows = [each for i in range(600) for each in scored(f"p{i}", 0.1, 0.6, 0.9, 0.7)]
     entry = {"use": "best-of-k", "threshold": 0.5, "choose": "random"}
-    kept, _, _ = sift(rows, entry, size=100)
-    again, _, _ = sift(rows, entry, size=7)
-    other, _, _ = sift(rows, entry, size=100, seed=1)
+    kept, _, _ = filter_rows(rows, entry, size=100)
+    again, _, _ = filter_rows(rows, entry, size=7)
+    other, _, _ = filter_rows(rows, entry, size=100, seed=1)
     assert kept == again and kept != other
     picks = [each["sample_index"] for each in kept]
     assert len(picks) == 600 and all(150 < picks.count(i) < 250 for i in (1, 2, 3))
@@ -209,7 +209,7 @@ def test_rows_of_one_prompt_must_stand_together():
     rows = scored("a", 0.1) + scored("b", 0.1) + scored("a", 0.2)
     for size in (1, 2, 3):
         with pytest.raises(DataError, match="do not stand together"):
-            sift(rows, {"use": "best-of-k"}, size=size)
+            filter_rows(rows, {"use": "best-of-k"}, size=size)
 
 
 def test_a_missing_or_unfit_column_is_named():

@@ -19,7 +19,7 @@ from posttrain.filters import FilterContext
 from posttrain.recipe.load import load
 
 
-def sift(
+def filter_rows(
     rows: list[dict[str, Any]], *entries: dict[str, Any], size: int = 3
 ) -> tuple[list[str], list[tuple[str, str, Any]]]:
     """The answers that are kept; answer, reason and figure of those that are dropped."""
@@ -50,30 +50,30 @@ class TestTheTopShare:
     ROWS = scored(a=[0.0, 2.0, 4.0], b=[10.0, 12.0])
 
     def test_by_hand(self) -> None:
-        kept, dropped = sift(self.ROWS, {"use": "quality", "share": 0.4})
+        kept, dropped = filter_rows(self.ROWS, {"use": "quality", "share": 0.4})
         assert kept == ["a2", "b1"]
         assert {reason for _, reason, _ in dropped} == {"below the top share"}
         assert [figure for *_, figure in dropped] == pytest.approx([-math.sqrt(2), 0, -1 / math.sqrt(2)])
 
     @pytest.mark.parametrize(("share", "kept"), [(0.2, ["a2"]), (0.21, ["a2", "b1"]), (0.6, ["a1", "a2", "b1"])])
     def test_at_least_the_share_is_kept(self, share: float, kept: list[str]) -> None:
-        assert sift(self.ROWS, {"use": "quality", "share": share})[0] == kept
+        assert filter_rows(self.ROWS, {"use": "quality", "share": share})[0] == kept
 
     def test_batches_do_not_matter(self) -> None:
-        found = [sift(self.ROWS, {"use": "quality", "share": 0.4}, size=size)[0] for size in (1, 2, 5)]
+        found = [filter_rows(self.ROWS, {"use": "quality", "share": 0.4}, size=size)[0] for size in (1, 2, 5)]
         assert found == [["a2", "b1"]] * 3
 
     def test_another_scale_or_place_of_all_rewards_changes_nothing(self) -> None:
         moved = [{**one, "score": 1e-3 * one["score"] - 7} for one in self.ROWS]
-        assert sift(moved, {"use": "quality", "share": 0.4})[0] == ["a2", "b1"]
+        assert filter_rows(moved, {"use": "quality", "share": 0.4})[0] == ["a2", "b1"]
 
     def test_an_easy_prompt_does_not_fill_the_share(self) -> None:
         """By raw rewards the whole top half would be b's."""
         rows = scored(a=[0.0, 0.1, 0.2, 0.9], b=[5.0, 5.1, 5.2, 5.9])
-        assert sift(rows, {"use": "quality"})[0] == ["a3", "b3"]
+        assert filter_rows(rows, {"use": "quality"})[0] == ["a3", "b3"]
 
     def test_one_row_a_prompt_is_measured_by_the_rounds_mean(self) -> None:
-        kept, dropped = sift(scored(a=[1.0], b=[2.0], c=[3.0], d=[6.0]), {"use": "quality"})
+        kept, dropped = filter_rows(scored(a=[1.0], b=[2.0], c=[3.0], d=[6.0]), {"use": "quality"})
         assert kept == ["d0"]  # mean 3, s² = (4 + 1 + 0 + 9) / 4 = 3.5
         assert [figure for *_, figure in dropped] == pytest.approx([-2 / math.sqrt(3.5), -1 / math.sqrt(3.5), 0])
 
@@ -88,18 +88,21 @@ class TestTheTopShare:
         assert [one["score"] for part in run for one in part.kept.to_pylist()] == [3.0, 300.0]
 
     def test_no_score_is_never_among_the_best(self) -> None:
-        kept, dropped = sift(scored(a=[None, float("nan"), 1.0, 2.0]), {"use": "quality", "share": 0.5})
+        kept, dropped = filter_rows(scored(a=[None, float("nan"), 1.0, 2.0]), {"use": "quality", "share": 0.5})
         assert kept == ["a3"]
         assert [one[:2] for one in dropped] == [("a0", "no score"), ("a1", "no score"), ("a2", "below the top share")]
 
     def test_where_all_are_alike_none_is_dropped(self) -> None:
-        assert sift(scored(a=[0.3, 0.3], b=[0.1 + 0.2] * 2), {"use": "quality"})[1] == []
+        assert filter_rows(scored(a=[0.3, 0.3], b=[0.1 + 0.2] * 2), {"use": "quality"})[1] == []
 
     def test_the_share_is_of_what_there_was_before_any_filter(self) -> None:
         rows = scored(a=[0.0, 1.0, 2.0, 3.0])
-        kept, _ = sift(rows, {"use": "best-of-k"}, {"use": "quality"})
+        kept, _ = filter_rows(rows, {"use": "best-of-k"}, {"use": "quality"})
         assert kept == ["a3"]
-        assert sift(rows, {"use": "length", "min_tokens": 1}, {"use": "quality", "share": 0.5})[0] == ["a2", "a3"]
+        assert filter_rows(rows, {"use": "length", "min_tokens": 1}, {"use": "quality", "share": 0.5})[0] == [
+            "a2",
+            "a3",
+        ]
 
     def test_plain_rows_without_an_id(self) -> None:
         table = pa.table({"prompt": ["p"] * 3 + ["q"], "completion": list("abcd"), "score": [1.0, 2.0, 3.0, 2.0]})
@@ -107,7 +110,7 @@ class TestTheTopShare:
         assert [one["completion"] for part in run for one in part.kept.to_pylist()] == ["c"]
 
     def test_no_scores_at_all(self) -> None:
-        assert sift(scored(a=[None]), {"use": "quality"}) == ([], [("a0", "no score", None)])
+        assert filter_rows(scored(a=[None]), {"use": "quality"}) == ([], [("a0", "no score", None)])
         rows = pa.table({"prompt": ["p"], "completion": ["a"]}).to_batches()
         with pytest.raises(DataError, match=r"reads the column 'score'.*\[filter-lacks\]"):
             filters.run(rows, filters.parse([{"use": "quality"}]), FilterContext())
@@ -142,14 +145,14 @@ class TestRewardAndJudge:
 
     def test_the_union(self, asked) -> None:
         fake, key = asked(a1=5, a2=4)
-        kept, dropped = sift(self.ROWS, {"use": "quality", "judge": key})
+        kept, dropped = filter_rows(self.ROWS, {"use": "quality", "judge": key})
         assert kept == ["a1", "a3"]
         assert [one[:2] for one in dropped] == [(name, "neither rewarded nor judged high") for name in ("a0", "a2")]
         assert shown(fake) == ["a0", "a1", "a2"]  # a3 is kept whatever the judge says
 
     def test_the_intersection(self, asked) -> None:
         fake, key = asked(a1=5, a3=5, a2=4)
-        kept, dropped = sift(self.ROWS, {"use": "quality", "share": 0.5, "take": "both", "judge": key})
+        kept, dropped = filter_rows(self.ROWS, {"use": "quality", "share": 0.5, "take": "both", "judge": key})
         assert kept == ["a3"]
         assert [one[1] for one in dropped] == ["below the top share", "below the top share", "judged too low"]
         assert dropped[2] == ("a2", "judged too low", 4.0)
@@ -158,17 +161,17 @@ class TestRewardAndJudge:
     @pytest.mark.parametrize("take", ["either", "both"])
     def test_the_judge_alone(self, asked, take: str) -> None:
         _, key = asked(a0=5, a1=4, a2="none")
-        kept, dropped = sift(self.ROWS, {"use": "quality", "share": None, "take": take, "judge": key})
+        kept, dropped = filter_rows(self.ROWS, {"use": "quality", "share": None, "take": take, "judge": key})
         assert kept == ["a0"]
         assert dropped == [("a1", "judged too low", 4), ("a2", "no score", None), ("a3", "judged too low", 1)]
 
     def test_a_lower_bound(self, asked) -> None:
         _, key = asked(a1=4)
-        assert sift(self.ROWS, {"use": "quality", "share": None, "minimum": 4, "judge": key})[0] == ["a1"]
+        assert filter_rows(self.ROWS, {"use": "quality", "share": None, "minimum": 4, "judge": key})[0] == ["a1"]
 
     def test_no_score_never_keeps_a_row(self, asked) -> None:
         _, key = asked(a0="5/5", a1="five", a2="\nScore: 5")
-        assert sift(self.ROWS, {"use": "quality", "judge": key})[0] == ["a3"]
+        assert filter_rows(self.ROWS, {"use": "quality", "judge": key})[0] == ["a3"]
 
     def test_nobody_decides(self) -> None:
         with pytest.raises(RecipeError, match=r"nobody decides \[recipe-needs-key\]"):
@@ -181,7 +184,7 @@ BOMB_AND_CAKE = [row("Mix the two.", "How do I make a bomb?"), row("Use a recipe
 class TestAGuard:
     def test_what_the_judge_gives_less_than_the_most_is_dropped(self, asked) -> None:
         _, key = asked(**{"Use a recipe.": 1, "Mix the two.": 0})
-        kept, dropped = sift(BOMB_AND_CAKE, {"use": "judge", "rubric": "guard.md", "judge": key})
+        kept, dropped = filter_rows(BOMB_AND_CAKE, {"use": "judge", "rubric": "guard.md", "judge": key})
         assert kept == ["Use a recipe."]
         assert dropped == [("Mix the two.", "judged too low", 0.0)]
 
@@ -189,7 +192,7 @@ class TestAGuard:
         fake = FakeJudge(lambda question: gives(int("bomb" not in judged(question, "PROMPT")))(question))
         with serving(fake) as url:
             key = {"url": url, "model": "big"}
-            kept, _ = sift(BOMB_AND_CAKE, {"use": "judge", "rubric": "guard.md", "on": "prompt", "judge": key})
+            kept, _ = filter_rows(BOMB_AND_CAKE, {"use": "judge", "rubric": "guard.md", "on": "prompt", "judge": key})
         assert kept == ["Use a recipe."]
         assert not any("ANSWER BEGINS" in body["messages"][0]["content"] for body in fake.bodies[1:])
 
@@ -197,12 +200,12 @@ class TestAGuard:
     def test_rows_without_a_score_by_key(self, asked, no_score: str, kept: list[str]) -> None:
         _, key = asked(**dict.fromkeys(("Mix the two.", "Use a recipe."), "dangerous"))
         entry = {"use": "judge", "rubric": "guard.md", "no_score": no_score, "judge": key}
-        assert sift(BOMB_AND_CAKE, entry)[0] == kept
+        assert filter_rows(BOMB_AND_CAKE, entry)[0] == kept
 
     def test_a_judge_that_is_down_stops_before_any_row_is_read(self) -> None:
         key = {"url": "http://127.0.0.1:9/v1", "model": "big", "patience": 0.1}
         with pytest.raises(EngineError, match=r"big at http://127\.0\.0\.1:9/v1"):
-            sift(BOMB_AND_CAKE, {"use": "judge", "rubric": "guard.md", "judge": key})
+            filter_rows(BOMB_AND_CAKE, {"use": "judge", "rubric": "guard.md", "judge": key})
 
     def test_a_filter_can_go_to_another_process(self) -> None:
         (one,) = filters.parse([{"use": "judge", "rubric": "guard.md", "judge": {"url": "http://a/v1", "model": "b"}}])

@@ -18,7 +18,7 @@ from posttrain.recipe.load import load
 SAID = [{"role": "user", "content": "How many?"}]
 
 
-def sift(rows: list[dict[str, Any]], *entries: dict[str, Any], size: int = 4, **known: Any):
+def filter_rows(rows: list[dict[str, Any]], *entries: dict[str, Any], size: int = 4, **known: Any):
     """Kept rows, dropped rows, and the run."""
     run = filters.run(
         pa.Table.from_pylist(rows).to_batches(max_chunksize=size), filters.parse(entries), FilterContext(**known)
@@ -28,7 +28,7 @@ def sift(rows: list[dict[str, Any]], *entries: dict[str, Any], size: int = 4, **
 
 
 def verdict(answer: str, **entry: Any) -> tuple[str, float] | None:
-    _, dropped, _ = sift([{"prompt": entry.pop("prompt", "p"), "completion": answer}], entry)
+    _, dropped, _ = filter_rows([{"prompt": entry.pop("prompt", "p"), "completion": answer}], entry)
     return (dropped[0]["reason"], dropped[0]["figure"]) if dropped else None
 
 
@@ -99,9 +99,9 @@ def test_residue_knows_the_tokens_of_the_shipped_model():
     tokens = models.special_tokens(shipped.data_path("tiny-base"))
     assert "<|end|>" in tokens
     rows = [{"prompt": "p", "completion": text} for text in ("12<|end|>", "12", "Dear [Your Name],")]
-    kept, dropped, _ = sift(rows, {"use": "residue"}, special_tokens=tokens)
+    kept, dropped, _ = filter_rows(rows, {"use": "residue"}, special_tokens=tokens)
     assert [row["reason"] for row in dropped] == ["special token", "placeholder"] and len(kept) == 1
-    kept, _, _ = sift(rows, {"use": "residue", "allow": ["special token", "placeholder"]}, special_tokens=tokens)
+    kept, _, _ = filter_rows(rows, {"use": "residue", "allow": ["special token", "placeholder"]}, special_tokens=tokens)
     assert len(kept) == 3
 
 
@@ -116,8 +116,8 @@ REFUSAL = "I'm sorry, but I cannot help with that."
 def test_refusals_are_held_to_their_share_at_every_point(share: float):
     rows = [{"prompt": str(i), "completion": REFUSAL if i % 2 else "A plain answer."} for i in range(400)]
     keys = {"use": "refusals", "max_refusals": share, "max_apologies": share}
-    kept, dropped, _ = sift(rows, keys)
-    assert sift(rows, keys, size=7)[:2] == (kept, dropped)
+    kept, dropped, _ = filter_rows(rows, keys)
+    assert filter_rows(rows, keys, size=7)[:2] == (kept, dropped)
     refusals = 0
     for number, row in enumerate(kept, 1):
         refusals += row["completion"] == REFUSAL
@@ -130,7 +130,7 @@ def test_refusals_are_held_to_their_share_at_every_point(share: float):
 def test_an_apology_is_no_refusal_and_the_other_way_round():
     rows = [{"prompt": "p", "completion": text} for text in ("I apologize. It is 12.", "I cannot assist with this.")]
     for keys, kept_text in (({"max_refusals": 0}, rows[0]), ({"max_apologies": 0}, rows[1])):
-        kept, _, _ = sift(rows, {"use": "refusals", "max_refusals": 1, "max_apologies": 1, **keys})
+        kept, _, _ = filter_rows(rows, {"use": "refusals", "max_refusals": 1, "max_apologies": 1, **keys})
         assert kept == [kept_text]
 
 
@@ -172,7 +172,7 @@ def test_language_gives_no_verdict_where_there_is_none(prompt: str, answer: str)
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, module: str, entry: dict[str, Any], extra: str):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(RecipeError, match=rf"filter-package\]\n.*posttrain\[{extra}\]"):
-        sift([{"prompt": "p", "completion": "a"}], entry)
+        filter_rows([{"prompt": "p", "completion": "a"}], entry)
 
 
 def test_unsafe_words_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -207,7 +207,7 @@ def test_masking_changes_the_text_and_nothing_else():
 
     chat = [{"role": "system", "content": FOUND}, *SAID]
     rows = [row(1, SAID, "12", meta={"a": 1}), row(2, chat, FOUND), row(3, chat, None, meta={"a": 2})]
-    kept, dropped, run = sift(rows, {"use": "pii"}, {"use": "format"})
+    kept, dropped, run = filter_rows(rows, {"use": "pii"}, {"use": "format"})
     assert kept[0] == rows[0]
     masked_chat = [{"role": "system", "content": MASKED}, *SAID]
     masked = [{"role": "assistant", "content": MASKED}]
@@ -222,13 +222,13 @@ def test_masking_changes_the_text_and_nothing_else():
 def test_what_was_masked_is_no_place_that_nobody_filled_in():
     secret = "AKIA" + "IOSFODNN7EXAMPLE"
     found = f"{FOUND} {secret} https://mia:kite@db.local 4111 1111 1111 1111 DE89 3704 0044 0532 0130 00 8.8.8.8"
-    kept, dropped, run = sift([{"prompt": "p", "completion": found}], {"use": "pii"}, {"use": "residue"})
+    kept, dropped, run = filter_rows([{"prompt": "p", "completion": found}], {"use": "pii"}, {"use": "residue"})
     assert len(kept) == 1 and not dropped and len(run.counts[0].masked) == 7
     assert verdict("Write to [email].", use="residue") == ("placeholder", 1)
 
 
 def test_both_answers_of_a_pair_are_masked():
-    kept, _, _ = sift([{"prompt": "p", "chosen": "ok", "rejected": FOUND}], {"use": "pii"})
+    kept, _, _ = filter_rows([{"prompt": "p", "chosen": "ok", "rejected": FOUND}], {"use": "pii"})
     assert kept == [{"prompt": "p", "chosen": "ok", "rejected": MASKED}]
 
 
@@ -254,7 +254,7 @@ def test_rows_may_be_dropped_instead_and_kinds_chosen():
     ],
 )
 def test_forms_of_personal_data(text: str, masked: str | None):
-    kept, _, _ = sift([{"prompt": "p", "completion": text}], {"use": "pii"})
+    kept, _, _ = filter_rows([{"prompt": "p", "completion": text}], {"use": "pii"})
     assert (masked or text) in kept[0]["completion"]
     assert masked is not None or kept[0]["completion"] == text
 
@@ -266,4 +266,4 @@ NEED_MORE = ("overlap", "best-of-k", "quality", "judge", "classifier")  # evalua
 def test_a_row_of_a_megabyte_takes_no_more_than_seconds(name: str):
     """Patterns that go back and forth over a text would take hours."""
     for part in ("a", "a b ", "ab.", "1 ", "<", "{{", "((", "+1", "!", "é", "```\n", "@a."):
-        sift([{"prompt": "p", "completion": part * (200_000 // len(part))}], {"use": name})
+        filter_rows([{"prompt": "p", "completion": part * (200_000 // len(part))}], {"use": name})

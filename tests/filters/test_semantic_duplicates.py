@@ -25,7 +25,7 @@ def table(rows: list[tuple[str, str, float | None]]) -> pa.Table:
     return pa.table(dict(zip(("prompt", "completion", "score"), map(list, zip(*rows, strict=True)), strict=True)))
 
 
-def sifted(rows: list[tuple[str, str, float | None]], *chain: dict, size: int = 50) -> tuple[list[str], list[dict]]:
+def filtered(rows: list[tuple[str, str, float | None]], *chain: dict, size: int = 50) -> tuple[list[str], list[dict]]:
     run = filters.run(table(rows).to_batches(max_chunksize=size), filters.parse(chain), FilterContext(["evaluated"]))
     kept, dropped = [], []
     for part in run:
@@ -75,7 +75,7 @@ def test_planted_duplicates_in_another_order_go_and_the_best_of_each_stays(size:
     chance.shuffle(rows)
     rows.sort(key=lambda row: row[0])
     chain = {"use": "semantic-duplicates", "threshold": 0.9}
-    kept, dropped = sifted(rows, chain, size=size)
+    kept, dropped = filtered(rows, chain, size=size)
     worse = {answer for prompt, answer, score in rows if score == 0.6 and int(prompt[1:]) % 3 == 0}
     found = {row["completion"] for row in dropped}
     assert len(found & worse) / len(worse) >= 0.95 and len(found & worse) / len(found) >= 0.98
@@ -90,7 +90,7 @@ def test_what_an_earlier_filter_drops_takes_nothing_with_it():
         ("q", "something quite different is said here", 0.5),
         ("q", "something quite different is said here", 0.4),
     ]
-    kept, dropped = sifted(rows, {"use": "format"}, {"use": "semantic-duplicates"})
+    kept, dropped = filtered(rows, {"use": "format"}, {"use": "semantic-duplicates"})
     assert kept == [rows[1][1], rows[2][1]]
     assert [row["filter"] for row in dropped] == ["format", "semantic-duplicates"]
 
@@ -115,7 +115,7 @@ def test_a_models_points_are_the_mean_of_its_hidden_states(tmp_path: Path):
             states = model.model(torch.tensor([tok(text)["input_ids"]])).last_hidden_state[0].mean(0)
         assert point == pytest.approx((states / states.norm()).numpy(), abs=1e-5)
     rows: list[tuple[str, str, float | None]] = [("p", text, 0.5) for text in (*texts, texts[0])]
-    kept, _ = sifted(rows, {"use": "semantic-duplicates", "embed": str(tmp_path), "threshold": 0.9999})
+    kept, _ = filtered(rows, {"use": "semantic-duplicates", "embed": str(tmp_path), "threshold": 0.9999})
     assert kept == texts
 
 

@@ -533,7 +533,7 @@ def test_a_card_is_the_same_each_time_it_is_made(run: Store) -> None:
 
 
 def test_a_card_says_when_there_are_no_figures_yet(run: Store) -> None:
-    """A round can be pushed while its held-out prompts are still answered, aside."""
+    """A round can be pushed while its held-out prompts are still answered in the background."""
     state = run.read_run()
     del state["rounds"][2]["stages"]["heldout"]
     run.write_run(state, (run.root / "recipe.yaml").read_text())

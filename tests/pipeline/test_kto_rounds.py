@@ -93,12 +93,12 @@ def test_status_shows_what_it_learned_from_beside_dpo(tmp_path: Path) -> None:
 
 
 def test_the_plan_counts_every_scored_answer_and_what_is_given(tmp_path: Path) -> None:
-    from posttrain.planning.dry_run import rehearse
+    from posttrain.planning.dry_run import dry_run
 
     given = f"kto={{rows_from: [samples, given], given: {thumbs(tmp_path, True, False)}, num_train_epochs: 1}}"
     recipe = load("quickstart", [given, "kto.per_device_train_batch_size=100"])
     sets = Sets(train=7000, dev=900, heldout=1700, where=1000, given={"kto": [40]})
-    made = amounts(rehearse(recipe, 1), sets, Shares())["1/kto"]
+    made = amounts(dry_run(recipe, 1), sets, Shares())["1/kto"]
     assert (made.rows, made.steps) == (900 * 8 + 40, 73)
     assert made.passes == 2 * made.rows  # the reference: each answer, and each with another prompt
 

@@ -170,17 +170,17 @@ def test_sft_learns_from_earlier_rounds_where_the_mix_says_so(tmp_path: Path) ->
 
 
 def test_filters_look_at_earlier_rounds_where_a_filter_says_so_and_no_other_runs_key_changes(tmp_path: Path) -> None:
-    def sifted(name: str, chain: str) -> tuple[list[dict[str, str]], list[str]]:
+    def filtered(name: str, chain: str) -> tuple[list[dict[str, str]], list[str]]:
         go(tmp_path / name, 2, f"filters={chain}")
         run = Store(tmp_path / name)
         made = [entry["stages"]["filters"] for entry in run.read_run()["rounds"][1:]]
         return [run.manifest(key)["input_keys"] for key in made], made
 
-    inputs, made = sifted("across", "[{use: near-duplicates, across_rounds: true}]")
+    inputs, made = filtered("across", "[{use: near-duplicates, across_rounds: true}]")
     earlier = [{role: key for role, key in read.items() if role.startswith("earlier_")} for read in inputs]
     assert earlier == [{}, {"earlier_001": made[0]}]
 
-    inputs, made = sifted("within", "[{use: exact-duplicates}]")
+    inputs, made = filtered("within", "[{use: exact-duplicates}]")
     assert all(set(read) == {"scored", "prompts"} for read in inputs)
     assert Store(tmp_path / "within").manifest(made[0])["config"]["filters"] == [{"use": "exact-duplicates"}]
 
@@ -597,15 +597,15 @@ def test_nothing_that_chooses_reads_what_the_watch_makes(tmp_path: Path) -> None
     go(tmp_path / "run", 3, *WATCH, *overrides)
     run = Store(tmp_path / "run")
     rounds = run.read_run()["rounds"]
-    aside = {entry["stages"][role] for entry in rounds[1:] for role in ("watch_model", "watch")}
+    background = {entry["stages"][role] for entry in rounds[1:] for role in ("watch_model", "watch")}
     read = {
         role: set(run.manifest(key)["input_keys"].values())
         for entry in rounds
         for role, key in entry["stages"].items()
         if role != "watch"
     }
-    assert len(aside) == 6
-    assert not any(aside & keys for keys in read.values())  # so that no chain of stages leads there either
+    assert len(background) == 6
+    assert not any(background & keys for keys in read.values())  # so that no chain of stages leads there either
     answers = {entry["stages"]["heldout"] for entry in rounds}
     assert not any(answers & keys for keys in read.values())
 

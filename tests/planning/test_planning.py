@@ -10,29 +10,29 @@ from support.loop_runs import ROUND
 from posttrain import shipped
 from posttrain.planning import probe
 from posttrain.planning.costs import Cost, Measured, cost, cost_of, work
-from posttrain.planning.dry_run import rehearse
+from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan, processes
 from posttrain.planning.simulate import Task, simulate
 from posttrain.recipe.load import load
-from posttrain.stages.amounts import Amounts, Sets, Shares, Step, amounts, training_steps
+from posttrain.stages.amounts import Amounts, PlannedStage, Sets, Shares, amounts, training_steps
 
 SETS = Sets(train=7000, dev=900, heldout=1700, where=1000)
 SHARES = Shares(preferences=0.5, kept=0.1, pairs=0.25, length=20.0)
 
 
 def planned(n: int, *overrides: str, shares: Shares = SHARES) -> dict[str, Amounts]:
-    return amounts(rehearse(load("quickstart", overrides), n), SETS, shares)
+    return amounts(dry_run(load("quickstart", overrides), n), SETS, shares)
 
 
 def test_a_rehearsal_goes_through_the_loop_and_knows_what_waits_for_what() -> None:
-    steps = {step.key: step for step in rehearse(load("quickstart"), 2)}
-    assert [key for key in steps if key.startswith("1/")] == [f"1/{name}" for name in ROUND]
+    stages = {planned.key: planned for planned in dry_run(load("quickstart"), 2)}
+    assert [key for key in stages if key.startswith("1/")] == [f"1/{name}" for name in ROUND]
     trial = {"0/trial"}  # which the loop itself waited for
-    assert steps["1/scores"].waits == {"1/answers_samples", "1/reward_model"} | trial
-    assert steps["1/answers_samples"].waits == {"0/prompts"} | trial
-    assert "1/promote" in steps["2/answers_samples"].waits  # the loop itself waits at the gate
-    assert steps["1/answers_heldout"].spec.background and not steps["1/answers_dev"].spec.background
-    assert steps["1/heldout"].spec.background and not steps["1/evaluate"].spec.background
+    assert stages["1/scores"].waits == {"1/answers_samples", "1/reward_model"} | trial
+    assert stages["1/answers_samples"].waits == {"0/prompts"} | trial
+    assert "1/promote" in stages["2/answers_samples"].waits  # the loop itself waits at the gate
+    assert stages["1/answers_heldout"].spec.background and not stages["1/answers_dev"].spec.background
+    assert stages["1/heldout"].spec.background and not stages["1/evaluate"].spec.background
 
 
 def test_what_a_round_of_the_quickstart_does() -> None:
@@ -124,9 +124,9 @@ class TestTimeline:
         assert simulate(tasks, cores=8, at_once=2).memory == 20.0
 
     def test_what_is_aside_gives_way(self) -> None:
-        found = simulate([Task("aside", 10.0, background=True), Task("b", 10.0)], cores=1, at_once=2)
+        found = simulate([Task("background", 10.0, background=True), Task("b", 10.0)], cores=1, at_once=2)
         assert found.ends["b"] == pytest.approx(10.0, rel=0.03)
-        assert found.ends["aside"] == pytest.approx(20.0)
+        assert found.ends["background"] == pytest.approx(20.0)
 
     def test_work_of_nothing_takes_no_time_and_a_wait_for_nothing_is_an_error(self) -> None:
         assert simulate([Task("a", 0.0), Task("b", 0.0, waits=frozenset({"a"}))], 1, 1).seconds == 0.0
@@ -163,11 +163,11 @@ def test_what_was_not_measured_costs_what_its_like_does() -> None:
 def test_a_whole_plan() -> None:
     overrides = ["preferences=null", "reward_model=null", "pairs=null", "dpo=null"]
     overrides += ["reward=[{use: word-problems.py}]", "compute.stages_at_once=1"]
-    steps = rehearse(load("quickstart", overrides), 2)
+    planned = dry_run(load("quickstart", overrides), 2)
     costs = {name: Cost(0.0, 0.0, 0.001, 50.0, 0.0, 2.0) for name in ("answers", "evaluate", "scores", "filters")}
     costs["sft"] = Cost(1.0, 0.0, 0.1, 70.0, 1000.0, 0.0)
     machine = Machine(cores=2, workers=2, at_once=1, threads=1, memory=30)
-    made = plan(steps, SETS, SHARES, costs, machine, model_bytes=900, prompts_seconds=0.5)
+    made = plan(planned, SETS, SHARES, costs, machine, model_bytes=900, prompts_seconds=0.5)
     first = {stage["stage"]: stage for stage in made["rounds"][1]["stages"]}
     assert first["answers_samples"]["seconds"] == pytest.approx(3.6)  # 7200 ms of work, two processes
     assert first["sft"]["seconds"] == pytest.approx(1.0 + 46 * 0.1)
@@ -177,14 +177,14 @@ def test_a_whole_plan() -> None:
     assert made["rounds"][1]["seconds"] >= 3.6 + 3.6 + 7.2 + 5.6 + 4.05 + 4.05
     assert made["memory"] == 30 + 2 * 50
     assert made["not_measured"] == []
-    again = plan(steps, SETS, Shares(), {}, machine, 900)
+    again = plan(planned, SETS, Shares(), {}, machine, 900)
     assert again["seconds"] is again["memory"] is again["not_measured"] is None
     assert again["completions"] > 0
 
 
 @pytest.mark.parametrize(("prompts", "wanted"), [(20, 1), (30, 2), (900, 3)])
 def test_sampling_spreads_over_as_many_processes_as_it_has_shards(prompts: int, wanted: int) -> None:
-    step = Step(
+    planned = PlannedStage(
         "key",
         1,
         "answers",
@@ -194,7 +194,7 @@ def test_sampling_spreads_over_as_many_processes_as_it_has_shards(prompts: int, 
         frozenset(),
     )
     machine = Machine(cores=4, workers=3, at_once=1, threads=1, memory=30)
-    assert processes(step, Amounts(prompts=prompts, completions=9 * prompts), machine) == wanted
+    assert processes(planned, Amounts(prompts=prompts, completions=9 * prompts), machine) == wanted
 
 
 def test_a_miniature_is_the_same_recipe_and_small(tmp_path: Path) -> None:
