@@ -49,8 +49,8 @@ def run_rounds(recipe: Recipe, n: int, folder: str | Path | None = None, watcher
         with store.session():
             check_run(recipe, n, store)
             push = _push(store, recipe, watcher)
-            told = Watchers(watcher, *push, Tracked(store, recipe.name, recipe.report_to))
-            play(recipe, Runner(store, Forked(), told, workers, recipe), n)
+            watchers = Watchers(watcher, *push, Tracked(store, recipe.name, recipe.report_to))
+            play(recipe, Runner(store, Forked(), watchers, workers, recipe), n)
             for each in push:
                 each.finish()
     except OSError as error:

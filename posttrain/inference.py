@@ -171,8 +171,8 @@ class Conversation:
         from posttrain.data.chat_template import render_prompt
         from posttrain.engines.protocol import context_length
 
-        asked = [*self.messages, {"role": "user", "content": text}]
-        ids = render_prompt(self.tokenizer, asked)
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = render_prompt(self.tokenizer, messages)
         context = context_length(self.model.config)
         if len(ids) >= context:
             raise InputError(
@@ -209,7 +209,7 @@ class Conversation:
         thread.join()
         if failed:
             raise failed[0]
-        self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
+        self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
     def _checked(self, ids: Any, scores: Any) -> Any:
         from posttrain.engines.load import check_logits

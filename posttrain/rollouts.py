@@ -68,8 +68,8 @@ def sampled_by(job: Job) -> dict[str, Any]:
     from posttrain.engines.server import faults_in
 
     can, faults = DIALECTS[kind].capabilities, faults_in(job.scratch)
-    told = {"server": kind, "seeds": can.seeds, "token_ids": can.token_ids, "same_bits_again": False}
-    return {"engine": told | ({"faults": faults} if faults else {})}
+    figures = {"server": kind, "seeds": can.seeds, "token_ids": can.token_ids, "same_bits_again": False}
+    return {"engine": figures | ({"faults": faults} if faults else {})}
 
 
 @dataclass(frozen=True)

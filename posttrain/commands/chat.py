@@ -28,12 +28,12 @@ def chat_(
     from posttrain.inference import Conversation
 
     talk = Conversation(model, system, temperature, max_new_tokens, seed)
-    asking = sys.stdin.isatty()
-    if asking:
+    interactive = sys.stdin.isatty()
+    if interactive:
         say("/reset forgets what was said, /quit ends")
     while True:
         try:
-            text = input("> " if asking else "").strip()
+            text = input("> " if interactive else "").strip()
         except (EOFError, KeyboardInterrupt):
             break
         if text == "/quit":

@@ -33,8 +33,8 @@ def check_(
     done = check(recipe, set_ or [], n, probe)
     if as_json:
         checks = [{"name": name, "right": right, "said": said} for name, right, said in done.found]
-        told = {"recipe": done.recipe.name, "checks": checks, "notes": done.notes, "plan": done.plan}
-        say(json.dumps(told, indent=1))
+        result = {"recipe": done.recipe.name, "checks": checks, "notes": done.notes, "plan": done.plan}
+        say(json.dumps(result, indent=1))
     else:
         for name, right, said in done.found:
             say(f"{'ok ' if right else 'BAD'}  {name:<8} {said}")
@@ -80,15 +80,15 @@ def _lines(plan: dict[str, Any], n: int) -> list[str]:
     return lines
 
 
-def _row(number: object, name: str, told: dict[str, Any]) -> str:
+def _row(number: object, name: str, amounts: dict[str, Any]) -> str:
     counts = "".join(
-        f"{told.get(key) or '':>{width},}" if told.get(key) else " " * width
+        f"{amounts.get(key) or '':>{width},}" if amounts.get(key) else " " * width
         for key, width in (("prompts", 9), ("completions", 13), ("tokens", 12), ("steps", 7))
     )
-    memory = told.get("memory")
+    memory = amounts.get("memory")
     return (
-        f"{number!s:<6}{name:<18}{counts}{_time(told['seconds']):>9}"
-        f"{_size(memory) if memory else '':>10}{_size(told['disk']) if told['disk'] else '':>10}"
+        f"{number!s:<6}{name:<18}{counts}{_time(amounts['seconds']):>9}"
+        f"{_size(memory) if memory else '':>10}{_size(amounts['disk']) if amounts['disk'] else '':>10}"
     )
 
 

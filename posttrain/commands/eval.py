@@ -43,13 +43,13 @@ def eval_(
 
 def _lines(title: str, found: dict[str, Any]) -> list[str]:
     """A line a figure, with its interval and the number of prompts."""
-    told = {name: figure for name, figure in found.items() if isinstance(figure, dict) and "value" in figure}
-    told |= {
+    figures = {name: figure for name, figure in found.items() if isinstance(figure, dict) and "value" in figure}
+    figures |= {
         f"{name}, {how}": figure for name, each in found.get("measure", {}).items() for how, figure in each.items()
     }
     lines = [
         f"{name:<28}{figure['value']:8.3f}  [{figure['ci95'][0]:.3f}, {figure['ci95'][1]:.3f}]  of {figure['n']}"
-        for name, figure in told.items()
+        for name, figure in figures.items()
         if figure["value"] is not None
     ]
     return [title, *lines, *(f"{name:<28}{found[name]:8.3f}" for name in ("mean_length", "unfinished"))]

@@ -23,14 +23,11 @@ def recipes_(
     from posttrain.recipe.copy import first_sentence
 
     found = {name: shipped.recipe_path(name) for name in shipped.names("recipes")}
-    told = {name: first_sentence(path.read_text("utf-8")) for name, path in found.items()}
+    descriptions = {name: first_sentence(path.read_text("utf-8")) for name, path in found.items()}
     if as_json:
-        say(
-            json.dumps(
-                [{"name": name, "about": about, "path": str(found[name])} for name, about in told.items()], indent=1
-            )
-        )
+        listed = [{"name": name, "about": about, "path": str(found[name])} for name, about in descriptions.items()]
+        say(json.dumps(listed, indent=1))
         return
-    width = max(map(len, told))
-    for name, about in told.items():
+    width = max(map(len, descriptions))
+    for name, about in descriptions.items():
         say(f"{name:<{width}}  {about}")

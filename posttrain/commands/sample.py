@@ -47,7 +47,7 @@ def sample_(
     if (recipe is None) == (prompts is None):
         raise InputError("say whose prompts", hint="either --recipe NAME or --prompts FILE", rule="command-options")
     resolved = load(recipe) if recipe else None
-    asked = prompts_of(resolved, on.value) if resolved else prompts_in(prompts or Path())
+    prompt_list = prompts_of(resolved, on.value) if resolved else prompts_in(prompts or Path())
     sampling = {
         "k": k or (resolved.samples.k if resolved else 1),
         "temperature": temperature,
@@ -57,5 +57,5 @@ def sample_(
     }
     engine = resolved.engine if resolved else Engine()
     workers = (resolved.compute.workers if resolved else None) or os.cpu_count() or 1
-    count = sample(model, asked, sampling, engine, out, workers)
-    say(f"{count} answers to {len(asked)} prompts: {out}")
+    count = sample(model, prompt_list, sampling, engine, out, workers)
+    say(f"{count} answers to {len(prompt_list)} prompts: {out}")

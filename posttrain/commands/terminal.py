@@ -131,11 +131,11 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
         return f"rows {metrics['rows']}  held-out AUC {'-' if area is None else f'{area:.3f}'}  {state}"
     if stage in ("watch", "diversity"):
         return "; ".join(metrics["warnings"]) or "no warning"
-    told = [f"warning: every answer got {value:g} of {name}" for name, value in metrics.get("constant", {}).items()]
+    warnings = [f"warning: every answer got {value:g} of {name}" for name, value in metrics.get("constant", {}).items()]
     if metrics.get("unused_weights"):
-        told.append(f"warning: {structure.unused(metrics['unused_weights'])}")
+        warnings.append(f"warning: {structure.unused(metrics['unused_weights'])}")
     if metrics.get("collapsed"):
-        told.append(f"warning: the policy has collapsed, and is left out: {metrics['collapsed']}")
+        warnings.append(f"warning: the policy has collapsed, and is left out: {metrics['collapsed']}")
     names = (
         "prompts",
         "pairs",
@@ -151,4 +151,4 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
     parts = [f"{name} {metrics[name]:.4g}" for name in names if isinstance(metrics.get(name), int | float)]
     if stage in ("reward_model", "watch_model"):
         parts.append(f"held-out pair accuracy {metrics['pair_accuracy']['value'] or 0:.3f}")
-    return "  ".join([*parts, *told])
+    return "  ".join([*parts, *warnings])

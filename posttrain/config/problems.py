@@ -54,7 +54,7 @@ def _follow(tree: Node, loc: Path_) -> Node | None:
     return node
 
 
-class Told(NamedTuple):
+class KeyProblem(NamedTuple):
     """A problem of pydantic's in our words. `of_key`: it is the key that is wrong, not the value."""
 
     message: str
@@ -71,37 +71,41 @@ def _as_error(tree: Node, problem: Any) -> RecipeError:
         if below is None:
             break
         loc, node = (*loc, key), below
-    told = in_our_words(problem, ".".join(map(str, loc)))
-    place = (node.key_place or node.place) if told.of_key else node.place
-    return place.error(told.message, told.hint, rule=told.rule)
+    translated = in_our_words(problem, ".".join(map(str, loc)))
+    place = (node.key_place or node.place) if translated.of_key else node.place
+    return place.error(translated.message, translated.hint, rule=translated.rule)
 
 
-def in_our_words(problem: Any, name: str) -> Told:
+def in_our_words(problem: Any, name: str) -> KeyProblem:
     """What is wrong with the key `name`, with dots between the keys above it."""
     kind, context, value = problem["type"], problem.get("ctx", {}), problem["input"]
     if kind == "unknown_key":
         where = name.rpartition(".")[0] if name.endswith(str(problem["loc"][-1])) else name
         message = f"unknown key {problem['loc'][-1]!r}{f' in {where!r}' if where else ''}{context['near']}"
-        return Told(message, hint=context.get("hint"), rule="recipe-unknown-key")
+        return KeyProblem(message, hint=context.get("hint"), rule="recipe-unknown-key")
     if kind == "missing":
-        return Told(f"{problem['loc'][-1]!r} is missing{f' in {name!r}' if name else ''}", rule="recipe-missing-key")
+        return KeyProblem(
+            f"{problem['loc'][-1]!r} is missing{f' in {name!r}' if name else ''}", rule="recipe-missing-key"
+        )
     if kind == "recipe":
-        return Told(problem["msg"], hint=context.get("hint"), rule=context["rule"])
+        return KeyProblem(problem["msg"], hint=context.get("hint"), rule=context["rule"])
     name = name or "the recipe"
     if value is None:
-        return Told(f"{name!r} must not be null", hint="leave the key out to have its default", rule="recipe-null")
+        return KeyProblem(
+            f"{name!r} must not be null", hint="leave the key out to have its default", rule="recipe-null"
+        )
     must = problem["msg"].replace("Input should be", "must be").replace("Input should have", "must have")
     must = re.sub(r"a valid dictionary( or instance of \w+)?", "a mapping", must)
     must = must.replace("a valid integer", "an integer").replace("a valid ", "a ").replace("a boolean", "true or false")
     message = f"{name!r} {must}, not {said(value)}"
     if kind == "literal_error":
         near = did_you_mean(str(value), re.findall(r"'([^']*)'", context["expected"]))
-        return Told(message + near, of_key=False, rule="recipe-choice")
+        return KeyProblem(message + near, of_key=False, rule="recipe-choice")
     if kind in _RANGE:
-        return Told(message, of_key=False, rule="recipe-range")
+        return KeyProblem(message, of_key=False, rule="recipe-range")
     if kind in _FORM:
-        return Told(message, of_key=False, rule="recipe-form")
-    return Told(message, of_key=False, rule="recipe-type")
+        return KeyProblem(message, of_key=False, rule="recipe-form")
+    return KeyProblem(message, of_key=False, rule="recipe-type")
 
 
 def said(value: object) -> str:

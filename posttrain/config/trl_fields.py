@@ -235,9 +235,9 @@ def _wrong_value(name: str, value: object, field: dict[str, Any]) -> Problem | N
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high, included = bounds(name)
         if not (low <= value <= high) or (value == low and not included):
-            told = [f"{'at least' if included else 'above'} {low:g}"] if low > -MOST else []
-            told += [f"at most {high:,.0f}"] if high < MOST or value > high else []
-            return Problem(f"'{name}' must be {' and '.join(told)}, not {value!r}", rule="recipe-range")
+            limits = [f"{'at least' if included else 'above'} {low:g}"] if low > -MOST else []
+            limits += [f"at most {high:,.0f}"] if high < MOST or value > high else []
+            return Problem(f"'{name}' must be {' and '.join(limits)}, not {value!r}", rule="recipe-range")
     return None
 
 

@@ -287,10 +287,10 @@ def _apply(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool,
     try:
         return _rendered(tokenizer, plain, options)
     except _TEMPLATES_RAISE as error:
-        told = explained(error, tokenizer)
-        if told is None:
+        translated = explained(error, tokenizer)
+        if translated is None:
             raise
-        raise told from error
+        raise translated from error
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, str]], options: dict[str, bool]) -> Any:

@@ -172,9 +172,9 @@ class Source:
     def _hub(self) -> Iterator[Row]:
         from datasets import load_dataset
 
-        asked = self.prompts
+        given = self.prompts
         try:
-            table = load_dataset(asked.dataset_name or "", asked.name, split=asked.split, revision=asked.revision)
+            table = load_dataset(given.dataset_name or "", given.name, split=given.split, revision=given.revision)
         except Exception as error:  # the library raises whatever the network, the Hub or a reader raised
             cause = (str(error).splitlines() or [type(error).__name__])[0]
             hint = f"check name and split; without network, read a file: --set {self.where}.path=./FILE.jsonl"

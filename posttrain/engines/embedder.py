@@ -43,8 +43,8 @@ class Embedder:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """(texts, width) float32; an empty text is zero."""
         some = [text[: _WORD * self.longest] for text in texts]
-        asked = {"add_special_tokens": self.special_tokens, "truncation": True, "max_length": self.longest}
-        ids = self.tokenizer(some, **asked)["input_ids"] if some else []
+        options = {"add_special_tokens": self.special_tokens, "truncation": True, "max_length": self.longest}
+        ids = self.tokenizer(some, **options)["input_ids"] if some else []
         found = np.zeros((len(texts), self.model.config.get_text_config().hidden_size), dtype=np.float32)
         order = sorted((at for at, row in enumerate(ids) if row), key=lambda at: len(ids[at]))
         while order:

@@ -36,10 +36,10 @@ def attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **asked: Any,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls. query: (B, heads, T, D); key, value: (B, kv_heads, T, D). Returns (B, T, heads, D)."""
-    odd = [name for name in ("s_aux", "position_bias", "head_mask", "cache") if asked.get(name) is not None]
+    odd = [name for name in ("s_aux", "position_bias", "head_mask", "cache") if kwargs.get(name) is not None]
     if odd or attention_mask is not None:
         raise Unsupported(f"its attention uses {odd[0] if odd else 'a mask of its own'}")
     options = Options(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)

@@ -179,8 +179,8 @@ class OpenAIClient:
 
     def _given_up(self, fault: Fault, seconds: float, times: int) -> EngineError:
         how = "gave no answer" if fault.tries is None else "gave nothing that can be taken"
-        asked = f" in {seconds:.0f} s, asked {times} times" if times > 1 or fault.tries is None else ""
-        return EngineError(f"{self.called} {how}{asked}: {fault.problem}. {self.kept}", rule=fault.rule)
+        detail = f" in {seconds:.0f} s, asked {times} times" if times > 1 or fault.tries is None else ""
+        return EngineError(f"{self.called} {how}{detail}: {fault.problem}. {self.kept}", rule=fault.rule)
 
     def be_patient_from_now(self) -> None:
         """Count the patience of all requests from here: the server was started again."""

@@ -99,15 +99,15 @@ class Scorer:
             result[at][k] = value
         if self._forward is None:
             return result
-        asked: list[dict[tuple[int, ...], list[int]]] = [{} for _ in prompts]
+        distinct: list[dict[tuple[int, ...], list[int]]] = [{} for _ in prompts]
         for at, k in pairs:
             kept = self._kept(completions[at][k])
             if kept:
-                asked[at].setdefault(kept, []).append(k)
-        for chosen in self._batches(prompts, asked):
-            values = iter(self._shared([prompts[at] for at in chosen], [list(asked[at]) for at in chosen]))
+                distinct[at].setdefault(kept, []).append(k)
+        for chosen in self._batches(prompts, distinct):
+            values = iter(self._shared([prompts[at] for at in chosen], [list(distinct[at]) for at in chosen]))
             for at in chosen:
-                for of_answer in asked[at].values():
+                for of_answer in distinct[at].values():
                     value = next(values)
                     for k in of_answer:
                         result[at][k] = value
@@ -121,14 +121,14 @@ class Scorer:
         return tuple(answer[:end])
 
     def _batches(
-        self, prompts: Sequence[Ids], asked: Sequence[dict[tuple[int, ...], list[int]]]
+        self, prompts: Sequence[Ids], distinct: Sequence[dict[tuple[int, ...], list[int]]]
     ) -> Iterator[list[int]]:
         """Prompts to be computed together, those of like length."""
-        order = sorted((at for at, some in enumerate(asked) if some), key=lambda at: len(prompts[at]))
+        order = sorted((at for at, some in enumerate(distinct) if some), key=lambda at: len(prompts[at]))
         batch: list[int] = []
         tokens = 0
         for at in order:
-            more = len(prompts[at]) + sum(map(len, asked[at]))
+            more = len(prompts[at]) + sum(map(len, distinct[at]))
             if batch and tokens + more > _TOKENS:
                 yield batch
                 batch, tokens = [], 0

@@ -254,8 +254,8 @@ def _child(folder: Path, workers: int, background: bool, sender: Connection, run
         if not isinstance(raised, PosttrainError):
             with contextlib.suppress(OSError):  # the disk that the log is on may be full
                 sys.stderr.write(shown(traceback.format_exc()))  # which is the log
-        told = retry.explained(raised, folder)
-        error = told if _picklable(told) else StageError(str(told))
+        explained = retry.explained(raised, folder)
+        error = explained if _picklable(explained) else StageError(str(explained))
     with contextlib.suppress(BrokenPipeError):
         sender.send(Ended(folder, error))
     sender.close()

@@ -20,7 +20,7 @@ from posttrain.storage.files import write_durably
 from posttrain.storage.redact import shown
 
 How = Literal["same", "halved"]
-TOLD: Mapping[How, str] = {
+IN_WORDS: Mapping[How, str] = {
     "same": "is tried again as it was",
     "halved": "is tried again with micro-batches and processes half as large",
 }
@@ -58,17 +58,17 @@ def processes(workers: int, failures: int) -> int:
 def halve(folder: Path, stage: Mapping[str, Any]) -> None:
     """Have a training go on with micro-batches half as large; a step learns from the same rows."""
     section = stage["runtime"].get(stage["stage"], {})
-    asked = section.get("per_device_train_batch_size") if isinstance(section, Mapping) else None
-    if asked is None:
+    batch = section.get("per_device_train_batch_size") if isinstance(section, Mapping) else None
+    if batch is None:
         return
     fitted = folder / "scratch" / "micro_batch.json"  # see posttrain.training.run.train
-    now = json.loads(fitted.read_text("utf-8")) if fitted.exists() else stage["runtime"].get("micro_batch", asked)
+    now = json.loads(fitted.read_text("utf-8")) if fitted.exists() else stage["runtime"].get("micro_batch", batch)
     write_durably(fitted, json.dumps(max(1, now // 2)))
 
 
 def note(folder: Path, error: Exception, seconds: float, how: How | None) -> None:
     """Write down a try that failed, and what comes next, for the artifact's manifest and in the stage's log."""
-    then, said = TOLD[how] if how else "is not tried again", shown(str(error))
+    then, said = IN_WORDS[how] if how else "is not tried again", shown(str(error))
     made = {"error": type(error).__name__, "message": said, "seconds": round(seconds, 3), "then": then}
     write_durably(_record(folder), json.dumps([*failed_before(folder), made], ensure_ascii=False))
     with (folder / "scratch" / "log.txt").open("a", encoding="utf-8") as log:

@@ -235,9 +235,9 @@ class Runner:
     def _say_why(
         self, number: int, old: str, call: StageCall, config: Mapping[str, Any], input_keys: Mapping[str, str]
     ) -> None:
-        told = f"{call.name} of round {number} runs again"
+        message = f"{call.name} of round {number} runs again"
         if not self.store.has(old):
-            self.watcher.runs_again(f"{told}: its artifact {old} is gone")
+            self.watcher.runs_again(f"{message}: its artifact {old} is gone")
             return
         made_here = {key for entry in self.rounds for key in entry["stages"].values()} | {*self._handed_on.values()}
         reasons = reruns.why(self.store.manifest(old), config, input_keys, call.external_hashes, made_here)
@@ -245,7 +245,7 @@ class Runner:
             return
         follow = [f"{name} of round {at}" for at, name in reruns.following(self.store, self.old, old)]
         then = f"; then what follows from it: {', '.join(follow)}" if follow else ""
-        self.watcher.runs_again(f"{told}: {'; '.join(reasons)}{then}")
+        self.watcher.runs_again(f"{message}: {'; '.join(reasons)}{then}")
 
 
 def _agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -126,7 +126,7 @@ class StageQueue:
             return False
         if how == "halved":
             retry.halve(folder, planned.stage)
-        self.watcher.tries_again(planned.number, planned.name, f"{retry.TOLD[how]}: {error}")
+        self.watcher.tries_again(planned.number, planned.name, f"{retry.IN_WORDS[how]}: {error}")
         self._start(planned, retry.processes(self.workers, len(failures)))
         return True
 

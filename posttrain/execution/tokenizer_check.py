@@ -16,7 +16,7 @@ from posttrain.storage import store
 from posttrain.storage.files import canonical_json
 
 Fingerprint = Mapping[str, Any]
-_TOLD = {"vocabulary": "vocabulary", "chat_template": "chat template", "special": "special ids"}
+_WORDS = {"vocabulary": "vocabulary", "chat_template": "chat template", "special": "special ids"}
 _OTHER = ("reference",)  # DPO's own check lets it have another template: see posttrain.models.check_same_tokens
 
 
@@ -51,7 +51,7 @@ def of_inputs(inputs: Mapping[str, Path]) -> Fingerprint | None:
 
 def check(one: Fingerprint, name: str, other: Fingerprint, other_name: str) -> None:
     """Raises StageError: the two are not the same."""
-    differ = [told for part, told in _TOLD.items() if one[part] != other[part]]
+    differ = [words for part, words in _WORDS.items() if one[part] != other[part]]
     if differ:
         raise StageError(
             f"{name} and {other_name} do not agree on what tokens mean: {' and '.join(differ)} differ. Nothing was "

@@ -115,5 +115,5 @@ def _parse_one(where: str, entry: Mapping[str, Any]) -> Filter:
         return FILTERS[name].model_validate(dict(entry))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        told = in_our_words(first, ".".join(map(str, first["loc"])))
-        raise RecipeError(f"{where}: {name}: {told.message}", hint=told.hint, rule=told.rule) from None
+        found = in_our_words(first, ".".join(map(str, first["loc"])))
+        raise RecipeError(f"{where}: {name}: {found.message}", hint=found.hint, rule=found.rule) from None

@@ -108,8 +108,8 @@ class Quality(Filter):
             figures = top.figures(rows) if top else [None] * len(rows)
             best = top.among_the_best(rows) if top else [not either] * len(rows)
             # Of the best nothing more need be known for a union, of the others nothing more for an intersection.
-            asked = [i for i in range(len(rows)) if best[i] != either]
-            said = dict(zip(asked, score(rows, asked, "both"), strict=True))
+            undecided = [i for i in range(len(rows)) if best[i] != either]
+            said = dict(zip(undecided, score(rows, undecided, "both"), strict=True))
             verdicts = {}
             for i, figure in enumerate(figures):
                 found = said.get(i)

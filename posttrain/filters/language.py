@@ -60,12 +60,12 @@ class Language(Filter):
             name, sure = detect(prose)
             return (name, sure) if sure >= self.min_confidence else None
 
-        asked = functools.lru_cache(maxsize=1)(language)  # the K rows of a prompt stand together
+        cached = functools.lru_cache(maxsize=1)(language)  # the K rows of a prompt stand together
 
         def decide(rows: Rows) -> dict[int, Verdict]:
             verdicts = {}
             for i, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
-                expected = asked(prompt)
+                expected = cached(prompt)
                 found = language(answer) if expected else None
                 if expected and found and not _alike(expected[0], found[0]) and not _NAMED.search(prompt):
                     verdicts[i] = Verdict("another language", found[1])

@@ -76,13 +76,13 @@ def _run(keys: U64, rows: Ints) -> U64:
 
 def _sharing(run: U64, keys: U64) -> list[tuple[Ints, Ints]]:
     found = []
-    for band, asked in zip(run, keys.T, strict=True):
-        at = np.searchsorted(band, asked << np.uint64(32))
-        rows = np.arange(len(asked))
+    for band, keys_of_band in zip(run, keys.T, strict=True):
+        at = np.searchsorted(band, keys_of_band << np.uint64(32))
+        rows = np.arange(len(keys_of_band))
         for _ in range(MOST):
             inside = at < len(band)
             rows, at = rows[inside], at[inside]
-            same = band[at] >> np.uint64(32) == asked[rows]
+            same = band[at] >> np.uint64(32) == keys_of_band[rows]
             rows, at = rows[same], at[same]
             if not len(rows):
                 break

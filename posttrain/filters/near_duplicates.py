@@ -73,16 +73,16 @@ class _Kept:
 
     def add(self, sets: Sets) -> None:
         """Rows to compare later ones with, whether or not they are alike themselves."""
-        told = np.flatnonzero(sets.sizes)
-        if len(told):
-            self._add(sets.take(told), band_keys(sets.take(told), self.size, self.num_perm))
+        nonempty = np.flatnonzero(sets.sizes)
+        if len(nonempty):
+            self._add(sets.take(nonempty), band_keys(sets.take(nonempty), self.size, self.num_perm))
 
     def drop_similar(self, sets: Sets) -> dict[int, tuple[int, float]]:
         """The rows that are near-duplicates: of which kept row, and how similar. The others are kept."""
-        told = np.flatnonzero(sets.sizes)  # a text without a word is like nothing
-        if not len(told):
+        nonempty = np.flatnonzero(sets.sizes)  # a text without a word is like nothing
+        if not len(nonempty):
             return {}
-        sets = sets.take(told)
+        sets = sets.take(nonempty)
         keys = band_keys(sets, self.size, self.num_perm)
         found: dict[int, tuple[int, float]] = {}
         for row, other, figure in self._alike(sets, self, *self.bands.candidates(keys)):
@@ -104,7 +104,7 @@ class _Kept:
                 found[int(rest[row])] = like
         remain = np.array(kept, np.int64)
         self._add(sets.take(remain), keys[remain])
-        return {int(told[row]): verdict for row, verdict in found.items()}
+        return {int(nonempty[row]): verdict for row, verdict in found.items()}
 
     def _add(self, sets: Sets, keys: Any) -> None:
         self.bands.add(keys, np.arange(len(self), len(self) + len(sets)))

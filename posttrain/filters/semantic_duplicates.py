@@ -87,9 +87,9 @@ def worth(keys: Sequence[int], scores: Sequence[float], passes: float) -> Floats
     given = np.array(scores, np.float64)
     ascending = np.sort(given[~np.isnan(given)])
     quality = np.searchsorted(ascending, given, side="right") / max(1, len(ascending))
-    asked = Counter(keys)
+    counts = Counter(keys)
     passed = Counter(key for key, score in zip(keys, scores, strict=True) if score >= passes)
-    difficulty = np.array([1 - passed[key] / (asked[key] + 1) for key in keys])
+    difficulty = np.array([1 - passed[key] / (counts[key] + 1) for key in keys])
     return np.where(np.isnan(given), 0.0, quality * difficulty)
 
 

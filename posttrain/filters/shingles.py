@@ -84,8 +84,8 @@ def _words(texts: Sequence[str]) -> tuple[U64, Ints]:
     hashes = np.array([_hash(word) for word in encoded.dictionary.to_pylist()], np.uint64)
     words = hashes[encoded.indices.to_numpy()]
     rows = np.repeat(np.arange(len(texts)), lists.value_lengths().to_numpy())
-    told = words != 0
-    return words[told], rows[told]
+    nonempty = words != 0
+    return words[nonempty], rows[nonempty]
 
 
 def _apart(text: str) -> str:

@@ -63,18 +63,18 @@ class Talk:
                 result = do()
             except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
                 cause = _cause(error)
-                asked = self._asked(cause, wait)
-                if not left or asked is None or asked > self._patience.longest_wait:
+                pause = self._pause(cause, wait)
+                if not left or pause is None or pause > self._patience.longest_wait:
                     raise self._explained(what, cause) from None  # a cause can show headers
-                self._say(f"could not {what}: {_short(cause)}; again in {asked:.0f} s")
-                self._patience.sleep(asked)
+                self._say(f"could not {what}: {_short(cause)}; again in {pause:.0f} s")
+                self._patience.sleep(pause)
                 wait *= 2
             else:
                 self._reached = True
                 return result
         raise AssertionError("no try at all")
 
-    def _asked(self, error: BaseException, wait: float) -> float | None:
+    def _pause(self, error: BaseException, wait: float) -> float | None:
         """Seconds until another try can help; None: it cannot."""
         if isinstance(error, HfHubHTTPError):
             self._reached = True

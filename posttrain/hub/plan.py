@@ -158,7 +158,7 @@ class _Checked:
                     "Remove this folder and run posttrain round again: the stage is then done anew"
                 )
             files = self.run.manifest(key)["files"]
-            self._found[key] = [File(name, told["size"], told["sha256"], folder / name) for name, told in files.items()]
+            self._found[key] = [File(name, one["size"], one["sha256"], folder / name) for name, one in files.items()]
         return self._found[key]
 
 

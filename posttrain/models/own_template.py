@@ -75,11 +75,11 @@ def _chosen(folder: Path, name: str) -> str:
     if name in found:
         return found[name]
     if not found:
-        told = "the model brings no chat template"
+        problem = "the model brings no chat template"
     else:
-        told = f"the model brings no chat template called {name!r}; it has {', '.join(sorted(found))}"
+        problem = f"the model brings no chat template called {name!r}; it has {', '.join(sorted(found))}"
     raise ModelError(
-        told,
+        problem,
         file=str(folder),
         hint="name one of these, or a file with a slash, as in ./template.jinja",
         rule="template-unknown-name",

@@ -219,9 +219,9 @@ def _refused(file: str, error: BaseException) -> ModelError:
 
 
 def _no_attention(config: Any, file: str, error: BaseException) -> ModelError:
-    asked = getattr(config, "_attn_implementation", None)
+    implementation = getattr(config, "_attn_implementation", None)
     return ModelError(
-        f"the config asks for the attention {asked!r}, which is not here: {first_line(error)}",
+        f"the config asks for the attention {implementation!r}, which is not here: {first_line(error)}",
         file=file,
         hint="take attn_implementation out of the config, or install what it needs",
         rule="model-attention",

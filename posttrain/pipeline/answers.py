@@ -31,7 +31,7 @@ class Answers:
         difficulty: Artifact | None = None,
     ) -> Artifact:
         """Answers to training prompts: as `take` says of those that are `where`, or those that `difficulty` took."""
-        return self._ask(
+        return self._submit(
             role,
             {"prompts": prompts, "policy": policy, **({"difficulty": difficulty} if difficulty else {})},
             {"set": "train", "take": take, "where": where},
@@ -56,13 +56,13 @@ class Answers:
         """Answers to all prompts of the set `on`. `further`: temperatures at which half as many are sampled too."""
         settings = settings_of(self.recipe.evaluate)
         inputs = {"prompts": prompts, "policy": policy}
-        return self._ask(role, inputs, {"set": on}, settings, seed=seed, tag=tag, greedy=greedy, further=further)
+        return self._submit(role, inputs, {"set": on}, settings, seed=seed, tag=tag, greedy=greedy, further=further)
 
-    def _ask(
+    def _submit(
         self,
         role: str,
         inputs: Mapping[str, Artifact],
-        asked: Mapping[str, Any],
+        selection: Mapping[str, Any],
         settings: Settings,
         *,
         seed: int,
@@ -76,7 +76,7 @@ class Answers:
             StageCall(
                 "answers",
                 config={
-                    **asked,
+                    **selection,
                     "answers": settings,
                     "tag": tag,
                     "greedy": greedy,

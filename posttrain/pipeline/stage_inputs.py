@@ -115,7 +115,7 @@ class StageInputs:
         sampled, (external_hashes, runtime) = section.prompts != 0, self.training.given("preferences", self.number)
         seed, take = self._seed("preferences"), self._take("preferences", section.prompts)
 
-        def asked(role: str, name: str, whom: Artifact) -> Artifact:
+        def sampled_by(role: str, name: str, whom: Artifact) -> Artifact:
             return self.answers.to_train(
                 role,
                 prompts,
@@ -128,8 +128,8 @@ class StageInputs:
             )
 
         answers = {
-            "policy": asked("preferences", "policy", policy),
-            "previous": asked("preferences_previous", "previous", previous),
+            "policy": sampled_by("preferences", "policy", policy),
+            "previous": sampled_by("preferences_previous", "previous", previous),
         } if sampled else {}  # fmt: skip
         return self.scoring.stage(
             "preferences",

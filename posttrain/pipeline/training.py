@@ -86,8 +86,8 @@ class Training:
         sets = self.recipe.given().get(name)
         if sets is None:
             return {}, {}
-        told = {"set": of_round(sets, number).model_dump(mode="json"), "system": self.recipe.prompts.system}
-        return {"given": of_round(self.external.given[name], number)}, {"given": told}
+        given = {"set": of_round(sets, number).model_dump(mode="json"), "system": self.recipe.prompts.system}
+        return {"given": of_round(self.external.given[name], number)}, {"given": given}
 
     def choose(self, role: str, models: Sequence[Artifact], alone: int, compare: Compare) -> Artifact:
         """The mean of models, or the best of the first `alone` of them where that is better on dev."""
@@ -112,11 +112,11 @@ class Training:
 
     def how(self, role: str, number: int) -> dict[str, Any]:
         """How often a training saves what it can go on from, and where its metrics go, under which name."""
-        told: dict[str, Any] = {"checkpoint_minutes": self.recipe.compute.checkpoint_minutes}
+        runtime: dict[str, Any] = {"checkpoint_minutes": self.recipe.compute.checkpoint_minutes}
         if self.recipe.report_to:
             to, project = self.recipe.report_to, self.recipe.name
-            told["report"] = {"to": to, "project": project, "name": link_name(number, role)}
-        return told
+            runtime["report"] = {"to": to, "project": project, "name": link_name(number, role)}
+        return runtime
 
     def start(self, start: Artifact) -> dict[str, Any]:
         """What an adapter that is kept is told it belongs on."""

@@ -104,9 +104,9 @@ def _filters(sections: dict[str, Any]) -> dict[str, Any]:
 
 def _or_one(items: dict[str, Any]) -> dict[str, Any]:
     """A list, or one of its items without brackets."""
-    told = {key: items[key] for key in ("default", "description") if key in items}
-    plain = {key: value for key, value in items.items() if key not in told}
-    return {"anyOf": [plain, plain.get("items", {"type": "string"})], **told}
+    notes = {key: items[key] for key in ("default", "description") if key in items}
+    plain = {key: value for key, value in items.items() if key not in notes}
+    return {"anyOf": [plain, plain.get("items", {"type": "string"})], **notes}
 
 
 def _nullable(given: dict[str, Any]) -> dict[str, Any]:
@@ -115,11 +115,11 @@ def _nullable(given: dict[str, Any]) -> dict[str, Any]:
         return given
     if "null" in given.get("type", ()) or "const" in given:
         return given
-    told = {key: given[key] for key in ("default", "description") if key in given}
-    plain = {key: value for key, value in given.items() if key not in told}
+    notes = {key: given[key] for key in ("default", "description") if key in given}
+    plain = {key: value for key, value in given.items() if key not in notes}
     return {
         "anyOf": [*plain["anyOf"], {"type": "null"}] if set(plain) == {"anyOf"} else [plain, {"type": "null"}],
-        **told,
+        **notes,
     }
 
 

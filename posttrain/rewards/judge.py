@@ -61,14 +61,14 @@ class Judge:
         known = self.ledger.read(key, list(named)) if self.ledger else {}
         left = [name for name in named if name not in known]
         if left:
-            with self._connected() as asked:
+            with self._connected() as client:
                 try:
                     for start in range(0, len(left), _CHUNK):
                         some = {name: named[name] for name in left[start : start + _CHUNK]}
-                        known |= self._judge(asked, some, key)
+                        known |= self._judge(client, some, key)
                 finally:
-                    if self.ledger and asked.faults:
-                        self.ledger.count(key, asked.faults)
+                    if self.ledger and client.faults:
+                        self.ledger.count(key, client.faults)
         return [known[_hash(text)] for text in texts]
 
     def probe(self) -> None:
@@ -78,8 +78,8 @@ class Judge:
             EngineError: it is down, refuses us, or cannot answer in the asked form.
         """
         plain: Text = ("What is 2 + 3?", "2 + 3 is 5.")
-        with self._connected() as asked:
-            (entry,) = self._attempts(asked, {"": plain})
+        with self._connected() as client:
+            (entry,) = self._attempts(client, {"": plain})
         if entry.decided is None:
             raise EngineError(
                 f"the judge {self.model.called} did not answer in the form that was asked for, {entry.attempts} "
@@ -90,11 +90,11 @@ class Judge:
     def _connected(self) -> Endpoint | Local:
         return Local(self.model) if self.model.path else Endpoint(self.model)
 
-    def _judge(self, asked: Endpoint | Local, texts: Mapping[str, Text], key: str) -> dict[str, str | None]:
+    def _judge(self, client: Endpoint | Local, texts: Mapping[str, Text], key: str) -> dict[str, str | None]:
         """Judgements of these texts, by hash, written down as they come; those without a score last of all."""
         known: dict[str, str | None] = {}
         without: list[Entry] = []
-        for entry in self._attempts(asked, texts):
+        for entry in self._attempts(client, texts):
             known[entry.text] = entry.decided
             if entry.decided is None:
                 without.append(entry)
@@ -118,7 +118,7 @@ class Judge:
             return f"longer than {self.model.max_chars} characters"
         return "says nothing" if text[1] is not None and judge_prompt.hollow(text[1]) else None
 
-    def _attempts(self, asked: Endpoint | Local, texts: Mapping[str, Text]) -> Iterator[Entry]:
+    def _attempts(self, client: Endpoint | Local, texts: Mapping[str, Text]) -> Iterator[Entry]:
         """What comes of each text in the end."""
         left, resent = dict(texts), Counter[str]()
         for name, text in texts.items():
@@ -129,7 +129,7 @@ class Judge:
         for attempt in range(1, self.model.attempts + 1):
             names, asked_about = list(left), [judge_prompt.question(self.rubric, *text) for text in left.values()]
             hot = max(self.model.temperature, _HOT) if attempt > 1 else self.model.temperature
-            for index, reply in asked.replies([Question(text, hot, attempt) for text, _ in asked_about]):
+            for index, reply in client.replies([Question(text, hot, attempt) for text, _ in asked_about]):
                 name, (_, code) = names[index], asked_about[index]
                 resent[name] += reply.resent
                 decided = judge_prompt.read(self.rubric, code, reply.text, reply.cut_off)

@@ -115,8 +115,8 @@ class Endpoint:
 def _longest(model: JudgeModel) -> int:
     """Bytes that a reply may have."""
     allowed = [model.max_tokens, *(model.body.get(name) for name in _LIMITS)]
-    asked = BYTES_BESIDE + BYTES_A_TOKEN * max(each for each in allowed if isinstance(each, int))
-    return max(asked, _MOST) if model.body else asked
+    limit = BYTES_BESIDE + BYTES_A_TOKEN * max(each for each in allowed if isinstance(each, int))
+    return max(limit, _MOST) if model.body else limit
 
 
 def _headers(model: JudgeModel) -> dict[str, str]:

@@ -25,9 +25,9 @@ def run_stage(name: str, job: Job) -> dict[str, Any]:
     try:
         return importlib.import_module(f"posttrain.stages.{name}").run(job)
     except StageError as error:
-        told = type(error)(_named(name, str(error)))
-        told.__dict__.update(error.__dict__)
-        raise told from error
+        named = type(error)(_named(name, str(error)))
+        named.__dict__.update(error.__dict__)
+        raise named from error
     except (ModelError, RewardError) as error:
         if name == "prompts":  # which is where all that is given is looked at: nothing else ran yet
             raise

@@ -41,11 +41,11 @@ def run(job: Job) -> dict[str, Any]:
     """
     section = job.section("annotate", Annotate)
     prompts = pq.read_table(job.inputs["prompts"] / "train.parquet", columns=["id", "prompt"]).to_pylist()
-    asked = set(
+    sampled = set(
         pq.read_table(job.inputs["answers"] / "answers.parquet", columns=["prompt_id"])["prompt_id"].to_pylist()
     )
-    found: dict[str, dict[str, Any]] = {row["id"]: {"prompt_id": row["id"]} for row in prompts if row["id"] in asked}
-    texts = {row["id"]: spoken(row["prompt"]) for row in prompts if row["id"] in asked}
+    found: dict[str, dict[str, Any]] = {row["id"]: {"prompt_id": row["id"]} for row in prompts if row["id"] in sampled}
+    texts = {row["id"]: spoken(row["prompt"]) for row in prompts if row["id"] in sampled}
     if section.topics:
         named = topics([message_text(row["prompt"]) for row in prompts], section.topics, job.seed)
         for row, topic in zip(prompts, named, strict=True):

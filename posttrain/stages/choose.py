@@ -45,8 +45,8 @@ def run(job: Job) -> dict[str, Any]:
     shutil.copytree(candidates[chosen], job.out, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
     compared = {name: statistics.mean(list(values.values())) for name, values in figures.items()}
     accuracy = {"pair_accuracy": statistics.proportion(list(figures[chosen].values()))} if on_pairs else {}
-    told = {**_learned_from(job.inputs[chosen if chosen in alone else roles[0]]), **accuracy}
-    return {**told, "chosen": chosen, "averaged": len(roles), "dev": compared, "mean_minus_best": difference}
+    extra = {**_learned_from(job.inputs[chosen if chosen in alone else roles[0]]), **accuracy}
+    return {**extra, "chosen": chosen, "averaged": len(roles), "dev": compared, "mean_minus_best": difference}
 
 
 def _learned_from(model: Path) -> dict[str, Any]:

@@ -100,12 +100,12 @@ def _sampled(job: Job, section: Kto, dropped: Counter[str]) -> list[dict[str, An
 
 def _given(job: Job, section: Kto, dropped: Counter[str]) -> list[dict[str, Any]]:
     """The round's given answers, without those to prompts that are evaluated on."""
-    asked = job.runtime["given"]
+    settings = job.runtime["given"]
     known = [pq.read_table(job.inputs["prompts"] / f"{name}.parquet", columns=["id"]) for name in ("dev", "heldout")]
     evaluated = {one for table in known for one in table["id"].to_pylist()}
     rows = []
-    given = PromptSet.model_validate(asked["set"])
-    for one in read_labelled(given, asked["system"], where="kto.given", counts=dropped):
+    given = PromptSet.model_validate(settings["set"])
+    for one in read_labelled(given, settings["system"], where="kto.given", counts=dropped):
         if one.prompt.id in evaluated:
             dropped["in_an_evaluation_set"] += 1
         else:

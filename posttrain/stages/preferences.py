@@ -45,19 +45,25 @@ def run(job: Job) -> dict[str, Any]:
     section = job.section("preferences", Preferences)
     counts: Counter[str] = Counter()
     given = _given(job, section, counts)
-    asked, sampled = _sampled(job, section, counts) if "policy" in job.inputs else (0, [])
+    prompt_count, sampled = _sampled(job, section, counts) if "policy" in job.inputs else (0, [])
     pairs = [
         {**pair, "split": split(pair["prompt_id"], section.heldout, job.config.get("watch", 0.0))}
         for pair in [*sampled, *given]
     ]
     if not any(pair["split"] == "train" for pair in pairs):
         raise EmptyStageError(
-            f"preferences: no pair is left from {asked} prompts ({json.dumps(counts)}); keep more levels "
+            f"preferences: no pair is left from {prompt_count} prompts ({json.dumps(counts)}); keep more levels "
             "(preferences.keep), raise preferences.prompts or preferences.k, or check the rewards"
         )
     pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet")
     by_people = {"given": len(given)} if "given" in job.runtime else {}
-    return {"prompts": asked, "pairs": len(pairs), "labels": dict(counts), **by_people, **judge_metrics(job.scratch)}
+    return {
+        "prompts": prompt_count,
+        "pairs": len(pairs),
+        "labels": dict(counts),
+        **by_people,
+        **judge_metrics(job.scratch),
+    }
 
 
 def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[str, Any]]:
@@ -65,12 +71,12 @@ def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[st
     and of levels not kept."""
     if "given" not in job.runtime:
         return []
-    asked = job.runtime["given"]
+    given = job.runtime["given"]
     known = [pq.read_table(job.inputs["prompts"] / f"{name}.parquet", columns=["id"]) for name in ("dev", "heldout")]
     evaluated = {one for table in known for one in table["id"].to_pylist()}
     fits = _fits(job.inputs["model"])
     pairs = []
-    for pair in loaders.read_preferences(PromptSet.model_validate(asked["set"]), asked["system"], counts=counts):
+    for pair in loaders.read_preferences(PromptSet.model_validate(given["set"]), given["system"], counts=counts):
         if pair.prompt.id in evaluated:
             counts["in an evaluation set"] += 1
             continue

@@ -77,14 +77,14 @@ def prompt_figures(
     if functions or reward_model is None:
         return dict(_means((rows, [combine(row["rewards"], functions) for row in rows]) for rows in groups))
 
-    def asked(some: list[list[dict[str, Any]]]) -> pa.Table:
+    def mean_scores(some: list[list[dict[str, Any]]]) -> pa.Table:
         means = list(_means((rows, model_rewards(rows, reward_model)) for rows in some))
         return pa.table({"prompt_id": [prompt for prompt, _ in means], "mean": [mean for _, mean in means]})
 
     found: dict[str, float] = {}
     while some := list(itertools.islice(groups, _PROMPTS)):
-        asked_of = pieces.made(f"prompts-{len(found)}", functools.partial(asked, some))
-        found |= dict(zip(asked_of["prompt_id"].to_pylist(), asked_of["mean"].to_pylist(), strict=True))
+        means = pieces.made(f"prompts-{len(found)}", functools.partial(mean_scores, some))
+        found |= dict(zip(means["prompt_id"].to_pylist(), means["mean"].to_pylist(), strict=True))
     return found
 
 

@@ -131,7 +131,7 @@ def _nothing(prompt: Prompt) -> None:
 
 
 def _read(
-    job: Job, room: _Room, asked: PromptSet, name: str, contamination: Callable[[Prompt], str | None] = _nothing
+    job: Job, room: _Room, prompt_set: PromptSet, name: str, contamination: Callable[[Prompt], str | None] = _nothing
 ) -> tuple[list[Prompt], dict[str, int]]:
     """The prompts of a set that fit and are not evaluated on, and how many there are and were left out.
 
@@ -140,8 +140,10 @@ def _read(
         RewardError: a reward cannot score this set.
     """
     counts: Counter[str] = Counter()
-    prompts = loaders.read_prompts(asked, job.runtime["prompts"].get("system"), where=f"prompts.{name}", counts=counts)
-    place = asked.path or asked.dataset_name
+    prompts = loaders.read_prompts(
+        prompt_set, job.runtime["prompts"].get("system"), where=f"prompts.{name}", counts=counts
+    )
+    place = prompt_set.path or prompt_set.dataset_name
     entries = [RewardEntry.model_validate(entry) for entry in job.runtime["rewards"]]
     minutes = job.runtime.get("reward_minutes")
     scorers: list[Reward | Pairwise | JudgeReward] = [
@@ -231,9 +233,11 @@ def _length(tokenizer: Any, prompt: Prompt, system: str | None, place: str | Non
         raise DataError(error.message, file=place, line=prompt.line, hint=error.hint, rule=error.rule) from error
 
 
-def _check_rewards(asked: Sequence[Reward | Pairwise | JudgeReward], prompts: list[Prompt], place: str | None) -> None:
+def _check_rewards(
+    scorers: Sequence[Reward | Pairwise | JudgeReward], prompts: list[Prompt], place: str | None
+) -> None:
     """Whether every reward finds its columns in this set and answers when asked: before anything is sampled."""
-    for reward in asked:
+    for reward in scorers:
         try:
             reward.check_columns(list(prompts[0].columns) if prompts else [])
         except RewardError as error:

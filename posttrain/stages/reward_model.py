@@ -57,8 +57,8 @@ def run(job: Job) -> dict[str, Any]:
     )
     accuracy = statistics.proportion(pairs_right(heldout_pairs(job), str(job.out), Pieces(job.scratch / "heldout")))
     fallback = [*metrics.pop("fallback", []), *scored_slowly(str(job.out))]
-    told = {"fallback": fallback} if fallback else {}
-    return {**metrics, "pairs": len(rows), "dropped": dropped, "pair_accuracy": accuracy, **told}
+    extra = {"fallback": fallback} if fallback else {}
+    return {**metrics, "pairs": len(rows), "dropped": dropped, "pair_accuracy": accuracy, **extra}
 
 
 def trainer(

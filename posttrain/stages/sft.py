@@ -34,9 +34,9 @@ def run(job: Job) -> dict[str, Any]:
     by = section.mix.balance.by if section.mix.balance else None
     sources = {"fresh": _kept(job, ["kept"], by), "earlier": _kept(job, earlier, by)}
     chosen = mixed(sources, {"fresh": section.mix.fresh, "earlier": section.mix.earlier}, job.seed)
-    told = {}
+    extra = {}
     if section.mix.balance:
-        chosen, told["balance"] = balanced(chosen, section.mix.balance, lambda row: drawn(job.seed, "balance", row))
+        chosen, extra["balance"] = balanced(chosen, section.mix.balance, lambda row: drawn(job.seed, "balance", row))
     others, real = len(chosen), _real(job) if section.mix.real.share else []
     chosen += guaranteed(real, section.mix.real.share, others, job.seed)
     rows, too_long = sft_rows(tokenizer, chosen, section.trl.get("max_length"))
@@ -61,7 +61,7 @@ def run(job: Job) -> dict[str, Any]:
     counts = {name: len(source) for name, source in sources.items()}
     if real:
         counts |= {"real": len(real), "real_in_mix": len(chosen) - others}
-    return {**metrics, "rows": count, "too_long": too_long, "sources": counts, "mix": len(chosen), **told}
+    return {**metrics, "rows": count, "too_long": too_long, "sources": counts, "mix": len(chosen), **extra}
 
 
 def trainer(

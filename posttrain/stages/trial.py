@@ -13,7 +13,7 @@ from posttrain.errors import RecipeError
 from posttrain.job import Job
 from posttrain.models.structure import first_line
 from posttrain.training.architecture import has_linear
-from posttrain.training.blame import to_blame, told
+from posttrain.training.blame import as_recipe_error, to_blame
 from posttrain.training.stand_in import stand_ins
 from posttrain.training.trying import Trial, one_step
 
@@ -51,7 +51,7 @@ def run(job: Job) -> dict[str, Any]:
                 break
             found = to_blame(trial, model, failure)
             if found:
-                raise _placed(told(key, trial, *found), job, training)
+                raise _placed(as_recipe_error(key, trial, *found), job, training)
             unlike.append(f"{name} in small fails whatever the options ({first_line(failure)})")
         if unlike:
             how = f"tried on {tried[key]}" if key in tried else "not tried"

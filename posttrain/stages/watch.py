@@ -143,7 +143,7 @@ def _compared(shard: _Slice) -> pa.Table:
     panel = shard.panel
     rows = pq.read_table(shard.path).slice(shard.start, shard.stop - shard.start).to_pylist()
     scores = [json.loads(row["rewards"]) for row in rows]
-    for name, values in _asked(rows, panel).items():
+    for name, values in _new_scores(rows, panel).items():
         for score, value in zip(scores, values, strict=True):
             score[name] = value
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
@@ -167,7 +167,7 @@ def _compared(shard: _Slice) -> pa.Table:
     )
 
 
-def _asked(rows: Sequence[Mapping[str, Any]], panel: Panel) -> dict[str, Sequence[float | None]]:
+def _new_scores(rows: Sequence[Mapping[str, Any]], panel: Panel) -> dict[str, Sequence[float | None]]:
     """What the reward models, and the functions that have not been asked yet, say of each row."""
     said: dict[str, Sequence[float | None]] = {}
     for name, folder in panel.models.items():

@@ -43,9 +43,9 @@ def has(run: Store, repo: str, kind: str, number: int, key: str) -> bool:
 
 def add(run: Store, pushed: Pushed) -> None:
     """Write down a push, in place of an earlier one of the same round to the same repository."""
-    told = {name: value for name, value in asdict(pushed).items() if name not in ("sent", "there", "bytes")}
+    fields = {name: value for name, value in asdict(pushed).items() if name not in ("sent", "there", "bytes")}
     place = (pushed.repo, pushed.kind, pushed.round)
     others = [one for one in read(run) if (one["repo"], one["kind"], one["round"]) != place]
-    entry = {**told, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    entry = {**fields, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     text = json.dumps({"version": 1, "pushed": [*others, entry]}, indent=1, ensure_ascii=False)
     write_durably(run.root / NAME, text + "\n")

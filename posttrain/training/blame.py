@@ -31,7 +31,7 @@ def to_blame(trial: Trial, model: Path, failure: Exception) -> tuple[str, Except
     return None  # it failed once and not again
 
 
-def told(where: str, trial: Trial, name: str, raised: Exception) -> RecipeError:
+def as_recipe_error(where: str, trial: Trial, name: str, raised: Exception) -> RecipeError:
     """What is wrong with the option `name` of the section `where`, by what kind of option it is."""
     key, value = f"{where}.{name}", said(trial.changed[name])
     why = " ".join(str(raised).split())

@@ -98,8 +98,8 @@ def merged_into(model: PeftModel, start: Path) -> PreTrainedModel:
     add its own error to the policy.
     """
     rounded: Any = model.get_base_model()
-    told = rounded.config.to_dict()  # with the trainer's padding token and number of labels
-    plain = {name: value for name, value in told.items() if name != "quantization_config" and name[0] != "_"}
+    settings = rounded.config.to_dict()  # with the trainer's padding token and number of labels
+    plain = {name: value for name, value in settings.items() if name != "quantization_config" and name[0] != "_"}
     config = type(rounded.config).from_dict(plain)
     whole = type(rounded).from_pretrained(start, config=config, dtype=torch.float32)
     adapted: Any = get_peft_model(whole, copy.deepcopy(model.peft_config["default"]))

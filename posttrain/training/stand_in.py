@@ -62,12 +62,12 @@ def stand_ins(model: Path, vocabulary: int, folder: Path) -> tuple[list[tuple[st
 
 
 def _small(config: PretrainedConfig) -> PretrainedConfig:
-    told = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
+    settings = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
     sizes: dict[str, Any] = {
-        name: min(size, told[name]) for name, size in SMALL.items() if isinstance(told.get(name), int)
+        name: min(size, settings[name]) for name, size in SMALL.items() if isinstance(settings.get(name), int)
     }
     layers = next((sizes[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in sizes), None)
-    kinds = told.get("layer_types")
+    kinds = settings.get("layer_types")
     if layers and isinstance(kinds, list):  # one of each kind, first those that come first
         sizes["layer_types"] = [*dict.fromkeys(kinds), *kinds][:layers]
-    return type(config).from_dict({**told, **sizes})
+    return type(config).from_dict({**settings, **sizes})

@@ -91,14 +91,14 @@ class KeepsReference:
         size = batch_size * max(1, _REFERENCE_ROWS // batch_size)
         logps = super()._precompute_ref_logps  # pyright: ignore[reportAttributeAccessIssue] # the trainer's
 
-        def asked(start: int) -> pa.Table:
+        def reference_log_probs(start: int) -> pa.Table:
             part = dataset.select(range(start, min(start + size, len(dataset))))
             made = logps(part, name, batch_size)
             columns = [each for each in made.column_names if each not in part.column_names]
             return made.select_columns(columns).with_format("arrow")[:]
 
         tables = [
-            self._pieces.made(f"{name}-{start}-{size}", functools.partial(asked, start))
+            self._pieces.made(f"{name}-{start}-{size}", functools.partial(reference_log_probs, start))
             for start in range(0, len(dataset), size)
         ]
         # Rows are shuffled by what is drawn next: the same, however many pieces there were to do. One pass draws once.
@@ -142,11 +142,11 @@ class Llama3DPOTrainer(KeepsLength, KeepsReference, DPOTrainer):
                 if model is not None:
                     head_at_answers(self.accelerator.unwrap_model(model))
 
-    def _ask(self, model: Any, collator: PairCollator, **asked: Any) -> None:
-        """Separate rows, from now on, where the model does not take packed ones. `asked`: see `answer_log_probs`."""
+    def _ask(self, model: Any, collator: PairCollator, **forward_options: Any) -> None:
+        """Separate rows, from now on, where the model does not take packed ones. `forward_options`: see `answer_log_probs`."""
         if collator.packed:
             measured = functools.partial(
-                answer_log_probs, model, collator.pad_token_id, additive=collator.additive, **asked
+                answer_log_probs, model, collator.pad_token_id, additive=collator.additive, **forward_options
             )
             self.fallback = refusal(model, self._longest, measured)
             collator.packed = self.fallback is None
