@@ -1,1 +1,1 @@
-"""Has stages run: scheduler, launchers, retries, resources, cache-aware runner. It knows nothing of the loop."""
+"""Runs stages: scheduler, launchers, retries, resources, cache-aware runner. Knows nothing of the loop."""

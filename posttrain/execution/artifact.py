@@ -1,4 +1,4 @@
-"""What a stage makes, and what the loop asks of whoever has its stages run."""
+"""Artifacts, stage calls, and the protocol between the loop and a runner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a stage made, or a model that came from outside the run (then `path` is absolute)."""
+    """The output of a stage, or a model from outside the run (then `path` is absolute)."""
 
     key: str
     path: Path
@@ -18,11 +18,11 @@ class Artifact:
 
 @dataclass(frozen=True)
 class StageCall:
-    """One stage of a round, as the loop asks for it.
+    """One stage of a round, as the loop submits it.
 
-    `config` (plain JSON), `seed`, the keys of `inputs` and `external_hashes` (of the content of outside files, by name)
-    decide the result and make its key; `runtime` says where things lie and how to run. `role`: what it is in the round,
-    where that is not the stage's own name.
+    The cache key is made of `config` (plain JSON), `seed`, the keys of `inputs` and `external_hashes` (content hashes
+    of files outside the run, by name). `runtime` (paths, how to run) does not enter it. `role`: the name within the
+    round, where that is not the stage's own.
     """
 
     stage: str
@@ -35,12 +35,12 @@ class StageCall:
 
     @property
     def name(self) -> str:
-        """Its name within the round."""
+        """The name within the round."""
         return self.role or self.stage
 
 
 class Stages(Protocol):
-    """What the loop asks of whoever has its stages done: see `Runner`, which does all of it."""
+    """What the loop calls. `Runner` runs the stages; others only record them (`posttrain.planning.dry_run`)."""
 
     def begin_round(self, number: int) -> None: ...
     def submit(self, call: StageCall) -> Artifact: ...

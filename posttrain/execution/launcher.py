@@ -1,8 +1,8 @@
-"""Runs stages from their folders: in this process, or each in a process of its own, several at a time.
+"""Runs stages from their work folders: in this process, or each in its own process, several at once.
 
-A process of its own gives all memory back when the stage ends, and a crash in it is an error here. It is
-forked from a server that has the heavy libraries imported, so that a stage starts in milliseconds.
-Not covered here: stages that span several processes (torchrun); those run `posttrain stage FOLDER`.
+A stage's own process returns all memory when the stage ends, and a crash in it becomes an error here. It is forked from
+a server process that has imported the heavy libraries, so that a stage starts in milliseconds.
+Not covered: stages that span several processes (torchrun); those run `posttrain stage FOLDER`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from posttrain.system import die_with_parent, versions
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the stage in `folder` is."""
+    """Progress of the stage in `folder`: `done` of `total`, in `unit`."""
 
     folder: Path
     done: int
@@ -68,16 +68,16 @@ class Launcher(Protocol):
         ...
 
     def wait(self) -> Progress | Ended:
-        """The next thing that any of the started stages has to tell."""
+        """Blocks until a started stage reports progress or ends."""
         ...
 
     def stop(self) -> None:
-        """End what still runs. What it had finished stays in its scratch folder."""
+        """Ends the stages that still run. What they finished stays in their scratch folders."""
         ...
 
 
 def execute(folder: Path, workers: int, progress: Callable[[int, int, str], None] = no_progress) -> dict[str, Any]:
-    """Run the stage described in `folder/stage.json` and publish what it wrote. Returns its metrics."""
+    """Runs the stage described in `folder/stage.json` and publishes its artifact. Returns its metrics."""
     with lock.alone(folder / "lock"):
         return _execute(folder, workers, progress)
 
@@ -116,7 +116,7 @@ def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], Non
 
 @contextlib.contextmanager
 def _finishing() -> Iterator[None]:
-    """Not ended by SIGTERM: what is whole is published when the command is stopped."""
+    """Holds SIGTERM off, so that a finished artifact is published when the command is stopped."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -132,7 +132,7 @@ Run = Callable[[Path, int, Callable[[int, int, str], None]], object]
 
 
 class InProcess:
-    """Runs stages right here, one after the other: for tests."""
+    """Runs stages in this process, one after the other: for tests."""
 
     def __init__(self) -> None:
         self._started: list[tuple[Path, int]] = []
@@ -155,7 +155,7 @@ class InProcess:
 class Forked:
     """Runs each stage in a process of its own, forked from a server with the libraries imported.
 
-    `run`: what such a process does, `execute` or something around it; found by its name.
+    `run`: the function that the process calls, `execute` or a wrapper of it; it is imported by its name.
     """
 
     def __init__(self, run: Run = execute) -> None:
@@ -165,7 +165,7 @@ class Forked:
         self._running: dict[Connection, tuple[Path, BaseProcess]] = {}
 
     def warm(self) -> None:
-        """Begin the imports now, for a stage that will come."""
+        """Starts the server's imports now, before the first stage needs them."""
         forkserver.ensure_running()
 
     def start(self, folder: Path, workers: int, background: bool = False) -> None:

@@ -1,6 +1,6 @@
-"""Imported once by the server that stages are forked from, so that no stage imports anything heavy again.
+"""Imported once by the server process that stages are forked from, so that no stage imports heavy libraries again.
 
-Nothing here may start a thread of torch's: a fork does not inherit them.
+Nothing here may start threads of torch: a fork does not inherit them.
 """
 
 # ruff: noqa: F401 - imported for the children that are forked later, not for this module

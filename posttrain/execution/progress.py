@@ -1,4 +1,4 @@
-"""What is told of progress, and to whom."""
+"""Progress events and their receivers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Watcher(Protocol):
 
 
 class Silent:
-    """A watcher that says nothing."""
+    """Ignores all events."""
 
     def runs_again(self, reason: str) -> None: ...
     def started(self, number: int, stage: str) -> None: ...
@@ -31,7 +31,7 @@ class Silent:
 
 
 class Watchers:
-    """Hands every event on to several watchers, in their order."""
+    """Passes every event to several watchers, in order."""
 
     def __init__(self, *watchers: Watcher) -> None:
         self._watchers = watchers

@@ -12,7 +12,7 @@ from posttrain.storage.store import Store, artifact_key, handed_on
 
 
 def old_key(old: Sequence[Mapping[str, Any]], number: int, name: str) -> str | None:
-    """The key of a stage in the rounds that run.json had."""
+    """The key of a stage in `old`, the rounds of run.json before this command; None if it is not there."""
     for entry in old:
         if entry["round"] == number:
             return entry["stages"].get(name)
@@ -26,8 +26,8 @@ def why(
     external_hashes: Mapping[str, str],
     made_here: Collection[str],
 ) -> list[str]:
-    """What differs from the manifest of the old artifact; empty where only inputs that were made anew (`made_here`)
-    changed: that is said with the stages that made them."""
+    """What differs from the manifest of the old artifact, one line each. Inputs made anew in this run (`made_here`) are
+    left out: the stages that made them are reported themselves."""
     reasons = differences(old["config"], config)
     reasons += changed_roles(old["outside"], external_hashes, "the content of {} changed")
     from_outside = {role: key for role, key in input_keys.items() if key not in made_here}
@@ -38,7 +38,7 @@ def why(
 
 
 def following(store: Store, old: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, str]]:
-    """Stages of the old rounds that were made from the artifact, directly or not: round and name."""
+    """Round and name of the stages of `old` that were made from the artifact `key`, directly or not."""
     stale, found = {key, handed_on(key, store.manifest(key))}, []
     for entry in old:
         for name, made in entry["stages"].items():
@@ -49,8 +49,8 @@ def following(store: Store, old: Sequence[Mapping[str, Any]], key: str) -> list[
 
 
 def older(store: Store, old: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, str]]:
-    """Stages of the old rounds that another version of the program made, and what was made from those: round and name
-    by key. A key is made of the stage's version, so it shows which."""
+    """Round and name, by key, of the stages of `old` that another version of the program made, and of those made from
+    them. The stage's version is part of the key."""
     found: dict[str, tuple[int, str]] = {}
     stale: set[str] = set()
     for entry in old:
@@ -68,14 +68,14 @@ def older(store: Store, old: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int
 
 
 def _current(key: str, made: Mapping[str, Any]) -> bool:
-    """Whether this version of the program would give what was made from the same the same key."""
+    """Whether this version of the program gives the same config and inputs the same key."""
     known = STAGES.get(made["stage"])
     inputs = (made["config"], made["input_keys"], made["outside"])
     return known is not None and artifact_key(known.name, known.version, *inputs) == key
 
 
 def older_layout(found: Mapping[str, tuple[int, str]]) -> str:
-    """What `older` found, in words."""
+    """The message about what `older` found."""
     by_round: dict[int, list[str]] = {}
     for number, name in found.values():
         by_round.setdefault(number, []).append(name)
@@ -87,7 +87,7 @@ def older_layout(found: Mapping[str, tuple[int, str]]) -> str:
 
 
 def changed_roles(old: Mapping[str, str], new: Mapping[str, str], changed: str) -> list[str]:
-    """One line for each name whose value changed, came or went."""
+    """One line for each name whose value changed, was added or was removed."""
     lines = [changed.format(role) for role in new if role in old and old[role] != new[role]]
     lines += [f"{role} is new" for role in new if role not in old]
     return lines + [f"{role} is left out" for role in old if role not in new]

@@ -1,8 +1,8 @@
-"""Whether disk and memory have room for what is to come, asked before it is begun: before a run and before each stage.
+"""Checks that disk and memory suffice, before a run and before each stage.
 
-What a stage needs is computed from the sizes of its model and its tables, as little as it can be; so who is stopped
-here would have failed later. Not covered: activations, the memory of a GPU (a training there halves its micro-batches
-by itself), and what other programs take in the meantime.
+The need of a stage is a lower bound, computed from the sizes of its model and tables; so a stage that is refused here
+would have failed later. Not covered: activations, GPU memory (a training there halves its micro-batches by itself), and
+what other programs take in the meantime.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ COPIES = 2  # of a table: shards, and what they are joined into
 
 
 def parameters(size: int) -> float:
-    """About how many: from the size of the weights, most of which are in 16 bits but for the smallest models'."""
+    """The number of parameters, estimated from the bytes of the weights: 16 bits each, 32 below 2 GB."""
     return size / (4 if size < 2e9 else 2)
 
 
 def counted(folder: Path) -> float:
-    """How many parameters a model folder holds, by the headers of its safetensors; about, where these are not read."""
+    """The number of parameters of a model folder, from the headers of its safetensors; estimated if those fail."""
     files = sorted(folder.glob("*.safetensors"))
     try:
         return float(sum(_in_header(file) for file in files))
@@ -64,7 +64,7 @@ def _in_header(file: Path) -> int:
 
 
 def training_memory(count: float, model: Mapping[str, Any]) -> float:
-    """Bytes of a training of so many parameters: what `model` of its config says of LoRA. Activations come on top."""
+    """Bytes for training `count` parameters, by LoRA if `model` (of the config) says so. Activations not included."""
     lora = model.get("lora")
     if not lora:
         return FLOAT * count * TRAINING
@@ -82,15 +82,15 @@ _SETS = ("train", "dev", "heldout")
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes, at least."""
+    """Lower bounds, in bytes."""
 
     disk: float = 0.0
     memory: float = 0.0
 
 
 def of_stage(stage: Mapping[str, Any], root: Path) -> Need:
-    """What a stage needs that is described as in `stage.json`, in the run at `root`. What it has already written in
-    its work folder is taken off."""
+    """The need of a stage (the content of its `stage.json`) of the run at `root`, less what is already in its work
+    folder."""
     inputs = {role: root / path for role, path in stage["inputs"].items()}
     if STAGES[stage["stage"]].trained:
         model = stage["config"]["model"]
@@ -107,7 +107,7 @@ def of_stage(stage: Mapping[str, Any], root: Path) -> Need:
 
 
 def check(need: Need, root: Path, what: str) -> None:
-    """Raises RoomError: less is free than `what` needs."""
+    """Raises RoomError if less is free than `need`; `what` names it in the message."""
     import psutil
 
     there = next(folder for folder in (root, *root.absolute().parents) if folder.is_dir())
@@ -127,7 +127,7 @@ def check(need: Need, root: Path, what: str) -> None:
 
 
 def _answers(stage: Mapping[str, Any], prompts: Path) -> float:
-    """Bytes of the answers that a stage samples, each as long as it may be."""
+    """Bytes of the answers that a stage samples, all at their longest."""
     import pyarrow.parquet as pq
 
     from posttrain.stages.amounts import PlannedStage, Sets, Shares, amounts

@@ -1,8 +1,7 @@
-"""A stage that failed: what ended it, whether it is tried again, and how.
+"""Retries: why a stage failed, whether it is run again, and how.
 
-Only what may not come again is tried again: a process that was killed, memory or a device that failed, a loss that is
-no number. What a person gave wrong, a stage with nothing left to work on, a full disk and a mistake in our code come
-out the same the next time.
+Retried is what need not happen twice: a process that was killed, failed memory or a failed device, a loss that is not
+finite. Wrong input, an empty stage, a full disk and a bug of ours fail the same way again.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ _RAN_OUT = ("OutOfMemoryError", "AcceleratorError", "MemoryError")  # torch's by
 
 
 def next_try(failures: Sequence[Exception], attempts: int) -> How | None:
-    """How a stage that failed so often in this command is tried again; None: it is not.
+    """How a stage with these failures in this command is retried; None: it is not.
 
-    A loss that is no number again by the same step would be so a third time.
+    A loss that is not finite twice at the same optimizer step is not retried.
     """
     last = failures[-1]
     if len(failures) >= attempts or not isinstance(last, StageCrashedError | NonFiniteError):
@@ -51,12 +50,12 @@ def next_try(failures: Sequence[Exception], attempts: int) -> How | None:
 
 
 def processes(workers: int, failures: int) -> int:
-    """How many processes a stage gets after so many failures: half as many with each after the first."""
+    """The processes of a stage after `failures` failures: halved with each after the first."""
     return max(1, workers >> max(0, failures - 1))
 
 
 def halve(folder: Path, stage: Mapping[str, Any]) -> None:
-    """Have a training go on with micro-batches half as large; a step learns from the same rows."""
+    """Halves the micro-batch of a training; an optimizer step still learns from the same rows."""
     section = stage["runtime"].get(stage["stage"], {})
     batch = section.get("per_device_train_batch_size") if isinstance(section, Mapping) else None
     if batch is None:
@@ -67,7 +66,7 @@ def halve(folder: Path, stage: Mapping[str, Any]) -> None:
 
 
 def note(folder: Path, error: Exception, seconds: float, how: How | None) -> None:
-    """Write down a try that failed, and what comes next, for the artifact's manifest and in the stage's log."""
+    """Records a failed attempt and what follows, for the artifact's manifest and in the stage's log."""
     then, said = IN_WORDS[how] if how else "is not tried again", shown(str(error))
     made = {"error": type(error).__name__, "message": said, "seconds": round(seconds, 3), "then": then}
     write_durably(_record(folder), json.dumps([*failed_before(folder), made], ensure_ascii=False))
@@ -76,7 +75,7 @@ def note(folder: Path, error: Exception, seconds: float, how: How | None) -> Non
 
 
 def failed_before(folder: Path) -> list[dict[str, Any]]:
-    """The tries of a stage that failed and after which it went on by itself, in this command and before it."""
+    """The recorded failed attempts of a stage, of this command and earlier ones."""
     try:
         return json.loads(_record(folder).read_text("utf-8"))
     except (OSError, ValueError):
@@ -88,7 +87,7 @@ def _record(folder: Path) -> Path:
 
 
 def explained(error: Exception, folder: Path) -> PosttrainError:
-    """What a stage in `folder` raised, as an error of ours."""
+    """The exception of a stage in `folder` as a PosttrainError."""
     stage = folder.name.rpartition("-")[0]
     chain = list(_chain(error))
     full = max(filter(is_full, chain), key=lambda one: getattr(one, "filename", None) is not None, default=None)
@@ -104,7 +103,7 @@ def explained(error: Exception, folder: Path) -> PosttrainError:
 
 
 def full_disk(error: BaseException, root: Path, stage: str = "") -> RoomError:
-    """A full disk as an error that says what was written, how much is free and what takes how much."""
+    """The error for a full disk: which file, how much is free, and the size of artifacts and work."""
     path = getattr(error, "filename", None) or root
     free, work = _free(root), _size(root / "work")
     return RoomError(
@@ -115,7 +114,7 @@ def full_disk(error: BaseException, root: Path, stage: str = "") -> RoomError:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether this is how a library says that the disk is full."""
+    """Whether this exception means that the disk is full; libraries report that in several ways."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     return any(said in str(error) for said in _FULL_SAID)
@@ -129,7 +128,7 @@ def _passing(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those that it came from."""
+    """The exception, and its causes and contexts."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Finds a stage of a round done, or has it done; keeps run.json and the links; says what runs again and why."""
+"""The cache-aware runner: finds a stage's artifact or queues the stage; keeps run.json; reports what runs again."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from posttrain.storage.files import remove, write_durably
 
 
 class Runner:
-    """Walks through the stages of a run. `submit` only plans; `metrics` and `end` wait.
+    """Runs the stages that the loop submits. `submit` only queues; `metrics` and `end` wait.
 
-    As long as the walk meets the keys that run.json already has, run.json stays as it is; from the first stage that
-    differs, what it said of later ones is dropped.
+    While the keys are those of run.json, run.json stays as it is; from the first stage that differs, its later entries
+    are dropped.
     """
 
     def __init__(self, run: store.Store, launcher: Launcher, watcher: Watcher, workers: int, recipe: Recipe) -> None:
@@ -34,7 +34,7 @@ class Runner:
         self.old: list[dict[str, Any]] = run.read_run().get("rounds", [])
         files = {name: run.root / name for name in ("run.json", "recipe.yaml")}
         self._before = {name: path.read_text("utf-8") if path.exists() else None for name, path in files.items()}
-        self.rounds: list[dict[str, Any]] = []  # as planned: see `_known` for what run.json is told
+        self.rounds: list[dict[str, Any]] = []  # as planned; `_known` makes run.json's rounds of them
         self._ran: set[int] = set()  # rounds in which anything had to be done
         self._made = False  # whether this command has made anything yet; before that, nothing is written
         self._calls: dict[str, StageCall] = {}  # of what is in the queue, by key
@@ -46,7 +46,7 @@ class Runner:
         self.rounds.append({"round": number, "stages": {}})
 
     def submit(self, call: StageCall) -> Artifact:
-        """The artifact of this stage: found whole under its key, or planned."""
+        """The artifact of this stage: an existing one with its key, or one that is queued."""
         key = self._placed(call, self.rounds[-1]["round"])
         self.rounds[-1]["stages"][call.name] = key
         if key not in self.queue:
@@ -54,7 +54,7 @@ class Runner:
         return Artifact(key, self.store.path(key))
 
     def _placed(self, call: StageCall, number: int, *, tell: bool = True) -> str:
-        """The key of a stage of round `number`, which is done or in the queue then. `tell`: why it runs again."""
+        """The key of a stage of round `number`, which is queued unless it exists. `tell`: report why it runs again."""
         config = {**call.config, "seed": call.seed}
         inputs = {role: self._now(artifact) for role, artifact in call.inputs.items()}
         input_keys = {role: self._handed_on.get(artifact.key, artifact.key) for role, artifact in inputs.items()}
@@ -85,13 +85,13 @@ class Runner:
         return key
 
     def _now(self, artifact: Artifact) -> Artifact:
-        """An artifact as it is known by now: what it reads may have turned out to be what was there before."""
+        """The artifact that stands for `artifact` by now: a replanned stage has another key, see `_hand_on`."""
         key = self._replaced.get(artifact.key)
         return self._now(Artifact(key, self.store.path(key))) if key else artifact
 
     def _hand_on(self, made: Planned) -> None:
-        """Where a stage came out with the files of an artifact that was there, later stages go on with the key of
-        that: what waits for it is placed anew."""
+        """Early cut-off: if a stage wrote the same files as an existing artifact, later stages get that one's key, and
+        those that wait are planned again."""
         before = store.handed_on(made.key, self.store.manifest(made.key))
         if before == made.key:
             return
@@ -108,7 +108,7 @@ class Runner:
                         entry["stages"][name] = key
 
     def _found(self, key: str) -> None:
-        """Look at an artifact that is there: whether all of it is, and what it was before it was damaged."""
+        """Checks an existing artifact: raises DamagedError if files are missing or of another size."""
         lost = self.store.incomplete(key)
         if lost:
             raise DamagedError(
@@ -122,9 +122,9 @@ class Runner:
             self._handed_on[key] = before
 
     def _compare(self, key: str) -> None:
-        """What was made from an artifact that was damaged stays, if that one comes out the same again.
+        """Compares an artifact that was made again, after damage, with its old hashes.
 
-        Raises DamagedError where it does not; what was made from it is then out of the way.
+        Raises DamagedError if it differs; the artifacts that were made from the old one are set aside first.
         """
         stale = self.store.made_from(key) if self.store.aside_differs(key) else []
         for name in stale:
@@ -142,20 +142,20 @@ class Runner:
 
     @functools.cached_property
     def _older(self) -> Collection[str]:
-        """Keys of the run that another version of the program made. Told all at once, before the first new stage."""
+        """Keys of the run that another version of the program made; reported once, before the first new stage."""
         found = reruns.older(self.store, self.old)
         if found:
             self.watcher.runs_again(reruns.older_layout(found))
         return found
 
     def metrics(self, artifact: Artifact) -> dict[str, Any]:
-        """What the stage reported, once it is done."""
+        """The metrics of the stage; waits for it."""
         while self._now(artifact).key in self.queue:
-            self._step()
+            self._advance()
         return self.store.manifest(self._now(artifact).key)["metrics"]
 
     def end_round(self, promoted: bool, policy: Artifact) -> None:
-        """What was decided. Stages of the round that no later one reads may still be under way."""
+        """Records the gate's decision. Background stages of the round may still be running."""
         self.rounds[-1]["promoted"] = promoted
         self.rounds[-1]["policy"] = self._relative(self._now(policy).path)
         if self._made or self.queue.empty():
@@ -163,19 +163,19 @@ class Runner:
         self._show_rounds()
 
     def end(self) -> None:
-        """Wait for all that is planned; bring run.json and the links up to date."""
+        """Waits for all queued stages; brings run.json and the links up to date."""
         while not self.queue.empty():
-            self._step()
+            self._advance()
         self._write()
         self.store.relink(self._known())
 
     def stop(self) -> None:
-        """End what still runs, and plan nothing more."""
+        """Ends running stages and empties the queue."""
         self.queue.stop()
 
-    def _step(self) -> None:
+    def _advance(self) -> None:
         try:
-            made = self.queue.step()
+            made = self.queue.advance()
         except InputError:
             self.queue.stop()
             self._restore()
@@ -196,7 +196,7 @@ class Runner:
         self.store.link(store.link_name(number, name), self.store.path(key))
 
     def _show_rounds(self) -> None:
-        """Tell of rounds that are decided and done, in their order."""
+        """Reports rounds that are decided and finished, in order."""
         while self._shown < len(self.rounds):
             entry = self.rounds[self._shown]
             if "policy" not in entry or self.queue.busy(entry["round"]):
@@ -206,7 +206,7 @@ class Runner:
             self.watcher.round_done(entry["round"], entry["round"] in self._ran)
 
     def _known(self) -> list[dict[str, Any]]:
-        """What run.json says: what is whole of the rounds so far, and later ones as long as nothing differs."""
+        """The rounds for run.json: finished stages of the rounds so far, and its later rounds while nothing differs."""
         whole = [
             {**entry, "stages": {name: key for name, key in entry["stages"].items() if key not in self.queue}}
             for entry in self.rounds
@@ -220,7 +220,7 @@ class Runner:
             self.store.write_run(run, self.recipe.dump())
 
     def _restore(self) -> None:
-        """What was given is wrong: the run is again what it was before this command, but for finished artifacts."""
+        """Undoes this command's changes to the run, but for finished artifacts: called when the input was wrong."""
         for name, text in self._before.items():
             path = self.store.root / name
             if text is None:
@@ -249,7 +249,7 @@ class Runner:
 
 
 def _agree(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a round of run.json is the planned one, as far as both go."""
+    """Whether a round of run.json equals the planned one in the entries that both have."""
     checks = {name for name, one in STAGES.items() if one.check_only}
     shared = (old["stages"].keys() & new["stages"].keys()) - checks
     return all(old["stages"][name] == new["stages"][name] for name in shared) and (

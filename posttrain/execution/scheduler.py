@@ -1,8 +1,8 @@
-"""Which stage runs when: each as soon as what it reads is there, several at a time where the recipe allows it.
+"""The scheduler: starts each stage as soon as its inputs exist, several at once where the recipe allows it.
 
-An artifact's key says what it will be before it is made, so the loop asks for a whole round, in order, and only waits
-where it must decide something. What does not depend on each other then overlaps: a reward model is trained while
-candidates are sampled, held-out prompts are answered while the next round is under way.
+Keys are known before artifacts, so the loop submits a whole round, in order, and waits only where it must decide
+something. Independent stages overlap: a reward model is trained while candidates are sampled, and held-out prompts are
+answered during the next round.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from posttrain.storage.store import Store
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage to be done: `stage` is what `stage.json` will say."""
+    """A queued stage. `stage`: the content of its `stage.json`."""
 
     key: str
     number: int  # of the round
     stage: Mapping[str, Any]
     reads: frozenset[str]  # names of the folders that it reads
-    background: bool  # no other stage waits for it soon
+    background: bool  # no other stage waits for it soon, so it yields to the others
     name: str  # within the round
 
 
 class StageQueue:
-    """Stages that are planned and running. Those that are ready start in the order in which they were planned."""
+    """Queued and running stages. Ready ones start in the order in which they were added."""
 
     def __init__(
         self, store: Store, launcher: Launcher, watcher: Watcher, workers: int, at_once: int, attempts: int = 1
@@ -54,23 +54,23 @@ class StageQueue:
         self._waiting[planned.key] = planned
 
     def take_waiting(self) -> list[Planned]:
-        """All that waits, in its order, out of the queue."""
+        """Removes and returns the waiting stages, in order."""
         waiting = list(self._waiting.values())
         self._waiting.clear()
         return waiting
 
     def busy(self, number: int) -> bool:
-        """Whether a stage of this round is still to be done."""
+        """Whether a stage of this round is waiting or running."""
         running = [planned for planned, _ in self._running.values()]
         return any(planned.number == number for planned in [*self._waiting.values(), *running])
 
     def empty(self) -> bool:
         return not self._waiting and not self._running
 
-    def step(self) -> Planned | None:
-        """Start what is ready and wait for news. Returns the stage that has just published its artifact, if one has.
+    def advance(self) -> Planned | None:
+        """Starts the ready stages and waits for one event. Returns the stage that published its artifact, if one did.
 
-        Raises what the stage raised, after all others were stopped.
+        Raises a failed stage's exception.
         """
         self._start_ready()
         news = self.launcher.wait()
@@ -115,7 +115,7 @@ class StageQueue:
         self.launcher.start(folder, workers or self.workers, planned.background)
 
     def _tries_again(self, planned: Planned, folder: Path, error: Exception, seconds: float) -> bool:
-        """Note the failure, and start the stage once more where `retry` says that it may help."""
+        """Records the failure, and starts the stage again if `retry` says so. Returns whether it did."""
         failures = self._failures.setdefault(planned.key, [])
         failures.append(error)
         how = retry.next_try(failures, self.attempts)
@@ -131,7 +131,7 @@ class StageQueue:
         return True
 
     def _check(self, planned: Planned) -> None:
-        """Hash what the stage is about to read and no more, each once for this command. Raises DamagedError."""
+        """Verifies the hashes of the stage's inputs, each once per command. Raises DamagedError."""
         for path in map(Path, planned.stage["inputs"].values()):
             if self.store.has(path.name):
                 self.store.check(path.name)

@@ -1,7 +1,7 @@
-"""What a model takes text for: vocabulary, chat template and special ids, as a fingerprint in each manifest.
+"""Fingerprints of tokenizers (vocabulary, chat template, special ids), kept in each manifest and compared.
 
-A stage whose inputs disagree would train on or score tokens that mean something else, without an error. Padding is not
-in it: a trainer may set it, and no text holds it.
+A stage whose inputs disagree would silently train on or score tokens that mean something else. The padding token is not
+in the fingerprint: a trainer may set it, and no text contains it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OTHER = ("reference",)  # DPO's own check lets it have another template: see po
 
 
 def fingerprint(folder: Path) -> Fingerprint | None:
-    """Of a model folder; None where there is no tokenizer, or none that can be read: its reader says why."""
+    """The fingerprint of a model folder; None if it has no readable tokenizer (the stage that reads it says why)."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         return None
     from transformers import AutoTokenizer
@@ -38,7 +38,7 @@ def fingerprint(folder: Path) -> Fingerprint | None:
 
 
 def of_inputs(inputs: Mapping[str, Path]) -> Fingerprint | None:
-    """What all inputs of a stage agree on; None where none reads or holds tokens.
+    """The fingerprint common to a stage's inputs; None if none of them has one.
 
     Raises:
         StageError: two of them disagree.
@@ -50,7 +50,7 @@ def of_inputs(inputs: Mapping[str, Path]) -> Fingerprint | None:
 
 
 def check(one: Fingerprint, name: str, other: Fingerprint, other_name: str) -> None:
-    """Raises StageError: the two are not the same."""
+    """Raises StageError if the two differ."""
     differ = [words for part, words in _WORDS.items() if one[part] != other[part]]
     if differ:
         raise StageError(
@@ -60,7 +60,7 @@ def check(one: Fingerprint, name: str, other: Fingerprint, other_name: str) -> N
 
 
 def _known(folder: Path) -> Fingerprint | None:
-    """What an artifact's manifest says of it; of a model from outside what its files say."""
+    """The fingerprint in an artifact's manifest, or of the files of a model from outside the run."""
     if not (folder / store.MANIFEST).is_file():
         return fingerprint(folder)
     try:

@@ -1,1 +1,1 @@
-"""What each stage of the loop is given: its config, inputs and seed."""
+"""The config, inputs and seed of each stage of the loop."""

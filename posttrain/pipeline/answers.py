@@ -1,4 +1,4 @@
-"""What the stage `answers` is given in each of its roles: who is asked, which prompts, how often, by which engine."""
+"""Inputs of the stage `answers` in each of its roles: policy, prompts, K, sampling parameters, engine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Answers:
         system: str | None = None,
         difficulty: Artifact | None = None,
     ) -> Artifact:
-        """Answers to training prompts: as `take` says of those that are `where`, or those that `difficulty` took."""
+        """Answers to training prompts: those that `difficulty` selected, else `take` of those that match `where`."""
         return self._submit(
             role,
             {"prompts": prompts, "policy": policy, **({"difficulty": difficulty} if difficulty else {})},
@@ -53,7 +53,7 @@ class Answers:
         greedy: bool = False,
         further: Sequence[float] = (),
     ) -> Artifact:
-        """Answers to all prompts of the set `on`. `further`: temperatures at which half as many are sampled too."""
+        """Answers to all prompts of the set `on`. `further`: more temperatures, with K // 2 samples each."""
         settings = settings_of(self.recipe.evaluate)
         inputs = {"prompts": prompts, "policy": policy}
         return self._submit(role, inputs, {"set": on}, settings, seed=seed, tag=tag, greedy=greedy, further=further)

@@ -1,4 +1,4 @@
-"""What comes from outside a run and decides results: base model, reward files and prompt sets, by their content."""
+"""Files outside a run that decide its results (base model, reward files, prompt sets), with their content hashes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from posttrain.rewards.judge_reward import load_reward
 
 @dataclass(frozen=True)
 class ExternalInputs:
-    """The base model, where it is on the Hub (as peft has it), and the hash of each file: rewards by their `use`,
-    training prompts by round (see `of_round`), so too what sections are `given`, and the sets to evaluate on by name.
-    `reference`: DPO's, where the recipe names a folder. `judges`: the folders of models that judge on this machine."""
+    """The base model, its Hub id and revision if it has one (by peft's names), and content hashes: `rewards` by their
+    `use`, `train` by round (see `of_round`), `evaluated` by set, `given` by section and round. `reference`: DPO's, if
+    the recipe names a folder. `judges`: folders of judge models that run on this machine."""
 
     base: Artifact
     base_on_hub: Mapping[str, str] | None
@@ -35,7 +35,11 @@ class ExternalInputs:
 
 
 def external_inputs(recipe: Recipe) -> ExternalInputs:
-    """Raises InputError for a model, reward file or prompt set that is not there or cannot be read."""
+    """Resolves and hashes what the recipe names outside the run.
+
+    Raises:
+        InputError: a model, reward file or prompt set is missing or cannot be read.
+    """
     base = models.resolve(recipe.model)
     entries = [entry for entry in [*recipe.reward, *recipe.evaluate.measure] if entry.use != REWARD_MODEL]
     hashes = {
@@ -64,7 +68,7 @@ def external_inputs(recipe: Recipe) -> ExternalInputs:
 
 
 def _local_judges(value: object) -> Iterator[tuple[JudgeModel, str]]:
-    """The judges anywhere in a recipe that are models run here, and their paths."""
+    """The judges anywhere in a recipe that are models on this machine, with their paths."""
     if isinstance(value, JudgeModel) and value.path is not None:
         yield value, value.path
     elif isinstance(value, BaseModel):

@@ -1,4 +1,4 @@
-"""What each stage is given: config, inputs and seed."""
+"""The config, inputs and seed of each stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from posttrain.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Tables:
-    """What a round has to learn preferences from."""
+    """The tables that a round's preference optimisation can learn from."""
 
     scored: Artifact
     pairs: Artifact | None
@@ -28,7 +28,7 @@ class Tables:
 
 
 class StageInputs:
-    """One method a stage, called by the loop in `posttrain.loop`."""
+    """Submits the stages of a run: one method per stage, called by the loop in `posttrain.loop`."""
 
     def __init__(self, recipe: Recipe, runner: Stages) -> None:
         self.recipe, self.runner = recipe, runner
@@ -48,13 +48,13 @@ class StageInputs:
         self.runner.end_round(promoted, policy)
 
     def reads_pairs(self, source: str) -> bool:
-        """Whether any stage that is not left out learns from this source of pairs."""
+        """Whether any stage of the recipe learns from this source of pairs."""
         by_dpo = self.recipe.dpo is not None and source in self.recipe.dpo.sources
         by_model = self.recipe.reward_model is not None or self.recipe.watch is not None
         return by_dpo or (source == "preferences" and by_model)
 
     def prompts(self) -> Artifact:
-        """All prompt sets; of the training sets the round's. The first time later ones and pairs are checked too."""
+        """All prompt sets, with the round's training set. Round 0 also checks later training sets and given rows."""
         recipe = self.recipe
         sets = by_round(recipe.prompts.train)
         given = {
@@ -98,13 +98,13 @@ class StageInputs:
         return made
 
     def trial(self) -> list[str]:
-        """Each training for one step, in small; waits for it, since nothing is sampled before. Returns what was tried
-        otherwise than it will be done."""
+        """Runs one optimizer step of each training in small, and waits for it. Returns a note for each training that
+        could not be tried as it will be run."""
         made = self.training.trial(self.base)
         return list(self.runner.metrics(made).get("fallback", ())) if made else []
 
     def prompts_of_round(self) -> Artifact:
-        """With the round's training set, where that is not the one of round 1."""
+        """The prompts stage with this round's training set; that of round 0 if the set is the same."""
         same = of_round(self.external.train, self.number) == self.external.train[0]
         return self._prompts if same else self.prompts()
 
@@ -152,7 +152,7 @@ class StageInputs:
         return self.training.stage("reward_model", section, self.number, inputs, lambda models: (latest, {}))
 
     def difficulty(self, prompts: Artifact, policy: Artifact) -> Artifact | None:
-        """Which prompts the round samples; None where they come as the schedule has them."""
+        """The selection of the round's prompts by difficulty; None where the recipe does not ask for one."""
         samples = self.recipe.samples
         section, count = samples.difficulty, samples.prompts
         if section is None or count is None:
@@ -190,7 +190,7 @@ class StageInputs:
         return self.filtering.annotations(prompts, samples)
 
     def scores(self, samples: Artifact, reward_model: Artifact | None, annotations: Artifact | None = None) -> Artifact:
-        """`annotations`: columns that are written beside the samples."""
+        """The samples with their scores. `annotations`: columns to add to them."""
         inputs = {"answers": samples, **({"annotations": annotations} if annotations else {})}
         return self._scored("scores", self.filtering.columns(), inputs, *self.scoring.candidate_rewards(reward_model))
 
@@ -214,7 +214,7 @@ class StageInputs:
         return self.filtering.collapsed(diversity)
 
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
-        """`kept`: what the filters kept, in all rounds so far."""
+        """SFT. `kept`: the filters' tables of all rounds so far."""
 
         def inputs(section: Sft) -> dict[str, Artifact]:
             chosen = {"model": policy if section.start == "previous" else self.base, "kept": kept[-1]}
@@ -237,7 +237,7 @@ class StageInputs:
         return self._scored("pairs", {"margin": section.margin}, {"answers": answers}, *rewards)
 
     def reference(self, previous: Artifact, promoted: Sequence[Artifact]) -> Artifact | None:
-        """DPO's reference policy. None: what DPO starts from."""
+        """DPO's reference policy; None: the policy that DPO starts from."""
         assert self.recipe.dpo
         name = self.recipe.dpo.reference
         if name == "start":
@@ -258,8 +258,8 @@ class StageInputs:
         reward_model: Artifact | None,
         reference: Artifact | None = None,
     ) -> Artifact:
-        """DPO or KTO: a policy trained against a reference, `policy` itself where none is named, on the tables of the
-        round that the section `name` takes, and on what it is given."""
+        """DPO or KTO: trains `policy` against `reference` (None: against itself) on the tables that the section `name`
+        names, and on the rows given in the recipe."""
 
         def inputs(section: Trained) -> dict[str, Artifact]:
             there = {
@@ -276,7 +276,7 @@ class StageInputs:
         return self.training.stage(name, section, self.number, inputs, self._on_dev(name, reward_model))
 
     def across_rounds(self, policy: Artifact, promoted: Sequence[Artifact], reward_model: Artifact | None) -> Artifact:
-        """The round's policy averaged with the last promoted ones, where the recipe says so."""
+        """The round's policy averaged with the last promoted ones, if `average_rounds` is above 1."""
         others = self.recipe.average_rounds - 1
         if not others or not promoted:
             return policy
@@ -290,7 +290,7 @@ class StageInputs:
         return self.scoring.evaluate(prompts, policy, reward_model)
 
     def promote(self, candidate: Evaluated, incumbent: Evaluated, reward_model: Artifact | None) -> tuple[bool, bool]:
-        """Whether the candidate replaces the last promoted policy, and whether the test shows it to be better."""
+        """Whether the candidate is promoted, and whether the test shows it to be better than the incumbent."""
         decision = self._scored(
             "promote",
             {"promote": self.recipe.promote},
@@ -309,8 +309,8 @@ class StageInputs:
         preferences: Sequence[Artifact],
         reward_model: Artifact | None,
     ) -> None:
-        """The round's held-out answers beside those before, by a second reward model and by judges. Nothing waits for
-        it, and no other stage reads it."""
+        """Monitors over-optimisation: compares the round's held-out answers with earlier ones by a second reward model
+        and by judges. Runs in the background; no other stage reads it."""
         watch = self.recipe.watch
         assert watch
         section, judges, functions = watch.reward_model, self.recipe.judges(), self.recipe.functions()
@@ -362,7 +362,7 @@ class StageInputs:
         return derive_seed(self.recipe.seed, stage, self.number)
 
     def _take(self, stream: str, count: int | None) -> dict[str, Any]:
-        """The round's slice of its training set: each stream goes through all of that before any prompt comes again."""
+        """The round's slice of its training set. Each stream visits every prompt of it before any comes again."""
         sets = [of_round(self.external.train, number) for number in range(1, self.number + 1)]
         return {
             "seed": derive_seed(self.recipe.seed, "prompts", stream),
@@ -376,6 +376,6 @@ def _dumped(sets: Sequence[PromptSet]) -> list[dict[str, Any]]:
 
 
 def _numbered(preferences: Sequence[Artifact], which: str) -> dict[str, Artifact]:
-    """The tables of preferences that a stage learns from, by role: of `all` rounds so far, or the `latest` one's."""
+    """Preference tables as inputs, by role: those of `all` rounds so far, or only the `latest`."""
     tables = {f"preferences_{number}": table for number, table in enumerate(preferences, 1)}
     return tables if which == "all" else dict(list(tables.items())[-1:])

@@ -1,4 +1,4 @@
-"""The trained stages: each of their variants, and the mean of these or the best (Llama 3, section 4.1.5)."""
+"""Inputs of the trained stages: each variant, and the average of the variants or the best (Llama 3, section 4.1.5)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Training:
         inputs: Callable[[Any], Inputs],
         compare: Compare,
     ) -> Artifact:
-        """A trained stage of round `number`; where it has variants, each of them, and then their mean or the best."""
+        """A trained stage of round `number`: its variants, if it has any, and then their average or the best."""
         assert section
         before = self._last.get(name)  # of an earlier round: variants do not wait for one another
         fitted = self.runner.metrics(before).get("micro_batch") if before else None
@@ -44,9 +44,9 @@ class Training:
         return self.choose(name, made, len(made), compare) if section.variants else made[0]
 
     def trial(self, base: Artifact) -> Artifact | None:
-        """One step of each training that the recipe has, in small. None where it has none.
+        """One optimizer step of each training of the recipe, in small; None if it has no training.
 
-        It is made anew when an option, the model, the libraries or the machine's kind change; no other stage reads it.
+        Runs again when an option, the model, a library version or the presence of a GPU changes. No stage reads it.
         """
         sections = {name: getattr(self.recipe, name) for name in TRAINED}
         if self.recipe.watch:
@@ -75,14 +75,14 @@ class Training:
         )
 
     def average(self, models: Sequence[Artifact], role: str = "") -> Artifact:
-        """The mean of the models' weights; of one, that one."""
+        """The average of the models' weights; a single model is returned as it is."""
         if len(models) == 1:
             return models[0]
         inputs = {f"model_{number}": model for number, model in enumerate(models, 1)}
         return self.runner.submit(StageCall("average", config={}, inputs=inputs, seed=0, role=role))
 
     def given(self, name: str, number: int) -> tuple[dict[str, str], dict[str, Any]]:
-        """External hash and runtime of the rows that the section `name` is given in round `number`; empty if none."""
+        """`external_hashes` and `runtime` for the rows given to the section `name` in round `number`; empty if none."""
         sets = self.recipe.given().get(name)
         if sets is None:
             return {}, {}
@@ -90,7 +90,7 @@ class Training:
         return {"given": of_round(self.external.given[name], number)}, {"given": given}
 
     def choose(self, role: str, models: Sequence[Artifact], alone: int, compare: Compare) -> Artifact:
-        """The mean of models, or the best of the first `alone` of them where that is better on dev."""
+        """The average of models, or the best of the first `alone` of them if that is better on dev."""
         mean = self.average(models, f"{role}_mean")
         candidates = {"mean": mean, **{str(number): model for number, model in enumerate(models[:alone], 1)}}
         inputs, given = compare(candidates)
@@ -111,7 +111,7 @@ class Training:
         )
 
     def how(self, role: str, number: int) -> dict[str, Any]:
-        """How often a training saves what it can go on from, and where its metrics go, under which name."""
+        """Runtime of a training: minutes between checkpoints, and trackers with project and run name."""
         runtime: dict[str, Any] = {"checkpoint_minutes": self.recipe.compute.checkpoint_minutes}
         if self.recipe.report_to:
             to, project = self.recipe.report_to, self.recipe.name
@@ -119,7 +119,7 @@ class Training:
         return runtime
 
     def start(self, start: Artifact) -> dict[str, Any]:
-        """What an adapter that is kept is told it belongs on."""
+        """Runtime of a training that keeps its adapter: the base model for the adapter's config."""
         lora = self.recipe.model.lora
         if lora is None or lora.adapters == "merge":
             return {}
@@ -159,14 +159,14 @@ class Training:
 
 
 def _in_round(section: Trained, number: int) -> Trained:
-    """The section as it is in round `number`: without annealing before that begins."""
+    """The section for round `number`: without annealing before `anneal.from_round`."""
     if isinstance(section, Sft) and section.anneal and number < section.anneal.from_round:
         return section.model_copy(update={"anneal": None})
     return section
 
 
 def variants(name: str, section: Trained, seed: int) -> list[tuple[Trained, int, str]]:
-    """Section, seed and role of each training of a stage: of one, where there are no variants."""
+    """Section, seed and role of each variant of a stage; of the stage itself if it has none."""
     if not section.variants:
         return [(section, seed, name)]
     found = []

@@ -88,8 +88,8 @@ def refusal(model: Any, longest: int, measured: Callable[[bool], torch.Tensor]) 
     return f"{config.model_type} gives other values on packed rows, by {apart:.2g} (up to {size:.2g} in size)"
 
 
-def answer_log_probs(model: Any, pad: int, is_packed: bool, additive: bool, **forward_options: Any) -> torch.Tensor:
-    """What DPO reads: the log-probs of the responses of `probe_rows`, (tokens,). `forward_options`: further arguments of the
+def answer_log_probs(model: Any, pad: int, is_packed: bool, additive: bool, **forward: Any) -> torch.Tensor:
+    """What DPO reads: the log-probs of the responses of `probe_rows`, (tokens,). `forward`: further arguments of the
     training's forward."""
     rows = probe_rows(model, pad)
     made = (
@@ -98,7 +98,7 @@ def answer_log_probs(model: Any, pad: int, is_packed: bool, additive: bool, **fo
         else separate(rows.prompts, rows.responses, pad)
     )
     inputs = {name: value.to(model.device) for name, value in made.inputs.items()}
-    logits = model(**inputs, use_cache=False, **forward_options).logits.float().flatten(0, 1)
+    logits = model(**inputs, use_cache=False, **forward).logits.float().flatten(0, 1)
     at = [place for spans in made.spans for span in spans for place in span.predicted_at()]
     ids = [an_id for given in rows.responses for one in given for an_id in one]
     return _chosen(logits[at], ids)

@@ -142,11 +142,11 @@ class Llama3DPOTrainer(KeepsLength, KeepsReference, DPOTrainer):
                 if model is not None:
                     head_at_answers(self.accelerator.unwrap_model(model))
 
-    def _ask(self, model: Any, collator: PairCollator, **forward_options: Any) -> None:
-        """Separate rows, from now on, where the model does not take packed ones. `forward_options`: see `answer_log_probs`."""
+    def _ask(self, model: Any, collator: PairCollator, **forward: Any) -> None:
+        """Separate rows, from now on, where the model does not take packed ones. `forward`: see `answer_log_probs`."""
         if collator.packed:
             measured = functools.partial(
-                answer_log_probs, model, collator.pad_token_id, additive=collator.additive, **forward_options
+                answer_log_probs, model, collator.pad_token_id, additive=collator.additive, **forward
             )
             self.fallback = refusal(model, self._longest, measured)
             collator.packed = self.fallback is None
