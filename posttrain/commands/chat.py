@@ -16,9 +16,9 @@ def chat_(
     system: Annotated[str | None, typer.Option("--system", help="A system message.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn where the temperature is above 0.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The sampling seed, for a temperature above 0.")] = 0,
 ) -> None:
-    """Talk to a model through its chat template. /reset forgets what was said, /quit ends.
+    """Chat with a model through its chat template. /reset starts a new conversation, /quit ends.
 
     posttrain chat runs/quickstart
 

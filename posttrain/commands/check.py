@@ -15,18 +15,18 @@ def check_(
     recipe: Annotated[
         str, typer.Argument(help="A shipped recipe's name, or a path.", autocompletion=recipes)
     ] = "quickstart",
-    n: Annotated[int, typer.Option("--n", min=1, help="Plan so many rounds.")] = 1,
+    n: Annotated[int, typer.Option("--n", min=1, help="Number of rounds to plan.")] = 1,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
     probe: Annotated[bool, typer.Option(help="Measure a small round on this machine, for times and memory.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check all of a recipe that can be checked without training, and plan its rounds. Leaves nothing behind.
+    """Check everything of a recipe that can be checked without training, and plan its rounds. Writes nothing.
 
     posttrain check ./mine.yaml --n 6
 
     posttrain check 8b-one-gpu --set model.path=tiny-base --no-probe
 
-    Exit code 0: all is right. 2: something of the recipe is wrong. 3: the engine or the probe failed.
+    Exit code 0: all checks passed. 2: the recipe or its inputs are wrong. 3: the engine or the probe failed.
     """
     from posttrain.planning.check import check
 

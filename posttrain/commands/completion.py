@@ -1,4 +1,4 @@
-"""What the shell completes beside commands and options."""
+"""Shell completion of arguments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from posttrain import shipped
 
 
 def recipes(incomplete: str) -> Iterator[tuple[str, str]]:
-    """The shipped recipes that begin so, each with what it is."""
+    """The shipped recipes that begin with what was typed, each with its description."""
     from posttrain.recipe.copy import first_sentence
 
     for name in shipped.names("recipes"):

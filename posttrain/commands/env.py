@@ -12,9 +12,9 @@ from posttrain.commands.terminal import say
 
 
 def env_(
-    as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Versions, devices, memory and disk: what a report of a bug needs. It shows no token and no password.
+    """Versions, devices, memory and disk, for a bug report. Shows no token and no password.
 
     posttrain env
     """

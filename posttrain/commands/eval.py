@@ -26,9 +26,9 @@ def eval_(
     on: Annotated[On, typer.Option("--on", help="Which of its sets.")] = On.heldout,
     k: Annotated[int | None, typer.Option("--k", min=1, help="Sampled answers a prompt. Default: evaluate.k.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="All figures, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
-    """The figures of any model on a recipe's prompts, by its rewards: those that `status --json` has of a round.
+    """Evaluate any model on a recipe's prompts by its rewards. The figures are those of `status --json` for a round.
 
     posttrain eval runs/quickstart
 
@@ -42,7 +42,7 @@ def eval_(
 
 
 def _lines(title: str, found: dict[str, Any]) -> list[str]:
-    """A line a figure, with its interval and the number of prompts."""
+    """One line per figure, with its interval and the number of prompts."""
     figures = {name: figure for name, figure in found.items() if isinstance(figure, dict) and "value" in figure}
     figures |= {
         f"{name}, {how}": figure for name, each in found.get("measure", {}).items() for how, figure in each.items()

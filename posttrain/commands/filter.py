@@ -28,9 +28,9 @@ def filter_(
         typer.Option("--against", metavar="FILE", help="An evaluation set. Default: the recipe's dev and heldout."),
     ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The counts for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Filter a file of rows as a recipe would. A pair is judged by its chosen answer.
+    """Filter a file of rows with a recipe's filters. A pair is filtered by its chosen answer.
 
     posttrain filter mine.jsonl --recipe my.yaml --out filtered --against test.jsonl
     """
@@ -50,7 +50,7 @@ def filter_(
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """What each filter did, a line a filter."""
+    """One line per filter: rows in, rows out, reasons."""
     head = ("filter", "rows in", "rows out", "rows/s", "why")
     lines = [head, *map(_line, figures["filters"])]
     width = max(len(line[0]) for line in lines)
@@ -77,7 +77,7 @@ def _line(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | None) -> FilterContext:
-    """What the filters read beside the rows, and no more: an evaluation set on the Hub needs network."""
+    """The context that these filters read, and nothing else: an evaluation set on the Hub would need network."""
     from posttrain.data.load import read_prompts
     from posttrain.errors import InputError
     from posttrain.filters import FilterContext, message_text
@@ -101,7 +101,7 @@ def _context(recipe: Recipe, chosen: Sequence[Filter], against: list[Path] | Non
 
 
 def _special_tokens(recipe: Recipe) -> list[str]:
-    """Of the recipe's model, where it lies on this machine: no model is fetched to filter a file."""
+    """Special tokens of the recipe's model, if it is on this machine: no model is fetched to filter a file."""
     from posttrain import models, shipped
 
     name = recipe.model.path

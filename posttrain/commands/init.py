@@ -17,7 +17,7 @@ def init_(
         str, typer.Option("--recipe", metavar="NAME", help="See `posttrain recipes`.", autocompletion=recipes)
     ] = "quickstart",
 ) -> None:
-    """Copy a shipped recipe into a folder, to edit, with the rewards and prompts that it names. It runs at once.
+    """Copy a shipped recipe into a folder to edit, with the rewards and prompts that it names. The copy runs as it is.
 
     posttrain init mine
 

@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 
 def push_(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The model repository; made if need be.")],
+    to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The model repository; created if absent.")],
     private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
-    number: Annotated[int | None, typer.Option("--round", help="This one; 0 is the base. Default: the last.")] = None,
-    all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Each promoted round, in order.")] = False,
-    data: Annotated[bool, typer.Option("--data", help="The rounds' tables too, to OWNER/NAME-data.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go: no token, no network.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+    number: Annotated[
+        int | None, typer.Option("--round", help="The round to push; 0: the base. Default: the last.")
+    ] = None,
+    all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Push each promoted round, in order.")] = False,
+    data: Annotated[bool, typer.Option("--data", help="Push the rounds' tables too, to OWNER/NAME-data.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be pushed: no token, no network.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Push the last promoted policy to the Hub, with a tag and a card. What is there already is not sent again.
+    """Push the last promoted policy to the Hub, with a tag and a card. Files that are there already are not sent again.
 
     posttrain push runs/quickstart --to my-name/my-model --dry-run
     posttrain push runs/quickstart --to my-name/my-model --private --all-rounds --data
@@ -121,7 +125,7 @@ def _shown(plans: list[RepoPlan]) -> str:
 
 
 def _size(count: int) -> str:
-    """In powers of 1000, as the Hub shows it."""
+    """A size in powers of 1000, as the Hub shows it."""
     size, unit = float(count), "B"
     for larger in ("KB", "MB", "GB", "TB"):
         if size < 1000:

@@ -11,13 +11,13 @@ from posttrain.commands.terminal import say
 
 
 def recipes_(
-    as_json: Annotated[bool, typer.Option("--json", help="The same list for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """The recipes that are shipped, a line each.
+    """List the shipped recipes.
 
     posttrain recipes
 
-    `posttrain init DIR --recipe NAME` copies one to edit; `posttrain round NAME` runs it as it is.
+    `posttrain init DIR --recipe NAME` copies one to edit; `posttrain round NAME` runs one as it is.
     """
     from posttrain import shipped
     from posttrain.recipe.copy import first_sentence

@@ -14,7 +14,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     out: Annotated[Path | None, typer.Option("--out", help="The file. Default: RUN/report.html.")] = None,
 ) -> None:
-    """Write one HTML file that shows a run: curves, data, answers side by side, lineage. Works during a run, too.
+    """Write one HTML file about a run: curves, data, answers side by side, lineage. Works during a run, too.
 
     posttrain report runs/quickstart
     """

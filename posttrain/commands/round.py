@@ -15,11 +15,11 @@ def round_(
     recipe: Annotated[
         str, typer.Argument(help="A shipped recipe's name, or a path.", autocompletion=recipes)
     ] = "quickstart",
-    n: Annotated[int, typer.Option("--n", min=1, help="How many rounds there shall be in all.")] = 1,
+    n: Annotated[int, typer.Option("--n", min=1, help="Total number of rounds; finished ones count.")] = 1,
     run: Annotated[Path | None, typer.Option("--run", help="The run's folder. Default: runs/RECIPE.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
 ) -> None:
-    """Run rounds until N are there. Finished stages are never done again; after a stop the same command goes on.
+    """Run rounds until N are finished. Finished stages are not run again; after a stop the same command goes on.
 
     posttrain round --n 6
 

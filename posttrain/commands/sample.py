@@ -22,18 +22,18 @@ class From(enum.StrEnum):
 
 def sample_(
     model: Annotated[str, typer.Argument(help="A run's folder (its promoted policy), a model's folder, or a Hub id.")],
-    out: Annotated[Path, typer.Option("--out", help="A .parquet or .jsonl file, made anew.")],
+    out: Annotated[Path, typer.Option("--out", help="A new .parquet or .jsonl file.")],
     recipe: Annotated[str | None, typer.Option("--recipe", help="Whose prompts, engine and settings to use.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="A file with a column `prompt`, instead.")] = None,
     on: Annotated[From, typer.Option("--on", help="Which set of the recipe.")] = From.heldout,
-    k: Annotated[int | None, typer.Option("--k", min=1, help="Answers a prompt. Default: samples.k, or 1.")] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="Answers per prompt. Default: samples.k, or 1.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token.")] = 1.0,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer. Default: the recipe's, or 256.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answers.")] = 0,
 ) -> None:
-    """Answers of a model to prompts, into a file that `datasets` and TRL read.
+    """Sample answers of a model to prompts into a file that `datasets` and TRL read.
 
     posttrain sample runs/quickstart --recipe quickstart --on dev --k 4 --out answers.parquet
 

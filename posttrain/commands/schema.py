@@ -6,7 +6,7 @@ from posttrain.commands.terminal import say
 
 
 def schema_() -> None:
-    """The JSON schema of a recipe, for completion and checks in an editor.
+    """Print the JSON schema of a recipe, for completion and checks in an editor.
 
     posttrain schema > recipe.schema.json
 

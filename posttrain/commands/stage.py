@@ -15,7 +15,7 @@ def stage(
     folder: Annotated[Path, typer.Argument(help="A folder under RUN/work, with a stage.json.")],
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes or threads.")] = 1,
 ) -> None:
-    """Run one stage from its work folder, in this process: to look at what fails, or on a cluster."""
+    """Run one stage from its work folder, in this process: to debug it, or on a cluster."""
     from posttrain.errors import InputError
     from posttrain.execution.launcher import execute
 

@@ -13,9 +13,9 @@ from posttrain.commands.terminal import say
 
 def status_(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="The same figures for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """The table of a run's rounds.
+    """Print the table of a run's rounds.
 
     posttrain status runs/quickstart --json
     """

@@ -1,4 +1,4 @@
-"""How a long command is stopped: by Ctrl-C or SIGTERM, at once, with a line that says how to go on."""
+"""Stops a long command at once on Ctrl-C or SIGTERM, with a line that says how to go on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised where the command is when the signal `number` comes."""
+    """Raised in the main thread when the signal `number` arrives."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -26,7 +26,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Within it, Ctrl-C and SIGTERM end the command with exit code 130 or 143, after its own cleaning up."""
+    """A context in which Ctrl-C and SIGTERM end the command with exit code 130 or 143, after its cleanup."""
     before = {number: signal.signal(number, _stop) for number in SIGNALS}
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes."""
+"""The terminal output of a command while it runs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from posttrain.storage.redact import printable
 
 
 def say(text: object, *, error: bool = False, end: str = "\n") -> None:
-    """Prints what others may have written, escaped. Nothing else of the command line prints but `Terminal` below."""
+    """Prints text that may come from others, escaped. All output goes through this or `Terminal`."""
     print(printable(str(text)), end=end, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 class Terminal:
-    """Prints what happens: on a terminal a line that is rewritten; in a log file a line as a stage begins, one each
-    `every` seconds as long as it goes on, and one as it ends."""
+    """Prints progress events: on a terminal in one line that is rewritten; in a log file a line when a stage starts,
+    one every `every` seconds while it runs, and one when it ends."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Terminal:
     ) -> None:
         self._show_round, self._clock, self._every = show_round, clock, every
         self._live = sys.stdout.isatty()
-        self._begun: dict[str, tuple[float, int]] = {}  # when each stage first told how far it was, and how far
+        self._begun: dict[str, tuple[float, int]] = {}  # time and count of each stage's first progress event
         self._told: dict[str, float] = {}  # when a line of each stage was printed last
         self._running: dict[str, str] = {}  # what is shown of each stage that runs
         self._slow: set[str] = set()  # why a slower way was taken, as it was said
@@ -75,7 +75,7 @@ class Terminal:
         self._show()
 
     def _show(self) -> None:
-        """On a terminal, what runs now, in one line that is rewritten."""
+        """Rewrites the terminal's status line: the running stages."""
         if self._live:
             now = printable(" | ".join(f"{label}  {text}" for label, text in self._running.items()))
             width = shutil.get_terminal_size().columns - 1
@@ -86,14 +86,14 @@ class Terminal:
             self._print(self._show_round(number))
 
     def note(self, text: str) -> None:
-        """What happens beside the stages."""
+        """A message about something other than a stage."""
         self._print(text)
 
 
 def pace(done: int, seconds: float, left: int) -> str:
-    """How fast it goes, and how long it takes at that; nothing, before that is known.
+    """Rate and remaining time in words; empty before they are known.
 
-    `done` in `seconds`: since the stage first told how far it was. What it had done before a stop is not counted.
+    `done` in `seconds`: since the stage's first progress event; work from before a resume is not counted.
     """
     if done <= 0 or seconds <= 0:
         return ""
@@ -115,7 +115,7 @@ def _label(number: int, stage: str) -> str:
 
 
 def summary(stage: str, metrics: Mapping[str, Any]) -> str:
-    """The few figures of a stage that a person wants to see as it ends."""
+    """The main figures of a stage, printed when it ends."""
     if stage == "filters":
         dropped = ", ".join(f"{count} {reason}" for reason, count in metrics["dropped"].items())
         masked = sum(one.get("masked", 0) for one in metrics.get("filters", []))

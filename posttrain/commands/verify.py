@@ -14,11 +14,11 @@ from posttrain.commands.terminal import say
 def verify_(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     repair: Annotated[
-        bool, typer.Option("--repair", help="Take what is damaged out of the way: `round` does it anew.")
+        bool, typer.Option("--repair", help="Set damaged files aside; `round` makes them again.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The same for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Hash every file of a run. Exit code 5 where anything is damaged.
+    """Verify the hash of every file of a run. Exit code 5 if anything is damaged.
 
     posttrain verify runs/quickstart --repair
     """

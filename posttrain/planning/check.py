@@ -1,4 +1,4 @@
-"""Everything of a recipe that can be checked without training, and the plan of its rounds."""
+"""Checks everything of a recipe that can be checked without training, and plans its rounds."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _check(
 
 
 def _no_probe(model: ModelSummary) -> str | None:
-    """Why this model cannot be measured on this machine; None where it can be tried."""
+    """Why the model cannot be probed on this machine; None if it can."""
     if not model.here:
         return "the weights are not here yet; the first round fetches them"
     import psutil

@@ -1,4 +1,4 @@
-"""What a stage takes, from what a probe measured of it in small. Pure arithmetic."""
+"""The cost of a stage, from a probe's measurement in small. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _PASS = 1 / 3  # of a step: a step is a forward pass and a backward pass, which 
 
 @dataclass(frozen=True)
 class Measured:
-    """One stage as it was measured. `seconds`: of a core, or of the GPU; `loading`: of these, for its models; `step`:
-    for one more step of a training. `units`: completions, rows, or steps. `memory`, `disk`: bytes, of one process."""
+    """A measured stage. `seconds`: of a core, or of the GPU; `loading`: the part of them for loading models; `step`:
+    seconds of one optimizer step. `units`: completions, rows or steps. `memory`, `disk`: bytes of one process."""
 
     stage: str
     seconds: float
@@ -27,7 +27,7 @@ class Measured:
 
 
 def together(some: Sequence[Measured]) -> Measured:
-    """Several measurements of a stage that samples as one; of its metrics, the sums of tokens and completions."""
+    """Merges measurements of a stage that samples; of the metrics, tokens and completions are summed."""
     metrics = {name: sum(float(str(one.metrics[name])) for one in some) for name in ("tokens", "completions")}
     loading = sum(one.loading for one in some)
     return Measured(
@@ -44,8 +44,8 @@ def together(some: Sequence[Measured]) -> Measured:
 
 @dataclass(frozen=True)
 class Cost:
-    """`fixed` and `unit` in seconds, the latter for one unit; `loading` is what each process pays. Memory and disk in
-    bytes, `disk_unit` for one unit."""
+    """`fixed` seconds, `unit` seconds per unit, `loading` seconds per process. Memory and disk in bytes, `disk_unit`
+    per unit."""
 
     fixed: float
     loading: float
@@ -59,7 +59,7 @@ class Cost:
 
 
 def work(stage: str, amounts: Amounts) -> float:
-    """The units of a stage: completions, rows, or steps, and of passes without a step their share of one."""
+    """The units of a stage: completions, rows, or optimizer steps plus forward passes as fractions of a step."""
     if STAGES[stage].trained:
         batch = amounts.rows / amounts.steps if amounts.steps else 0.0
         return steps_and_passes(amounts.steps, amounts.passes, batch)
@@ -67,14 +67,14 @@ def work(stage: str, amounts: Amounts) -> float:
 
 
 def steps_and_passes(steps: int, passes: int, batch: float) -> float:
-    """Steps, and rows that a model reads beside them, as so many steps. `batch`: rows of a step."""
+    """Optimizer steps, plus `passes` rows of forward passes converted to steps. `batch`: rows per step."""
     return steps + (passes / batch * _PASS if batch else 0.0)
 
 
 def cost(measured: Measured) -> Cost:
-    """What one more unit takes, and what a stage takes whatever it does.
+    """The fixed cost of a stage, and the cost per unit.
 
-    Of a training the time between steps is known. Of the others all but loading grows with the units.
+    For a training the time per step was measured. For others everything but loading is taken to grow with the units.
     """
     rest = max(measured.seconds - measured.loading, 0.0)
     units = max(measured.units, 1e-9)
@@ -85,5 +85,5 @@ def cost(measured: Measured) -> Cost:
 
 
 def cost_of(stage: str, costs: Mapping[str, Cost]) -> Cost | None:
-    """The cost of a stage, or of one of its kind; None where neither was measured."""
+    """The cost of a stage, or of the stage that it is `like`; None if neither was measured."""
     return costs.get(stage) or costs.get(STAGES[stage].like)

@@ -1,8 +1,7 @@
-"""One round in miniature on this machine: the recipe's own stages on few prompts, and what each of them took.
+"""Measures one small round on this machine: the recipe's own stages on few prompts.
 
-Clocks count the seconds of a core where there is no GPU, so that what else runs on the machine weighs little; with one
-they count seconds, one stage at a time. Memory is that of one process: its most, less what it started with, or on a
-GPU what torch had taken there.
+Without a GPU seconds are CPU time, so that other load on the machine matters little; with one they are wall time, one
+stage at a time. Memory is of one process: its peak less what it started with, or on a GPU torch's peak there.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ FEW = "few-prompts"  # the folder of the prompts that are evaluated on, below th
 
 
 def completions(parameters: float, longest: int, device: str) -> int:
-    """How many completions of `longest` tokens each sampling of a miniature makes. `device`: cpu or cuda."""
+    """The completions of at most `longest` tokens that each stage of the probe samples. `device`: cpu or cuda."""
     return max(FEWEST, min(MOST, int(OPERATIONS[device] / (2 * parameters * longest))))
 
 
 def miniature(recipe: Recipe, completions: int) -> list[str]:
-    """The changes (`--set`) that make a round of the recipe small: about so many completions of each sampling."""
+    """The overrides (`--set`) that make a round of the recipe small: about so many completions per sampling stage."""
     changes = [
         "promote=always",
         "average_rounds=1",
@@ -63,7 +62,7 @@ def miniature(recipe: Recipe, completions: int) -> list[str]:
 
 
 def write_few(prompts: Path, root: Path, dev: int) -> dict[str, int]:
-    """The prompts that a miniature is evaluated on, spread over each set, of dev at most so many; returns how many."""
+    """Writes the probe's evaluation prompts, spread over each set, at most `dev` of dev; returns their numbers."""
     import pyarrow.parquet as pq
 
     folder, counts = root / FEW, {}
@@ -77,7 +76,7 @@ def write_few(prompts: Path, root: Path, dev: int) -> dict[str, int]:
 
 
 def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> None:
-    """Run a stage as `execute` does, and write what it took beside the run. Evaluations see few prompts."""
+    """Runs a stage as `execute` does, and writes its measurement beside the run. Evaluations see few prompts."""
     stage = read_json(folder / "stage.json")
     root = folder.parent.parent
     heldout = stage["config"].get("set") == "heldout"
@@ -114,7 +113,7 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
 
 
 def read_measured(root: Path) -> dict[str, Measured]:
-    """By stage, what `measure` wrote: of one that samples all its roles together, of others the last."""
+    """The measurements by stage: of `answers` all roles merged, of others the last."""
     files = sorted((root / "measured").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     made: dict[str, list[Measured]] = {}
     for path in files:
@@ -124,13 +123,13 @@ def read_measured(root: Path) -> dict[str, Measured]:
 
 
 def resident(root: Path) -> int:
-    """Bytes that a process had before its stage did anything; on a GPU torch has none then."""
+    """Bytes of a process before its stage started; 0 where that was not measured, as on a GPU."""
     path = root / "resident"
     return int(path.read_text("utf-8")) if path.is_file() else 0
 
 
 def shares(measured: Mapping[str, Measured]) -> Shares:
-    """What a miniature left over, with the starting model."""
+    """The shares of rows kept in the probe, with the starting model."""
     default = Shares()
 
     def share(stage: str, part: str, whole: str, otherwise: float) -> float:
@@ -146,8 +145,8 @@ def shares(measured: Mapping[str, Measured]) -> Shares:
 
 
 def _load(stage: Mapping[str, Any], root: Path) -> None:
-    """Load and warm up the models of a stage that samples or scores, so that what each process pays for that is
-    known apart.
+    """Loads and warms up the models of a stage that samples or scores, so that this cost per process is measured
+    separately.
 
     They are kept for the stage. A server is started by the stage itself.
     """
@@ -173,7 +172,7 @@ def _clock() -> Callable[[], float]:
 
 
 def _memory() -> int:
-    """Bytes: the most that this process had so far."""
+    """This process's peak memory so far, in bytes."""
     import resource
     import sys
 

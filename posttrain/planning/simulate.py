@@ -1,8 +1,7 @@
-"""How long stages take that share a machine: a simulation of the loop's queue (`posttrain.execution.scheduler`). Pure.
+"""How long stages take that share a machine: a simulation of `posttrain.execution.scheduler`. Pure.
 
-Stages start in their order, as soon as what they wait for is done, up to so many at once. The cores are shared: a stage
-uses as many as it can (`width`), all get the same where that is too much, and those in the background get what the
-others leave.
+Stages start in order as soon as their inputs are done, up to `at_once` of them. Cores are shared: a stage uses up to
+`width`, in equal parts if that is more than there are, and background stages get the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _BACKGROUND = 0.015
 
 @dataclass(frozen=True)
 class Task:
-    """`work`: core-seconds. `width`: how many cores it can use. `memory`: bytes, while it runs."""
+    """`work`: core-seconds. `width`: cores that it can use. `memory`: bytes while it runs."""
 
     key: str
     work: float
@@ -28,7 +27,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Timeline:
-    """When each task ends, in seconds from the start, and the most memory that running ones take together, bytes."""
+    """The end of each task in seconds from the start, and the peak memory of tasks that run together, in bytes."""
 
     ends: Mapping[str, float]
     memory: float
@@ -39,7 +38,7 @@ class Timeline:
 
 
 def simulate(tasks: Sequence[Task], cores: float, at_once: int) -> Timeline:
-    """The timeline of tasks, in their order, `at_once` of them on `cores`.
+    """Simulates the tasks, in order, at most `at_once` at a time, on `cores`.
 
     Raises:
         ValueError: a task waits for one that is not there or comes after it.
@@ -68,7 +67,7 @@ def simulate(tasks: Sequence[Task], cores: float, at_once: int) -> Timeline:
 
 
 def _shares(running: Sequence[Task], cores: float) -> list[float]:
-    """Cores that each task gets: evenly by their processes, nobody more than it can use."""
+    """The cores of each task: in proportion to their processes, never more than a task can use."""
     shares = [0.0] * len(running)
     first = [at for at, task in enumerate(running) if not task.background]
     last = [at for at, task in enumerate(running) if task.background]
@@ -79,7 +78,7 @@ def _shares(running: Sequence[Task], cores: float) -> list[float]:
 
 
 def _fill(running: Sequence[Task], chosen: Sequence[int], cores: float, shares: list[float]) -> float:
-    """Gives `cores` to the chosen, in proportion to their width; returns what they take."""
+    """Shares `cores` among the chosen tasks in proportion to their width; returns the cores used."""
     wanted = sum(running[at].width for at in chosen)
     part = min(1.0, cores / wanted) if wanted else 0.0
     for at in chosen:

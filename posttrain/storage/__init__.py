@@ -1,1 +1,1 @@
-"""What is on the disk: artifacts, pieces of unfinished work, locks, logs. Nothing here knows of post-training."""
+"""Files on disk: artifacts, shards of unfinished work, locks, logs. Nothing here knows of post-training."""

@@ -1,4 +1,4 @@
-"""A function in a forked child with bounds of time and memory: for what a stranger's file may make endless."""
+"""Runs a function in a forked child with limits of time and memory: for parsing untrusted files."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from posttrain.errors import PosttrainError
 
 T = TypeVar("T")
 
-Say = Callable[[str], None]  # told what the child begins with
+Say = Callable[[str], None]  # announces the step that the child begins
 
 
 class OutOfBoundsError(Exception):
-    """`doing`: what the child had said that it began. `how`: `time`, `memory`, or how it died."""
+    """A limit was exceeded, or the child died. `doing`: the step it had announced. `how`: `time`, `memory`, or how it
+    died."""
 
     def __init__(self, doing: str, how: str) -> None:
         super().__init__(f"{doing}: {how}")
@@ -30,19 +31,18 @@ class OutOfBoundsError(Exception):
 
 
 def run(function: Callable[[Say], T], *, seconds: int, memory: int) -> T:
-    """What `function` returns in a child that has the memory of this process and may take `memory` bytes more, and
-    for each thing that it says it begins `seconds` of a processor (three times as long by the clock).
+    """Runs `function` in a forked child and returns its result. The child may use `memory` bytes more than this process
+    and, for each step that it announces by `say`, `seconds` of CPU time (three times that by the clock).
 
-    The child is forked, so it has what is imported here and starts in milliseconds. It must not need a thread that
-    this process began before.
+    A fork has the imports of this process and starts in milliseconds. `function` must not need threads that this
+    process started before.
 
-    Memory is bounded on Linux alone, where the system tells how much there is. On macOS the system's libraries may end
-    a child of a fork for being used in it: a signal that ended one proves nothing there, and `function` is then run in
-    this process, without bounds.
+    Memory is limited on Linux only. On macOS system libraries may kill a forked child that uses them, so a signal
+    proves nothing there: `function` is then run in this process, without limits.
 
     Raises:
-        OutOfBoundsError: it took too long or too much, or died.
-        PosttrainError: as the function raised it.
+        OutOfBoundsError: it exceeded a limit, or died.
+        PosttrainError: the function raised it.
     """
     receiver, sender = Pipe(duplex=False)
     child = os.fork()
@@ -87,7 +87,7 @@ def _answer(receiver: Connection, child: int, seconds: int) -> T:  # pyright: ig
 
 
 def _child(function: Callable[[Say], T], sender: Connection, seconds: int, memory: int) -> None:
-    """Never returns: what this process would do at its end is its parent's."""
+    """Never returns: the exit handlers of this process belong to its parent."""
 
     def say(what: str) -> None:
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -107,7 +107,7 @@ def _child(function: Callable[[Say], T], sender: Connection, seconds: int, memor
         sender.send(("died", "memory"))
     except PosttrainError as error:
         sender.send(("error", pickle.loads(pickle.dumps(error))))
-    except Exception as error:  # a mistake of ours or of a library, told as one of the process that asked
+    except Exception as error:  # a bug of ours or of a library; raised again in the parent
         error.add_note("in a child with bounds of time and memory")
         sender.send(("error", error if _picklable(error) else RuntimeError(f"{type(error).__name__}: {error}")))
     except BaseException as error:  # what Rust makes of a panic
@@ -131,8 +131,8 @@ def _limit(which: int, soft: int) -> None:
 
 
 def _data() -> int | None:
-    """Bytes of private memory that this process may write to; None where the system does not tell: then the child is
-    bounded in time alone."""
+    """Bytes of this process's private writable memory; None where the system does not report it: then only time is
+    limited."""
     try:
         with open("/proc/self/status", encoding="utf-8", errors="replace") as file:
             found = next((line.split()[1] for line in file if line.startswith("VmData:")), None)

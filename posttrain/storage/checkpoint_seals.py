@@ -1,7 +1,7 @@
-"""Which checkpoint to go on from: the newest that is provably whole.
+"""Finds the checkpoint to resume from: the newest that is provably complete.
 
-transformers picks the newest folder by name, and goes on with a fresh optimizer when `optimizer.pt` is missing. So each
-checkpoint gets a list of its files with their hashes, written last, and only one that agrees with it is used.
+transformers takes the newest folder by name, and resumes with a fresh optimizer when `optimizer.pt` is missing. So each
+checkpoint gets a list of its files with their hashes, written last, and only one that matches its list is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NEEDED = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth",
 
 
 def seal(checkpoint: Path) -> None:
-    """Have the checkpoint on the disk, then write down what it is."""
+    """Fsyncs the checkpoint, then writes the list of its files and hashes."""
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
     for path in files:
         fsync(path)
@@ -38,13 +38,14 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, by their steps."""
+    """The checkpoints in `folder`, by optimizer step, newest first."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def latest_whole(folder: Path) -> Path | None:
-    """The newest whole checkpoint; those that are not whole are removed, so that no one else picks them."""
+    """The newest complete checkpoint, None if there is none. Incomplete ones are removed, so that nothing else resumes
+    from them."""
     for checkpoint in newest_first(folder):
         if is_whole(checkpoint):
             return checkpoint

@@ -1,4 +1,4 @@
-"""Files that are written durably, hashed and sealed."""
+"""Durable writes, hashes, and JSON files with a hash of themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SEAL = "sha256"  # in artifact.json and run.json: the hash of all else in them
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value that keys are hashed from."""
+    """The canonical JSON text of a value, from which keys are hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -41,7 +41,7 @@ def fsync(path: Path) -> None:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Replace the file at `path` in one step: a reader sees the old text or the new one."""
+    """Replaces the file at `path` atomically and fsyncs it: a reader sees the old text or the new one."""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     fsync(part)
@@ -50,7 +50,7 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises DamagedError when the file is not a JSON object."""
+    """Reads a JSON object. Raises DamagedError if the file is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -61,15 +61,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sealed(value: Mapping[str, Any]) -> str:
-    """The JSON object with a hash of itself in it."""
+    """The text of the JSON object with a hash of itself added."""
     plain = json.loads(json.dumps(value))  # as it will be read: names are text
     return json.dumps({**plain, _SEAL: _seal(plain)}, indent=1, ensure_ascii=False)
 
 
 def read_sealed(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """What `sealed` wrote, without the hash. An older file without one is taken if it has no more than `known` keys.
+    """Reads what `sealed` wrote, without the hash. An older file without one is accepted if it has only `known` keys.
 
-    Raises DamagedError when it is not what was written.
+    Raises DamagedError if the content does not match the hash.
     """
     try:
         value = read_json(path)

@@ -1,10 +1,10 @@
-"""One process works on a run at a time; a second one is told who has it.
+"""The lock of a run: one process at a time; an error names the owner.
 
-The kernel holds the lock (`flock`) and lets go of it when the process dies, so on one machine none is ever stale. On
-file systems that cannot lock between hosts, or not at all, the owner's heartbeat tells: while it works on the run, the
-lock's time stamp moves. An owner on another host whose stamp stands still for `PATIENCE` seconds is taken for dead.
+The kernel holds the lock (`flock`) and releases it when the process dies, so on one machine it is never stale. On file
+systems that cannot lock between hosts, or at all, the owner's heartbeat updates the lock file's time stamp. An owner on
+another host whose stamp does not change for `PATIENCE` seconds is presumed dead.
 
-What this does not cover: a process that is suspended for that long on such a file system.
+Not covered: a process that is suspended for that long on such a file system.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ PATIENCE = 3 * HEARTBEAT
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Hold the lock file for this process.
+    """Holds the lock file for this process.
 
-    Raises LockedError naming the owner.
+    Raises LockedError that names the owner.
     """
     with path.open("a+", encoding="utf-8") as file:
         kernel = _flock(file)
@@ -56,9 +56,9 @@ def held(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Wait until no process is in here, nor any that it forked and that lives on; then hold it.
+    """Waits for the lock (of another process, or of a child that outlives it), then holds it.
 
-    For what a stage writes: one whose command was killed may still be on its way out when the next one begins.
+    For a stage's output: the process of a killed command may still be exiting when the next command starts.
     """
     with path.open("a", encoding="utf-8") as file:
         with contextlib.suppress(OSError):  # no flock here: then nothing better can be had
@@ -67,7 +67,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def _flock(file: IO[str]) -> bool | None:
-    """Whether this process now has the kernel's lock; None where the file system has none."""
+    """Whether this process got the kernel's lock; None if the file system does not support it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -81,13 +81,13 @@ def _owner(file: IO[str]) -> str:
 
 
 def _may_live(owner: str, kernel: bool | None) -> bool:
-    """Whether somebody who left his name may still be at work, though the kernel did not say so."""
+    """Whether the owner named in the file may still be alive although the kernel lock is free."""
     here = owner.endswith(f" on {socket.gethostname()}")
     return not (here and kernel)  # the kernel speaks for this host
 
 
 def _beats(path: Path) -> bool:
-    """Whether the owner's stamp moves within `PATIENCE`. Clocks are not compared: those of hosts differ."""
+    """Whether the owner's time stamp changes within `PATIENCE` seconds. Clocks of hosts are not compared."""
     before, end = path.stat().st_mtime_ns, time.monotonic() + PATIENCE
     while time.monotonic() < end:
         time.sleep(min(0.2, PATIENCE / 10))

@@ -1,4 +1,4 @@
-"""Where trackers write: below the run."""
+"""The folder that trackers write to: `logs` in the run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ FOLDER = "logs"  # of the run
 
 
 def at_home(folder: Path) -> None:
-    """Tell trackers that choose a place themselves to write below the run's `logs`, unless the user has told them."""
+    """Makes trackers that choose their own folder write below the run's `logs`, unless the user set another."""
     os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
     os.environ.setdefault("WANDB_DIR", str(folder))

@@ -1,4 +1,4 @@
-"""Work cut into pieces, each a file that is whole or not there."""
+"""Splits work into pieces, each kept as a file that is complete or absent."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def cut(rows: Sequence[T], size: int) -> list[Sequence[T]]:
 
 
 def even(count: int, most: int) -> int:
-    """The size of even pieces, of at most `most`: processes that take them in turn end together."""
+    """The size of equal pieces of at most `most` rows: processes that take them in turn finish together."""
     return math.ceil(count / math.ceil(count / most)) if count else most
 
 
 def by_work(work: Sequence[float], most: float) -> list[slice]:
-    """Consecutive slices of about equal work, as few as can be of at most `most` each; a row of more stands alone."""
+    """Consecutive slices of about equal work, as few as possible with at most `most` each; a larger row is alone."""
     count = max(1, math.ceil(sum(work) / most))
     while True:
         slices = _split(work, count)
@@ -38,7 +38,7 @@ def by_work(work: Sequence[float], most: float) -> list[slice]:
 
 
 def _split(work: Sequence[float], count: int) -> list[slice]:
-    """As many slices of about equal work, or fewer: a row belongs where its middle lies."""
+    """At most `count` slices of about equal work: a row belongs to the slice that contains its midpoint."""
     each, before, at = sum(work) / count, 0.0, list[int]()
     for one in work:
         at.append(min(count - 1, int((before + one / 2) / each)) if each else 0)
@@ -48,14 +48,14 @@ def _split(work: Sequence[float], count: int) -> list[slice]:
 
 
 class Pieces:
-    """The finished pieces of a stage's work, by name: what it resumes from after a kill."""
+    """The finished pieces of a stage's work, by name: it resumes from these after a kill."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def find(self, name: str) -> Path | None:
-        """The piece's file, if it is as it was written. One that is not is removed."""
+        """The piece's file if its hash matches; a damaged one is removed."""
         for path in sorted(self.folder.glob(f"{name}.*.parquet")):
             if is_whole(path):
                 return path
@@ -63,7 +63,7 @@ class Pieces:
         return None
 
     def made(self, name: str, make: Callable[[], pa.Table]) -> pa.Table:
-        """The piece as it was found, or as it is made now and kept."""
+        """The table of the piece: read if it is there, else made by `make` and kept."""
         return pq.read_table(self.find(name) or self.keep(name, make()))
 
     def read(self, name: str) -> pa.Table | None:
@@ -71,7 +71,7 @@ class Pieces:
         return pq.read_table(path) if path else None
 
     def keep(self, name: str, table: pa.Table) -> Path:
-        """Write the piece so that a kill, or a machine that goes down, leaves it whole or absent."""
+        """Writes the piece so that a kill or a power failure leaves it complete or absent."""
         part = self.folder / f".{name}.part"
         pq.write_table(table, part, compression="zstd")
         fsync(part)
@@ -81,6 +81,6 @@ class Pieces:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a piece is as it was written. Tables of a stage that carry no hash are made anew from pieces."""
+    """Whether a piece's hash matches. Tables that carry no hash are made again from pieces."""
     parts = path.name.split(".")
     return len(parts) != 3 or file_hash(path)[:_DIGITS] == parts[1]

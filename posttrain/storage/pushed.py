@@ -1,4 +1,4 @@
-"""`pushed.json` in the run's folder: what was pushed where. The Hub decides what is sent; this is for people."""
+"""`pushed.json` in the run's folder: a record of pushes, for people. What is sent depends on the Hub's state alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posttrain.storage.store import Store
 
 @dataclass(frozen=True)
 class Pushed:
-    """A round that is there now. `sent` and `there`: paths of its files, by whether they had to be committed."""
+    """A pushed round. `sent`: paths of files that were committed; `there`: of files that were on the Hub already."""
 
     repo: str
     kind: str
@@ -30,7 +30,7 @@ NAME = "pushed.json"
 
 
 def read(run: Store) -> list[dict[str, Any]]:
-    """What was pushed, oldest first: repo, kind, round, key, tag, commit, at. Empty before the first push."""
+    """The pushes, oldest first: repo, kind, round, key, tag, commit, at. Empty before the first."""
     path = run.root / NAME
     return read_json(path).get("pushed", []) if path.exists() else []
 
@@ -42,7 +42,7 @@ def has(run: Store, repo: str, kind: str, number: int, key: str) -> bool:
 
 
 def add(run: Store, pushed: Pushed) -> None:
-    """Write down a push, in place of an earlier one of the same round to the same repository."""
+    """Records a push; replaces an earlier one of the same round to the same repository."""
     fields = {name: value for name, value in asdict(pushed).items() if name not in ("sent", "there", "bytes")}
     place = (pushed.repo, pushed.kind, pushed.round)
     others = [one for one in read(run) if (one["repo"], one["kind"], one["round"]) != place]

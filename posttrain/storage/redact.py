@@ -1,4 +1,4 @@
-"""Texts as they may be shown: without this machine's tokens, keys and passwords, and without a terminal's commands."""
+"""Redacts text for logs and terminals: no tokens, keys or passwords of this machine, no control characters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u
 
 
 def secrets_here() -> frozenset[str]:
-    """Values that must never leave this machine: the Hub's token, and what variables of the environment call secret."""
+    """Secret values: the Hub's token, and environment variables whose names say that they are secret."""
     from huggingface_hub import get_token
 
     named = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
@@ -29,7 +29,7 @@ def secrets_here() -> frozenset[str]:
 
 
 def without_secrets(text: str, secrets: frozenset[str]) -> str:
-    """The text with each of `secrets`, and what looks like one, replaced."""
+    """The text with each of `secrets`, and anything that looks like a token, replaced."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, LEFT_OUT)
     return _SECRET.sub(LEFT_OUT, text)
@@ -41,7 +41,7 @@ def printable(text: str) -> str:
 
 
 class Log(io.TextIOWrapper):
-    """A text file of which all is printable; a bar that rewrites its line gets a line each time."""
+    """A text file that escapes what is not printable; a progress bar gets a new line each time."""
 
     def write(self, text: str) -> int:
         super().write(printable(text.replace("\r\n", "\n").replace("\r", "\n")))
@@ -49,7 +49,7 @@ class Log(io.TextIOWrapper):
 
 
 class _Record(logging.LogRecord):
-    """Of which all is printable, whichever handler and formatter a library brings."""
+    """A log record that is escaped whatever handler and formatter a library uses."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -61,7 +61,7 @@ class _Record(logging.LogRecord):
 
 
 def escape_libraries() -> None:
-    """Have what libraries say by `logging` and `warnings` in this process escaped from now on."""
+    """Escapes what libraries log or warn in this process from now on."""
     logging.setLogRecordFactory(_Record)
     plain = warnings.formatwarning
 
@@ -72,5 +72,5 @@ def escape_libraries() -> None:
 
 
 def shown(text: str) -> str:
-    """The text as it may stand in a log or on a terminal."""
+    """The text redacted and escaped, for a log or a terminal."""
     return printable(without_secrets(text, secrets_here()))

@@ -1,7 +1,7 @@
-"""Opens what the user named as a file: regular files only, small texts only up to a size.
+"""Opens files that the user named: regular files only, and small texts only up to a size.
 
-A pipe, a device or a directory is refused before it is opened, since it may hang, block or never end; so is what lies
-under /proc and /sys, whose regular files have no size.
+A pipe, device or directory is refused before it is opened, since it may block or never end; so are files under /proc
+and /sys, which report no size.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _KINDS = {
 
 
 class NotRegularError(InputError):
-    """What is there is no regular file."""
+    """The path is not a regular file."""
 
 
 class TooLargeError(InputError):
-    """The file is larger than what is read of its kind."""
+    """The file is larger than the limit for its kind."""
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """The file, opened for reading bytes. Links are followed.
+    """Opens a file for reading bytes. Links are followed.
 
     Raises:
         NotRegularError: it is a folder, pipe, device or socket, or lies under /proc or /sys.
@@ -50,7 +50,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
-    """All of a small file.
+    """Reads a small file.
 
     Raises:
         NotRegularError, OSError: as above.
@@ -70,12 +70,12 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    """The same as text, with `\\n` as line ends. Raises UnicodeDecodeError beside what `read_bytes` raises."""
+    """Reads a small UTF-8 file, with `\\n` as line ends. Raises UnicodeDecodeError, or as `read_bytes` does."""
     return read_bytes(path, most).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def not_regular(path: Path) -> str | None:
-    """What a path names if it is no regular file; None if it is one. Raises OSError where nothing is there."""
+    """The kind of file at a path in words, None for a regular file. Raises OSError if nothing is there."""
     return _kind(path, path.stat().st_mode)
 
 

@@ -1,8 +1,8 @@
-"""A fixed plan of shards, worked off by several processes, each shard kept as a file of its own.
+"""Processes a fixed plan of shards in several processes; each finished shard is a file.
 
-The plan depends on the rows alone, never on how many processes there are: the same plan gives the same bits.
-A finished shard is a Parquet file whose name holds the hash of its content, so that one that was cut or changed since
-is seen when a stage resumes, and done again like those that are missing.
+The plan depends on the rows alone, never on the number of processes, so the result is the same, bit by bit. A finished
+shard is a Parquet file whose name contains the hash of its content: a truncated or changed one is detected when a stage
+resumes, and made again like a missing one.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def run_shards(
     progress: Callable[[int], None] = lambda rows: None,
     threads: int = 1,
 ) -> list[Path]:
-    """Apply `work` (picklable) to every shard and return the files, in the plan's order. `threads`: of this process, in
-    place of processes, for work that waits for others.
+    """Applies `work` (picklable) to every shard and returns the files, in the plan's order. `threads`: use threads of
+    this process instead of processes, for work that waits for I/O.
 
-    `progress` gets the number of rows of each shard as it finishes, those found finished included.
+    `progress` gets the number of rows of each shard as it finishes, including shards that were finished before.
     """
     pieces = Pieces(folder)
     paths = {index: path for index in range(len(shards)) if (path := pieces.find(_name(index)))}
@@ -70,7 +70,7 @@ def run_shards(
 
 
 def processes(workers: int, served: bool = False) -> int:
-    """A GPU is used by one process; it is full with one. So is a server: the threads of one process keep it busy."""
+    """The processes for sharded work: 1 on a GPU or with a server, which one process keeps busy; else `workers`."""
     return workers if device() == "cpu" and not served else 1
 
 

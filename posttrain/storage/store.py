@@ -41,19 +41,19 @@ ASIDE = "damaged"  # where `verify --repair` puts what it finds damaged
 def artifact_key(
     stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str], outside: Mapping[str, str]
 ) -> str:
-    """`STAGE-` and 16 hex digits of the SHA-256 of all that decides the stage's result.
+    """The cache key: `STAGE-` and 16 hex digits of the SHA-256 of everything that decides the stage's result.
 
-    `inputs` are the keys of the artifacts it reads; `outside` the hashes of what comes from outside the run.
+    `inputs`: keys of the input artifacts; `outside`: content hashes of files outside the run.
     """
     decides = {"stage": stage, "version": version, "config": config, "inputs": inputs, "outside": outside}
     return f"{stage}-{hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:16]}"
 
 
 def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
-    """Turn `work/out` into `artifacts/KEY` (KEY is the name of `work`) and remove the rest of `work`.
+    """Moves `work/out` to `artifacts/KEY` (KEY is the name of `work`) and removes the rest of `work`.
 
-    `manifest` becomes `artifact.json`, with size and SHA-256 of each file added; `same_as` says whose files are the
-    same: see `handed_on`.
+    `manifest` becomes `artifact.json`, with size and SHA-256 of each file added; `same_as` names an artifact with the
+    same files: see `handed_on`.
     """
     out = work / "out"
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != MANIFEST)
@@ -73,7 +73,7 @@ def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
 
 
 def _twin(artifacts: Path, key: str, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The key that an artifact of the same stage with the same files hands on."""
+    """The key handed on by an existing artifact of the same stage with the same files."""
     for folder in sorted(artifacts.glob(f"{key.rpartition('-')[0]}-*")) if files else ():
         with contextlib.suppress(DamagedError, KeyError):
             there = read_manifest(folder)
@@ -83,30 +83,30 @@ def _twin(artifacts: Path, key: str, files: Mapping[str, Mapping[str, Any]]) -> 
 
 
 def handed_on(key: str, manifest: Mapping[str, Any]) -> str:
-    """The key by which later stages know an artifact: that of the first with the same files. So what changes no byte
-    of a stage's result makes nothing anew that reads it."""
+    """The key that later stages use for an artifact: that of the first one with the same files (early cut-off). So a
+    change that alters no byte of a stage's result reruns nothing after it."""
     return manifest.get("same_as", key)
 
 
 def link_name(number: int, stage: str) -> str:
-    """Where a person finds the artifact of a round's stage: `round-1/reward-model`."""
+    """The name of the link to a round's artifact: `round-1/reward-model`."""
     return f"round-{number}/{'filtered' if stage == 'filters' else stage.replace('_', '-')}"
 
 
 def read_manifest(artifact: Path) -> dict[str, Any]:
-    """Raises DamagedError when it is not what was published."""
+    """Reads an artifact's manifest. Raises DamagedError if it does not match its hash."""
     known = ("stage", "key", "input_keys", "outside", "config", "versions", "seconds", "metrics", "files")
     return read_sealed(artifact / MANIFEST, known)
 
 
 def payload(artifact: Path) -> dict[str, Path]:
-    """The artifact's files by name. Hidden ones are the file system's own, or a viewer's."""
+    """The artifact's files by name. Hidden files are skipped: they belong to the file system or a viewer."""
     files = (path for path in sorted(artifact.rglob("*")) if path.is_file() and not path.name.startswith("."))
     return {str(path.relative_to(artifact)): path for path in files if path != artifact / MANIFEST}
 
 
 def damaged_files(artifact: Path) -> list[str]:
-    """Names of files that are missing or differ from what the artifact's manifest says, or that it knows nothing of."""
+    """Names of files that are missing, differ from the artifact's manifest, or are not in it."""
     try:
         expected = read_manifest(artifact)["files"]
         there = payload(artifact)
@@ -121,7 +121,7 @@ def _is(path: Path, expected: Mapping[str, Any]) -> bool:
 
 
 class Store:
-    """The folder of one run. Creates what is missing; never replaces an artifact."""
+    """The folder of a run. Creates what is missing; never replaces an artifact."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -131,9 +131,9 @@ class Store:
 
     @contextlib.contextmanager
     def session(self) -> Iterator[None]:
-        """The run's folder, made if need be and locked.
+        """A context in which the run's folder exists and is locked.
 
-        When what the user gave turns out to be wrong before anything was made, nothing is left behind.
+        If the input turns out to be wrong before anything was made, the folder is removed again.
         """
         new = not self.root.exists()
         try:
@@ -155,15 +155,15 @@ class Store:
         return self.artifacts / key
 
     def has(self, key: str) -> bool:
-        """Whether it was published. Its folder may be damaged since: then it has no manifest, or a wrong one."""
+        """Whether the artifact was published. Its manifest may have been damaged since."""
         return (self.artifacts / key).exists()
 
     def manifest(self, key: str) -> dict[str, Any]:
         return read_manifest(self.artifacts / key)
 
     def begin(self, key: str, stage: Mapping[str, Any]) -> Path:
-        """The work folder of an artifact to be, with `stage.json` in it. What an earlier try left stays in
-        `scratch/`, for the stage to resume from; `out/` starts empty."""
+        """Makes the work folder of a stage, with its `stage.json`. An earlier attempt's `scratch/` stays, for the stage
+        to resume from; `out/` starts empty."""
         folder = self.work / key
         (folder / "scratch").mkdir(parents=True, exist_ok=True)
         with lock.alone(folder / "lock"):
@@ -174,7 +174,7 @@ class Store:
         return folder
 
     def incomplete(self, key: str) -> list[str]:
-        """Names of files that are gone or of another size. Contents are not read: see `check`."""
+        """Names of files that are missing or of another size. Contents are not read: see `check`."""
         folder = self.path(key)
         try:
             files = self.manifest(key)["files"]
@@ -187,7 +187,7 @@ class Store:
         ]
 
     def set_aside(self, key: str) -> None:
-        """Take a damaged artifact out of the way. It is kept until the stage was done again: see `aside_differs`."""
+        """Moves a damaged artifact to `damaged/`. It is kept until the stage has run again: see `aside_differs`."""
         aside = self.root / ASIDE
         aside.mkdir(exist_ok=True)
         shutil.rmtree(aside / key, ignore_errors=True)
@@ -196,7 +196,7 @@ class Store:
         fsync(self.artifacts)
 
     def aside_differs(self, key: str) -> bool:
-        """Whether the artifact came out with other bits than the one that was set aside. False where none was."""
+        """Whether the artifact differs from the one that was set aside. False if none was."""
         aside = self.root / ASIDE / key
         if not aside.exists():
             return False
@@ -230,9 +230,9 @@ class Store:
         return sorted(found - {key})
 
     def check(self, key: str) -> None:
-        """Hash the artifact's files, once for this command.
+        """Verifies the hashes of the artifact's files, once per command.
 
-        Raises DamagedError: they are not what was published.
+        Raises DamagedError if they differ from the manifest.
         """
         if key in self._checked:
             return
@@ -244,17 +244,17 @@ class Store:
         self._checked.add(key)
 
     def read_run(self) -> dict[str, Any]:
-        """What run.json says; nothing where there is no run. Raises DamagedError."""
+        """The content of run.json; empty if there is no run. Raises DamagedError."""
         path = self.root / "run.json"
         return read_sealed(path, ("version", "recipe", "rounds")) if path.exists() else {}
 
     def write_run(self, run: Mapping[str, Any], recipe: str) -> None:
-        """`run.json` says which artifact is what, `recipe.yaml` what they were made from, every default written out."""
+        """Writes `run.json` (the artifact of each stage and round) and `recipe.yaml` (the recipe with all defaults)."""
         write_durably(self.root / "recipe.yaml", recipe)
         write_durably(self.root / "run.json", sealed(run))
 
     def wanted_links(self, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
-        """Where the links of `rounds` (of run.json) lead, by their names."""
+        """The targets of the links for `rounds` (of run.json), by link name."""
         wanted = {
             link_name(entry["round"], stage): self.path(key)
             for entry in rounds
@@ -266,7 +266,7 @@ class Store:
         return wanted
 
     def relink(self, rounds: Sequence[Mapping[str, Any]]) -> None:
-        """Make the links what `rounds` say, and remove those that they do not say."""
+        """Makes the links for `rounds`, and removes all others."""
         wanted = self.wanted_links(rounds)
         for link in [self.root / "policy", *self.root.glob("round-*/*")]:
             if link.is_symlink() and str(link.relative_to(self.root)) not in wanted:
@@ -278,7 +278,7 @@ class Store:
                 folder.rmdir()  # only if empty
 
     def link(self, name: str, path: Path) -> None:
-        """Point `name` (such as `round-1/sft`) at a folder. Where links cannot be made, run.json still tells."""
+        """Links `name` (such as `round-1/sft`) to a folder. Where links cannot be made, run.json says the same."""
         link = self.root / name
         inside = path.is_relative_to(self.root)
         target = os.path.relpath(path, link.parent) if inside else str(path)
@@ -293,10 +293,10 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, name: str = "lock") -> Iterator[None]:
-        """Hold the run for this process. Another `name` holds something else of it: a run can be pushed while it goes
-        on, but by one at a time.
+        """Locks the run for this process. Locks of another `name` are independent: a run can be pushed while it runs,
+        but by one process at a time.
 
-        Raises LockedError naming the owner.
+        Raises LockedError that names the owner.
         """
         with lock.held(self.root / name):
             yield

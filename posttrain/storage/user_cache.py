@@ -1,4 +1,4 @@
-"""Where what a user's commands may find again lies: outside any run, and nothing is lost with it."""
+"""The cache folder of the user's commands: outside any run, and safe to delete."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whether a run is what was written: every file of every artifact, checkpoint and shard by its hash, and the links.
+"""Verifies a run: the hash of every file of every artifact, checkpoint and shard, and the links.
 
-`inspect` changes nothing. `repair` takes out of the way what is damaged, so that the next `posttrain round` does those
-stages again and no others; nothing that is whole is touched.
+`inspect` changes nothing. `repair` sets damaged files aside, so that the next `posttrain round` runs those stages again
+and no others; intact files are not touched.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from posttrain.storage.store import Store
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not what was written. `then`: what follows once `repair` was done."""
+    """A file that does not match its hash, or does not belong. `then`: the consequence of `repair`."""
 
     kind: str  # artifact, checkpoint, shard, run, link, stray or leftover
     path: str  # relative to the run
@@ -32,7 +32,7 @@ class Finding:
 
 
 def inspect(run: Store) -> dict[str, Any]:
-    """What there is, what is not as it was written (`findings`), and which stages it costs (`runs_again`)."""
+    """Counts what there is, lists damage (`findings`) and the stages to be run again (`runs_again`)."""
     rounds, findings = _run_file(run)
     damaged = [found for folder in sorted(run.artifacts.iterdir()) for found in _artifact(folder, rounds)]
     under_way = [found for folder in sorted(run.work.glob("*")) for found in _under_way(run, folder)]
@@ -57,7 +57,7 @@ def inspect(run: Store) -> dict[str, Any]:
 
 
 def repair(run: Store, findings: list[dict[str, Any]]) -> None:
-    """Undo what `inspect` found."""
+    """Repairs what `inspect` found."""
     for found in findings:
         path = run.root / found["path"]
         if found["kind"] == "artifact":
@@ -77,7 +77,7 @@ def repair(run: Store, findings: list[dict[str, Any]]) -> None:
 
 
 def _run_file(run: Store) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """What run.json says of the rounds, and what is wrong with it."""
+    """The rounds of run.json, and the findings about it."""
     then = "`round --n N` writes it anew: no stage is done again"
     if not (run.root / "run.json").exists() and any(run.artifacts.iterdir()):
         return [], [Finding("run", "run.json", "is gone", then)]
@@ -132,7 +132,7 @@ def _under_way(run: Store, folder: Path) -> Iterator[Finding]:
 
 
 def _abandoned(run: Store, folder: Path) -> bool:
-    """Whether a recipe other than the run's began it, before the run's was written."""
+    """Whether the work folder is older than the run's recipe and was begun with another one."""
     recipe = run.root / "recipe.yaml"
     try:
         began = read_json(folder / "stage.json").get("recipe")

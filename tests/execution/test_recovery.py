@@ -120,7 +120,7 @@ def done(root: Path, launcher: Launcher, what: Planned, workers: int = 8, attemp
         queue.add(what)
         try:
             while not queue.empty():
-                queue.step()
+                queue.advance()
         finally:
             queue.stop()
     return told
