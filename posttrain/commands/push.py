@@ -20,14 +20,10 @@ def push_(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
     to: Annotated[str, typer.Option("--to", metavar="OWNER/NAME", help="The model repository; created if absent.")],
     private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
-    number: Annotated[
-        int | None, typer.Option("--round", help="The round to push; 0: the base. Default: the last.")
-    ] = None,
+    number: Annotated[int | None, typer.Option("--round", help="The round; 0: the base. Default: the last.")] = None,
     all_rounds: Annotated[bool, typer.Option("--all-rounds", help="Push each promoted round, in order.")] = False,
     data: Annotated[bool, typer.Option("--data", help="Push the rounds' tables too, to OWNER/NAME-data.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be pushed: no token, no network.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be sent: no token, no network.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Push the last promoted policy to the Hub, with a tag and a card. Files that are there already are not sent again.

@@ -1,6 +1,6 @@
-"""The stages, one file and one public function `run(job) -> metrics` each.
+"""The stages: one file each, with one public function `run(job) -> metrics`.
 
-A stage knows its config, its input folders and where to write; nothing of rounds or other stages.
+A stage knows its config, its input folders and its output folder; nothing of rounds or other stages.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from posttrain.stages.registry import STAGES
 
 
 def run_stage(name: str, job: Job) -> dict[str, Any]:
-    """Run the stage called `name`; its module is imported only now.
+    """Runs the stage `name`; imports its module.
 
     Raises:
-        PosttrainError: whatever the stage raises. Where it failed, or a model or reward is at fault, the message begins
-            with the stage's name; what was wrong with a file of prompts or pairs is told by its place alone.
+        PosttrainError: what the stage raises. The messages of StageError, ModelError and RewardError begin with the
+            stage's name; a DataError has the place in the file.
     """
     if name not in STAGES:
         raise KeyError(name)
@@ -29,13 +29,13 @@ def run_stage(name: str, job: Job) -> dict[str, Any]:
         named.__dict__.update(error.__dict__)
         raise named from error
     except (ModelError, RewardError) as error:
-        if name == "prompts":  # which is where all that is given is looked at: nothing else ran yet
+        if name == "prompts":  # this stage checks all inputs, before any other runs
             raise
         place = {"file": error.file, "line": error.line, "column": error.column, "hint": error.hint, "rule": error.rule}
         raise type(error)(_named(name, error.message), **place) from error
 
 
 def _named(stage: str, message: str) -> str:
-    """The message with the stage's name before it, once. A recipe's section may be its name: watch.reward_model."""
+    """The message with the stage's name before it, unless it begins with that or its section (watch.reward_model)."""
     begins = message.partition(":")[0].rpartition(".")[2]
     return message if begins == stage else f"{stage}: {message}"

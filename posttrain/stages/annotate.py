@@ -1,4 +1,4 @@
-"""What the round's prompts are about and how hard they are: topics, intentions, a judge's points (Llama 3, 4.2.3)."""
+"""Annotates the round's prompts: topics, a judge's intention tags and difficulty (Llama 3, section 4.2.3)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SCHEMA = pa.schema(
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: prompts, answers. Config: annotate. Writes annotations.parquet: a row for each prompt that was sampled,
-    null where a judge gave no answer of the asked form, or was not asked.
+    """Inputs: prompts, answers. Config: annotate. Writes annotations.parquet: one row per sampled prompt, null where a
+    judge was not asked or gave no answer of the required form.
 
-    Topics are of all training prompts, so that they are the same in every round.
+    Topics are clusters of all training prompts, so that they are the same in every round.
 
     Raises:
-        DataError: the prompts cannot be told apart in so many topics.
-        EngineError: a judge cannot be had.
+        DataError: the prompts hold too few distinct texts for that many topics.
+        EngineError: a judge does not work.
     """
     section = job.section("annotate", Annotate)
     prompts = pq.read_table(job.inputs["prompts"] / "train.parquet", columns=["id", "prompt"]).to_pylist()
@@ -71,7 +71,7 @@ def _judge(job: Job, rated: Rated) -> Judge:
 
 
 def _counted(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int]]:
-    """How many prompts have each value, by column."""
+    """Counts of prompts by column and value."""
     counts = {
         name: Counter(str(row[name]) for row in found.values() if name in row)
         for name in ("topic", "intentions", "difficulty")

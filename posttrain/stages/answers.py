@@ -1,5 +1,5 @@
-"""Sampling, in every role: K answers of one policy to prompts of one set. Whatever scores, compares or measures answers
-reads this table, so that an edit of a reward samples nothing again (Llama 3, section 4.2.2)."""
+"""Samples K answers of one policy to prompts of one set, in every role. Scoring and evaluation read this table, so that
+an edited reward samples nothing again (Llama 3, section 4.2.2)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from posttrain.seeds import derive_seed
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: prompts, policy, difficulty (optional: its prompts instead of what `take` says). Config: set (train, dev
-    or heldout); where, take (of a training set); answers (k, temperature, top_p, max_new_tokens), tag (of the K),
-    greedy (whether the greedy answer stands before them), further (temperatures of half as many answers each, under
-    the tag `T=0.7`), system (None: no message); engine. Writes answers.parquet: see ANSWERS.
+    """Inputs: prompts, policy, difficulty (optional: its prompts in place of `take`). Config: set (train, dev or
+    heldout); where, take (of a training set); answers (k, temperature, top_p, max_new_tokens), tag (of the K answers),
+    greedy (whether a greedy answer precedes them), further (temperatures with K // 2 answers each, under the tag
+    `T=0.7`), system (None: no message); engine. Writes answers.parquet: see ANSWERS.
 
     Raises:
-        DataError: no prompt is `where` the recipe says.
+        DataError: no prompt matches `where`.
         StageError: nearly all answers to training prompts are empty.
     """
     prompts = _prompts(job)

@@ -1,4 +1,4 @@
-"""The mean of several models' weights: see `posttrain.training.averaging`."""
+"""Averages the weights of several models: see `posttrain.training.averaging`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mean of several models' weights (Llama 3, section 4.1.5), unless one of them alone does better on dev.
+"""Chooses the average of several models' weights (Llama 3, section 4.1.5), unless one model alone is better on dev.
 
 Policies are compared by the mean score of sampled answers to the dev prompts, as in the gate; reward models by their
 accuracy on the pairs held out from the latest preferences.
@@ -31,7 +31,7 @@ def run(job: Job) -> dict[str, Any]:
     Config: choose (`alone`: a count), and for policies rewards. Writes a model folder.
 
     Raises:
-        StageError: there is nothing on dev to compare them on.
+        StageError: no dev prompt or pair has a score, so nothing can be compared.
     """
     roles = sorted((role for role in job.inputs if role.startswith("model_")), key=lambda role: int(role[6:]))
     alone = roles[: job.config["choose"]["alone"]]
@@ -50,18 +50,19 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _learned_from(model: Path) -> dict[str, Any]:
-    """How many pairs, where the model's artifact says so. Its loss is not the mean's, so it stays there."""
+    """The number of pairs that the model was trained on, if its manifest has it."""
     metrics = read_json(model / MANIFEST)["metrics"] if (model / MANIFEST).exists() else {}
     return {name: metrics[name] for name in ("pairs", "rows") if name in metrics}
 
 
 def choose(figures: Mapping[str, Mapping[str, float]], seed: int) -> tuple[str, statistics.Figure]:
-    """The mean, unless it is worse than the best of the others by the gate's paired test; and that test's figure.
+    """The name of the chosen candidate, and mean − best with its interval: the mean, unless it is worse than the best
+    of the others by the gate's paired test.
 
     figures: {candidate: {prompt or pair: its figure}}, `mean` among the candidates.
 
     Raises:
-        StageError: they have nothing in common to compare.
+        StageError: the candidates share no prompt or pair.
     """
     shared = set.intersection(*(set(values) for values in figures.values()))
     if not shared:

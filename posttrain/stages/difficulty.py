@@ -1,7 +1,7 @@
-"""Which prompts a round samples: of a pool, those whose pass rate with the last policy is nearest to what is wanted.
+"""Selects the prompts of a round: those of a pool whose pass rate with the last policy is nearest to the target.
 
-Llama 3, section 4.2.1: prompts grow harder as the model gets better. Measuring by pass rate is ours. What is not taken
-waits until the stream of prompts comes round again.
+Llama 3, section 4.2.1: prompts get harder as the model gets better. Measuring by pass rate is ours. Prompts not taken
+wait until the stream of prompts repeats.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from posttrain.rewards.scoring import load_scorers, score_table
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: prompts, answers (to the pool). Config: wanted (pass rate), count (prompts to take), take (the pool),
-    rewards. Writes taken.parquet: prompt_id, pass_rate.
+    """Inputs: prompts, answers (to the pool). Config: wanted (target pass rate), count (prompts to take), take (the
+    pool), rewards. Writes taken.parquet: prompt_id, pass_rate.
     """
     pool = take(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), **job.config["take"])
     scorers, weights = load_scorers(job)

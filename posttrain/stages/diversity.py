@@ -1,4 +1,4 @@
-"""The collapse watch: how varied what the filters kept is, beside what they kept in the first round."""
+"""Monitors collapse: the diversity of the rows that the filters kept, compared to the first round's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def figures(texts: Sequence[str]) -> dict[str, Any]:
-    """What is told of a sample of answers."""
+    """The diversity figures of a sample of answers."""
     words = [diversity.words_of(text) for text in texts]
     return {
         "answers": len(texts),
@@ -52,7 +52,7 @@ def figures(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def warnings(mine: Mapping[str, Any], first: Mapping[str, Any] | None, section: Collapse) -> list[str]:
-    """A sentence for each figure that says: collapse, or drift."""
+    """One sentence per figure that indicates collapse or drift."""
     said = []
     if (share := mine["near_duplicates"]) > section.max_near_duplicates:
         said.append(f"{share:.0%} of the kept answers are near-duplicates of others")
@@ -73,7 +73,7 @@ def warnings(mine: Mapping[str, Any], first: Mapping[str, Any] | None, section: 
 
 
 def _near_duplicates(texts: Sequence[str]) -> float:
-    """The share of answers that are nearly the same as one before."""
+    """The share of answers that are near-duplicates of an earlier one."""
     batch = pa.RecordBatch.from_pydict({"prompt": [""] * len(texts), "completion": list(texts)})
     passage = filters.run([batch], [NearDuplicates(of="answer")], filters.FilterContext())
     list(passage)
@@ -81,7 +81,7 @@ def _near_duplicates(texts: Sequence[str]) -> float:
 
 
 def _sample(folder: Path, count: int, seed: int) -> list[str]:
-    """The answers of so many rows, by a draw that depends on the row's place alone, in the order of that draw."""
+    """The answers of `count` rows, drawn by the row's index alone, in the order of the draw."""
     with pq.ParquetFile(folder / "kept.parquet") as table:
         total = table.metadata.num_rows
         chosen = sorted(range(total), key=lambda at: derive_seed(seed, "diversity", at))[:count]

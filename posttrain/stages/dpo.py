@@ -26,7 +26,7 @@ from posttrain.training.trainers import Llama3DPOTrainer, PairCollator
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model, reference (None: the model as it is), and what `dpo.pairs_from` names: samples, pairs,
+    """Inputs: model, reference (absent: the model itself), and the sources in `dpo.pairs_from`: samples, pairs,
     preferences_N. Writes a model folder."""
     section = job.section("dpo", Dpo)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
@@ -52,7 +52,7 @@ def run(job: Job) -> dict[str, Any]:
 def trainer(
     job: Job, section: Dpo, args: DPOConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> Llama3DPOTrainer:
-    """What trains on `rows` of `pair_rows`; the reference's log-probs are asked as it is made."""
+    """The trainer for `rows` of `pair_rows`. Computes the reference's log-probs when it is built."""
     options: Any = args.model_init_kwargs
     eager = options["attn_implementation"] == "eager"
     pad: Any = tokenizer.pad_token_id or 0
@@ -71,7 +71,7 @@ def trainer(
 
 
 def examples() -> Dataset:
-    """Two rows as of `pair_rows`, to try a trainer on."""
+    """Two rows in the form of `pair_rows`, for the trial."""
     return Dataset.from_list(
         [
             {"prompt_ids": prompt, "chosen_ids": one, "rejected_ids": other}
@@ -88,10 +88,10 @@ def _load(reference: Path, args: DPOConfig) -> Any:
 
 
 def _pairs(job: Job, source: str, margin: float) -> list[dict[str, Any]]:
-    """Rows with prompt, chosen, rejected from one of the sources; best and worst of K where those are samples.
+    """Rows with prompt, chosen, rejected from one source; for samples the best and the worst of K.
 
-    A ranking of three, edited > chosen > rejected, is three pairs, as it is to the reward model (4.1.2; that DPO learns
-    from all of them is ours).
+    A ranking edited > chosen > rejected gives three pairs, as for the reward model (4.1.2; using all of them in DPO is
+    ours).
     """
     if source == "samples":
         return list(best_worst_pairs(by_prompt(job.inputs[source] / "scored.parquet"), margin, "samples"))

@@ -1,4 +1,4 @@
-"""What a policy can do, on dev: greedy, sampled, reward, length. By this it is promoted, or not.
+"""Evaluates a policy on dev: greedy, sampled, reward, length. The gate decides by this.
 
 Accuracy is by the recipe's reward functions, over prompts that they score (at least 0.5 counts as right). `measure`
 rewards are reported only: nothing is chosen by them, no model is trained on them. For those, the reward model's pick
@@ -38,7 +38,7 @@ def score_answers(job: Job, name: str) -> dict[str, Any]:
 def figures(
     groups: Iterable[list[dict[str, Any]]], functions: Mapping[str, float], measures: Iterable[str]
 ) -> dict[str, Any]:
-    """The figures F of one prompt set from its samples, grouped by prompt and setting.
+    """The figures F of one prompt set from its samples, grouped by prompt and sampling setting.
 
     Returns greedy, pass@1, pass@K, reward, mean_length, unfinished, and pass@1 by further temperature.
     """

@@ -1,4 +1,4 @@
-"""Runs the recipe's filters over the scored candidates: kept rows go on to SFT, dropped ones stay with the reason."""
+"""Runs the recipe's filters over the scored candidates: kept rows go to SFT, dropped rows are stored with a reason."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ROWS = 8192  # in a batch
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: scored, prompts, earlier_001, … (this stage's in earlier rounds, where a filter looks at them),
-    quality_classifier and policy (where a filter reads them). Config: filters; where one reads them, special_tokens.
-    Writes kept.parquet and dropped.parquet.
+    """Inputs: scored, prompts, earlier_001, … (filters artifacts of earlier rounds, for filters across rounds),
+    quality_classifier and policy (for filters that read them). Config: filters, special_tokens (for filters that read
+    them). Writes kept.parquet and dropped.parquet.
 
-    The prompts of dev, held-out and further evaluation sets are in the filters' context.
+    The filters' context holds the prompts of dev, held-out and further evaluation sets.
 
     Raises:
-        EmptyStageError: no row is left; the message names the filter that took most.
+        EmptyStageError: no row is left; the message names the filter that dropped most.
     """
     source = pq.ParquetFile(job.inputs["scored"] / "scored.parquet")
     schema = source.schema_arrow

@@ -1,4 +1,4 @@
-"""The figures of `evaluate`, on the held-out prompts: reported, and read by no stage that chooses."""
+"""Evaluates a policy on the held-out prompts: reported only, no stage that selects anything reads it."""
 
 from __future__ import annotations
 

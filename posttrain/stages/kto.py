@@ -1,4 +1,4 @@
-"""KTO: learns from single answers, good or bad, without pairs (Ethayarajh et al. 2024, arXiv 2402.01306)."""
+"""KTO: trains on single answers labelled good or bad, without pairs (Ethayarajh et al. 2024, arXiv 2402.01306)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from posttrain.training.run import arguments, train
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model, which is the reference too; samples (scored) and, where rows are given, prompts. Config: kto,
-    model. Runtime: given (optional), places: where keys stand in the recipe. Writes a model folder.
+    """Inputs: model, which is the reference too; samples (scored); prompts if rows are given. Config: kto, model.
+    Runtime: given (optional), places: lines of keys in the recipe. Writes a model folder.
 
     Raises:
-        DataError: what is given cannot be read.
+        DataError: the given rows cannot be read.
         EmptyStageError: no good answer is left, or no bad one.
     """
     section = job.section("kto", Kto)
@@ -59,8 +59,8 @@ def run(job: Job) -> dict[str, Any]:
 def trainer(
     job: Job, section: Kto, args: KTOConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> StepKTOTrainer:
-    """What trains on `rows` of `in_steps`; the reference's log-probs are asked as it is made. Of the section nothing is
-    wanted that `args` does not have."""
+    """The trainer for `rows` of `in_steps`. Computes the reference's log-probs when it is built. Does not use
+    `section`: `args` holds all of it."""
     pad: Any = tokenizer.pad_token_id or 0
     return StepKTOTrainer(
         model=str(job.inputs["model"]),
@@ -74,7 +74,7 @@ def trainer(
 
 
 def examples() -> Dataset:
-    """Two rows as of `in_steps`, to try a trainer on."""
+    """Two rows in the form of `in_steps`, for the trial."""
     return Dataset.from_list(
         [
             {"prompt_ids": prompt, "label": bool(number), "length": len(prompt) + len(one)}
@@ -86,7 +86,7 @@ def examples() -> Dataset:
 
 
 def _sampled(job: Job, section: Kto, dropped: Counter[str]) -> list[dict[str, Any]]:
-    """The round's samples, good or bad by their score; those between the thresholds are counted."""
+    """The round's samples, labelled by score; those between the thresholds are dropped and counted."""
     rows = []
     columns = ["prompt_id", "prompt", "completion", "score", "rewards"]
     for row in (row for group in by_prompt(job.inputs["samples"] / "scored.parquet", columns) for row in group):
@@ -99,7 +99,7 @@ def _sampled(job: Job, section: Kto, dropped: Counter[str]) -> list[dict[str, An
 
 
 def _given(job: Job, section: Kto, dropped: Counter[str]) -> list[dict[str, Any]]:
-    """The round's given answers, without those to prompts that are evaluated on."""
+    """The round's given answers, without those to evaluation prompts."""
     settings = job.runtime["given"]
     known = [pq.read_table(job.inputs["prompts"] / f"{name}.parquet", columns=["id"]) for name in ("dev", "heldout")]
     evaluated = {one for table in known for one in table["id"].to_pylist()}

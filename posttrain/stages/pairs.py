@@ -1,4 +1,4 @@
-"""Pairs from the policy that SFT just made: K answers to each prompt, the best against the worst by score."""
+"""On-policy pairs from the round's SFT model: of K answers to a prompt, the best against the worst by score."""
 
 from __future__ import annotations
 

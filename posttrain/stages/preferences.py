@@ -1,9 +1,9 @@
-"""Preference pairs: two policies answer the same prompts, the recipe's rewards label who did better.
+"""Preference pairs: two policies answer the same prompts, and the recipe's rewards label the pairs.
 
-Llama 3, section 4.2.1: the two responses come from two different models, on a scale of four levels; only pairs
-labelled "better" or "significantly better" are kept. Here each policy gives `k` answers and the pair is the best of one
-against the worst of the other, whichever differs more. Beside these stand pairs that people labelled, some with an
-edited answer that ranks above the chosen one.
+Llama 3, section 4.2.1: the two responses come from two different models and are labelled on a scale of four levels;
+only pairs labelled "better" or "significantly better" are kept. Here each policy samples `k` answers, and the pair is
+the best of one against the worst of the other, whichever way differs more. Pairs labelled by people are added, some
+with an edited answer that ranks above the chosen one.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from posttrain.training.rows import Rendering
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: prompts; policy and previous where anything is sampled: the answers of both; model where pairs are given.
-    Config: preferences, rewards, take, watch (the share of prompts whose pairs only the second reward model learns
-    from; optional). Runtime: given (optional). Writes pairs.parquet.
+    """Inputs: prompts; policy and previous (the answers of both, if any are sampled); model if pairs are given.
+    Config: preferences, rewards, take, watch (optional: the share of prompts whose pairs only the second reward model
+    learns from). Runtime: given (optional). Writes pairs.parquet.
 
     Raises:
         DataError: the given pairs cannot be read.
@@ -67,8 +67,8 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[str, Any]]:
-    """The round's given pairs. Counted and left out are those on prompts that are evaluated on, too long for the model,
-    and of levels not kept."""
+    """The round's given pairs. Pairs on evaluation prompts, longer than the context, or of levels that are not kept are
+    dropped and counted."""
     if "given" not in job.runtime:
         return []
     given = job.runtime["given"]
@@ -102,7 +102,7 @@ def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[st
 
 
 def _fits(model: Path) -> Callable[[Preference], bool]:
-    """Whether the model's context holds a prompt with each of its answers."""
+    """A function that says whether a prompt with each of its answers fits the model's context."""
     rendered, context = Rendering(AutoTokenizer.from_pretrained(model)), context_length(model)
 
     def fits(pair: Preference) -> bool:
@@ -114,13 +114,13 @@ def _fits(model: Path) -> Callable[[Preference], bool]:
 
 
 def _sampled(job: Job, section: Preferences, counts: Counter[str]) -> tuple[int, list[dict[str, Any]]]:
-    """How many prompts were asked, and a pair of answers to each, one of each policy, where rewards tell them apart."""
+    """The number of prompts, and for each the pair of answers, one of each policy, unless their scores are equal."""
     fitting = matching(pq.read_table(job.inputs["prompts"] / "train.parquet").to_pylist(), section.where)
     prompts = take(fitting, **job.config["take"])
     labels, weights = load_scorers(job)
 
     def scored(role: str) -> dict[str, list[dict[str, Any]]]:
-        """The scored answers of one policy by prompt, where any of them got a score."""
+        """The scored answers of one policy, by prompt; without prompts of which no answer has a score."""
         answers = job.inputs[role] / "answers.parquet"
         path = score_table(job, answers, Scorers(labels.rewards), job.scratch / f"{role}.parquet")
         found = {}

@@ -70,7 +70,7 @@ def prompt_figures(
 ) -> dict[str, float]:
     """{prompt id: mean score of its samples}, for prompts with a score.
 
-    `pieces`: what a reward model was asked before a kill.
+    `pieces`: where the reward model's scores are kept, to resume from.
     """
     columns = ["prompt_id", "tag", "rewards", "prompt", "completion"]
     groups = (rows for rows in by_prompt(table, columns) if rows[0]["tag"] == SAMPLED)

@@ -1,4 +1,4 @@
-"""Reads the prompt sets, checks that every prompt fits the model, and keeps them as tables."""
+"""Reads the prompt sets, checks that every prompt fits the model, and writes them as tables."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ REAL = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("completion", MESS
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model. Config: max_new_tokens, decontaminate. Runtime: prompts (with paths); and what is only checked:
-    later (training sets of later rounds), given (what sections are given: by section, how `loaders.GIVEN` reads it, and
-    its sets), reference (DPO's). Writes train, dev and
-    heldout.parquet, against.parquet where there are further evaluation sets, and real.parquet where there is real data.
+    """Inputs: model. Config: max_new_tokens, decontaminate. Runtime: prompts (with paths); and, to be checked only:
+    later (training sets of later rounds), given (rows given to sections: by section its sets, and the reader in
+    `loaders.GIVEN`), reference (DPO's). Writes train.parquet, dev.parquet and heldout.parquet; against.parquet for
+    further evaluation sets, real.parquet for real data.
 
-    Of the training prompts, those that are evaluated on are left out and counted, whatever the recipe's filters are:
+    Training prompts that are evaluation prompts too are dropped and counted, whatever the recipe's filters are:
     preferences, samples and pairs all start from train.parquet.
 
     Raises:
         DataError: a set cannot be read, is empty, or holds a prompt too long for the model (`too_long: stop`).
-        ModelError: the model's folder, or its chat template, is not what it seems.
+        ModelError: the model's folder or its chat template is broken or cannot be used.
     """
     from transformers import AutoTokenizer
 
@@ -54,7 +54,7 @@ def run(job: Job) -> dict[str, Any]:
     if job.runtime.get("load_in_4bit"):
         from posttrain.training.lora import check_four_bits  # here, since it imports peft
 
-        check_four_bits()  # asked again where it is used; here before anything is sampled or trained
+        check_four_bits()  # checked again where it is used; here before anything is sampled or trained
     sets = Prompts.model_validate(job.runtime["prompts"])
     model = job.inputs["model"]
     first = _first(job, sets)
@@ -63,7 +63,7 @@ def run(job: Job) -> dict[str, Any]:
         inspect(Path(judge), first, trained=False)
     architecture.check(model, job.runtime.get("lora"), bool(job.runtime.get("reward_model")))
     tokenizer = AutoTokenizer.from_pretrained(model)
-    if "reference" in job.runtime:  # asked again where it is used; here before anything is sampled
+    if "reference" in job.runtime:  # checked again where it is used; here before anything is sampled
         inspect(Path(job.runtime["reference"]), [], trained=False, chats=False)
         models.check_same_tokens(model, Path(job.runtime["reference"]))
     room = _Room(tokenizer, models.context_length(model), job.config["max_new_tokens"], sets.too_long == "drop")
@@ -81,7 +81,7 @@ def run(job: Job) -> dict[str, Any]:
     assert isinstance(train, PromptSet)
     kept, metrics["train"] = _read(job, room, train, "train", contamination)
     _write(kept, job.out / "train.parquet")
-    for each in later:  # read again in their rounds; here what is wrong with them is told before anything is sampled
+    for each in later:  # read again in their rounds; here so that errors in them come before anything is sampled
         _read(job, room, each, "train", contamination)
     for name, given in job.runtime.get("given", {}).items():
         rows = [
@@ -98,7 +98,7 @@ def run(job: Job) -> dict[str, Any]:
 def _real(
     sets: Prompts, real: PromptSet, contamination: Callable[[Prompt], str | None]
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """What somebody answered, but to prompts that are evaluated on; and how many of those there were."""
+    """The real answers, without those to evaluation prompts; and the number of those."""
     rows, left_out = [], Counter[str]()
     for prompt, completion in loaders.read_demonstrations(real, sets.system, where="prompts.real"):
         reason = contamination(prompt)
@@ -118,7 +118,7 @@ def _real(
 
 @dataclass(frozen=True)
 class _Room:
-    """What fits the model: prompts of at most `context` − `new` tokens. `drop`: others are left out, and counted."""
+    """The room for prompts: at most `context` − `new` tokens. `drop`: longer prompts are dropped and counted."""
 
     tokenizer: Any
     context: int
@@ -127,16 +127,16 @@ class _Room:
 
 
 def _nothing(prompt: Prompt) -> None:
-    """No prompt is left out."""
+    """The contamination check of an evaluation set: drops no prompt."""
 
 
 def _read(
     job: Job, room: _Room, prompt_set: PromptSet, name: str, contamination: Callable[[Prompt], str | None] = _nothing
 ) -> tuple[list[Prompt], dict[str, int]]:
-    """The prompts of a set that fit and are not evaluated on, and how many there are and were left out.
+    """The prompts of a set that fit the model and are not contaminated, and the counts of kept and dropped ones.
 
     Raises:
-        DataError: none is left, or one does not fit and none is to be dropped.
+        DataError: none is left, or one does not fit and `too_long` is `stop`.
         RewardError: a reward cannot score this set.
     """
     counts: Counter[str] = Counter()
@@ -149,7 +149,7 @@ def _read(
     scorers: list[Reward | Pairwise | JudgeReward] = [
         rewards.with_timeout(rewards.load(entry), minutes) for entry in entries if not entry.judge
     ]
-    if name == "train":  # judges read no columns: asked once
+    if name == "train":  # judges read no columns: one probe is enough
         scorers += [load_reward(entry) for entry in entries if entry.judge]
     if name == "heldout":
         scorers += [
@@ -200,9 +200,9 @@ def _against(sets: Prompts) -> list[Prompt]:
 
 
 def _contamination(evaluated_on: Sequence[str], near: Decontaminate | None) -> Callable[[Prompt], str | None]:
-    """Why a prompt must not be trained on, or None.
+    """A function that gives the reason why a prompt must not be trained on, or None.
 
-    The same text is never trained on, in whatever case and white space, under whatever system message.
+    The text of an evaluation prompt is never trained on, whatever its case, white space or system message.
     """
     same = {_plain(text) for text in evaluated_on}
     overlaps = overlap(evaluated_on, near.n, near.max_share) if near else None
@@ -221,7 +221,7 @@ def _plain(text: str) -> str:
 
 
 def _first(job: Job, sets: Prompts) -> list[Sequence[Message]]:
-    """A few prompts as they will be rendered: those that are evaluated on first, under each system message."""
+    """The first evaluation prompts, under each system message, to try the chat template on."""
     prompts = loaders.read_prompts(sets.dev, sets.system, where="prompts.dev")[:_FEW]
     return [under(system, prompt.messages) for system in [None, *job.config.get("systems", [])] for prompt in prompts]
 
@@ -236,7 +236,7 @@ def _length(tokenizer: Any, prompt: Prompt, system: str | None, place: str | Non
 def _check_rewards(
     scorers: Sequence[Reward | Pairwise | JudgeReward], prompts: list[Prompt], place: str | None
 ) -> None:
-    """Whether every reward finds its columns in this set and answers when asked: before anything is sampled."""
+    """Checks that every reward finds its columns in this set and that a trial call works."""
     for reward in scorers:
         try:
             reward.check_columns(list(prompts[0].columns) if prompts else [])

@@ -1,6 +1,6 @@
-"""Between rounds: a classifier of what judges or people kept and dropped in the rounds before (Llama 3, 4.2.3).
+"""Fits a quality classifier, between rounds, to the rows kept and dropped by judges or people so far (Llama 3, 4.2.3).
 
-It counts only where it can tell the two apart on prompts that it was not fitted to.
+It is used only if it separates the two on prompts that it was not fitted to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from posttrain.seeds import derive_seed
 
 
 class Labelled(NamedTuple):
-    """A row somebody has judged. `prompt`: what rows of one prompt have in common."""
+    """A row with a label. `prompt`: the same for all rows of one prompt."""
 
     prompt: str
     text: str
@@ -31,11 +31,11 @@ class Labelled(NamedTuple):
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: filters_001, … (of earlier rounds), policy (where its states are the features). Config: classifier.
-    Writes classifier.json and weights.safetensors; nothing but the first where it was not fitted.
+    """Inputs: filters_001, … (of earlier rounds), policy (if its hidden states are the features). Config: classifier.
+    Writes classifier.json and, if it was fitted, weights.safetensors.
 
     Raises:
-        DataError: the file of people's verdicts cannot be read.
+        DataError: the file of labels cannot be read.
     """
     section = job.section("classifier", QualityClassifier)
     rows = [row for role in sorted(job.inputs) if role != "policy" for row in judged(job.inputs[role], section)]
@@ -63,7 +63,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def judged(folder: Path, section: QualityClassifier) -> Iterator[Labelled]:
-    """A round's rows that a judge has decided on: what passed every filter, and what one of `judged_by` dropped."""
+    """A round's labelled rows: good if they passed every filter, bad if one of `judged_by` dropped them."""
     for name, good in (("kept", True), ("dropped", False)):
         for batch in pq.ParquetFile(folder / f"{name}.parquet").iter_batches(4096):
             rows = Rows(batch)
@@ -77,7 +77,7 @@ def judged(folder: Path, section: QualityClassifier) -> Iterator[Labelled]:
 
 
 def labelled(path: Path) -> list[Labelled]:
-    """People's verdicts. Raises DataError with the line that is wrong."""
+    """The rows labelled by people. Raises DataError with the line that is wrong."""
     found = []
     try:
         lines = path.read_text("utf-8").splitlines()

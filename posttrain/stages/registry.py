@@ -1,4 +1,4 @@
-"""Every stage of a round, with what the rest of the program must know of it. Imports nothing heavy.
+"""The registry: every stage of a round, with what the rest of the program must know about it. Imports nothing heavy.
 
 A new stage is one entry here, one module of its name beside this file, and a line in the loop.
 """
@@ -16,12 +16,12 @@ Group = Literal["data", "sampling and scoring", "training", "evaluation", "watch
 class StageSpec:
     """One stage.
 
-    `version` is raised when the same inputs would give another result. `group`: where the report counts its time.
-    `unit`: what its work is counted in, completions that it samples, optimizer steps, or rows. `background`: no other
-    stage waits for it soon. `makes_model`: its artifact is a model folder. `like`: the stage whose measured cost serves
-    where this one's was not measured. `check_only`: it raises what is wrong, and nothing is made from it. `runs`: of a
-    role that has an entry of its own, the stage that it is. `label`: what people call it, of what a policy is made by.
-    `reference_reads`: of a stage that trains against a reference policy, how often that reads each row.
+    `version` is raised when the same inputs would give another result. `group`: the report's group for its time.
+    `unit` of its work: completions sampled, optimizer steps, or rows. `background`: no other stage waits for it soon.
+    `makes_model`: its artifact is a model folder. `like`: the stage whose measured cost is used if this one's was not
+    measured. `check_only`: it only raises errors, and no stage reads it. `runs`: for a role with its own entry, the
+    stage that it is. `label`: the display name of stages that make a policy. `reference_reads`: for a stage with a
+    reference policy, how often the reference reads each row.
     """
 
     name: str
@@ -79,15 +79,15 @@ REFERENCED = [name for name, one in STAGES.items() if one.reference_reads]  # tr
 
 
 def spec(stage: str, role: str = "") -> StageSpec:
-    """Of a stage in this role of a round: the role's own entry where it has one, else the stage's.
+    """The spec for a stage in this role of a round: the role's own entry if it has one, else the stage's.
 
-    A run of an older layout may have stages that are made no more: those count as data.
+    A run of an older layout may have stages that no longer exist: those count as data.
     """
     return _BY_NAME.get(role) or STAGES.get(stage) or StageSpec(stage, 0, "data")
 
 
 def learned_from(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Of the stages that train against a reference policy, by name, how many pairs (or single answers) each learned
-    from. `metrics`: those of a round's stages, by name."""
+    """The number of pairs or single answers that each stage with a reference policy was trained on, by stage name.
+    `metrics`: those of a round's stages, by name."""
     there = [name for name in REFERENCED if name in metrics]
     return {name: metrics[name].get("pairs", metrics[name].get("rows", 0)) for name in there}

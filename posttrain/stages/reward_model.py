@@ -31,10 +31,10 @@ _PAIRS = 2048  # held-out pairs that are scored together, and kept
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model, preferences_1 ... preferences_R. Config: reward_model, model, split (optional: whose pairs it
-    learns from; `watch` makes it the second reward model). Writes a model of one label.
+    """Inputs: model, preferences_1 ... preferences_R. Config: reward_model, model, split (optional: the split of pairs
+    that it is trained on; `watch` for the second reward model). Writes a model with one label.
 
-    The accuracy is that of the latest preferences' held-out pairs: of the current policy, and never trained on.
+    Its accuracy is measured on the held-out pairs of the latest preferences, on which no reward model is trained.
     """
     section = job.section("reward_model", RewardModel)
     tables = [pq.read_table(job.inputs[name] / "pairs.parquet").to_pylist() for name in _preferences(job)]
@@ -64,7 +64,7 @@ def run(job: Job) -> dict[str, Any]:
 def trainer(
     job: Job, section: RewardModel, args: RewardConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> RankingTrainer:
-    """What trains on `rows` of `ranked_rows`. The tokenizer has a padding token."""
+    """The trainer for `rows` of `ranked_rows`. The tokenizer has a padding token."""
     options: Any = args.model_init_kwargs
     eager = options["attn_implementation"] == "eager"
     pad: Any = tokenizer.pad_token_id
@@ -80,7 +80,7 @@ def trainer(
 
 
 def examples() -> Dataset:
-    """Two rows as of `ranked_rows`, to try a trainer on."""
+    """Two rows in the form of `ranked_rows`, for the trial."""
     return Dataset.from_list(
         [
             {"prompt_ids": prompt, "responses": [one, other], "margin": 0.0}
@@ -101,7 +101,7 @@ def heldout_pairs(job: Job) -> list[dict[str, Any]]:
 
 
 def pairs_right(pairs: list[dict[str, Any]], reward_model: str, pieces: Pieces) -> list[float]:
-    """1.0 for each pair whose chosen answer gets the higher reward, else 0.0. `pieces`: those scored before a kill."""
+    """1.0 for each pair whose chosen answer gets the higher reward, else 0.0. `pieces`: finished parts, to resume."""
 
     def scored(part: Sequence[dict[str, Any]]) -> pa.Table:
         answers = [

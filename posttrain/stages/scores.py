@@ -1,4 +1,4 @@
-"""Scores every candidate: verifiers where there is an answer to check, the reward model on the rest, weighted."""
+"""Scores every candidate: the weighted mean of the recipe's reward functions, judges and the round's reward model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from posttrain.rewards.scoring import load_scorers, score_shards
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: answers, reward_model and annotations (optional). Config: rewards, columns (optional: what is to stand
-    beside, see `annotations`). Writes scored.parquet: the answers with their `rewards` and `score`.
+    """Inputs: answers, reward_model and annotations (optional). Config: rewards, columns (optional: columns of the
+    annotations to add). Writes scored.parquet: the answers with their `rewards` and `score`.
 
     Raises:
         EmptyStageError: no reward scores any answer, or all scores are equal and none counts as right.
@@ -60,7 +60,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _annotations(job: Job) -> dict[str, dict[str, Any]]:
-    """What was found out of prompts, by their ids."""
+    """The annotations by prompt id."""
     if "annotations" not in job.inputs:
         return {}
     return {

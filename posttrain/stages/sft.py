@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on what passed the filters: cross-entropy on the answer alone (Llama 3, 4.1.3)."""
+"""Supervised fine-tuning on the rows that passed the filters: cross-entropy on the answer alone (Llama 3, 4.1.3)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from posttrain.training.trainers import AnswerSFTTrainer
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model, kept (filters artifact), earlier_1, … (those of earlier rounds), real (the
-    prompts artifact, where sft.mix.real has a share). Config: sft, model.
-    Writes a model folder.
+    """Inputs: model, kept (filters artifact), earlier_001, … (those of earlier rounds), real (the prompts artifact, if
+    sft.mix.real has a share). Config: sft, model. Writes a model folder.
     """
     section = job.section("sft", Sft)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
@@ -67,7 +66,7 @@ def run(job: Job) -> dict[str, Any]:
 def trainer(
     job: Job, section: Sft, args: SFTConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> AnswerSFTTrainer:
-    """What trains on `rows` of `sft_rows`. Of the section nothing is wanted that `args` does not have."""
+    """The trainer for `rows` of `sft_rows`. Does not use `section`: `args` holds all of it."""
     return AnswerSFTTrainer.made(
         model=str(job.inputs["model"]),
         args=args,
@@ -78,7 +77,7 @@ def trainer(
 
 
 def examples() -> Dataset:
-    """Two rows as of `sft_rows`, to try a trainer on."""
+    """Two rows in the form of `sft_rows`, for the trial."""
     return Dataset.from_list(
         [
             {"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + answer, "score": 1.0}
@@ -89,13 +88,13 @@ def examples() -> Dataset:
 
 
 def _real(job: Job) -> list[dict[str, Any]]:
-    """What no model wrote, as rows of the mix; without a score, so none is among the best by score."""
+    """Real data, not sampled from a model, as rows of the mix. It has no score, so annealing ranks it last."""
     rows = pq.read_table(job.inputs["real"] / "real.parquet").to_pylist()
     return [{**row, "prompt_id": row["id"], "sample_index": 0, "score": None} for row in rows]
 
 
 def _kept(job: Job, names: Sequence[str], by: str | None) -> list[dict[str, Any]]:
-    """`by`: a further column that rows are balanced by, in the table or among the prompts' own."""
+    """The kept rows of these inputs. `by`: the column to balance by, of the table or of the prompts' own."""
     columns = ["prompt_id", "sample_index", "prompt", "completion", "score", *(["columns", by] if by else [])]
     tables = [job.inputs[name] / "kept.parquet" for name in names]
     return [

@@ -1,4 +1,4 @@
-"""Every training of the recipe in small, for one step, before anything is sampled: its options are told wrong now."""
+"""Runs one optimizer step of every training of the recipe, in small, so that wrong options fail before any sampling."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from posttrain.training.trying import Trial, one_step
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model. Config: trainings (`stage`, `section` and `key`, where the recipe has it), model, and what of the
-    machine counts. Runtime: places: where keys stand in the recipe. Writes nothing.
+    """Inputs: model. Config: trainings (`stage`, `section`, and the section's `key` in the recipe), model, versions,
+    gpu. Runtime: places: lines of keys in the recipe. Writes nothing.
 
-    Two rows, the model's type with small random weights: what a stage lacks in memory or what its data brings about is
-    not seen here, nor are the real weights. Where a model type cannot be made small, or then fails whatever the
-    options, a small Llama takes its place: `fallback` says so.
+    Uses two rows and the model's type with small random weights, so faults of memory, of the data or of the real
+    weights are not found. If a model type cannot be made small, or fails in small whatever the options, a small Llama
+    is used instead, and `fallback` says so.
 
     Raises:
-        RecipeError: an option that this machine or library refuses, with its key and line.
+        RecipeError: this machine or a library refuses an option; with its key and line.
     """
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     if tokenizer.pad_token_id is None:
@@ -61,7 +61,8 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _unknown_layers(key: str, trial: Trial, job: Job) -> RecipeError | None:
-    """Optimizers that project gradients want names of layers. The stand-in may lack them: the model's own are asked."""
+    """Checks the layer names for optimizers that project gradients against the model itself: the stand-in may lack
+    them."""
     options = trial.changed
     names = options.get("optim_target_modules")
     if not str(options.get("optim")).startswith(("galore", "apollo")) or not isinstance(names, str | list):
@@ -80,14 +81,14 @@ def _unknown_layers(key: str, trial: Trial, job: Job) -> RecipeError | None:
 
 def _with_any_adapters(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with adapters on every linear layer: the recipe's `target_modules` may name layers that the stand-in
-    does not have, and were asked of the model's own config before (`training.architecture`)."""
+    lacks; they were checked against the model's own config before (`training.architecture`)."""
     model = config["model"]
     lora = model.get("lora")
     return {**config, "model": {**model, "lora": {**lora, "target_modules": "all-linear"} if lora else None}}
 
 
 def _placed(error: RecipeError, job: Job, training: dict[str, Any]) -> RecipeError:
-    """The error at the line of the key that it is about, or of the nearest one above that the recipe has."""
+    """The error with the line of its key, or of the nearest key above it that is in the recipe."""
     keys, places = error.message.partition(":")[0].split("."), job.runtime.get("places", {})
     inherited = [f"{name}.{keys[-1]}" for name in (training["stage"],)]  # of a variant, or of the watch's model
     above = [".".join(keys[:count]) for count in range(len(keys), 0, -1)]

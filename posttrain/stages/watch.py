@@ -1,14 +1,13 @@
-"""Is what training optimises still what is wanted? The round's held-out answers beside earlier policies' ones.
+"""Monitors reward over-optimisation: compares the round's held-out answers with those of the last promoted policy and
+of the base.
 
-Beside those of the last policy promoted before the round, and of the base.
+Reward models of different rounds do not share a scale, so the answers of all three are scored again: by the round's own
+reward model (the proxy, by which answers are chosen) and by a second one, trained on other pairs and used for nothing
+else. If the proxy rises while the second model or the accuracy falls, the policy exploits its reward model (Gao et al.
+2023, arXiv 2210.10760). No stage reads the result.
 
-Reward models of different rounds do not share a scale, so the answers of all three are scored anew: by the round's own
-reward model (the proxy: answers are chosen by it) and by a second one, which learned from other pairs and by which
-nothing is chosen. Where the proxy rises and the second model or the accuracy falls, the policy has learned to please
-its reward model (Gao et al. 2023, arXiv 2210.10760). No stage reads what this one finds.
-
-Rewards, lengths and accuracy are of the sampled answers, a mean for each prompt. Win rates are of the greedy ones: one
-comparison for each prompt, so that prompts are independent, and the same answers for judges that are dear to ask.
+Rewards, lengths and accuracy are means over the sampled answers of a prompt. Win rates compare greedy answers: one
+comparison per prompt, so that comparisons are independent and expensive judges are called once per prompt.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ COMPARED = pa.schema(
 
 @dataclass(frozen=True)
 class Panel:
-    """Who scores and who compares. `models`: {reward name: folder}; `weights`: of the functions that say what is right.
+    """What scores and what compares. `models`: {reward name: folder}; `weights`: of the reward functions for accuracy.
 
-    `functions` are those judges whose scores the answers do not carry yet.
+    `functions`: reward functions among `judges` whose scores are not in the tables yet.
     """
 
     models: Mapping[str, str]
@@ -73,8 +72,8 @@ def run(job: Job) -> dict[str, Any]:
     Writes compared.parquet; returns figures, changes, win_rates and warnings: see docs/watch.md.
 
     Raises:
-        RewardError: a judge's function raised, or returned what is no finite number.
-        StageError: a reward model gave a score that is no finite number.
+        RewardError: a function raised, or returned a value that is not finite.
+        StageError: a reward model gave a score that is not finite.
     """
     sides = [side for side in (POLICY, *OTHERS) if side != BASE or job.inputs[BASE] != job.inputs["previous"]]
     panel = _panel(job)
@@ -114,9 +113,9 @@ def _panel(job: Job) -> Panel:
 
 
 def _pool(tables: Mapping[str, Path], target: Path) -> int:
-    """The greedy and the sampled answers of all sides in one table, those to one prompt together; `tag`: SIDE TAG.
+    """Writes the greedy and sampled answers of all sides into one table, grouped by prompt; `tag`: SIDE TAG.
 
-    Returns how many comparisons there are: one for each prompt and tag.
+    Returns the number of comparisons: one per prompt and tag.
     """
     total = 0
     with pq.ParquetWriter(target, SCORED_ANSWERS, compression="zstd") as writer:
@@ -139,7 +138,7 @@ def _answers(table: Path) -> Iterator[list[dict[str, Any]]]:
 
 
 def _compared(shard: _Slice) -> pa.Table:
-    """Rows of COMPARED: one for each prompt and setting."""
+    """Rows of COMPARED: one per prompt and sampling setting."""
     panel = shard.panel
     rows = pq.read_table(shard.path).slice(shard.start, shard.stop - shard.start).to_pylist()
     scores = [json.loads(row["rewards"]) for row in rows]
@@ -168,7 +167,7 @@ def _compared(shard: _Slice) -> pa.Table:
 
 
 def _new_scores(rows: Sequence[Mapping[str, Any]], panel: Panel) -> dict[str, Sequence[float | None]]:
-    """What the reward models, and the functions that have not been asked yet, say of each row."""
+    """Scores of each row by the reward models, and by the functions whose scores are not in the table."""
     said: dict[str, Sequence[float | None]] = {}
     for name, folder in panel.models.items():
         with _named(name):
@@ -195,7 +194,7 @@ def _figures(answers: Sequence[Mapping[str, Any]], weights: Mapping[str, float])
 def _verdicts(
     prompts: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]], panel: Panel
 ) -> list[dict[str, dict[str, float | None]]]:
-    """How far each judge prefers the round's greedy answer, by the other side, for each prompt's answers by side."""
+    """For each prompt, by other side and judge: the preference for the round's greedy answer, in [0, 1]."""
     found: list[dict[str, dict[str, float | None]]] = [
         {
             other: {judge: _preferred(sides[POLICY][0], sides[other][0], judge) for judge in panel.judges}
@@ -215,13 +214,13 @@ def _verdicts(
 
 
 def _preferred(mine: Mapping[str, Any], its: Mapping[str, Any], judge: str) -> float | None:
-    """Which of two answers a judge gave more. Equal ones are a tie: a model's last bits differ from batch to batch."""
+    """Preference by two scores. Equal answers are a tie: a model's last bits differ from batch to batch."""
     first, second = mine["rewards"].get(judge), its["rewards"].get(judge)
     return win_rate.preference(first, first if mine["completion"] == its["completion"] else second)
 
 
 def _compare(judge: Pairwise, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[float | None]:
-    """What a judge of pairs says of each."""
+    """The preferences of a pairwise judge."""
     if not pairs:
         return []
     prompts, first = [one["prompt"] for one, _ in pairs], [one["completion"] for one, _ in pairs]
@@ -232,7 +231,7 @@ def _compare(judge: Pairwise, pairs: Sequence[tuple[Mapping[str, Any], Mapping[s
 
 @contextlib.contextmanager
 def _named(judge: str) -> Iterator[None]:
-    """Says which judge of which stage it was that raised."""
+    """Adds the names of the stage and the judge to errors."""
     try:
         yield
     except StageError as error:
