@@ -1,4 +1,4 @@
-"""Answers and scores from which nothing can be learned: those of a collapsed policy, of a constant reward."""
+"""Detects answers and scores from which nothing can be learned: of a collapsed policy, or of a constant reward."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import pyarrow.parquet as pq
 from posttrain.errors import EmptyStageError, StageError
 from posttrain.rewards.combine import RIGHT
 
-MOST = 0.95  # from this share on, what holds for answers holds for the policy
-BEFORE = 0.5  # below this share it did not hold for the policy before
+MOST = 0.95  # from this share of its answers on, a policy counts as collapsed
+BEFORE = 0.5  # below this share the policy before does not
 ENOUGH = 100  # scores: fewer may all be the same by chance
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Of a policy's answers: those without a word, and those that did not end."""
+    """Shares of a policy's answers that are empty, and that were cut off."""
 
     empty: float
     endless: float
 
 
 def shares(table: Path) -> Shares:
-    """Of a table of samples."""
+    """The shares of a table of samples."""
     empty = ended = rows = 0
     for batch in pq.ParquetFile(table).iter_batches(columns=["completion", "finish"]):
         texts = batch["completion"].flatten().field("content")  # a message each
@@ -36,8 +36,8 @@ def shares(table: Path) -> Shares:
 
 
 def check_not_empty(table: Path, *policies: Path) -> None:
-    """Raises StageError: nearly all answers are empty. That a policy does not end its answers is no sign of itself:
-    base models do so; see `collapsed`."""
+    """Raises StageError if nearly all answers are empty. Answers without an end are no sign by themselves, as base
+    models give those: see `collapsed`."""
     found = shares(table)
     if found.empty >= MOST:
         raise StageError(
@@ -48,7 +48,7 @@ def check_not_empty(table: Path, *policies: Path) -> None:
 
 
 def collapsed(candidate: Shares, incumbent: Shares) -> str | None:
-    """What became of the answers since the policy before; None where nothing so bad did."""
+    """Why the candidate counts as collapsed, compared to the policy before; None if it does not."""
     if candidate.empty >= MOST and incumbent.empty < BEFORE:
         return f"{candidate.empty:.0%} of its answers are empty (before: {incumbent.empty:.0%})"
     if candidate.endless >= MOST and incumbent.endless < BEFORE:
@@ -57,7 +57,7 @@ def collapsed(candidate: Shares, incumbent: Shares) -> str | None:
 
 
 def constant(values: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> dict[str, float]:
-    """The rewards that gave every answer that they judged, of several, the same value; and that value."""
+    """The rewards that gave the same value to all answers that they scored (at least two), with that value."""
     found = {}
     for name in names:
         given = [value for row in values if (value := row.get(name)) is not None]
@@ -67,7 +67,7 @@ def constant(values: Sequence[Mapping[str, float | None]], names: Sequence[str])
 
 
 def check_scores(scores: Sequence[float], same: Mapping[str, float]) -> None:
-    """Raises EmptyStageError: all scores are the same, and none is right. All right is no mistake: see `constant`."""
+    """Raises EmptyStageError if all scores are equal and none is right. All right is no error: see `constant`."""
     if len(scores) >= ENOUGH and len(set(scores)) == 1 and scores[0] < RIGHT:
         named = ", ".join(f"{name}: {value:g}" for name, value in same.items())
         raise EmptyStageError(

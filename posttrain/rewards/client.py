@@ -1,7 +1,7 @@
-"""Asks the functions of a reward file, which run in a process of their own: see `worker`.
+"""Calls the functions of a reward file, which run in their own process: see `worker`.
 
-One process for each file's content and each process that asks: what a function does to its folder, signals, output,
-start method or threads reaches no other file and no stage. It lives as long as the process that asks.
+There is one process per file content and calling process: what a function does to its working folder, signals, output,
+start method or threads affects no other file and no stage. It lives as long as the calling process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _READING = re.compile(r'/worker\.py", line \d+ in _checked$', re.MULTILINE)
 
 @dataclass
 class Ended(Exception):
-    """The process is gone: its exit code, minus the signal, None where that is not known; and where it was."""
+    """The process ended: its exit code, or minus the signal, None if unknown; and the line where it was."""
 
     code: int | None
     line: int | None
@@ -44,8 +44,8 @@ class Ended(Exception):
 
 @dataclass
 class Overdue(Exception):
-    """It did not answer in time, and was killed with all that it had started; `line`: where it was. `reading`: the
-    function had returned, and it was what it returned that did not end as it was read."""
+    """The function did not return in time; its process and all children were killed. `line`: where it was. `reading`:
+    it had returned, and reading its return value did not end."""
 
     line: int | None
     importing: bool
@@ -54,7 +54,7 @@ class Overdue(Exception):
 
 @dataclass
 class Raised(Exception):
-    """An exception of the file or the function, by its name and text, and the file's line."""
+    """The file or the function raised an exception: its name, its text, and the file's line."""
 
     kind: str
     text: str
@@ -64,14 +64,14 @@ class Raised(Exception):
 
 @dataclass
 class Wrong(Exception):
-    """What was returned is not one number, or None, a row: see the kinds of `worker`."""
+    """The return value is not one number or None per row: see the kinds of `worker`."""
 
     kind: bytes
     texts: list[str]
 
 
 class Process:
-    """The process of one file. Calls from several threads are done one after the other."""
+    """The process of one file. Calls from several threads are serialized."""
 
     def __init__(self, file: str) -> None:
         self._file = os.path.abspath(file)
@@ -84,7 +84,7 @@ class Process:
         os.set_blocking(self._trace, False)
         os.set_blocking(trace, False)
         theirs = (channel.fileno(), life.fileno(), trace)
-        environment = {"OMP_NUM_THREADS": "1", **os.environ}  # as torch is told in a stage: the same bits, no crowd
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}  # as for torch in a stage: same bits, no oversubscription
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", _WORKER, *map(str, theirs)],
@@ -102,9 +102,9 @@ class Process:
             self._send({"file": self._file, "path": sys.path})
 
     def call(self, function: str, given: Mapping[str, list[Any]], rows: int, seconds: float | None) -> list:
-        """The scores. Raises Raised, Wrong, and Ended and Overdue, after which the process is gone.
+        """The scores. Raises Raised or Wrong, or Ended or Overdue, after which the process is gone.
 
-        seconds: that the function may take; None: however long.
+        seconds: the time limit of the function; None: no limit.
         """
         with self.lock:
             if self.closed:  # by another thread, while this one waited
@@ -129,7 +129,7 @@ class Process:
         self._ready = True
 
     def close(self) -> None:
-        """End the process; its other end does so, and what it started, when nobody holds this one."""
+        """Ends the process and its children: they end when nobody holds this end of the pipe."""
         self.forget()
         self._process.wait()
 
@@ -138,7 +138,7 @@ class Process:
         return self._trace < 0
 
     def forget(self) -> None:
-        """Let go of it: in a process that was forked from the one that asks."""
+        """Closes the handles without ending the process: for a fork of the calling process."""
         if not self.closed:
             trace, self._trace = self._trace, -1
             self._channel.close()
@@ -173,7 +173,7 @@ class Process:
         return bytes(got)
 
     def _overdue(self) -> NoReturn:
-        """Asks where it is, and kills it."""
+        """Asks the process for its line, then kills it."""
         text = ""
         if self._group is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -210,7 +210,7 @@ class Process:
             return ""
 
     def _line(self, text: str) -> int | None:
-        """The innermost line of the file in what Python wrote of where it was."""
+        """The file's innermost line in a traceback that Python wrote."""
         name = self._file.encode("ascii", "backslashreplace").decode("ascii")
         return next((int(line) for file, line in _FRAME.findall(text) if file == name), None)
 
@@ -235,7 +235,7 @@ _lock = threading.Lock()
 
 
 def process(file: str, sha256: str) -> Process:
-    """The process that has this content of the file imported, or does so now; returns at once."""
+    """The process for this content of the file; started if there is none. Returns at once."""
     with _lock:
         found = _processes.pop((file, sha256), None)
         if found is None or found.closed:
@@ -248,7 +248,7 @@ def process(file: str, sha256: str) -> Process:
 
 
 def end(file: str, sha256: str) -> None:
-    """End a process that is gone or cannot be asked; the next call starts another."""
+    """Ends a process that crashed or hangs; the next call starts another."""
     with _lock:
         ended = _processes.pop((file, sha256), None)
     if ended:
@@ -256,7 +256,7 @@ def end(file: str, sha256: str) -> None:
 
 
 def _forked() -> None:
-    """A process that was forked asks its own."""
+    """After a fork: forgets the parent's processes, so that the child starts its own."""
     global _lock
     for one in _processes.values():
         one.forget()

@@ -1,6 +1,6 @@
-"""How raw rewards become one score. Pure.
+"""Combines rewards into one score. Pure.
 
-A reward model's logits mean nothing by themselves and differ from round to round, so they enter as
+A reward model's logits have no absolute scale and differ from round to round, so they enter as
 σ((logit − mean) / deviation) over the candidates at hand: 0.5 is the average candidate. The score is the weighted mean
 of the rewards that score the row; a row that none scores has no score.
 """

@@ -1,4 +1,4 @@
-"""What went wrong in a reward's process, as errors of ours: file, line and what to do."""
+"""Translates faults of a reward's process into errors with file, line and hint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN = 300  # characters of a text that is not ours
 
 
 def raised(file: str, function: str, error: client.Raised, given: Sequence[str]) -> RewardError:
-    """An exception of the file as it is imported, or of its function; SystemExit and its like among them."""
+    """The error for an exception at the file's import or in its function, SystemExit and the like included."""
     what = "importing the file" if error.importing else f"{function}()"
     said = f"{what} raised {error.kind}{f': {error.text[:_SHOWN]}' if error.text else ''}"
     if error.kind in ("SystemExit", "KeyboardInterrupt"):
@@ -30,7 +30,7 @@ def raised(file: str, function: str, error: client.Raised, given: Sequence[str])
 
 
 def wrong(file: str, function: str, error: client.Wrong, rows: int) -> RewardError:
-    """What it returned is not one number, or None, for each row."""
+    """The error for a return value that is not one number or None per row."""
     where = {"file": file, "line": line_of(file, function)}
     hint = "one number for each completion, or None for no score"
     if error.kind == worker.NO_LIST:
@@ -51,7 +51,7 @@ def wrong(file: str, function: str, error: client.Wrong, rows: int) -> RewardErr
 
 
 def ended(file: str, function: str, error: client.Ended) -> PosttrainError:
-    """Its process is gone. A crash would come again; a kill from outside need not."""
+    """The error for a process that ended: a crash would repeat; after a kill from outside a retry may succeed."""
     what = "importing the file" if error.importing else f"{function}()"
     if error.code is not None and error.code >= 0:
         hint = "a reward returns its scores and does not end the process; raise an error of its own where it cannot"
@@ -78,7 +78,7 @@ def overdue(
     rows: int,
     hangs: tuple[int, Sequence[Message]] | None,
 ) -> StageError:
-    """It did not return. `hangs`: a row that it does not answer alone either, and its prompt; None: there is none."""
+    """The error for a function that did not return. `hangs`: index and prompt of a row that hangs alone, or None."""
     what = f"{_place(file, late.line)}: {function}() did not return within {seconds:g} s for {rows} rows"
     if late.reading:
         what = (
@@ -95,7 +95,7 @@ def overdue(
 
 
 def import_overdue(file: str, late: client.Overdue) -> StageError:
-    """The file itself does not end."""
+    """The error for a file whose import does not end."""
     what = f"{_place(file, late.line)}: importing the file did not end within compute.reward_minutes, nor in a minute"
     return StageError(f"{what}; load within the function what takes long", rule="reward-import-hangs")
 

@@ -1,4 +1,4 @@
-"""Answers of which the writer of a reward knows what must come out, in a file beside it."""
+"""Golden cases of a reward: answers with their expected scores, in a file beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posttrain.rewards.source import text_of
 
 
 def wrong_cases(reward: Reward) -> list[str]:
-    """Which golden cases of the reward's file (`NAME.cases.jsonl` beside it) do not come out; empty when all do.
+    """The golden cases of the reward's file (`NAME.cases.jsonl` beside it) with another score than expected.
 
     A row: {"function", "prompt": text or messages, "completion": text, "columns": {…}, "expected": number or null}.
     Raises RewardError when a row cannot be read.

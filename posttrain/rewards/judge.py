@@ -1,4 +1,4 @@
-"""A judge: a model and a rubric. It is asked about texts, again where its answer has not the asked form."""
+"""A judge: a model with a rubric. A text is judged again if the model's answer has not the required form."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from posttrain.rewards.rubric import Rubric
 
 _CHUNK = 256  # texts between two looks at how the judge does
 _ENOUGH = 20  # texts of which more than half have no score, and the judge is no judge
-_HOT = 0.7  # temperature, at least, when a text is asked about again: at 0 the answer would be the same
+_HOT = 0.7  # lowest temperature when a text is judged again: at 0 the answer would be the same
 
 _MORE = "Take a more capable model, or raise max_tokens"
 
@@ -31,7 +31,7 @@ Text = tuple[str | None, str | None]
 
 @dataclass(frozen=True)
 class Judge:
-    """Picklable: each process asks by itself. `ledger`: keeps what was said; None: nothing is kept."""
+    """Picklable: each process connects by itself. `ledger`: the cache of judgements; None: no cache."""
 
     rubric: Rubric
     model: JudgeModel
@@ -39,23 +39,24 @@ class Judge:
 
     @functools.cached_property
     def identity(self) -> str:
-        """SHA-256 of all that decides a judgement: rubric, model, how it is asked."""
+        """SHA-256 of all that decides a judgement: rubric, model, prompt, sampling parameters."""
         return identity(self.rubric, self.model)
 
     def scores(self, texts: Sequence[Text]) -> list[int | None]:
-        """The score of each text, on the rubric's scale; None: no score. Equal texts are asked about once.
+        """The score of each text, on the rubric's scale; None: no score. Equal texts are judged once.
 
         Raises:
-            EngineError: the judge is down, refuses us, or gives no answers of the asked form. What was decided is kept.
+            EngineError: the judge is down, refuses requests, or gives no answers of the required form. Judgements so
+                far are cached.
         """
         return [None if text is None else int(text) for text in self.decided(texts)]
 
     def tags(self, texts: Sequence[Text]) -> list[list[str] | None]:
-        """The tags of each text, for a rubric that asks for them. Raises EngineError as `scores` does."""
+        """The tags of each text, for a rubric with tags. Raises EngineError as `scores` does."""
         return [None if text is None else judge_prompt.tags(self.rubric, text) for text in self.decided(texts)]
 
     def decided(self, texts: Sequence[Text]) -> list[str | None]:
-        """What the judge decided of each text, as it wrote it. Raises EngineError as `scores` does."""
+        """The judgement of each text, as the model wrote it. Raises EngineError as `scores` does."""
         named = {_hash(text): text for text in texts}
         key = f"{self.rubric.name} {self.identity}"
         known = self.ledger.read(key, list(named)) if self.ledger else {}
@@ -72,10 +73,10 @@ class Judge:
         return [known[_hash(text)] for text in texts]
 
     def probe(self) -> None:
-        """Ask about a plain text, so that a judge that is none fails before anything is made.
+        """Judges a plain text, so that a judge that does not work fails early.
 
         Raises:
-            EngineError: it is down, refuses us, or cannot answer in the asked form.
+            EngineError: it is down, refuses requests, or cannot answer in the required form.
         """
         plain: Text = ("What is 2 + 3?", "2 + 3 is 5.")
         with self._connected() as client:
@@ -91,7 +92,7 @@ class Judge:
         return Local(self.model) if self.model.path else Endpoint(self.model)
 
     def _judge(self, client: Endpoint | Local, texts: Mapping[str, Text], key: str) -> dict[str, str | None]:
-        """Judgements of these texts, by hash, written down as they come; those without a score last of all."""
+        """Judgements of these texts, by hash, cached as they come; those without a score are written last."""
         known: dict[str, str | None] = {}
         without: list[Entry] = []
         for entry in self._attempts(client, texts):
@@ -113,13 +114,13 @@ class Judge:
         return known
 
     def _unfit(self, text: Text) -> str | None:
-        """Why a text is not put to the judge."""
+        """Why a text is not sent to the judge; None if it is."""
         if sum(len(part or "") for part in text) > self.model.max_chars:
             return f"longer than {self.model.max_chars} characters"
         return "says nothing" if text[1] is not None and judge_prompt.hollow(text[1]) else None
 
     def _attempts(self, client: Endpoint | Local, texts: Mapping[str, Text]) -> Iterator[Entry]:
-        """What comes of each text in the end."""
+        """The final entry of each text, after up to `attempts` attempts."""
         left, resent = dict(texts), Counter[str]()
         for name, text in texts.items():
             unfit = self._unfit(text)
@@ -139,14 +140,14 @@ class Judge:
 
 
 def load(rubric: Rubric, model: JudgeModel, folder: Path | None = None) -> Judge:
-    """A judge whose answers are kept in `folder` where there is one."""
+    """The judge for a rubric and a model. `folder`: where judgements are cached; None: no cache."""
     return Judge(rubric, model, Ledger(folder / LEDGER) if folder else None)
 
 
 def identity(rubric: Rubric, model: JudgeModel) -> str:
-    """SHA-256 of all that decides a judgement: rubric, the words around it, model and how it is asked.
+    """SHA-256 of all that decides a judgement: rubric, prompt around it, model and sampling parameters.
 
-    Raises ModelError where a local model is not there.
+    Raises ModelError if a local model is missing.
     """
     which = models.resolve(Model(path=model.path, revision=model.revision)).hash if model.path else None
     decides = [rubric.sha256, judge_prompt.VERSION, model.in_key(), which]

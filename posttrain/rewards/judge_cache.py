@@ -1,4 +1,4 @@
-"""What judges have said, in a file that several processes write to: nothing is asked about twice, or counted twice."""
+"""The cache of judgements, an SQLite file that several processes write to: no text is judged or counted twice."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MANY = 500  # SQLite takes some thousand variables in one statement
 
 @dataclass(frozen=True)
 class Entry:
-    """One text's judgement. `text`: its hash; `decided`: None where the judge gave no answer of the asked form.
+    """One text's judgement. `text`: its hash; `decided`: None if the judge gave no answer of the required form.
 
-    `attempts`: how often it was asked about; `resent`: requests sent again, since the server failed; `answer`: the
-    judge's last words.
+    `attempts`: how often it was judged; `resent`: requests sent again after server failures; `answer`: the judge's last
+    answer.
     """
 
     text: str
@@ -35,12 +35,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Judgements by judge and text. Picklable; the file is opened for each call."""
+    """Judgements by judge and text. Picklable: the file is opened for each call."""
 
     path: Path
 
     def read(self, judge: str, texts: Sequence[str]) -> dict[str, str | None]:
-        """What was decided of these texts, where they have been judged."""
+        """The judgements of those of these texts that have one."""
         found: dict[str, str | None] = {}
         with self._open() as file:
             for start in range(0, len(texts), _MANY):
@@ -52,13 +52,13 @@ class Ledger:
         return found
 
     def write(self, judge: str, entries: Sequence[Entry]) -> None:
-        """Keep these; a text that has been judged meanwhile keeps its first judgement."""
+        """Stores judgements; a text that has one already keeps it."""
         rows = [(judge, one.text, one.decided, one.attempts, one.resent, one.answer) for one in entries]
         with self._open() as file:
             file.executemany("INSERT OR IGNORE INTO said VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def count(self, judge: str, faults: Mapping[str, int]) -> None:
-        """Add up the replies of a judge's server that were not taken, by rule."""
+        """Adds to the counts of replies of a judge's server that were rejected, by rule."""
         with self._open() as file:
             file.executemany(
                 "INSERT INTO faults VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
@@ -66,8 +66,8 @@ class Ledger:
             )
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """By judge: texts asked about, those without a score, how often one was asked about again, requests resent;
-        `faults`, where there were any: replies of its server that were not taken, by rule."""
+        """By judge: number of texts, texts without a score, repeated attempts, requests sent again; and `faults`, if
+        any: rejected replies of its server, by rule."""
         with self._open() as file:
             rows = file.execute(
                 "SELECT judge, COUNT(*), SUM(decided IS NULL), SUM(MAX(attempts - 1, 0)), SUM(resent) FROM said "
@@ -91,6 +91,6 @@ class Ledger:
 
 
 def judge_metrics(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """For a stage's metrics: `judges`, as `Ledger.summary` has it; nothing where none was asked."""
+    """For a stage's metrics: `judges`, the summary of the cache in `folder`; empty if no judge was used."""
     path = folder / LEDGER
     return {"judges": Ledger(path).summary()} if path.exists() else {}

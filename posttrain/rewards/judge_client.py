@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible server: chat completions, sent again with backoff while the server fails."""
+"""Client for a judge behind an OpenAI-compatible server: chat completions, retried with backoff."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST = 16 << 20
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked. `seed` differs from one time of asking to the next."""
+    """A request to the judge. `seed` differs from attempt to attempt."""
 
     text: str
     temperature: float
@@ -31,7 +31,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back. `refused`: the judge cannot take this text, and why. `resent`: so often it was sent again."""
+    """The judge's reply. `refused`: why the judge cannot take this text. `resent`: how often the request was resent."""
 
     text: str
     cut_off: bool = False
@@ -40,7 +40,7 @@ class Reply:
 
 
 class Endpoint:
-    """Asks a server, `at_once` requests at a time. Use it as a context: connections are kept within."""
+    """Sends `at_once` requests at a time to a server. A context manager: connections are kept open within it."""
 
     def __init__(self, model: JudgeModel) -> None:
         self.model = model
@@ -62,15 +62,15 @@ class Endpoint:
 
     @property
     def faults(self) -> Counter[str]:
-        """Replies that were not taken, by rule."""
+        """Rejected replies, by rule."""
         return self._client.faults
 
     def replies(self, questions: Sequence[Question]) -> Iterator[tuple[int, Reply]]:
         """Each question's index and reply, as they come.
 
         Raises:
-            EngineError: the server refuses our requests as such, fails for longer than `patience`, or gives replies
-                that are no chat completions.
+            EngineError: the server refuses all our requests, fails for longer than `patience`, or gives replies that
+                are not chat completions.
         """
         waiting = {self._client.submit(self._ask(question)): index for index, question in enumerate(questions)}
         try:
@@ -113,7 +113,7 @@ class Endpoint:
 
 
 def _longest(model: JudgeModel) -> int:
-    """Bytes that a reply may have."""
+    """The largest reply in bytes."""
     allowed = [model.max_tokens, *(model.body.get(name) for name in _LIMITS)]
     limit = BYTES_BESIDE + BYTES_A_TOKEN * max(each for each in allowed if isinstance(each, int))
     return max(limit, _MOST) if model.body else limit
@@ -133,6 +133,6 @@ def _headers(model: JudgeModel) -> dict[str, str]:
 
 
 def _read(body: bytes) -> tuple[str, bool]:
-    """What was said, and whether it was cut off. Content may be null: then nothing was said. Raises Fault."""
+    """The text of a reply, and whether it was cut off. Null content is an empty text. Raises Fault."""
     choice = only(parsed(ChatCompletions, body).choices)
     return choice.message.content or "", choice.finish_reason == "length"

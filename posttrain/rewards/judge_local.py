@@ -1,4 +1,4 @@
-"""A judge that is a model folder, run by our own engine in this process."""
+"""A judge that is a local model, run by our own engine in this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TOGETHER = 32  # questions in one call: what is kept when a kill comes is whole
 
 
 class Local:
-    """Asks a local model. Raises ModelError where it cannot be loaded."""
+    """Runs a local model. Raises ModelError if it cannot be loaded."""
 
     def __init__(self, model: JudgeModel) -> None:
         from posttrain import models
@@ -34,7 +34,7 @@ class Local:
         pass
 
     def replies(self, questions: Sequence[Question]) -> Iterator[tuple[int, Reply]]:
-        """Each question's index and reply. All have one temperature."""
+        """Each question's index and reply. All questions have the same temperature."""
         from posttrain.engines.protocol import Request, SamplingParams
 
         ready: list[tuple[int, Request]] = []
@@ -54,7 +54,7 @@ class Local:
                 yield index, Reply(said.text, said.finish == "length")
 
     def _ids(self, text: str) -> list[int] | str:
-        """The question's tokens, or why it cannot be asked."""
+        """The question's tokens, or the reason why it does not fit."""
         from posttrain.data.chat_template import render_prompt
 
         try:

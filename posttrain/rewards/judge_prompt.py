@@ -1,9 +1,9 @@
-"""What a judge is asked, and what of its answer counts. Pure.
+"""The judge's prompt, and the parser of its answer. Pure.
 
-The judged text comes from a model that may have learned to please, or from anybody. So each of its lines is quoted, the
-whole stands between lines with a boundary, control tokens of the usual chat templates are broken, and the answer must
-repeat a code. Boundary and code are made from the judged text itself by SHA-256: the same for the same text, and no
-text can hold its own. What this cannot do: keep a judge from being persuaded by what it reads.
+The judged text is untrusted: it comes from a model that may have learned to exploit the judge, or from anybody. So each
+of its lines is quoted, the whole stands between boundary lines, control tokens of common chat templates are broken up,
+and the answer must repeat a code. Boundary and code are made from the judged text by SHA-256: the same for the same
+text, and no text can contain its own. Not prevented: that a judge is persuaded by what it reads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
 def spoken(messages: str | Sequence[Mapping[str, str]] | None) -> str:
-    """Messages as one text: a single turn as it is, several with who speaks. What is text already stays it."""
+    """Messages as one text: a single turn as it is, several turns with their roles. A string is returned as it is."""
     if messages is None or isinstance(messages, str):
         return messages or ""
     if len(messages) == 1:
@@ -36,12 +36,12 @@ def spoken(messages: str | Sequence[Mapping[str, str]] | None) -> str:
 
 
 def hollow(answer: str) -> bool:
-    """Whether an answer says nothing: empty, signs alone, or only an opening. It is not put to a judge: no score."""
+    """Whether an answer has no content: empty, punctuation alone, or only an opening. It gets no score."""
     return len(answer) < 100 and _HOLLOW.fullmatch(answer) is not None
 
 
 def question(rubric: Rubric, prompt: str | None, answer: str | None) -> tuple[str, str]:
-    """What the judge is asked about a prompt, an answer or both, and the code that its answer must hold."""
+    """The question to the judge about a prompt, an answer or both, and the code that its answer must contain."""
     boundary, code = _secrets(rubric, prompt, answer)
     parts = [("PROMPT", prompt), ("ANSWER", answer)]
     fenced = "\n".join(
@@ -60,10 +60,10 @@ def question(rubric: Rubric, prompt: str | None, answer: str | None) -> tuple[st
 
 
 def read(rubric: Rubric, code: str, said: str | None, cut_off: bool) -> str | None:
-    """What the judge decided: the digits or the tags after the code; None where the answer has not the asked form.
+    """Parses the judge's answer: the digits or the tags after the code; None if it has not the required form.
 
-    That is: the last line that is not empty, and no other, is the form to the letter; the number is on the scale; the
-    answer was not cut off (then a 1 may have been going to be a 10).
+    Required: the last line that is not empty, and no other, has exactly the form; the number is on the scale; the
+    answer was not cut off (a 1 might be the start of a 10).
     """
     lines = [line.strip() for line in (said or "").splitlines() if line.strip()]
     if cut_off or not lines:
@@ -76,7 +76,7 @@ def read(rubric: Rubric, code: str, said: str | None, cut_off: bool) -> str | No
 
 
 def tags(rubric: Rubric, decided: str) -> list[str]:
-    """The tags of a line, lower case, each once; none where the line is no list of so many short phrases."""
+    """The tags of a line, lower case, each once; empty if it is not a list of short phrases, or too long a one."""
     found = [" ".join(tag.lower().split()) for tag in decided.split(";")]
     short = all(re.fullmatch(r"[^<>]{1,60}", tag) for tag in found)
     return list(dict.fromkeys(found)) if short and len(found) <= rubric.tags else []

@@ -1,4 +1,4 @@
-"""What is known of a prompt, as columns beside its samples: pass rate, topic, tags, difficulty. Pure."""
+"""Statistics and annotations of a prompt as columns of its samples: pass rate, topic, tags, difficulty. Pure."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ COLUMNS = pa.schema(
 
 
 def schema(samples: pa.Schema, names: Sequence[str]) -> pa.Schema:
-    """The samples' schema with these columns at its end."""
+    """The samples' schema with these columns appended."""
     for name in names:
         samples = samples.append(COLUMNS.field(name))
     return samples
 
 
 def annotated(samples: pa.Table, names: Sequence[str], known: Mapping[str, Mapping[str, Any]]) -> pa.Table:
-    """Samples (whole prompts, with `score`) with these columns. `known`: what was found out of prompts, by their id."""
+    """Samples (whole prompts, with `score`) with these columns appended. `known`: annotations by prompt id."""
     ids = samples["prompt_id"].to_pylist()
     rates = pass_rates(ids, samples["score"].to_pylist()) if PASS_RATE in names else {}
     for name in names:
@@ -39,7 +39,7 @@ def annotated(samples: pa.Table, names: Sequence[str], known: Mapping[str, Mappi
 
 
 def pass_rates(prompts: Sequence[str], scores: Sequence[float | None]) -> dict[str, float | None]:
-    """The share of each prompt's samples that are right, of those that have a score; None where none has."""
+    """The pass rate of each prompt: the share of right samples among those with a score; None if none has one."""
     hits: dict[str, list[bool]] = {prompt: [] for prompt in prompts}
     for prompt, score in zip(prompts, scores, strict=True):
         if score is not None:
@@ -48,5 +48,5 @@ def pass_rates(prompts: Sequence[str], scores: Sequence[float | None]) -> dict[s
 
 
 def level(rate: float | None) -> str | None:
-    """A pass rate as a word, by thirds: hard (below one third), medium, easy (two thirds or more)."""
+    """A pass rate as a level, by thirds: hard (below 1/3), medium, easy (2/3 or more)."""
     return None if rate is None else "hard" if rate < 1 / 3 else "medium" if rate < 2 / 3 else "easy"

@@ -1,4 +1,4 @@
-"""A rubric: `reward/NAME.md`, what a judge judges by.
+"""A rubric: `reward/NAME.md`, the criteria of a judge.
 
     ---
     lowest: 1
@@ -6,9 +6,9 @@
     ---
     You judge answers of an assistant. …
 
-Between the lines of dashes stands which answers there are: whole numbers from `lowest` to `highest`, or `tags: N`, up
-to N short phrases. The rest is put to the judge as it is. How the judged text is fenced and in what form the judge is
-to answer is not the rubric's to say: see `form`.
+The front matter says which answers there are: whole numbers from `lowest` to `highest`, or `tags: N`, up to N short
+phrases. The rest is sent to the judge as it is. How the judged text is quoted and the form of the judge's answer are
+not part of the rubric: see `judge_prompt`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HIGHEST = 999_999  # six digits: what `form` reads of an answer
 
 @dataclass(frozen=True)
 class Rubric:
-    """`lowest` and `highest`: the scale; both 0 for tags. `tags`: how many at most; 0 where a number is asked for."""
+    """`lowest` and `highest`: the scale; both 0 for tags. `tags`: the most tags; 0 for a score."""
 
     file: str
     text: str
@@ -52,7 +52,7 @@ class Rubric:
 
 
 def load(use: str) -> Rubric:
-    """The rubric of a shipped name or a path. Raises RewardError with the place where it cannot be read."""
+    """Loads a rubric by shipped name or path. Raises RewardError with the line if it cannot be read."""
     path = shipped.locate("reward", use)
     if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST):
         raise RewardError(
@@ -76,7 +76,7 @@ def load(use: str) -> Rubric:
 
 
 def load_for(what: str, use: str) -> Rubric:
-    """A rubric that asks for `tags`, or for a score where `what` is anything else. Raises RewardError as `load`."""
+    """Loads a rubric with tags if `what` is `tags`, else one with a score. Raises RewardError as `load`."""
     if what != "tags":
         return load_scoring(use)
     rubric = load(use)
@@ -91,7 +91,7 @@ def load_for(what: str, use: str) -> Rubric:
 
 
 def load_scoring(use: str) -> Rubric:
-    """A rubric that asks for a number. Raises RewardError as `load` does, and where it asks for tags."""
+    """Loads a rubric with a score. Raises RewardError as `load` does, and if it has tags."""
     rubric = load(use)
     if rubric.tags:
         raise RewardError(

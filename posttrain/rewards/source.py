@@ -1,4 +1,4 @@
-"""The file of a reward as text: which functions it has, and what they take. It is read, not run."""
+"""Parses a reward's file, without running it: its functions and their parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posttrain.errors import RewardError, did_you_mean
 
 
 def arguments(entry: RewardEntry) -> set[str]:
-    """The names of the arguments of an entry's function. Raises RewardError as `load` does."""
+    """The parameter names of an entry's function. Raises RewardError as `load` does."""
     named = found(entry)[-1].args
     return {argument.arg for argument in [*named.args, *named.kwonlyargs]}
 
@@ -34,7 +34,7 @@ def found(entry: RewardEntry) -> tuple[Path, str, str, ast.FunctionDef]:
 
 
 def text_of(path: Path) -> str:
-    """The text of a file. Raises RewardError where it is none."""
+    """The text of a file. Raises RewardError if it is not a text file."""
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for
             raise RewardError("cannot be read: not a regular file", file=str(path), rule="reward-unreadable")
@@ -79,7 +79,7 @@ def _only(path: Path, functions: Mapping[str, ast.FunctionDef]) -> str:
 def parameters(
     path: Path, function: ast.FunctionDef, given: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """The columns that a function needs, and those that it takes (None: any)."""
+    """The columns that a function requires, and those that it accepts (None: any)."""
     arguments = function.args
     named = [argument.arg for argument in [*arguments.args, *arguments.kwonlyargs]]
     missing = [name for name in given if name not in named]
@@ -99,6 +99,6 @@ def parameters(
 
 
 def line_of(file: str, function: str) -> int | None:
-    """Where a function of the file begins."""
+    """The line of a function in the file."""
     found = _public_functions(Path(file), text_of(Path(file))).get(function)
     return found.lineno if found else None

@@ -1,16 +1,15 @@
-"""Runs the functions of one reward file in a process of its own, for `client`.
+"""Runs the functions of one reward file in their own process, for `client`.
 
-    python -P worker.py CHANNEL LIFE TRACE      (descriptors that it inherits)
+    python -P worker.py CHANNEL LIFE TRACE      (inherited file descriptors)
 
-Two processes: the first does nothing but end the second, and all that the function started, once nobody holds the other
-end of LIFE, however that came; it cannot be held up by code that never comes back to Python. Imports little, since
-every stage that scores starts one. On macOS the second is begun anew (with `serve` as a last word), since what a fork
-leaves of the system's libraries there is not to be used (Python's page on `os.fork`: `urllib.request` among them).
+Two processes: the first only ends the second, and all children of the function, once nobody holds the other end of
+LIFE for whatever reason; code that never returns to Python cannot block it. Imports little, since every stage that
+scores starts one. On macOS the second is spawned (with the last argument `serve`), since system libraries must not be
+used after a fork there (see `os.fork` in Python's documentation: `urllib.request` among them).
 
-Requests on CHANNEL are pickles: first of what to import, then of each call. Replies are no pickles: what the function
-returns decides no more than numbers and texts. Each is a kind in one byte, then float64s (NaN for no score) or the
-texts of a fault, by a zero byte apart. TRACE gets Python's own words of where it was, when it crashed or when asked by
-SIGUSR2.
+Requests on CHANNEL are pickles: first the file to import, then each call. Replies are not pickles, so the function's
+return value can only become numbers and texts: one byte of kind, then float64s (NaN for no score) or the texts of a
+fault, separated by zero bytes. TRACE gets Python's traceback after a crash, or on SIGUSR2.
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ def main(channel: int, life: int, trace: int) -> None:
 
 
 def _spawned(channel: int, life: int, trace: int) -> int:
-    """The worker's id, where a fork will not do. It inherits CHANNEL and TRACE."""
+    """Spawns the worker where a fork is not safe; returns its process id. It inherits CHANNEL and TRACE."""
     os.set_inheritable(life, False)
     call = [sys.executable, "-P", __file__, str(channel), str(trace), "serve"]
     return os.posix_spawn(sys.executable, call, os.environ, setpgroup=0)
 
 
 def _guard(worker: int, life: int) -> None:
-    """Tells on LIFE how the worker ended, and leaves nothing behind that it started."""
+    """Reports on LIFE how the worker ended, and kills all that it started."""
 
     def watch() -> None:
         with contextlib.suppress(OSError):
@@ -98,10 +97,10 @@ def _serve(channel: int, trace: int) -> None:
 
 
 def _main_module(file: str) -> ModuleType:
-    """An empty module for the file under the name that multiprocessing gives to a program's main one.
+    """An empty module for the file, under the name that multiprocessing gives to a main module.
 
-    So the children that the function starts, in whatever way, find there what is pickled by its name; what stands under
-    `if __name__ == "__main__"` is run nowhere.
+    So children that the function starts, in whatever way, find objects that are pickled by name; code under
+    `if __name__ == "__main__"` never runs.
     """
     module = ModuleType("__mp_main__")
     module.__file__ = file
@@ -110,7 +109,7 @@ def _main_module(file: str) -> ModuleType:
 
 
 def _run(file: str, module: ModuleType) -> None:
-    """Import the file; no compiled copy of it is kept, nor taken for it where its time did not change."""
+    """Imports the file, without reading or writing a bytecode cache, which could be stale if the mtime is the same."""
     with open(file, "rb") as source:
         exec(compile(source.read(), file, "exec", dont_inherit=True), module.__dict__)
 
@@ -129,7 +128,7 @@ def _called(module: ModuleType, function: str, rows: int, given: dict[str, Any],
 
 
 def _attempted(run: Callable[[], object], module: ModuleType) -> bytes | None:
-    """What `run` raised, whatever it is: kind, text, and the last line of the reward's file that it came through."""
+    """Whatever exception `run` raised: its name, text, and the reward file's last line in the traceback."""
     try:
         run()
         return None
@@ -148,9 +147,9 @@ def _attempted(run: Callable[[], object], module: ModuleType) -> bytes | None:
 
 
 def _checked(scores: Any, rows: int) -> bytes:
-    """The scores as float64s, or what is wrong with them. Arrays and tensors are told by their `tolist`.
+    """The scores as float64s, or the fault. Arrays and tensors are recognised by their `tolist`.
 
-    What the function returned may do anything as it is read: raise, never end, say that it has another length.
+    The return value may do anything when it is read: raise, never end, report a wrong length.
     """
     kind, numbers = type(scores).__name__, array("d")
     try:
@@ -172,7 +171,7 @@ def _checked(scores: Any, rows: int) -> bytes:
 
 
 def _number(score: Any) -> float | None:
-    """The score as a number; NaN for what is none."""
+    """The score as a float; None for None, NaN for anything that is not a number."""
     if score is None:
         return None
     try:
@@ -193,7 +192,7 @@ def _texts(*texts: str) -> bytes:
 
 
 def _receive(channel: int) -> Any:
-    """The next request; None where nobody asks any more."""
+    """The next request; None at the end of the channel."""
     size = _read(channel, 8)
     body = _read(channel, int.from_bytes(size, "big")) if size else None
     return pickle.loads(body) if body else None

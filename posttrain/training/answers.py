@@ -1,7 +1,7 @@
-"""The language-model head only where something is predicted that is trained on.
+"""Runs the language-model head only at tokens whose prediction is trained on.
 
-TRL's fused head does so on GPUs; elsewhere it computes logits, their softmax and entropy at every token, prompts and
-padding included. In packed rows, besides, a prompt's last token predicts the first of several answers.
+TRL's fused head does so on GPUs; elsewhere it computes logits, softmax and entropy at every token, prompts and padding
+included. In packed rows a prompt's last token also predicts the first token of several answers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1
 
 @dataclass
 class AnswerOutput(FusedCausalLMOutput):
-    """TRL's, with `answer_log_probs` (N, A) beside: of all that is trained on, whatever the labels leave out."""
+    """TRL's output plus `answer_log_probs` (N, A): of all trained tokens, also those that the labels mask."""
 
     answer_log_probs: torch.Tensor | None = None
 
 
 def head_at_answers(model: torch.nn.Module) -> None:
-    """Change what a model, given TRL's fused head before, does when that is asked for.
+    """Replaces the forward of a model that has TRL's fused head.
 
     With `labels` (B, L), the fields have the shape (1, n): one for each of the n labels that are not −100.
 

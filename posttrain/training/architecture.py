@@ -1,4 +1,4 @@
-"""What no model of a type can be put through, found before anything is sampled: on its config, without its weights."""
+"""Checks a model type for what its stages need, before anything is sampled: from its config, without its weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from posttrain.training.lora import peft_config
 
 
 def has_linear(folder: Path, names: str | list[str], lora: Mapping[str, Any] | None, *, reward_model: bool) -> bool:
-    """Whether the model in `folder`, as it is trained, has a linear layer of these `names`, read as TRL's
-    `optim_target_modules` is."""
+    """Whether the model in `folder`, as it is trained, has a linear layer that matches `names`, read like
+    `optim_target_modules`."""
     config = AutoConfig.from_pretrained(folder)
     task, kind = TaskType.CAUSAL_LM, AutoModelForCausalLM
     if reward_model:
@@ -37,11 +37,11 @@ def has_linear(folder: Path, names: str | list[str], lora: Mapping[str, Any] | N
 
 
 def check(folder: Path, lora: Mapping[str, Any] | None, reward_model: bool) -> None:
-    """Whether the type of the model in `folder` can be a policy, a reward model (where one is trained) and be adapted
-    (with `lora`, the recipe's `model.lora`). Types that docs/models.md does not list are asked in the same way.
+    """Checks that the model in `folder` can be a policy, a reward model (if one is trained) and get adapters (`lora`,
+    the recipe's `model.lora`). Types that are not in docs/models.md are checked in the same way.
 
     Raises:
-        ModelError: it cannot.
+        ModelError: its type cannot.
     """
     config = AutoConfig.from_pretrained(folder)
     kind = config.model_type

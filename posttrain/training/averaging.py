@@ -1,4 +1,4 @@
-"""The mean of several models' weights (Llama 3, section 4.1.5), in float64, tensor by tensor."""
+"""Averages the weights of several models (Llama 3, section 4.1.5), in float64, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from posttrain.storage.store import MANIFEST
 
 
 def average(folders: Sequence[Path], out: Path) -> None:
-    """Writes to `out` the model whose every weight is the mean of those in `folders`, in the first one's dtypes.
+    """Writes to `out` the model whose weights are the means of those in `folders`, in the first model's dtypes.
 
-    All else (config, tokenizer) is the first one's. One weight of each model is in memory at a time.
+    Config, tokenizer and other files are the first model's. One weight of each model is in memory at a time.
 
     Raises:
         ModelError: there is no model, they differ in tokenizer or in the names or shapes of their weights, or a weight
@@ -54,7 +54,7 @@ def _check_same_tokens(folders: Sequence[Path]) -> None:
 
 
 def _weights(folder: Path) -> dict[str, Path]:
-    """{name of a weight: the file it is in}."""
+    """{weight name: its file}."""
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

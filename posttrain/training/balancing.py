@@ -1,4 +1,4 @@
-"""Shares by topic, source or difficulty: rows of what there is too much of are left out, rare ones come again. Pure."""
+"""Balances rows by topic, source or difficulty: downsamples frequent values, repeats rare ones. Pure."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NOTHING = "null"  # how a share names rows without a value
 def balanced(
     rows: Sequence[Row], balance: Balance, draw: Callable[[Row], float]
 ) -> tuple[list[Row], dict[str, dict[str, int]]]:
-    """As many rows as there were, each value of a column with its share; and for each value, rows in and out.
+    """As many rows as given, with the wanted share of each value of a column; and rows in and out by value.
 
     A value v with n of N rows and share t gets t·N rows: each of its rows floor(t·N / n) times, and those with the
-    lowest `draw` (in [0, 1), by row) once more. None comes oftener than `max_repeats`; what is then missing is not
-    filled up. Values without a share of their own divide what the others leave, in proportion to their rows; shares of
-    values that do not occur are divided among those that do.
+    lowest `draw` (in [0, 1), by row) once more, but none more than `max_repeats` times; the shortfall is not filled.
+    Values without a share of their own split the rest in proportion to their rows; shares of values that do not occur
+    are split among those that do.
 
     Raises:
         DataError: no row has such a column.
@@ -48,7 +48,7 @@ def balanced(
 
 
 def _shares(counts: Mapping[str, int], balance: Balance) -> dict[str, float]:
-    """The share of each value that occurs; they add up to 1."""
+    """The share of each value that occurs; they sum to 1."""
     if balance.shares == "equal":
         return {value: 1 / len(counts) for value in counts}
     named = {value: share for value, share in balance.shares.items() if value in counts}
@@ -60,7 +60,7 @@ def _shares(counts: Mapping[str, int], balance: Balance) -> dict[str, float]:
 
 
 def _values(rows: Sequence[Row], by: str) -> list[str]:
-    """The value of each row, as a recipe names it: of a column of the table, or of the prompts' own columns."""
+    """The value of each row as a string: of a column of the table, or of the prompts' own columns."""
     own = [json.loads(row["columns"] or "{}") for row in rows]
     if not any(by in row for row in rows) and not any(by in columns for columns in own):
         names = sorted({name for columns in own for name in columns} | {name for row in rows for name in row})

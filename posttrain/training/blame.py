@@ -1,4 +1,4 @@
-"""Which option of a training is to blame when one step of it fails, and what to do about it."""
+"""Finds the option that makes one optimizer step of a training fail, and explains it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _ABSENT = ("not installed", "pip install", "Please install", "failed to import")
 
 
 def to_blame(trial: Trial, model: Path, failure: Exception) -> tuple[str, Exception] | None:
-    """The field without which the step succeeds, and what was raised with it. Where several are wrong: the first that
-    makes the step fail as they are added one by one. None: no option is to blame.
+    """The option without which the step succeeds, and the exception with it. If several are wrong: the first with which
+    the step fails as they are added one by one. None: no option is to blame.
     """
     if one_step(trial, model, {}) is not None:
         return None
@@ -32,7 +32,7 @@ def to_blame(trial: Trial, model: Path, failure: Exception) -> tuple[str, Except
 
 
 def as_recipe_error(where: str, trial: Trial, name: str, raised: Exception) -> RecipeError:
-    """What is wrong with the option `name` of the section `where`, by what kind of option it is."""
+    """The error for the option `name` of the section `where`; its rule and hint depend on the kind of option."""
     key, value = f"{where}.{name}", said(trial.changed[name])
     why = " ".join(str(raised).split())
     quoted = f"({type(raised).__name__}: {why[:300]})"

@@ -1,7 +1,7 @@
-"""Checkpoints that a training can go on from and end with the same bits.
+"""Checkpoints from which a training resumes bit by bit.
 
-transformers keeps no random state of where an epoch began, from which the order of the rows was drawn: resumed in its
-second epoch, a training would go through the rows in another order. And resumed after its last step, it does one more.
+transformers does not save the random state of an epoch's start, from which the order of rows was drawn: a training
+resumed in its second epoch would see the rows in another order. Resumed after its last step, it would do one more.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from posttrain.storage.checkpoint_seals import EPOCH, seal
 
 
 class Checkpoints(TrainerCallback):
-    """Saves a checkpoint every so many minutes too, logs with each, and seals what the trainer saved. There is none
-    after the last step, when the model itself is saved.
+    """Also saves a checkpoint every `minutes`, logs with each, and seals what the trainer saved. None is saved after
+    the last step, when the model itself is saved.
 
-    resumed: the checkpoint that the training goes on from. minutes: None for those by steps alone.
+    resumed: the checkpoint that the training resumes from. minutes: None for checkpoints by steps alone.
     """
 
     def __init__(self, resumed: Path | None = None, minutes: float | None = None) -> None:
@@ -60,9 +60,9 @@ class Checkpoints(TrainerCallback):
 
 
 def mean_loss(history: Sequence[Mapping[str, Any]]) -> float | None:
-    """The mean of a training's loss over its steps, from what was logged; each entry is the mean since the last one.
+    """The mean training loss over all steps, from the log, each entry of which is a mean since the previous one.
 
-    The trainer's own figure leaves out the steps before it was resumed.
+    The trainer's own figure leaves out the steps before a resume.
     """
     total, before = 0.0, 0
     for entry in history:

@@ -29,10 +29,10 @@ _OF_KL = ["KL_completion_ids", "KL_trained", "ref_KL_logps"]
 def labelled_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_length: int
 ) -> tuple[Dataset, dict[str, int]]:
-    """Rows with `prompt`, `completion` and `label` as token ids, and how many were left out, by reason.
+    """Rows with `prompt`, `completion` and `label` as token ids, and the number of dropped rows by reason.
 
-    `trained` says of each token of the completion whether it is in the loss: what the assistant says, with its end. A
-    completion that has no such token is left out.
+    `trained` marks the completion's tokens that are in the loss: the assistant's text and its end token. A completion
+    without such a token is dropped.
     """
     prepared: list[dict[str, Any]] = []
     rendered, dropped = Rendering(tokenizer), {"too_long": 0, "no_tokens": 0}
@@ -50,10 +50,10 @@ def labelled_rows(
 
 
 def in_steps(rows: Dataset, batch: int, seed: int, with_kl: bool) -> Dataset:
-    """The rows shuffled, as they are learned from in each epoch, `batch` a step; in a step the longer ones first.
+    """The rows shuffled, in the order of training, `batch` per optimizer step; within a step the longer ones first.
 
-    `with_kl`: beside each prompt the answer to another one of its step (`KL_completion_ids`), for the KL term. So that
-    the reference is asked once of each pair, order and pairs are the same in every epoch.
+    `with_kl`: adds to each prompt the answer to another prompt of its step (`KL_completion_ids`), for the KL term.
+    Order and pairs are the same in every epoch, so that the reference reads each pair once.
     """
     lengths, order = rows["length"], torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     steps = [order[start : start + batch] for start in range(0, len(order), batch)]
@@ -66,10 +66,10 @@ def in_steps(rows: Dataset, batch: int, seed: int, with_kl: bool) -> Dataset:
 
 
 def partners(prompts: Sequence[Sequence[int]], batch: int) -> list[int]:
-    """For each row, the one of its step whose answer it is paired with in the KL term.
+    """For each row, the index of the row of its step whose answer it is paired with in the KL term.
 
-    The answers of a step go round by as many places as leaves the fewest with an answer to their own prompt: one, but
-    where several answers to a prompt stand together. A row that is alone in the last step takes the one before it.
+    The answers of a step are rotated by the shift that leaves the fewest rows with an answer to their own prompt: 1,
+    unless several answers to a prompt are adjacent. A row alone in the last step is paired with the row before it.
     """
     named = [hash(tuple(prompt)) for prompt in prompts]
     found: list[int] = []
@@ -91,8 +91,8 @@ def partners(prompts: Sequence[Sequence[int]], batch: int) -> list[int]:
 
 @dataclass
 class LabelledCollator:
-    """Rows of `in_steps` as the batch that TRL's trainer takes: prompts with their answers, and under `KL_…` with the
-    answers of others; `input_ids`, `attention_mask`, `completion_mask` (B, L), `label` (B,)."""
+    """Collates rows of `in_steps` for TRL's trainer: prompts with their answers, and under `KL_…` with the answers of
+    others; `input_ids`, `attention_mask`, `completion_mask` (B, L), `label` (B,)."""
 
     pad_token_id: int
 
@@ -115,9 +115,9 @@ class LabelledCollator:
 class StepKTOTrainer(KeepsReference, KTOTrainer):
     """TRL's KTO trainer on rows of `in_steps`, with the KL term of a whole optimizer step.
 
-    TRL estimates it on each micro-batch, clamps it at 0 there, and refuses micro-batches of one row, whose answer would
-    be paired with itself: what is learned would depend on how many rows fit into memory. Here a step's rows are all
-    asked before its first micro-batch, under the same weights, by as many forward passes as TRL's would take.
+    TRL estimates and clamps it per micro-batch, and refuses micro-batches of one row, whose answer would be paired with
+    itself: the result would depend on how many rows fit into memory. Here the log ratios of all rows of a step are
+    computed before its first micro-batch, with the same weights and as many forward passes as TRL's.
     """
 
     def __init__(self, *, pieces: Pieces, **options: Any) -> None:
@@ -145,7 +145,7 @@ class StepKTOTrainer(KeepsReference, KTOTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """The micro-batches of a step. What they hold for the KL term is read here."""
+        """The micro-batches of an optimizer step. Computes the step's KL term from them."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.calculate_KL and batches:
             assert self.model is not None
@@ -158,7 +158,7 @@ class StepKTOTrainer(KeepsReference, KTOTrainer):
         return batches, count
 
     def _kl_ratios(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """log p − log p_ref of each row's foreign answer, (B,)."""
+        """log p − log p_ref of the KL answer of each row, (B,)."""
         logps: Any = super()._compute_kl_logps(self.model_wrapped, batch)
         return logps - batch["ref_KL_logps"]
 

@@ -1,4 +1,4 @@
-"""Prompts with several responses each as a batch of sequences: the prompt computed once, or once a response."""
+"""Batches of prompts with several responses each: packed (the prompt computed once) or separate (once per response)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ Tokens = Sequence[int]
 
 
 class Span(NamedTuple):
-    """Where a response stands in the flattened sequences: its first token, how many, and what precedes it."""
+    """The place of a response in the flattened sequences: its first token, its length, and the token before it."""
 
     before: int  # the prompt's last token, which predicts the response's first
     start: int
     length: int
 
     def last(self) -> int:
-        """The response's last token; of an empty one the prompt's."""
+        """The index of the response's last token; for an empty one of the prompt's."""
         return self.start + self.length - 1 if self.length else self.before
 
     def predicted_at(self) -> list[int]:
-        """For each token of the response, the token after which it comes."""
+        """For each token of the response, the index of the token that predicts it."""
         return [self.before, *range(self.start, self.start + self.length - 1)][: self.length]
 
 
 class Layout(NamedTuple):
-    """`inputs` of a model, where tokens are and not padding (bool, as its `input_ids`), the spans of each row's
+    """`inputs` of a model, `there` (bool, shaped like `input_ids`: False at padding), and the spans of each row's
     responses."""
 
     inputs: dict[str, torch.Tensor]
@@ -36,8 +36,8 @@ class Layout(NamedTuple):
 
 
 def packed(prompts: Sequence[Tokens], responses: Sequence[Sequence[Tokens]], pad: int, additive: bool) -> Layout:
-    """One sequence a prompt, (B, L): its responses follow it, each at the positions it would have alone, and see the
-    prompt and themselves. So their logits are those of separate rows.
+    """One sequence per prompt, (B, L): its responses follow it, each with the positions that it would have alone, and
+    attend to the prompt and themselves. So their logits are those of separate rows.
 
     `position_ids` (B, L); `attention_mask` (B, 1, L, L): bool, or, with `additive`, float32 of 0 and the lowest number
     (eager attention adds it).
@@ -68,7 +68,7 @@ def packed(prompts: Sequence[Tokens], responses: Sequence[Sequence[Tokens]], pad
 
 
 def separate(prompts: Sequence[Tokens], responses: Sequence[Sequence[Tokens]], pad: int) -> Layout:
-    """One sequence a response, (N, L), after its prompt, with an `attention_mask` of (N, L)."""
+    """One sequence per response, (N, L), each after its prompt, with an `attention_mask` (N, L)."""
     texts = [[*prompt, *one] for prompt, given in zip(prompts, responses, strict=True) for one in given]
     longest = max(map(len, texts))
     ids = torch.full((len(texts), longest), pad)

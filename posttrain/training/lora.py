@@ -1,8 +1,7 @@
-"""The recipe's `model.lora`: adapters for peft, merged into the model when a stage is saved; QLoRA's four bits.
+"""The recipe's `model.lora`: peft adapters, merged into the model when a stage is saved; QLoRA's 4-bit weights.
 
-Models pass between stages merged, so that whatever samples, scores or averages them needs to know of no adapter. The
-model that a stage starts from is then the whole policy, and DPO's reference "start" is that model with the new adapter
-off.
+Models pass between stages merged, so sampling, scoring and averaging need not know about adapters. The model that a
+stage starts from is then the whole policy, and DPO's reference "start" is that model with the new adapter disabled.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ _MAMBA_OWN = ["out_proj", "dt_proj"]
 
 
 def lora_config(job: Job, task: TaskType) -> LoraConfig | None:
-    """None trains all weights. A reward model's head is new, so it is trained whole and saved with the adapter."""
+    """peft's config, or None to train all weights. A reward model's head is new: trained whole, saved with the
+    adapter."""
     lora = _lora(job)
     if lora is None:
         return None
@@ -37,7 +37,7 @@ def lora_config(job: Job, task: TaskType) -> LoraConfig | None:
 
 
 def peft_config(lora: Lora, task: TaskType, model_type: str) -> LoraConfig:
-    """The recipe's `model.lora` in peft's words. `all-linear` leaves out what peft cannot adapt in this type."""
+    """The recipe's `model.lora` as peft's config. `all-linear` skips layers that peft cannot adapt in this type."""
     left_out = _MAMBA_OWN if lora.target_modules == "all-linear" and model_type in _MAMBA else None
     return LoraConfig(
         task_type=task,
@@ -48,11 +48,11 @@ def peft_config(lora: Lora, task: TaskType, model_type: str) -> LoraConfig:
 
 
 def four_bits(job: Job) -> dict[str, Any]:
-    """What loads a model in 4 bits, as QLoRA has it (arXiv 2305.14314, section 3): NF4, constants quantized too,
-    computed in bfloat16. Empty where the recipe does not ask for it.
+    """Keyword arguments that load a model in 4 bits as in QLoRA (arXiv 2305.14314, section 3): NF4, double
+    quantization, computed in bfloat16. Empty unless the recipe asks for it.
 
     Raises:
-        InputError: it does, and the machine cannot.
+        InputError: it does, and this machine cannot.
     """
     lora = _lora(job)
     if lora is None or not lora.load_in_4bit:
@@ -68,7 +68,7 @@ def four_bits(job: Job) -> dict[str, Any]:
 
 
 def check_four_bits() -> None:
-    """Raises InputError that names what of bitsandbytes and a CUDA GPU is missing."""
+    """Raises InputError if bitsandbytes or a CUDA GPU is missing."""
     there = {"the package bitsandbytes (0.46.1 or newer)": is_bitsandbytes_available()}
     there["a CUDA GPU"] = torch.cuda.is_available()
     missing = [name for name, found in there.items() if not found]
@@ -80,7 +80,7 @@ def check_four_bits() -> None:
 
 
 def merged(model: PeftModel, job: Job) -> PreTrainedModel:
-    """The model with its adapter merged in. Where the recipe keeps adapters, the job's `adapter/` holds it too."""
+    """The model with its adapter merged in. If the recipe keeps adapters, it is saved in `adapter/` of the output."""
     lora = _lora(job)
     assert lora
     if lora.adapters == "keep":
@@ -92,9 +92,9 @@ def merged(model: PeftModel, job: Job) -> PreTrainedModel:
 
 
 def merged_into(model: PeftModel, start: Path) -> PreTrainedModel:
-    """The adapter of `model`, and the head where there is one, merged into the weights in `start` in float32.
+    """The adapter of `model`, and its head if it has one, merged into the weights in `start` in float32.
 
-    For a model in 4 bits: peft would merge into the rounded weights and round the sum again, so that each stage would
+    For 4-bit models: peft would merge into the quantized weights and quantize the sum again, so that each stage would
     add its own error to the policy.
     """
     rounded: Any = model.get_base_model()
@@ -108,7 +108,7 @@ def merged_into(model: PeftModel, start: Path) -> PreTrainedModel:
 
 
 def save_adapter(model: PeftModel, folder: Path, start: Mapping[str, str]) -> None:
-    """peft's own two files. `start` goes into the config: what the adapter belongs on, by Hub id and commit
+    """Saves peft's two files. `start` goes into the config: the base model by Hub id and commit
     (`base_model_name_or_path`, `revision`) or by its artifact's key; never a path of this machine.
     """
     for name, value in start.items():

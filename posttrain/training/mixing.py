@@ -1,4 +1,4 @@
-"""Which rows SFT learns from, how often, and in what order. Pure, but for torch's permutations."""
+"""The mix of SFT rows: which, how often, and in what order. Pure, but for torch's permutations."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Row = Mapping[str, Any]
 
 
 def mixed(sources: Mapping[str, Sequence[Row]], mix: Mapping[str, Source], seed: int) -> list[Row]:
-    """The rows of an epoch: of each source its share, by a draw that depends on the row alone, repeated.
+    """The rows of an epoch: of each source its share, sampled by a draw that depends on the row alone, then repeated.
 
-    A row is (prompt_id, sample_index); the same row in a larger table is drawn alike.
+    A row is identified by (prompt_id, sample_index); its draw is the same in a larger table.
     """
     rows: list[Row] = []
     for name, given in sources.items():
@@ -28,9 +28,9 @@ def mixed(sources: Mapping[str, Sequence[Row]], mix: Mapping[str, Source], seed:
 
 
 def guaranteed(rows: Sequence[Row], share: float, others: int, seed: int) -> list[Row]:
-    """So many rows that they are `share` of an epoch beside `others`, by another draw in each round.
+    """As many rows as make them `share` of an epoch together with `others`, drawn anew in each round.
 
-    Where there are fewer, each comes again before any comes once more.
+    If there are too few, all are repeated equally often, to within one.
     """
     count = math.ceil(share / (1 - share) * others)
     order = sorted(rows, key=lambda row: (drawn(seed, "real", row), row["prompt_id"]))
@@ -43,7 +43,7 @@ def drawn(seed: int, source: str, row: Row) -> float:
 
 
 def passes(trl: Mapping[str, Any], rows: int, batch: int) -> float:
-    """How often training goes over the rows: `max_steps`, where it is set, goes before `num_train_epochs`."""
+    """The number of epochs: from `max_steps` if it is set, else `num_train_epochs`."""
     steps = trl.get("max_steps", -1)
     return steps * batch / rows if steps > 0 else trl["num_train_epochs"]
 
@@ -51,10 +51,10 @@ def passes(trl: Mapping[str, Any], rows: int, batch: int) -> float:
 def annealed(
     scores: Sequence[float], lengths: Sequence[int], anneal: Anneal, epochs: float, batch: int, seed: int
 ) -> list[int]:
-    """Indices of rows in the order in which they are learned from, `epochs` × rows of them.
+    """Row indices in training order, `epochs` × rows of them.
 
-    First all rows, epoch after epoch; in the last `anneal.steps` of the steps the best `anneal.best` of them by score.
-    Within each pass rows of like length stand together, as transformers' `group_by_length` has it.
+    First all rows, epoch after epoch; in the last `anneal.steps` (a share) of the steps the best `anneal.best` of them
+    by score. Within each pass rows of similar length are grouped, as by transformers' `group_by_length`.
     """
     total = round(len(scores) * epochs)
     at_the_end = min(total, round(total * anneal.steps / batch) * batch)

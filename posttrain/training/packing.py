@@ -1,7 +1,8 @@
-"""Whether packed rows may stand for separate ones: asked of the model's own forward before it is trained.
+"""Checks with the model's own forward, before it is trained, that packed rows give the same as separate ones.
 
-A packed row holds several texts that must not see each other. Some models cannot be told so: they take no positions, or
-no mask of (B, 1, L, L), or carry a state from token to token. Some fail, and some go on with other numbers in silence.
+A packed row holds several texts that must not attend to each other. Some models do not support that: they take no
+positions, or no mask of (B, 1, L, L), or carry state from token to token. Some of those fail; others silently compute
+other values.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that a model is asked with: two prompts of different lengths, two responses each, 44 tokens in all."""
+    """The rows of the check: two prompts of different lengths, two responses each, 44 tokens in all."""
 
     prompts: list[Ids]
     responses: list[list[Ids]]
 
     def texts(self) -> list[Ids]:
-        """Each response after its prompt."""
+        """Each response, preceded by its prompt."""
         return [[*p, *one] for p, given in zip(self.prompts, self.responses, strict=True) for one in given]
 
 
 def probe_rows(model: Any, pad: int | None = None) -> Rows:
-    """`Rows` of the model's vocabulary, without `pad`."""
+    """`Rows` of ids within the model's vocabulary, without `pad`."""
     vocab = model.get_input_embeddings().weight.shape[0]
 
     def text(length: int, start: int) -> Ids:
@@ -56,15 +57,14 @@ def probe_rows(model: Any, pad: int | None = None) -> Rows:
 
 
 def refusal(model: Any, longest: int, measured: Callable[[bool], torch.Tensor]) -> str | None:
-    """Why rows of this model must be separate; None where packed ones give the same.
+    """Why rows of this model must be separate; None if packed ones give the same values.
 
-    longest: tokens of the longest packed row. measured: what the training's own call of the model gives for a few rows,
-    packed (True) or separate (False), in the same order (n,).
+    longest: tokens of the longest packed row. measured: the values of the training's own forward for a few rows, packed
+    (True) or separate (False), in the same order, (n,).
 
-    Compared are two forwards in eval mode with the training's attention and weights, on a few dozen tokens, without
-    gradients. Not covered: autocast and TF32, with which the two differ by their rounding alone (compared is without
-    them), what happens in training mode only, a window that the config calls by no known name, and kernels that are
-    chosen by length.
+    Two forwards in eval mode are compared, with the training's attention and weights, on a few dozen tokens, without
+    gradients. Not covered: autocast and TF32, under which the two differ by rounding (the check runs without them),
+    effects of training mode, a sliding window under an unknown config name, and kernels that are chosen by length.
     """
     config = model.config.get_text_config()
     window = _shortest_window(config)
@@ -89,7 +89,7 @@ def refusal(model: Any, longest: int, measured: Callable[[bool], torch.Tensor]) 
 
 
 def answer_log_probs(model: Any, pad: int, is_packed: bool, additive: bool, **forward: Any) -> torch.Tensor:
-    """What DPO reads: the log-probs of the responses of `probe_rows`, (tokens,). `forward`: further arguments of the
+    """The values for DPO: log-probs of the responses of `probe_rows`, (tokens,). `forward`: further arguments of the
     training's forward."""
     rows = probe_rows(model, pad)
     made = (
@@ -105,10 +105,10 @@ def answer_log_probs(model: Any, pad: int, is_packed: bool, additive: bool, **fo
 
 
 def text_log_probs(model: Any, collator: Any, pad: int, is_packed: bool) -> torch.Tensor:
-    """What SFT reads: the log-probs of the texts of `probe_rows`, (tokens,).
+    """The values for SFT: log-probs of the texts of `probe_rows`, (tokens,).
 
-    collator: TRL's, which puts them into one row, where positions start again, and says where each begins in all the
-    ways that kernels ask for.
+    collator: TRL's padding-free one, which concatenates them into one row, restarts positions, and gives the sequence
+    boundaries in each form that kernels use.
     """
     texts = probe_rows(model, pad).texts()
     if is_packed:
@@ -129,12 +129,12 @@ def _chosen(logits: torch.Tensor, ids: Ids) -> torch.Tensor:
 
 
 def fallback_message(reason: str) -> str:
-    """As the metrics and the terminal say it."""
+    """The note for metrics and terminal."""
     return f"rows are not packed, which takes longer: {reason}"
 
 
 def _shortest_window(config: Any) -> int | None:
-    """How far back the narrowest layer looks, in tokens; None where all see everything."""
+    """The smallest attention window of any layer, in tokens; None if all layers have full attention."""
     kinds = getattr(config, "layer_types", None)
     if kinds and all(kind == "full_attention" for kind in kinds):
         return None
@@ -148,7 +148,8 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _quietly(model: torch.nn.Module) -> Iterator[None]:
-    """Leaves no trace in the model or in the random state, so that a training that passes keeps its bits."""
+    """A context for the check: eval mode, IEEE float32, no gradients. Restores all of it and the random state, so that
+    a training keeps its bits."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     devices = sorted({weight.device.index or 0 for weight in model.parameters() if weight.device.type == "cuda"})

@@ -1,8 +1,8 @@
 """The reward model's training rows, loss and trainer (Llama 3, section 4.1.2).
 
 A row is a prompt with its responses, best first: chosen > rejected, or edited > chosen > rejected. The prompt is
-computed once: its responses follow it in one row, each with the positions it would have alone, and see the prompt and
-themselves.
+computed once: its responses follow it in one row, each with the positions it would have alone, and attend to the prompt
+and themselves.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def ranked_rows(
     margins: Mapping[str, float] | None = None,
     max_similarity: float | None = None,
 ) -> tuple[Dataset, dict[str, int]]:
-    """Preference rows as `prompt_ids`, `responses` (best first) and `margin`, and how many were left out, by reason.
+    """Preference rows as `prompt_ids`, `responses` (best first) and `margin`, and the number of dropped rows by reason.
 
-    `margin` is what chosen must exceed rejected by, from the row's level. `max_similarity`: pairs whose token ids are
-    alike to this share or more (difflib's ratio, in [0, 1]) are dropped. A response ends before its trailing padding
-    tokens, since that is where transformers reads a score: with the end token as padding, before the end token.
+    `margin`: the margin of the loss, from the row's level. `max_similarity`: pairs whose token ids have this similarity
+    or more (difflib's ratio, in [0, 1]) are dropped. Trailing padding tokens are cut off a response, since transformers
+    reads the score before them: if the end token is the padding token, the end token too.
     """
     prepared: list[dict[str, Any]] = []
     rendered = Rendering(tokenizer)
@@ -71,10 +71,10 @@ def _similarity(one: Sequence[int], other: Sequence[int]) -> float:
 
 @dataclass
 class RankingCollator:
-    """Rows of `ranked_rows` as a batch for `RankingTrainer`.
+    """Collates rows of `ranked_rows` for `RankingTrainer`.
 
-    The sequences are those of `layout.packed` or `layout.separate`. `last` (B, R): where each response ends in the
-    flattened sequences, −1 where a row has fewer. `margin`: (B,).
+    The sequences are those of `layout.packed` or `layout.separate`. `last` (B, R): the index of each response's last
+    token in the flattened sequences, −1 where a row has fewer. `margin`: (B,).
     """
 
     pad_token_id: int
@@ -96,8 +96,8 @@ class RankingCollator:
 def ranking_loss(rewards: torch.Tensor, there: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
     """−log σ(r_i − r_j), averaged over the ordered pairs i < j of each row, then over rows. Scalar.
 
-    rewards: (B, R), best first; there: (B, R) bool; margin: (B,), taken off the difference of the last two of a row
-    (chosen and rejected; Llama 2, equation 2).
+    rewards: (B, R), best first; there: (B, R) bool; margin: (B,), subtracted from the difference of the last two of a
+    row (chosen and rejected; Llama 2, equation 2).
     """
     difference = rewards[:, :, None] - rewards[:, None, :]
     pairs = there[:, :, None] & there[:, None, :] & torch.ones_like(difference[0], dtype=torch.bool).triu(1)
@@ -110,8 +110,8 @@ def ranking_loss(rewards: torch.Tensor, there: torch.Tensor, margin: torch.Tenso
 
 
 class RankingTrainer(KeepsLength, RewardTrainer):
-    """TRL's reward trainer on rankings. The data set is that of `ranked_rows`, the collator a `RankingCollator`, which
-    is told to give separate rows where the model does not take packed ones: then `fallback` says why."""
+    """TRL's reward trainer on rankings: a data set of `ranked_rows` and a `RankingCollator`. If the model does not
+    support packed rows, the collator makes separate ones, and `fallback` says why."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -151,7 +151,7 @@ class RankingTrainer(KeepsLength, RewardTrainer):
 
 
 def _ends(model: Any, collator: RankingCollator, is_packed: bool) -> torch.Tensor:
-    """The rewards of `packing.probe_rows`, (responses,)."""
+    """The rewards of the responses of `packing.probe_rows`, (responses,)."""
     rows = packing.probe_rows(model, collator.pad_token_id)
     made = [
         {"prompt_ids": prompt, "responses": responses, "margin": 0.0}
@@ -162,10 +162,10 @@ def _ends(model: Any, collator: RankingCollator, is_packed: bool) -> torch.Tenso
 
 
 def ending_rewards(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The reward at the end of each response, (B, R) float32; 0 where a row has fewer.
+    """The reward at the last token of each response, (B, R) float32; 0 where a row has fewer.
 
-    The model is called as a whole, as data-parallel wrappers want it, and its head's output at every token is kept:
-    a packed row has several ends, of which the model itself would read only the last.
+    The whole model is called, as data-parallel wrappers require, and its head's output at every token is captured: a
+    packed row has several responses, of which the model itself would read only the last.
     """
     found: list[torch.Tensor] = []
     head = next(module for name, module in model.named_modules() if name.rpartition(".")[2] == "score")

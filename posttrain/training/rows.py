@@ -1,7 +1,7 @@
-"""Tables of messages become data sets of token ids, in the columns that TRL's trainers take as already prepared.
+"""Tokenizes tables of messages into data sets with the columns that TRL's trainers take as prepared.
 
-Tokenizing is ours because text of a user must never become a control token (`posttrain.data.chat_template`), and
-because what does not fit is counted here, never cut in silence.
+Tokenizing is ours because a user's text must never become a control token (`posttrain.data.chat_template`), and because
+rows that do not fit are dropped and counted, never truncated silently.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ EXAMPLES = [([1, 2, 3], [2, 3], [3, 1, 2]), ([1, 2, 3], [2, 3, 1], [3, 1, 2])]
 def sft_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_length: int | None
 ) -> tuple[Dataset, int]:
-    """Rows with `prompt` and `completion` as `input_ids` and `labels`, and how many did not fit.
+    """Rows with `prompt` and `completion` as `input_ids` and `labels`, and the number that did not fit.
 
-    Trained on is what the assistant says in the completion, with its end; a prompt is masked, and so is what a user
-    says within a completion of several turns.
+    Labels are the assistant's text in the completion with its end token; the prompt is masked, and so are a user's
+    turns within a completion.
     """
     prepared, rendered = [], Rendering(tokenizer)
     for row in rows:
@@ -42,9 +42,9 @@ def sft_rows(
 def pair_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_length: int | None
 ) -> tuple[Dataset, int]:
-    """Rows with `prompt`, `chosen`, `rejected` as token ids for DPO, and how many were too long.
+    """Rows with `prompt`, `chosen`, `rejected` as token ids for DPO, and the number that were too long.
 
-    `chosen_parts` and `rejected_parts` say of each token what it is (see `posttrain.data.chat_template.render_turns`).
+    `chosen_parts` and `rejected_parts`: the part that each token is (see `posttrain.data.chat_template.render_turns`).
     """
     prepared, rendered = [], Rendering(tokenizer)
     for row in rows:
@@ -66,7 +66,7 @@ def pair_rows(
 
 
 class Rendering:
-    """Prompts and answers to tokens. What the template writes after an answer is found once."""
+    """Renders prompts and answers to tokens. The template's text after an answer is determined once."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -76,7 +76,7 @@ class Rendering:
     def __call__(
         self, prompt: Sequence[Message], answers: Sequence[Sequence[Message]]
     ) -> tuple[list[int], list[tuple[list[int], list[int]]]]:
-        """The prompt's tokens, and of each answer the tokens and what part each is."""
+        """The prompt's tokens, and for each answer its tokens and their parts."""
         if any(len(answer) > 1 for answer in answers):
             turns = [render_turns(self._tokenizer, prompt, answer) for answer in answers]
             return turns[0][0], [(ids, parts) for _, ids, parts in turns]

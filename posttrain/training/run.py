@@ -1,4 +1,4 @@
-"""One training, from a model folder to a model folder, through a trainer of TRL's."""
+"""Runs one training, from a model folder to a model folder, with a trainer of TRL's."""
 
 from __future__ import annotations
 
@@ -58,13 +58,14 @@ OURS: dict[str, Any] = {
 
 
 def arguments(kind: type[A], section: Trained, job: Job, **over: Any) -> A:
-    """`over` over the section's TRL fields over ours over TRL's own. Output and checkpoints go to the job's scratch."""
+    """The trainer's arguments: `over`, then the section's TRL fields, then our defaults, then TRL's. Output and
+    checkpoints go to the job's scratch."""
     chosen = fields(section, job, torch.cuda.is_available(), **over)
     return kind(**{name: value for name, value in chosen.items() if name in kind.__dataclass_fields__})
 
 
 def fields(section: Trained, job: Job, cuda: bool, **over: Any) -> dict[str, Any]:
-    """What `arguments` sets; `cuda`: whether there is a GPU."""
+    """The fields that `arguments` sets. `cuda`: whether there is a GPU."""
     chosen: dict[str, Any] = {**OURS, **section.trl, **over}
     chosen["length_column_name"] = "length"
     chosen["output_dir"] = str(job.scratch / "checkpoints")
@@ -83,7 +84,8 @@ def fields(section: Trained, job: Job, cuda: bool, **over: Any) -> dict[str, Any
 
 
 def has_sdpa(model: Path | None) -> bool:
-    """Whether transformers has torch's fused attention for the type of this model (Gemma 2, BLOOM, gpt-oss: no)."""
+    """Whether transformers supports torch's fused attention (SDPA) for this model type (not for Gemma 2, BLOOM,
+    gpt-oss)."""
     if model is None:
         return True
     kind: Any = AutoModelForCausalLM._model_mapping.get(type(AutoConfig.from_pretrained(model)), None)
@@ -91,7 +93,7 @@ def has_sdpa(model: Path | None) -> bool:
 
 
 class Watch(TrainerCallback):
-    """Reports steps, and stops a training whose loss is no number any more."""
+    """Reports optimizer steps, and stops a training whose loss is not finite."""
 
     def __init__(self, stage: str, job: Job) -> None:
         self.stage, self.job = stage, job
@@ -112,7 +114,7 @@ class Watch(TrainerCallback):
                 )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
-        """Before the checkpoint is sealed: nothing goes on from weights that are no numbers."""
+        """Checks the weights before the checkpoint is sealed: nothing resumes from weights that are not finite."""
         model = kwargs.get("model")
         if isinstance(model, torch.nn.Module):
             trained = ((name, each) for name, each in model.named_parameters() if each.requires_grad)
@@ -130,18 +132,18 @@ def check_finite(stage: str, job: Job, weights: Iterable[tuple[str, torch.Tensor
 
 
 def began(job: Job) -> str:
-    """What a training that failed came from: the last that is good."""
+    """The sentence of an error that names what the training started from: the last good model."""
     model = job.inputs.get("model")
     return f"It began from {model.name}, which is whole." if model else ""
 
 
 def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trainer]) -> dict[str, Any]:
-    """Train with the trainer that `make` builds on `args`, and save the result in `job.out`. Resumes from a whole
+    """Trains with the trainer that `make` builds on `args`, and saves the model in `job.out`. Resumes from a complete
     checkpoint.
 
-    A micro-batch that does not fit into memory is halved and its gradients are accumulated twice as often, so that a
-    step learns from the same rows. What fitted is in the metrics (`micro_batch`); a job's settings may hold it from a
-    stage before.
+    A micro-batch that does not fit into memory is halved and gradients are accumulated twice as often, so that a step
+    learns from the same rows. The size that fitted is in the metrics (`micro_batch`); the runtime may have it from an
+    earlier round.
 
     Raises:
         NonFiniteError: the loss, or a weight, is not a finite number.
@@ -173,7 +175,7 @@ def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trai
 
 
 def shrink(args: TrainingArguments, micro_batch: int) -> None:
-    """Micro-batches of `micro_batch` rows at most, as large as leaves the rows of a step what they are."""
+    """Sets the largest micro-batch of at most `micro_batch` rows that keeps the number of rows per step."""
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
     while args.per_device_train_batch_size > micro_batch or rows % args.per_device_train_batch_size:
         args.per_device_train_batch_size -= 1
@@ -219,7 +221,7 @@ def _check_rows(stage: str, trainer: Trainer) -> None:
 
 
 def save(stage: str, trainer: Trainer, job: Job) -> None:
-    """The trained model, adapters merged in, as a plain folder: safetensors, tokenizer, generation config."""
+    """Saves the trained model, adapters merged in, as a plain folder: safetensors, tokenizer, generation config."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if isinstance(model, PeftModel):
         model = merged(model, job)

@@ -1,4 +1,4 @@
-"""A model of the same type at a size that trains in milliseconds."""
+"""Makes a small model of the same type, which trains in milliseconds."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ SMALL = {
 
 
 def stand_ins(model: Path, vocabulary: int, folder: Path) -> tuple[list[tuple[str, Path]], str | None]:
-    """Name and folder of the model's own type in small, then of a small Llama. Weights are random, of this process.
-    And why the own type is not among them, where it is not: transformers cannot make every one at this size.
+    """Name and folder of a small model of the same type, then of a small Llama, with random weights. And the reason if
+    the first is missing: transformers cannot make every type at this size.
     """
     config = AutoConfig.from_pretrained(model)
     vocabulary = max(vocabulary, getattr(config, "vocab_size", None) or 0)

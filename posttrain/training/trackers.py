@@ -1,4 +1,4 @@
-"""What a trainer logs goes to the recipe's `report_to`, through transformers' own callbacks."""
+"""Sends a trainer's logs to the recipe's `report_to`, by transformers' own callbacks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from posttrain.storage.logs import FOLDER, at_home
 
 
 def trackers(job: Job, args: TrainingArguments) -> list[TrainerCallback]:
-    """One callback a tracker. The job's setting `report`: to (their names), project, name. They write below RUN/logs.
+    """One callback per tracker. The runtime's `report`: to (their names), project, name. They write below RUN/logs.
 
-    A training that goes on from a checkpoint, or begins anew, adds to what it has sent before.
+    A training that resumes or starts again appends to what it has sent before.
     """
     report = job.runtime.get("report")
     if report is None:

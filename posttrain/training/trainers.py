@@ -1,4 +1,4 @@
-"""TRL's trainers with what Llama 3 adds: small subclasses, no more than what must be overridden."""
+"""TRL's trainers with Llama 3's additions: small subclasses that override only what they must."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REFERENCE_ROWS = 256  # rows whose log-probs by the reference are kept together
 
 
 class KeepsLength:
-    """Lets `group_by_length` see the rows' `length`: a trainer drops the columns that its model does not take."""
+    """Keeps the column `length` for `group_by_length`: a trainer drops columns that its model does not take."""
 
     _signature_columns: list[str] | None
 
@@ -34,12 +34,12 @@ class KeepsLength:
 
 @dataclass
 class PairCollator:
-    """Rows of `rows.pair_rows` as a batch for `Llama3DPOTrainer`, the chosen answers before the rejected ones.
+    """Collates rows of `rows.pair_rows` for `Llama3DPOTrainer`, the chosen answers before the rejected ones.
 
-    TRL is shown the answers alone: `input_ids` (2B, 1 + A), which begin with a padding token; `completion_mask`
-    (2B, 1 + A): what the preference loss is of, which leaves the template's endings out where `mask_format` says so;
-    `attention_mask`, which it counts tokens by. `answers` is what the model is run on (see
-    `answers.head_at_answers`): trained on is what the assistant says, with its endings.
+    TRL gets the answers alone: `input_ids` (2B, 1 + A), which begin with a padding token; `completion_mask`
+    (2B, 1 + A): the tokens in the preference loss, without the template's endings if `mask_format` is set;
+    `attention_mask`, by which it counts tokens. The model is run on `answers` (see `answers.head_at_answers`), of which
+    the assistant's text and its endings are trained on.
     """
 
     pad_token_id: int
@@ -82,7 +82,7 @@ class PairCollator:
 
 
 class KeepsReference:
-    """Asks the reference part by part, and keeps what it said: a training that is resumed need not ask again."""
+    """Computes the reference's log-probs part by part and keeps them, so that a resumed training reads them."""
 
     _pieces: Pieces
 
@@ -119,31 +119,31 @@ class Llama3DPOTrainer(KeepsLength, KeepsReference, DPOTrainer):
     """
 
     def __init__(self, *, nll_weight: float, pieces: Pieces, **options: Any) -> None:
-        """`pieces`: where the reference's log-probs are kept, so that a training that is resumed need not ask again."""
+        """`pieces`: where the reference's log-probs are kept, for a training that resumes."""
         self.nll_weight, self._pieces = nll_weight, pieces
         self.fallback: str | None = None
         self._longest = max(options["train_dataset"]["length"])
         if options.get("ref_model") is not None:  # now, since TRL's `__init__` puts its forward under autocast
-            self._ask(options["ref_model"], options["data_collator"])
+            self._check_packing(options["ref_model"], options["data_collator"])
         super().__init__(**options)
         self._attach()
 
     _attached = False
 
     def _attach(self) -> None:
-        """Once, before the first batch is made and the first forward: those of the reference, in TRL's `__init__`."""
+        """Replaces the models' forward, once, before the first batch: in TRL's `__init__`, for the reference."""
         if not self._attached:
             self._attached = True
             assert isinstance(self.data_collator, PairCollator)
-            self._ask(
+            self._check_packing(
                 self.model, self.data_collator, **({"output_router_logits": True} if self.aux_loss_enabled else {})
             )
             for model in (self.model, self.ref_model):
                 if model is not None:
                     head_at_answers(self.accelerator.unwrap_model(model))
 
-    def _ask(self, model: Any, collator: PairCollator, **forward: Any) -> None:
-        """Separate rows, from now on, where the model does not take packed ones. `forward`: see `answer_log_probs`."""
+    def _check_packing(self, model: Any, collator: PairCollator, **forward: Any) -> None:
+        """Switches to separate rows if the model does not support packed ones. `forward`: see `answer_log_probs`."""
         if collator.packed:
             measured = functools.partial(
                 answer_log_probs, model, collator.pad_token_id, additive=collator.additive, **forward
@@ -174,25 +174,25 @@ class Llama3DPOTrainer(KeepsLength, KeepsReference, DPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if not self.nll_weight:
             return super()._compute_loss(model, inputs, return_outputs)
-        policy = _Listening(model)
+        policy = _CapturesLogProbs(model)
         result = super()._compute_loss(policy, inputs, return_outputs)
-        nll = chosen_nll(policy.heard, inputs["answers"]["trained"])
+        nll = chosen_nll(policy.last_log_probs, inputs["answers"]["trained"])
         self._metrics["train" if model.training else "eval"]["nll"].append(nll.item())
         if return_outputs:
             return result[0] + self.nll_weight * nll, result[1]
         return result + self.nll_weight * nll
 
 
-class _Listening:
-    """The policy, and the log-probs of whole answers that its forward gave."""
+class _CapturesLogProbs:
+    """Wraps the policy and keeps the log-probs of whole answers of its last forward."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.heard = torch.empty(0)
+        self.last_log_probs = torch.empty(0)
 
     def __call__(self, **inputs: Any) -> Any:
         outputs = self._model(**inputs)
-        self.heard = outputs.answer_log_probs
+        self.last_log_probs = outputs.answer_log_probs
         return outputs
 
 
@@ -206,7 +206,7 @@ def chosen_nll(log_probs: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
 
 
 class AnswerSFTTrainer(SFTTrainer):
-    """TRL's SFT trainer with the head where there are labels alone: the same loss, of fewer logits."""
+    """TRL's SFT trainer with the head at labelled tokens only: the same loss from fewer logits."""
 
     fallback: str | None = None
 
@@ -216,9 +216,10 @@ class AnswerSFTTrainer(SFTTrainer):
 
     @classmethod
     def made(cls, **options: Any) -> AnswerSFTTrainer:
-        """One whose examples are packed only where the model takes that; else with `fallback`, and `args` changed.
+        """Builds a trainer that packs examples only if the model supports it; if not, it sets `fallback` and changes
+        `args`.
 
-        A model that refuses is loaded twice: the rows are packed as the trainer is made.
+        Such a model is loaded twice, since rows are packed when the trainer is built.
         """
         trainer, args = cls(**options), options["args"]
         if not trainer.padding_free:

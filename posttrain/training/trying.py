@@ -1,4 +1,4 @@
-"""One step of a trained stage on two rows, with the arguments and the trainer that the stage itself makes."""
+"""Runs one optimizer step of a trained stage on two rows, with the stage's own arguments and trainer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _ONE_STEP = {
 
 @dataclass(frozen=True)
 class Trial:
-    """A stage to be tried. `section` as the recipe has it; `job` has the model's LoRA and the seed."""
+    """A trained stage to try. `section`: as in the recipe; `job` has the model's LoRA and the seed."""
 
     job: Job
     stage: str
@@ -59,23 +59,23 @@ class Trial:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Of each of TRL's fields that the section sets, what it would be if it did not."""
+        """The defaults of the TRL fields that the section sets."""
         known = trl_fields.fields(self.parsed.trainer)
         return {name: OURS.get(name, known[name]["default"]) for name in self.parsed.trl}
 
     @property
     def changed(self) -> dict[str, Any]:
-        """TRL's fields that the section sets to what is not their default, in the section's order."""
+        """The TRL fields that the section sets to other than their defaults, in the section's order."""
         return {name: value for name, value in self.parsed.trl.items() if value != self.defaults[name]}
 
 
 def one_step(trial: Trial, model: Path, options: Mapping[str, Any]) -> Exception | None:
-    """Train `model` for a step with these of TRL's fields, all others at their defaults. Returns what was raised.
+    """Trains `model` for one step with these TRL fields, all others at their defaults. Returns the exception, or None.
 
-    Layers that `optim_target_modules` names may be deeper than the stand-in: all are taken for them here, and the
-    model's own are asked by `architecture.has_linear`. The model is not compiled, which takes minutes: a sum is.
+    Layers that `optim_target_modules` names may be missing in the stand-in: all its linear layers are used here, and
+    the model's own are checked by `architecture.has_linear`. To save minutes only a sum is compiled, not the model.
 
-    Libraries tell one another of options by variables of the environment: they are put back afterwards.
+    Libraries pass options to one another by environment variables: these are restored afterwards.
     """
     before, scratch = dict(os.environ), trial.job.scratch
     scratch.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def one_step(trial: Trial, model: Path, options: Mapping[str, Any]) -> Exception
 
 
 def _compile_a_sum(options: Mapping[str, Any]) -> None:
-    """What the trainer would have compiled the model with, on one sum: whether the machine can, in seconds."""
+    """Compiles one sum with the trainer's compile options: shows in seconds whether this machine can compile."""
     backend = options.get("torch_compile_backend") or "inductor"
     plugin = TorchDynamoPlugin(backend=backend, mode=options.get("torch_compile_mode"))  # pyright: ignore[reportArgumentType] # made one
     given = torch.ones(2, device="cuda" if torch.cuda.is_available() else "cpu")
