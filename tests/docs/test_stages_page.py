@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from support.stages_page import PAGE, ROOT, SECTIONS, told
+from support.stages_page import PAGE, ROOT, SECTIONS, columns_on_page
 
 from posttrain import filters
 from posttrain.data.tables import ANSWERS, PAIRS, SCORED_ANSWERS
@@ -37,7 +37,7 @@ def test_every_stage_has_its_section_with_keys_inputs_files_figures_and_the_pape
     section = SECTIONS[name]
     for word in ("Keys", "Reads", "Writes", "Figures", "Paper"):
         assert f"\n- {word}: " in section, word
-    for file in (file for file in told() if file.startswith(f"{name}/")):
+    for file in (file for file in columns_on_page() if file.startswith(f"{name}/")):
         assert f"`{Path(file).name}`" in section, file
 
 
@@ -46,9 +46,9 @@ def test_no_section_is_of_a_stage_that_is_not_there() -> None:
 
 
 def test_the_columns_are_those_that_are_written() -> None:
-    assert set(told()) == set(WRITTEN)
+    assert set(columns_on_page()) == set(WRITTEN)
     for file, schema in WRITTEN.items():
-        assert schema is None or told()[file] == schema.names, file
+        assert schema is None or columns_on_page()[file] == schema.names, file
 
 
 def test_every_column_but_the_plain_ones_is_explained() -> None:

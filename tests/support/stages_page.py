@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "stages.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## )", PAGE, re.DOTALL | re.MULTILINE))
 
 
-def told() -> dict[str, list[str]]:
+def columns_on_page() -> dict[str, list[str]]:
     """The columns of each file, as the page has them; `those of NAME` put in."""
     rows = re.findall(r"^\| (`\w+/.*?) \| (.*) \|$", PAGE, re.MULTILINE)
     found: dict[str, list[str]] = {}
