@@ -29,7 +29,7 @@ in a list its number is the key, as in `--set reward.0.weight=2`. A name without
 slash a path from the recipe's folder. Environment variables are read for secrets only (`HF_TOKEN`); no other key of a
 recipe comes from one.
 
-A wrong key, type or value is reported with file, line and column by every command that reads a recipe; `posttrain check`
+Every command that reads a recipe reports a wrong key, type or value with file, line and column; `posttrain check`
 checks more. For completion in an editor a recipe begins with
 `# yaml-language-server: $schema=recipe.schema.json`, which `posttrain init` puts beside it and
 `posttrain schema > recipe.schema.json` writes anew.

@@ -14,10 +14,10 @@ ANNOTATED = ("pass_rate", "topic", "tags", "intentions", "difficulty")
 
 
 class Rated(Section):
-    """A judge with a rubric, asked about prompts."""
+    """A judge with a rubric for prompts."""
 
     rubric: Annotated[str, KeyedByName()] = Field(description="A shipped rubric, or a path with a slash.")
-    judge: JudgeModel = Field(description="Who judges: see docs/judges.md.")
+    judge: JudgeModel = Field(description="The judge: see docs/judges.md.")
 
 
 class Annotate(Section):
@@ -30,15 +30,15 @@ class Annotate(Section):
         default=None,
         ge=2,
         le=MOST,
-        description="`topic`: so many clusters of all training prompts (k-means on TF-IDF), named by their three "
+        description="`topic`: this many clusters of all training prompts (k-means on TF-IDF), named by their three "
         "heaviest words.",
     )
     tags: Rated | None = Field(
         default=None,
-        description="`tags`: the intentions that a judge names by a rubric such as tags.md; `intentions`: how many.",
+        description="`tags`: the intentions by a judge with a rubric such as tags.md; `intentions`: their number.",
     )
     difficulty: Rated | None = Field(
-        default=None, description="`difficulty`: the judge's points by a rubric such as difficulty.md."
+        default=None, description="`difficulty`: the score by a judge with a rubric such as difficulty.md."
     )
 
     @model_validator(mode="after")

@@ -13,17 +13,17 @@ from posttrain.engines.server_dialects import DIALECTS
 
 class Server(Section):
     """An OpenAI-compatible server. The policy changes each round, so `start` is the usual way: each stage that samples
-    starts one with its policy's weights and ends it. At a `url`, somebody must see to the weights."""
+    starts a server with its policy's weights and ends it. A server at a `url` must be given the weights by the user."""
 
     kind: Literal["vllm", "sglang", "tgi", "transformers"] = Field(
-        description="What it is: decides how it is asked and what it can do."
+        description="The kind of server: its protocol and features."
     )
     start: list[str] | None = Field(
         default=None,
         min_length=1,
         description="The command that serves the folder `{model}` on `{port}` of this machine, word by word.",
     )
-    url: str | None = Field(default=None, pattern=r"^https?://", description="Where one runs that is not started here.")
+    url: str | None = Field(default=None, pattern=r"^https?://", description="Address of a running server.")
 
     @model_validator(mode="after")
     def _start_or_url(self) -> Server:
@@ -55,12 +55,12 @@ class Engine(Section):
     server: Server | None = Field(default=None, description="The server of `use: server`.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Type in which the sampling model computes; auto: bfloat16 where the machine is fast in it.",
+        description="Compute type of the sampling model; auto: bfloat16 if the hardware is fast with it.",
     )
     shard_tokens: Tokens = Field(
         default=32_768,
-        description="Most tokens of one shard: of its prompts, and of each answer as many as it may have. Prompts and "
-        "recipe alone decide the plan, and the same plan gives the same bits.",
+        description="Most tokens of one shard: its prompts, plus `max_new_tokens` for each answer. The plan depends on "
+        "prompts and recipe alone, and the same plan gives the same bits.",
     )
 
     @model_validator(mode="after")
@@ -97,29 +97,29 @@ class Engine(Section):
 
 
 class Compute(Section):
-    """Where the work is done. Decides no result."""
+    """How the work is run. Changes no result."""
 
-    workers: Few | None = Field(default=None, description="Processes for sampling and scoring; null: one a core.")
+    workers: Few | None = Field(default=None, description="Processes for sampling and scoring; null: one per core.")
     stages_at_once: Few = Field(
         default=1,
-        description="Stages that do not depend on each other run side by side, up to so many; each needs its memory.",
+        description="Independent stages that run at once, at most; each needs its own memory.",
     )
     checkpoint_minutes: float | None = Field(
         default=15,
         gt=0,
         le=MOST,
-        description="A training saves where it is this often, beside every `save_steps` steps; null: by steps alone.",
+        description="Minutes between checkpoints of a training, besides every `save_steps`; null: by steps alone.",
     )
     reward_minutes: float | None = Field(
         default=60,
         gt=0,
         le=MOST,
-        description="How long one call of a reward function may take (it gets the answers to a shard of prompts, or "
-        "some 2,048 samples); then the stage stops and names file, line and prompt. null: however long.",
+        description="Minutes that one call of a reward function may take (it gets the answers to a shard of prompts, "
+        "or about 2,048 samples); then the stage fails and names file, line and prompt. null: no limit.",
     )
     attempts: Few = Field(
         default=3,
-        description="How often a stage is tried whose process dies, or whose memory, device or loss fails: a second "
-        "time as it was, then with micro-batches (and processes) half as large; it goes on where it was. 1: no retry. "
-        "See docs/failures.md.",
+        description="Attempts at a stage whose process dies, or whose memory, device or loss fails: the second one "
+        "unchanged, further ones with micro-batches and processes halved; each resumes. 1: no retry. See "
+        "docs/failures.md.",
     )

@@ -19,11 +19,11 @@ from pydantic import BaseModel
 
 
 class NotInKey:
-    """The field says how or where something is done, not what comes out."""
+    """The field does not enter the cache key: it says how or where to run, and does not change the result."""
 
 
 class KeyedByName:
-    """Of a path only the last part enters the key: where a file lies decides nothing."""
+    """Only the last part of a path enters the key: the folder of a file does not change the result."""
 
     def short(self, path: str) -> str:
         return name_of(path)
@@ -31,7 +31,7 @@ class KeyedByName:
 
 @dataclass(frozen=True)
 class KeyedAs:
-    """Whether the field is set enters the key, as this word."""
+    """The key has this word if the field is set."""
 
     word: str
 
@@ -47,16 +47,17 @@ class Keyed(BaseModel):
     """A pydantic model whose fields carry the marks of this module."""
 
     def in_key(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """The fields that decide a result, as JSON values, without those in `exclude`."""
+        """Fields that enter the cache key, as JSON values, without those in `exclude`. Newer fields are omitted at
+        their defaults, so that existing runs stay valid."""
         return self.divided(exclude)[0]
 
     def not_in_key(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """The rest, nested as in the section; whatever is whole in the key is absent."""
+        """The other fields, nested as in the section."""
         return self.divided(exclude)[1]
 
     @classmethod
     def restored(cls, in_key: Mapping[str, Any], not_in_key: Mapping[str, Any] | None = None) -> Self:
-        """The section of which these are the parts. Fields that neither part has take their defaults."""
+        """The section rebuilt from both parts. Fields in neither take their defaults."""
         return cls.model_validate(join(in_key, not_in_key or {}))
 
     def divided(self, exclude: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -92,7 +93,7 @@ def name_of(path: str) -> str:
 
 
 def _divide(value: Any, dumped: Any) -> tuple[Any, Any]:
-    """What of a field's value enters the key, and the rest of it (empty where there is none)."""
+    """The part of a field's value that enters the key, and the rest (empty if there is none)."""
     if isinstance(value, Keyed):
         return value.divided()
     if isinstance(value, list) and value and all(isinstance(one, Keyed) for one in value):

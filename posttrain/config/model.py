@@ -19,11 +19,11 @@ class Lora(Section):
     target_modules: str | list[str] = Field(default="all-linear", description="Which layers get an adapter.")
     adapters: Annotated[Literal["merge", "keep"], KeyedUnlessDefault()] = Field(
         default="merge",
-        description="`merge`: the artifact is the merged model; `keep`: with the adapter beside it, in `adapter/`.",
+        description="`merge`: the artifact is the merged model; `keep`: the adapter is saved too, in `adapter/`.",
     )
     load_in_4bit: Annotated[bool, KeyedUnlessDefault()] = Field(
         default=False,
-        description="QLoRA: the model that is trained is held in 4 bits (NF4). Needs bitsandbytes and a CUDA GPU.",
+        description="QLoRA: the trained model is loaded in 4 bits (NF4). Needs bitsandbytes and a CUDA GPU.",
     )
 
 
@@ -38,8 +38,8 @@ class Model(Section):
     lora: Lora | None = Field(default=None, description="LoRA adapters instead of full fine-tuning.")
     chat_template: Annotated[str | None, NotInKey()] = Field(
         default=None,
-        description="In place of the model's own: the name of one that it brings, or a file (with a slash). What is "
-        "trained carries it.",
+        description="A chat template in place of the model's default: the name of one of its own, or a file (with a "
+        "slash). Trained models are saved with it.",
     )
 
     refused: ClassVar[dict[str, str]] = {

@@ -10,7 +10,7 @@ from posttrain.config.section import Few, Section, complain
 
 
 class PromptSet(Section):
-    """One set of prompts: a file of ours or yours (`path`), or a data set of the Hub (`dataset_name`)."""
+    """One set of prompts: a shipped file or your own (`path`), or a data set of the Hub (`dataset_name`)."""
 
     path: str | None = Field(
         default=None, description="A JSONL, Parquet or CSV file: a shipped name, or a path with a slash."
@@ -21,8 +21,8 @@ class PromptSet(Section):
     split: str | None = Field(default=None, description="Its split; slices such as `train[:-500]` are understood.")
     columns: dict[str, str | Annotated[list[str], Field(min_length=1)] | None] = Field(
         default={},
-        description="Our column names to theirs, as in {prompt: question}; a list joins several texts, null leaves a "
-        "column out. What is read without it: docs/data.md.",
+        description="Maps our column names to the set's, as in {prompt: question}; a list joins several texts, null "
+        "leaves a column out. Defaults: docs/data.md.",
     )
     rows: str | None = Field(
         default=None, pattern=r"^-?\d*:-?\d*$", description="A slice of the rows, as in `:-500`; null: all of them."
@@ -51,7 +51,7 @@ _SETS = TypeAdapter(Annotated[list[PromptSet], Field(min_length=1)])
 
 
 def _one_or_by_round(given: Any) -> Any:
-    """Checked here, so that what is wrong is told at its key: a union would say which of its members it tried."""
+    """Validates one set or a list, so that errors name the key: pydantic's union would name its members."""
     if given is None or isinstance(given, PromptSet):
         return given
     return _SETS.validate_python(given) if isinstance(given, list) else PromptSet.model_validate(given)
@@ -67,14 +67,14 @@ def by_round(sets: PromptSet | list[PromptSet] | None) -> list[PromptSet]:
 
 
 class Decontaminate(Section):
-    """Which training prompts are too near to what is evaluated on: see the filter `overlap`."""
+    """Decontamination: drops training prompts that overlap evaluation prompts, like the filter `overlap`."""
 
     n: Few = Field(default=8, description="Tokens in an n-gram.")
     max_share: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="Largest share of an evaluation prompt that may stand in a training prompt.",
+        description="Largest share of an evaluation prompt's n-grams that a training prompt may contain.",
     )
 
 
@@ -82,27 +82,26 @@ class Prompts(Section):
     """The prompts. Every choice inside a run is made on `dev`, and on `heldout` never."""
 
     train: ByRound = Field(
-        description="What the policy answers and learns from. A list: round N takes from the Nth set, the last goes "
-        "on. No prompt of a set comes again before all of it was used."
+        description="Training prompts. A list: round N uses the Nth set, the last repeats. No prompt of a set is used "
+        "again before all of it was used."
     )
-    dev: PromptSet = Field(description="What promotion and every other choice is made on.")
-    heldout: PromptSet = Field(description="What is only ever reported.")
+    dev: PromptSet = Field(description="Prompts for promotion and every other choice within a run.")
+    heldout: PromptSet = Field(description="Prompts for reported figures only.")
     against: list[PromptSet] = Field(
         default=[],
-        description="Further evaluation sets. What they ask is kept out of training; nothing is measured on them.",
+        description="Further evaluation sets, for decontamination only; nothing is measured on them.",
     )
     real: PromptSet | None = Field(
         default=None,
-        description="Prompts with a column `completion` that no model wrote, for sft.mix.real. What is evaluated on is "
-        "left out of them as out of `train`.",
+        description="Real data for sft.mix.real: prompts with a column `completion` that no model wrote. Evaluation "
+        "prompts are dropped from it as from `train`.",
     )
     decontaminate: Decontaminate | None = Field(
         default=None,
-        description="Leave out training prompts that hold much of one that is evaluated on. The same ones are left out "
-        "in any case.",
+        description="Drop training prompts that overlap an evaluation prompt. Identical ones are always dropped.",
     )
     too_long: Literal["stop", "drop"] = Field(
         default="stop",
-        description="A prompt that leaves no room for an answer in the model's context: stop, or drop and count.",
+        description="Prompts that leave no room for an answer in the model's context: `stop` with an error, or `drop`.",
     )
     system: str | None = Field(default=None, description="A system message for prompts that have none of their own.")

@@ -31,12 +31,12 @@ def problem(repo: str) -> str | None:
 
 
 class Push(Section):
-    """Each promoted round goes to the Hub, with a tag and a card. A push that fails never ends the run."""
+    """Pushes each promoted round to the Hub, with a tag and a card. A failed push never ends the run."""
 
-    to: str = Field(description="The model repository, as owner/name; made if it is not there.")
-    private: bool = Field(default=False, description="Made private. One that is there already must be private too.")
+    to: str = Field(description="The model repository, as owner/name; created if absent.")
+    private: bool = Field(default=False, description="Create it private. An existing repository must be private too.")
     data: bool = Field(
-        default=False, description="The rounds' kept and dropped samples and pairs too, to the data set TO-data."
+        default=False, description="Also push the rounds' kept and dropped samples and pairs, to the data set TO-data."
     )
 
     @field_validator("to")

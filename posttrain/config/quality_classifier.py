@@ -11,29 +11,30 @@ from posttrain.config.section import Count, Section, Share, complain
 
 
 class QualityClassifier(Section):
-    """Fitted between rounds on what judges, or people, kept and dropped; the filter `learned-quality` reads it."""
+    """A classifier fitted between rounds to rows kept and dropped by judges or people; see `learned-quality`."""
 
     features: Literal["tfidf", "policy"] = Field(
         default="tfidf",
-        description="What it sees of a text: TF-IDF of words and word pairs, or the mean of the round's policy's last "
-        "hidden states.",
+        description="Features of a text: TF-IDF of words and word pairs, or the mean of the policy's last hidden "
+        "states.",
     )
     judged_by: list[str] = Field(
         default=["quality", "judge"],
-        description="Filters whose verdicts of earlier rounds it learns: what they dropped, and what passed them all.",
+        description="Filters whose verdicts of earlier rounds are labels: rows they dropped are bad, rows that passed "
+        "all filters are good.",
     )
     labels: Annotated[str | None, NotInKey()] = Field(
         default=None,
-        description="People's verdicts: a JSONL file with prompt, completion and good (true or false) in each row.",
+        description="Labels by people: a JSONL file with prompt, completion and good (true or false) in each row.",
     )
-    heldout: Share = Field(default=0.25, description="Share of the prompts that it is measured on and not fitted to.")
+    heldout: Share = Field(default=0.25, description="Share of the prompts that it is evaluated on, not fitted to.")
     min_auc: float = Field(
         default=0.7,
         ge=0.5,
         lt=1,
-        description="It is off unless the lower end of its held-out AUC's 95 % interval is above this.",
+        description="Off unless the lower end of its held-out AUC's 95 % interval is above this.",
     )
-    min_rows: Count = Field(default=50, description="It is off with fewer good, or fewer bad, rows than so many.")
+    min_rows: Count = Field(default=50, description="Off with fewer good, or fewer bad, rows than this.")
 
     @model_validator(mode="after")
     def _learns_from_somebody(self) -> QualityClassifier:

@@ -1,4 +1,4 @@
-"""Which model judges: one behind an OpenAI-compatible address, or a local one. What it judges by is a rubric's text."""
+"""Judges (a model behind an OpenAI-compatible server, or a local one) and rewards."""
 
 from __future__ import annotations
 
@@ -23,28 +23,26 @@ class JudgeModel(Section):
     api_key_env: Annotated[str | None, NotInKey()] = Field(
         default=None,
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="The environment variable that holds the key. A key itself never stands in a recipe.",
+        description="The environment variable that holds the API key. The key itself is never in a recipe.",
     )
     path: Annotated[str | None, NotInKey()] = Field(
-        default=None, description="A model that is run here: a shipped name, a folder (with a slash), or a Hub id."
+        default=None, description="A model on this machine: a shipped name, a folder (with a slash), or a Hub id."
     )
     revision: Annotated[str | None, NotInKey()] = Field(default=None, description="Branch, tag or commit of a Hub id.")
     temperature: float = Field(
-        default=0.0, ge=0, le=10, description="Of the first time of asking; afterwards 0.7 at least."
+        default=0.0, ge=0, le=10, description="Sampling temperature of the first attempt; afterwards at least 0.7."
     )
-    max_tokens: Tokens = Field(default=512, description="Longest answer of the judge; one that is cut off is no score.")
+    max_tokens: Tokens = Field(default=512, description="Longest answer of the judge; if it is cut off: no score.")
     attempts: Few = Field(
-        default=3, description="So often a text is asked about until an answer has the asked form; then: no score."
+        default=3, description="Attempts to get an answer of the required form; after that the text has no score."
     )
     max_chars: Count = Field(
-        default=40_000, description="Longer texts (prompt and answer together) are not put to the judge: no score."
+        default=40_000, description="Longer texts (prompt and answer together, in characters) get no score."
     )
     body: Annotated[dict[str, Any], KeyedUnlessDefault()] = Field(
-        default={}, description="Further fields of the request, for servers that want other ones; null takes one out."
+        default={}, description="Further fields of the request, for servers that need them; null removes a field."
     )
-    at_once: Annotated[Few, NotInKey()] = Field(
-        default=16, description="Requests under way at a time, in each process."
-    )
+    at_once: Annotated[Few, NotInKey()] = Field(default=16, description="Concurrent requests of each process.")
     timeout: Annotated[float, NotInKey()] = Field(
         default=120, gt=0, le=86_400, description="Seconds to wait for one reply before it is sent again."
     )
@@ -52,7 +50,7 @@ class JudgeModel(Section):
         default=300,
         ge=0,
         le=604_800,
-        description="Seconds to go on with one request while the server fails, before giving up.",
+        description="Seconds to retry one request while the server fails, before giving up.",
     )
 
     @model_validator(mode="after")
@@ -87,10 +85,10 @@ class RewardEntry(Section):
     only_for: Literal["preferences", "scores"] | None = Field(
         default=None,
         alias="for",
-        description="`preferences`: asked only when pairs are labelled; `scores`: only when candidates are scored.",
+        description="`preferences`: used only to label pairs; `scores`: only to score candidates and evaluations.",
     )
     judge: Annotated[JudgeModel | None, KeyedUnlessDefault()] = Field(
-        default=None, description="Who judges by the rubric; its score, scaled to 0 to 1, is the reward."
+        default=None, description="The judge for the rubric; its score, scaled to 0 to 1, is the reward."
     )
 
     @model_validator(mode="after")

@@ -46,7 +46,7 @@ class Levels(Section):
 
 
 class Preferences(Section):
-    """Preference pairs: answers of the current and the previous policy, labelled by the rewards; and pairs given."""
+    """Preference pairs: answers of the current and the previous policy, labelled by the rewards; and given pairs."""
 
     given_as: ClassVar[str] = "preferences"  # how `posttrain.data.load.GIVEN` reads what is given
 
@@ -55,14 +55,14 @@ class Preferences(Section):
     )
     given: ByRound | None = Field(
         default=None,
-        description="Pairs that people labelled, beside those sampled: a set with prompt, chosen and rejected, and "
-        "where there are any edited (ranks above chosen) and level. A list: by round, the last goes on. See "
+        description="Pairs labelled by people, added to the sampled ones: a set with prompt, chosen and rejected, and "
+        "optionally edited (ranks above chosen) and level. A list: one set per round, the last repeats. See "
         "docs/data.md.",
     )
     where: dict[str, str | Whole | Real | bool | None] = Field(
         default={},
-        description="Only prompts with these values in their columns, as in {answer: null} for those that nobody can "
-        "check: answers to others would be sampled for nothing.",
+        description="Only prompts with these column values, as in {answer: null} for prompts that no verifier can "
+        "check.",
     )
     k: int = Field(default=2, ge=2, le=10_000, description="Answers of each policy to a prompt.")
     temperature: Temperature = Field(default=1.0, description="Sampling temperature.")
@@ -70,7 +70,7 @@ class Preferences(Section):
         default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
     )
     heldout: Share = Field(
-        default=0.15, description="Share of prompts kept from training, to measure the reward model on."
+        default=0.15, description="Share of prompts held out from training, to evaluate the reward model on."
     )
     levels: Levels = Field(default_factory=Levels, description="The four-level scale.")
     keep: list[Level] = Field(
@@ -79,13 +79,13 @@ class Preferences(Section):
 
 
 class Difficulty(Section):
-    """Prompts that grow harder: of a pool, those whose pass rate with the last policy is nearest to the round's."""
+    """Prompts by difficulty: of a pool, those whose pass rate with the last policy is nearest to the round's target."""
 
     pass_rate: list[Annotated[float, Field(ge=0, le=1)]] = Field(
-        min_length=1, description="The pass rate that is wanted, by round; the last goes on."
+        min_length=1, description="The target pass rate by round; the last repeats."
     )
-    pool: float = Field(default=2.0, gt=1, le=MOST, description="So many times the round's prompts are tried.")
-    k: Few = Field(default=4, description="Answers to each of them.")
+    pool: float = Field(default=2.0, gt=1, le=MOST, description="Size of the pool: a multiple of the round's prompts.")
+    k: Few = Field(default=4, description="Answers to each prompt of the pool.")
 
     def wanted(self, number: int) -> float:
         """The pass rate of round `number`, from 1 on."""
@@ -93,7 +93,7 @@ class Difficulty(Section):
 
 
 class Samples(Section):
-    """K answers to each prompt, from the policy, to choose from."""
+    """The candidates: K answers of the policy to each prompt."""
 
     prompts: Count | None = Field(default=None, description="Prompts per round; null: all.")
     k: Few = Field(default=8, description="Answers to each prompt.")
@@ -104,11 +104,11 @@ class Samples(Section):
     max_new_tokens: Tokens = Field(default=256, description="Longest answer, in tokens.")
     system: list[str | None] = Field(
         default=[],
-        description="System messages by round, the last goes on. Samples are drawn under them and trained on without "
-        "them, so that what they ask for is learned. A prompt's own system message stays.",
+        description="System messages by round, the last repeats. Samples are drawn with them and trained on without "
+        "them, so that the policy learns what they ask for. A prompt's own system message stays.",
     )
 
-    difficulty: Difficulty | None = Field(default=None, description="Prompts by pass rate; null: as they come.")
+    difficulty: Difficulty | None = Field(default=None, description="Select prompts by pass rate; null: in order.")
 
     def steering(self, number: int) -> str | None:
         """The system message of round `number`, from 1 on."""
@@ -127,7 +127,7 @@ class Samples(Section):
 
 
 class Pairs(Section):
-    """Best and worst of K answers of the policy that SFT has just made."""
+    """Pairs of the best and the worst of K answers of the round's SFT model."""
 
     prompts: Count | None = Field(default=None, description="Prompts per round; null: all.")
     k: int = Field(default=8, ge=2, le=10_000, description="Answers to each prompt.")
@@ -149,5 +149,5 @@ class Evaluate(Section):
         default=256, description="Longest answer, in tokens. Default: samples.max_new_tokens."
     )
     measure: list[RewardEntry] = Field(
-        default=[], description="Rewards that are only measured: no stage learns from them."
+        default=[], description="Rewards that are only reported: no stage learns from them."
     )

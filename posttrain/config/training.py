@@ -1,4 +1,4 @@
-"""The sections of the trained stages: few keys of ours, and beside them TRL's fields under their own names."""
+"""The sections of the trained stages: a few keys of ours, plus TRL's fields under their own names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class Trained(Section):
-    """A stage that trains: our few keys, and beside them TRL's fields under their own names.
+    """A trained stage: a few keys of ours, plus TRL's fields under their own names.
 
     A subclass says all that other modules must know of it, and stands in `TRAINED`. `trainer`: the stage's name;
     `trl_config`: TRL's class of its fields; `refused`: those of them that it may not set, and why, beside
@@ -38,7 +38,7 @@ class Trained(Section):
     variants: Annotated[list[dict[str, Any]], NotInKey()] = Field(  # each is a stage of its own
         default=[],
         description="Each is this section with these keys changed, and a `seed` (default 0). All are trained and their "
-        "weights averaged; the average goes on, or the best of them where that is better on dev.",
+        "weights averaged; the average is used, or the best variant if that is better on dev.",
     )
 
     @model_validator(mode="before")
@@ -126,7 +126,7 @@ def _as_typed(field: dict[str, Any] | None, value: Any) -> Any:
 
 
 class RewardModel(Trained):
-    """The reward model, trained anew each round; beside these keys, RewardConfig's fields."""
+    """The reward model, trained in each round; plus RewardConfig's fields."""
 
     trainer, trl_config = "reward_model", "RewardConfig"
     made_with = ("packed",)
@@ -139,7 +139,7 @@ class RewardModel(Trained):
     )
     packed: bool = Field(
         default=True,
-        description="A prompt and its responses in one row, where the model gives the same so (see models.md).",
+        description="Pack a prompt and its responses into one row, if the model gives the same so (see models.md).",
     )
     margin: Literal["none", "llama2"] = Field(
         default="none", description="Margin in the loss by preference level: none, or Llama 2's 1, 2/3, 1/3, 0."
@@ -148,21 +148,21 @@ class RewardModel(Trained):
         default=None,
         gt=0,
         le=1,
-        description="Drop pairs whose answers are alike to this share; null: keep all.",
+        description="Drop pairs whose answers have this similarity or more, in [0, 1]; null: keep all.",
     )
 
 
 class Source(Section):
-    """How much of one source of SFT data goes into the mix."""
+    """The part of one source of SFT data in the mix."""
 
     share: float = Field(
         default=1.0, ge=0, le=1, description="Share of its rows, drawn at random; 0 leaves the source out."
     )
-    repeats: Few = Field(default=1, description="How often each of these comes in an epoch.")
+    repeats: Few = Field(default=1, description="Times that each of its rows is repeated in an epoch.")
 
 
 class Balance(Section):
-    """Which share of the rows each topic, source or difficulty has: too many are left out, rare ones come again."""
+    """The share of each topic, source or difficulty: frequent values are downsampled, rare ones repeated."""
 
     by: str = Field(
         description="A column of the prompts, such as `source`, or one of `annotate`: `topic`, `difficulty`, "
@@ -170,10 +170,10 @@ class Balance(Section):
     )
     shares: Literal["equal"] | dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         default="equal",
-        description="By value, as in {hard: 0.5}; `null` names rows without one. The others divide what is left, in "
-        "proportion. `equal`: as much of each value.",
+        description="By value, as in {hard: 0.5}; `null` names rows without one. Other values split the rest in "
+        "proportion. `equal`: the same share for each value.",
     )
-    max_repeats: Few = Field(default=4, description="No row comes oftener in an epoch for the sake of its share.")
+    max_repeats: Few = Field(default=4, description="Most repeats of a row in an epoch for its share.")
 
     @field_validator("shares", mode="before")
     @classmethod
@@ -193,41 +193,41 @@ class Balance(Section):
 
 
 class Real(Section):
-    """Data that no model wrote, from `prompts.real`."""
+    """Real data, not written by a model, from `prompts.real`."""
 
     share: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="This share of an epoch's rows, drawn anew each round; where there are fewer, they come again.",
+        description="Share of an epoch's rows, drawn anew each round; repeated if there are fewer.",
     )
 
 
 class Mix(Section):
-    """What SFT learns from, by source."""
+    """The mix of SFT data, by source."""
 
-    fresh: Source = Field(default_factory=Source, description="What the filters kept in this round.")
+    fresh: Source = Field(default_factory=Source, description="Rows that the filters kept in this round.")
     earlier: Source = Field(
-        default_factory=lambda: Source(share=0.0), description="What they kept in the rounds before."
+        default_factory=lambda: Source(share=0.0), description="Rows that they kept in earlier rounds."
     )
     balance: Annotated[Balance | None, KeyedUnlessDefault()] = Field(
-        default=None, description="Shares by topic, source or difficulty; null: as it is."
+        default=None, description="Shares by topic, source or difficulty; null: unchanged."
     )
     real: Annotated[Real, KeyedUnlessDefault()] = Field(
-        default_factory=Real, description="What no model wrote: guards against collapse."
+        default_factory=Real, description="Real data, which guards against collapse."
     )
 
 
 class Anneal(Section):
-    """The last part of SFT learns from the best data alone (Llama 3, section 3.4.3, does so in pre-training)."""
+    """Annealing: the last part of SFT uses only the best data (Llama 3, section 3.4.3, does so in pre-training)."""
 
-    steps: Share = Field(default=0.2, description="This share of the steps, at the end.")
-    best: Share = Field(default=0.25, description="Learns from this share of the rows, the best by score.")
-    from_round: Count = Field(default=1, description="In this round and after it.")
+    steps: Share = Field(default=0.2, description="Share of the steps, at the end.")
+    best: Share = Field(default=0.25, description="Share of the rows to use then, the best by score.")
+    from_round: Count = Field(default=1, description="First round with annealing.")
 
 
 class Sft(Trained):
-    """SFT on the samples that the filters kept, prompts masked; beside these keys, SFTConfig's fields."""
+    """SFT on the samples that the filters kept, prompts masked; plus SFTConfig's fields."""
 
     trainer, trl_config = "sft", "SFTConfig"
     refused: ClassVar = {"assistant_only_loss": "the prompt is always masked and only the answer is trained on"}
@@ -235,8 +235,8 @@ class Sft(Trained):
     start: Literal["previous", "base"] = Field(
         default="previous", description="From the previous policy, or the base model."
     )
-    mix: Mix = Field(default_factory=Mix, description="How much of which data.")
-    anneal: Anneal | None = Field(default=None, description="End with the best data; null: no order.")
+    mix: Mix = Field(default_factory=Mix, description="The mix of data.")
+    anneal: Anneal | None = Field(default=None, description="Use the best data last; null: no annealing.")
 
     @model_validator(mode="after")
     def _packs_whole_examples(self) -> Sft:
@@ -269,7 +269,7 @@ REFERENCES = ("start", "initial", "previous", "averaged")
 
 
 class Dpo(Trained):
-    """DPO on pairs, from the policy that SFT made; beside these keys, DPOConfig's fields."""
+    """DPO on pairs, from the SFT model; plus DPOConfig's fields."""
 
     trainer, trl_config = "dpo", "DPOConfig"
     refused: ClassVar = {
@@ -283,17 +283,17 @@ class Dpo(Trained):
     pairs_from: list[PairSource] = Field(
         default=["pairs"],
         min_length=1,
-        description="Where pairs come from: `pairs` (the policy that SFT made), `samples` (best and worst of the "
-        "round's K), `preferences`; one, or a list.",
+        description="Sources of pairs: `pairs` (from the SFT model), `samples` (best and worst of the round's K), "
+        "`preferences`; one, or a list.",
     )
     margin: float = Field(
         default=0.0,
         ge=0,
         le=MOST,
-        description="Of the source `samples`: the best of K must exceed the worst in score by this or more.",
+        description="For the source `samples`: the best of K must exceed the worst in score by this or more.",
     )
     preferences: Literal["latest", "all"] = Field(
-        default="latest", description="Of the source `preferences`: those of this round, or of all rounds so far."
+        default="latest", description="For the source `preferences`: those of this round, or of all rounds so far."
     )
     reference: str = Field(
         default="start",
@@ -302,16 +302,16 @@ class Dpo(Trained):
     )
     packed: bool = Field(
         default=True,
-        description="A prompt and its two answers in one row, where the model gives the same so (see models.md).",
+        description="Pack a prompt and its two answers into one row, if the model gives the same so (see models.md).",
     )
     mask_format: bool = Field(
-        default=True, description="Leave what the template writes after an answer out of the preference loss."
+        default=True, description="Mask the template's tokens after an answer in the preference loss."
     )
     nll_weight: float = Field(
         default=0.2,
         ge=0,
         le=MOST,
-        description="Weight of the chosen answer's negative log-likelihood beside the DPO loss.",
+        description="Weight of the chosen answer's negative log-likelihood, added to the DPO loss.",
     )
 
     @property
@@ -332,10 +332,10 @@ class Dpo(Trained):
 
 
 class Threshold(Section):
-    """Which scores are good and which bad; answers between the two are left out, and counted."""
+    """Thresholds of good and bad scores; answers between the two are dropped and counted."""
 
-    good: float = Field(ge=-MOST, le=MOST, description="From this score on an answer is good.")
-    bad: float = Field(ge=-MOST, le=MOST, description="Up to this score an answer that is not good is bad.")
+    good: float = Field(ge=-MOST, le=MOST, description="Lowest score of a good answer.")
+    bad: float = Field(ge=-MOST, le=MOST, description="Highest score of a bad answer, if it is not good.")
 
     @model_validator(mode="after")
     def _in_order(self) -> Threshold:
@@ -345,15 +345,15 @@ class Threshold(Section):
 
 
 def _one_or_two(given: Any) -> Any:
-    """One number is both thresholds. Checked here, so that what is wrong is told at its key."""
+    """One number is both thresholds. Validated here, so that errors name the key."""
     if isinstance(given, int | float) and not isinstance(given, bool):
         given = {"good": given, "bad": given}
     return Threshold.model_validate(given) if isinstance(given, dict) else given
 
 
 class Kto(Trained):
-    """KTO on single answers, good or bad, from the policy that DPO or else SFT made, which is its reference too; beside
-    these keys, KTOConfig's fields."""
+    """KTO on single answers, good or bad, from the DPO (or else SFT) model, which is its reference too; plus
+    KTOConfig's fields."""
 
     trainer, trl_config = "kto", "KTOConfig"
     refused: ClassVar = {
@@ -368,18 +368,17 @@ class Kto(Trained):
     rows_from: list[Literal["samples", "given"]] = Field(
         default=["samples"],
         min_length=1,
-        description="Where answers come from: `samples` (the round's, good and bad by `threshold`), `given`; one, or a "
-        "list.",
+        description="Sources of answers: `samples` (good and bad by `threshold`), `given`; one, or a list.",
     )
     given: Annotated[ByRound | None, NotInKey()] = Field(  # its content is an external hash
         default=None,
-        description="Answers that people called good or bad: a set with prompt, completion and label. A list: by "
-        "round, the last goes on. See docs/data.md.",
+        description="Answers labelled good or bad by people: a set with prompt, completion and label. A list: one set "
+        "per round, the last repeats. See docs/data.md.",
     )
     threshold: Annotated[float | Threshold, BeforeValidator(_one_or_two)] = Field(
         default_factory=lambda: Threshold(good=0.5, bad=0.5),
-        description="Of the source `samples`: which scores are good and which bad. One number: from it on good, below "
-        "bad; `{good, bad}`: those between are left out.",
+        description="For the source `samples`: which scores are good and which bad. One number: good from it on, bad "
+        "below; `{good, bad}`: scores between are dropped.",
     )
 
     @model_validator(mode="after")

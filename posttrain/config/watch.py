@@ -17,7 +17,7 @@ _FIXED: dict[str, Any] = {"start": "base", "preferences": "all", "variants": []}
 
 
 class Judge(Section):
-    """Who says which of two answers is better: the second reward model, or a function in a file."""
+    """What compares two answers: the second reward model, or a function in a file."""
 
     use: Annotated[str, KeyedByName()] = Field(
         description=f"`{SECOND}`, a shipped reward file, or a path with a slash."
@@ -39,7 +39,7 @@ class Judge(Section):
 
 
 class Watch(Section):
-    """What each round's held-out answers are watched by: nothing is chosen by it, and no policy learns from it."""
+    """Monitors reward over-optimisation on each round's held-out answers; nothing is selected by it."""
 
     reward_model: RewardModel = Field(
         default_factory=RewardModel,
@@ -47,12 +47,12 @@ class Watch(Section):
         "`reward_model`, key by key.",
     )
     share: Share = Field(
-        default=0.3, description="Share of the preference prompts whose pairs only the second reward model learns from."
+        default=0.3, description="Share of the preference prompts whose pairs train only the second reward model."
     )
     judges: list[Judge] | None = Field(
         default=None,
         min_length=1,
-        description=f"Who compares answers for the win rates: `{SECOND}`, reward functions, or functions "
+        description=f"What compares answers for the win rates: `{SECOND}`, reward functions, or functions "
         "`judge(prompts, first, second, **columns)`. Null: the second reward model, and the functions that score "
         "candidates.",
     )

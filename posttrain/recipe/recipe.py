@@ -36,32 +36,32 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[^/\\\s.][^/\\]*$", description="Default: the file's name. Runs go to runs/NAME.")
     model: Model = Field(description="The base model.")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="Decides, with stage and round, all that is random.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="With stage and round it determines all random draws.")
     prompts: Prompts = Field(description="The prompts to train, choose and report on.")
-    reward: list[RewardEntry] = Field(min_length=1, description="What scores answers, each with a weight.")
-    engine: Engine = Field(default_factory=Engine, description="What samples completions, and in which type.")
+    reward: list[RewardEntry] = Field(min_length=1, description="The rewards, each with a weight.")
+    engine: Engine = Field(default_factory=Engine, description="The inference engine.")
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         default=[], description="Trackers that each training and each round reports to; files go to RUN/logs."
     )
-    compute: Compute = Field(default_factory=Compute, description="Where the work is done; decides no result.")
+    compute: Compute = Field(default_factory=Compute, description="How the work is run; changes no result.")
     preferences: Preferences | None = Field(default=None, description="Preference pairs for the reward model.")
     reward_model: RewardModel | None = Field(default=None, description="The reward model.")
-    samples: Samples = Field(description="What the filters choose from.")
+    samples: Samples = Field(description="The candidates that the filters select from.")
     annotate: Annotate | None = Field(
         default=None,
-        description="Topic, difficulty and pass rate of prompts, as columns beside their samples.",
+        description="Topic, difficulty and pass rate of prompts, as columns of their samples.",
     )
     filters: list[SerializeAsAny[BaseModel]] = Field(
-        default=[], description="In this order, what drops samples, and why: see posttrain.filters.FILTERS."
+        default=[], description="The filters of samples, in order: see docs/filters.md."
     )
     quality_classifier: QualityClassifier | None = Field(
-        default=None, description="Fitted between rounds for the filter `learned-quality`."
+        default=None, description="A classifier fitted between rounds for the filter `learned-quality`."
     )
     collapse: Collapse | None = Field(
-        default=None, description="How varied what the filters kept is, by round, with warnings and a stop rule."
+        default=None, description="Diversity of the kept rows by round, with warnings and a stop rule."
     )
-    sft: Sft | None = Field(default=None, description="SFT on what the filters kept.")
-    pairs: Pairs | None = Field(default=None, description="Pairs from the policy that SFT made.")
+    sft: Sft | None = Field(default=None, description="SFT on the rows that the filters kept.")
+    pairs: Pairs | None = Field(default=None, description="Pairs sampled from the SFT model.")
     dpo: Dpo | None = Field(default=None, description="DPO.")
     kto: Kto | None = Field(default=None, description="KTO, after DPO if both are there.")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="Figures of each round.")
@@ -70,16 +70,16 @@ class Recipe(Section):
     )
     average_rounds: Count = Field(
         default=1,
-        description="A round's policy is averaged with the last promoted, so many in all; the average goes on unless "
-        "it is worse on dev. 1: no average.",
+        description="Average a round's policy with the last promoted ones, this many in all; the average is used "
+        "unless it is worse on dev. 1: no average.",
     )
     stop_after: Count | None = Field(
         default=None,
-        description="End before N rounds, after so many in a row whose policy the test did not show to be better than "
-        "the last promoted.",
+        description="Stop after this many rounds in a row whose policy the test did not show to be better than the "
+        "last promoted one.",
     )
     watch: Watch | None = Field(default=None, description="A second reward model and win rates, by round.")
-    push: Push | None = Field(default=None, description="Promoted rounds go to the Hub; null: nothing leaves here.")
+    push: Push | None = Field(default=None, description="Push promoted rounds to the Hub; null: no push.")
 
     @model_validator(mode="before")
     @classmethod
@@ -89,7 +89,7 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _same_length(cls, given: Any) -> Any:
-        """Answers are as long everywhere as `samples` says, where a section says nothing."""
+        """Sections without `max_new_tokens` take that of `samples`."""
         samples = given.get("samples") if isinstance(given, dict) else None
         if not isinstance(samples, dict) or "max_new_tokens" not in samples:
             return given
@@ -281,23 +281,23 @@ class Recipe(Section):
         return self
 
     def given(self) -> dict[str, list[PromptSet]]:
-        """The sets of rows that sections name as `given`, by section: of each round, the last goes on."""
+        """The sets under `given` in sections, by section: one per round, the last repeats."""
         sections = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: by_round(one.given) for name, one in sections.items() if getattr(one, "given", None) is not None}
 
     def functions(self) -> list[RewardEntry]:
-        """The reward functions that judge candidates."""
+        """The reward functions and judges that score candidates."""
         return [entry for entry in self.reward if entry.scores and not entry.is_reward_model]
 
     def judges(self) -> list[Judge]:
-        """Who compares the answers of rounds."""
+        """The judges of the watch."""
         if self.watch is None:
             return []
         functions = [Judge(use=entry.use, function=entry.function) for entry in self.functions() if not entry.judge]
         return self.watch.judges or [Judge(use=SECOND), *functions]
 
     def dump(self) -> str:
-        """YAML with every default written out; loading it gives an equal recipe."""
+        """The recipe as YAML with all defaults; loading it gives an equal recipe."""
         yaml = YAML(typ="safe", pure=True)
         yaml.Representer = _Representer
         yaml.default_flow_style = False

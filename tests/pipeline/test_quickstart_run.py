@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support.command import command, posttrain
-from support.stages_page import PAGE, SECTIONS, told
+from support.stages_page import PAGE, SECTIONS, columns_on_page
 
 from posttrain.storage import store
 from posttrain.storage.files import file_hash, read_json
@@ -91,7 +91,7 @@ def test_the_page_of_stages_says_what_a_run_writes_and_reports(run: Path) -> Non
         name = made["stage"]
         for table in artifact.glob("*.parquet"):
             columns = pq.read_schema(table).names
-            said = told()[f"{name}/{table.name}"]
+            said = columns_on_page()[f"{name}/{table.name}"]
             assert [each for each in said if each not in ("pass_rate", *ANNOTATIONS) or each in columns] == columns
         for figure in made["metrics"]:
             assert f"`{figure}`" in SECTIONS[name] or f"`{figure}`" in general, f"{name}: {figure}"
