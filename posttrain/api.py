@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from posttrain.errors import InputError, PosttrainError
 from posttrain.execution import retry
 from posttrain.execution.launcher import Forked
 from posttrain.execution.progress import Silent, Watcher, Watchers
@@ -41,6 +42,8 @@ def run_rounds(recipe: Recipe, n: int, folder: str | Path | None = None, watcher
         LockedError: another process works on this run.
         DamagedError: a file of the run is not what its manifest says.
     """
+    if n < 1:
+        raise InputError(f"{n} rounds cannot be run", hint="ask for at least 1", rule="command-rounds")
     check(recipe.report_to)
     store = Store(Path(folder or Path("runs") / recipe.name))
     watcher = watcher or Silent()
@@ -50,14 +53,22 @@ def run_rounds(recipe: Recipe, n: int, folder: str | Path | None = None, watcher
             check_run(recipe, n, store)
             push = _push(store, recipe, watcher)
             watchers = Watchers(watcher, *push, Tracked(store, recipe.name, recipe.report_to))
-            play(recipe, Runner(store, Forked(), watchers, workers, recipe), n)
-            for each in push:
-                each.finish()
+            try:
+                play(recipe, Runner(store, Forked(), watchers, workers, recipe), n)
+            except PosttrainError:
+                _finish(push)  # of the rounds that are done
+                raise
+            _finish(push)
     except OSError as error:
         if retry.is_full(error):
             raise retry.full_disk(error, store.root) from error
         raise
     return open_run(store.root)
+
+
+def _finish(push: list[AfterRounds]) -> None:
+    for each in push:
+        each.finish()
 
 
 def _push(store: Store, recipe: Recipe, watcher: Watcher) -> list[AfterRounds]:

@@ -7,6 +7,8 @@ they are used.
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,10 +100,11 @@ def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, shard_tokens:
     ]
 
 
-def rollout(shard: Shard) -> pa.Table:
-    """K completions of each of the shard's prompts, as ANSWERS. Rows: prompt by prompt, each in order."""
+def rollout(shard: Shard, engine: Engine | None = None) -> pa.Table:
+    """K completions of each of the shard's prompts, as ANSWERS. Rows: prompt by prompt, each in order. `engine`: where
+    it is not the one that this process keeps."""
     sampling = shard.sampling
-    engine = _engine(sampling.policy, sampling.use, sampling.dtype, sampling.server)
+    engine = engine or _engine(sampling.policy, sampling.use, sampling.dtype, sampling.server)
     requests = [
         Request(
             ids,
@@ -142,7 +145,10 @@ def sampled_slowly(answers: Path) -> dict[str, list[str]]:
 def run_rollouts(
     shards: Sequence[Shard], scratch: Path, target: Path, workers: int, progress: Callable[[int, int, str], None]
 ) -> int:
-    """Work off the shards (resuming in `scratch`) and join them into `target`. Returns the number of rows."""
+    """Work off the shards, going on with those of the same plan in `scratch`, and join them into `target`. Returns the
+    number of rows."""
+    planned = json.dumps([[row["id"] for row in shard.prompts] for shard in shards])
+    scratch = scratch / hashlib.sha256(planned.encode()).hexdigest()[:16]
     total, done = sum(len(shard.prompts) * (shard.sampling.k + shard.sampling.greedy) for shard in shards), 0
 
     def count(rows: int) -> None:
@@ -151,10 +157,12 @@ def run_rollouts(
         progress(done, total, "completions")
 
     try:
-        served = next((shard.sampling for shard in shards if shard.sampling.server), None)
+        served = next((one.sampling for one in shards if one.sampling.server), None)
+        work, threads = rollout, 1
         if served:  # two shards at a time: the next one's requests go out before the last one's longest answer is there
-            _engine(served.policy, served.use, served.dtype, served.server)
-        paths = run_shards(rollout, shards, scratch, processes(workers, bool(served)), count, 2 if served else 1)
+            engine = _engine(served.policy, served.use, served.dtype, served.server)
+            work, threads = functools.partial(rollout, engine=engine), 2
+        paths = run_shards(work, shards, scratch, processes(workers, bool(served)), count, threads)
     finally:
         _close_servers()
     return concatenate(paths, target)

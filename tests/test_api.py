@@ -11,6 +11,7 @@ from typing import Any, assert_type
 import pytest
 
 import posttrain
+from posttrain.errors import InputError
 from posttrain.recipe.recipe import Recipe
 from posttrain.report.reading import RunView
 
@@ -42,6 +43,11 @@ def test_the_public_functions_take_these_arguments_and_say_what_they_raise() -> 
         assert shown == SIGNATURES.pop(name)
         assert "Raises" in str(inspect.getdoc(getattr(posttrain, name)))
     assert not SIGNATURES
+
+
+def test_no_rounds_are_refused() -> None:
+    with pytest.raises(InputError, match=r"0 rounds cannot be run.*\[command-rounds\]"):
+        posttrain.run_rounds(posttrain.load_recipe("quickstart"), 0)
 
 
 def typed() -> None:

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -119,22 +119,29 @@ class OpenAIClient:
                 rule="server-address",
             ) from error
         self._room = asyncio.Semaphore(at_once)
+        self._open_or_closed, self._closed = threading.Lock(), False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-client", daemon=True)
         self._thread.start()
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin `work`; its future can be waited for, and cancelled, by any thread."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Begin `work`; its future can be waited for, and cancelled, by any thread. Cancelled at once after `close`."""
+        with self._open_or_closed:  # what is begun before a close is known to it
+            if not self._closed:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise CancelledError
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.submit(work).result()
 
     def close(self) -> None:
         """End what is under way, and the connections."""
-        if self._loop.is_closed():
-            return
-        self.run(self._end())
+        with self._open_or_closed:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

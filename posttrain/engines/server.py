@@ -13,7 +13,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import CancelledError, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from posttrain.engines.own_server import OwnServer
 from posttrain.engines.protocol import Completion, Request, SamplingParams, context_length
 from posttrain.engines.replies import About, Choice, Completions, only, parsed
 from posttrain.engines.server_dialects import DIALECTS, Ends, ServerSettings
-from posttrain.errors import EngineError, ModelError
+from posttrain.errors import EngineError, ModelError, PosttrainError
 
 FAULTS = "server-faults.json"  # beside the server's log: replies that were not taken, by rule
 _ABOUT_SECONDS = 60.0  # for what a server says of itself
@@ -81,7 +81,8 @@ class ServerEngine:
         self._model = self.policy  # as the server calls it
         self._own: OwnServer | None = None
         self._client: OpenAIClient | None = None
-        self._connecting = threading.Lock()
+        self._connecting, self._closed = threading.Lock(), False
+        self._failed: PosttrainError | None = None  # why it could not be had: said to every thread
         self._reviving = asyncio.Lock()
         self._read_policy()
 
@@ -161,7 +162,8 @@ class ServerEngine:
         return [[answers[index] for index in range(len(answers))] for answers in made]
 
     def close(self) -> None:
-        """Ends the server, where it is ours."""
+        """Ends the server, where it is ours. Nothing can be sampled through it any more."""
+        self._closed = True
         if self._client is not None:
             self._write_faults()
             self._client.close()
@@ -198,7 +200,15 @@ class ServerEngine:
 
     def _connect(self, prompt: list[int] | str) -> OpenAIClient:
         with self._connecting:  # shards are sampled in several threads
-            return self._client or self._connected(prompt)
+            if self._failed is not None:
+                raise self._failed
+            if self._closed:
+                raise CancelledError
+            try:
+                return self._client or self._connected(prompt)
+            except PosttrainError as error:
+                self._failed = error
+                raise
 
     def _connected(self, prompt: list[int] | str) -> OpenAIClient:
         if self.settings.start is not None:

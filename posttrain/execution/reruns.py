@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain.errors import DamagedError
 from posttrain.stages.registry import STAGES, spec
-from posttrain.storage.store import Store, artifact_key, handed_on
+from posttrain.storage.store import Store, artifact_key
 
 
 def old_key(old: Sequence[Mapping[str, Any]], number: int, name: str) -> str | None:
@@ -39,11 +39,11 @@ def why(
 
 def following(store: Store, old: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, str]]:
     """Round and name of the stages of `old` that were made from the artifact `key`, directly or not."""
-    stale, found = {key, handed_on(key, store.manifest(key))}, []
+    stale, found = {key, store.canonical(key)}, []
     for entry in old:
         for name, made in entry["stages"].items():
-            if store.has(made) and stale & set((manifest := store.manifest(made))["input_keys"].values()):
-                stale |= {made, handed_on(made, manifest)}
+            if store.has(made) and stale & set(store.manifest(made)["input_keys"].values()):
+                stale |= {made, store.canonical(made)}
                 found.append((entry["round"], name))
     return found
 
@@ -63,7 +63,7 @@ def older(store: Store, old: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int
                 continue
             if not _current(key, made) or stale & set(made["input_keys"].values()):
                 found.setdefault(key, (entry["round"], name))
-                stale |= {key, handed_on(key, made)}
+                stale |= {key, store.canonical(key)}
     return found
 
 

@@ -38,8 +38,10 @@ class Runner:
         self._ran: set[int] = set()  # rounds in which anything had to be done
         self._made = False  # whether this command has made anything yet; before that, nothing is written
         self._calls: dict[str, StageCall] = {}  # of what is in the queue, by key
-        self._handed_on: dict[str, str] = {}  # by which key later stages know an artifact, where that is another
-        self._replaced: dict[str, str] = {}  # keys that were planned, by what took their place: see `_hand_on`
+        self._canonical: dict[
+            str, str
+        ] = {}  # by artifact, the key that enters its readers' keys, where that is an earlier one's
+        self._superseded: dict[str, str] = {}  # keys that were planned, by what took their place: see `_cut_off`
         self._shown = 0  # rounds that the watcher knows to be done
 
     def begin_round(self, number: int) -> None:
@@ -47,17 +49,18 @@ class Runner:
 
     def submit(self, call: StageCall) -> Artifact:
         """The artifact of this stage: an existing one with its key, or one that is queued."""
-        key = self._placed(call, self.rounds[-1]["round"])
+        key = self._plan(call, self.rounds[-1]["round"])
         self.rounds[-1]["stages"][call.name] = key
         if key not in self.queue:
             self._link(self.rounds[-1]["round"], call.name, key)
         return Artifact(key, self.store.path(key))
 
-    def _placed(self, call: StageCall, number: int, *, tell: bool = True) -> str:
-        """The key of a stage of round `number`, which is queued unless it exists. `tell`: report why it runs again."""
+    def _plan(self, call: StageCall, number: int, *, tell: bool = True) -> str:
+        """Finds the stage of round `number` done, or puts it into the queue; returns its key. `tell`: say why it runs
+        again."""
         config = {**call.config, "seed": call.seed}
-        inputs = {role: self._now(artifact) for role, artifact in call.inputs.items()}
-        input_keys = {role: self._handed_on.get(artifact.key, artifact.key) for role, artifact in inputs.items()}
+        inputs = {role: self._resolve(artifact) for role, artifact in call.inputs.items()}
+        input_keys = {role: self._canonical.get(artifact.key, artifact.key) for role, artifact in inputs.items()}
         key = store.artifact_key(call.stage, STAGES[call.stage].version, config, input_keys, call.external_hashes)
         if self.store.has(key):
             self._found(key)
@@ -84,24 +87,24 @@ class Runner:
             self._calls[key] = call
         return key
 
-    def _now(self, artifact: Artifact) -> Artifact:
-        """The artifact that stands for `artifact` by now: a replanned stage has another key, see `_hand_on`."""
-        key = self._replaced.get(artifact.key)
-        return self._now(Artifact(key, self.store.path(key))) if key else artifact
+    def _resolve(self, artifact: Artifact) -> Artifact:
+        """The artifact under the key that it has by now: see `_cut_off`."""
+        key = self._superseded.get(artifact.key)
+        return self._resolve(Artifact(key, self.store.path(key))) if key else artifact
 
-    def _hand_on(self, made: Planned) -> None:
-        """Early cut-off: if a stage wrote the same files as an existing artifact, later stages get that one's key, and
-        those that wait are planned again."""
-        before = store.handed_on(made.key, self.store.manifest(made.key))
+    def _cut_off(self, made: Planned) -> None:
+        """Early cut-off: where a stage's files are those of an earlier artifact, the stages that wait for it are
+        planned again with that one's key as their input; many of them are then found done."""
+        before = self.store.canonical(made.key)
         if before == made.key:
             return
         self.watcher.runs_again(f"{made.name} of round {made.number}: same result as before")
-        self._handed_on[made.key] = before
+        self._canonical[made.key] = before
         for planned in self.queue.take_waiting():
-            key = self._placed(self._calls[planned.key], planned.number, tell=False)
+            key = self._plan(self._calls[planned.key], planned.number, tell=False)
             if key == planned.key:
                 continue
-            self._replaced[planned.key] = key
+            self._superseded[planned.key] = key
             for entry in self.rounds:
                 for name, was in entry["stages"].items():
                     if was == planned.key:
@@ -117,9 +120,9 @@ class Runner:
             )
         remove(self.store.work / key)  # left by a kill that came right after it was published
         self._compare(key)
-        before = store.handed_on(key, self.store.manifest(key))
+        before = self.store.canonical(key)
         if before != key:
-            self._handed_on[key] = before
+            self._canonical[key] = before
 
     def _compare(self, key: str) -> None:
         """Compares an artifact that was made again, after damage, with its old hashes.
@@ -150,14 +153,14 @@ class Runner:
 
     def metrics(self, artifact: Artifact) -> dict[str, Any]:
         """The metrics of the stage; waits for it."""
-        while self._now(artifact).key in self.queue:
+        while self._resolve(artifact).key in self.queue:
             self._advance()
-        return self.store.manifest(self._now(artifact).key)["metrics"]
+        return self.store.manifest(self._resolve(artifact).key)["metrics"]
 
     def end_round(self, promoted: bool, policy: Artifact) -> None:
         """Records the gate's decision. Background stages of the round may still be running."""
         self.rounds[-1]["promoted"] = promoted
-        self.rounds[-1]["policy"] = self._relative(self._now(policy).path)
+        self.rounds[-1]["policy"] = self._relative(self._resolve(policy).path)
         if self._made or self.queue.empty():
             self._write()
         self._show_rounds()
@@ -184,7 +187,7 @@ class Runner:
             return
         self._made = True
         self._compare(made.key)
-        self._hand_on(made)
+        self._cut_off(made)
         self._write()
         for entry in self.rounds:
             for name, key in entry["stages"].items():
@@ -220,7 +223,10 @@ class Runner:
             self.store.write_run(run, self.recipe.dump())
 
     def _restore(self) -> None:
-        """Undoes this command's changes to the run, but for finished artifacts: called when the input was wrong."""
+        """Undoes this command's changes to the run, but for finished artifacts: called when the input was wrong. A run
+        that this command began has no earlier state, and keeps what is done."""
+        if self._made and self._before["run.json"] is None:
+            return
         for name, text in self._before.items():
             path = self.store.root / name
             if text is None:
@@ -239,7 +245,7 @@ class Runner:
         if not self.store.has(old):
             self.watcher.runs_again(f"{message}: its artifact {old} is gone")
             return
-        made_here = {key for entry in self.rounds for key in entry["stages"].values()} | {*self._handed_on.values()}
+        made_here = {key for entry in self.rounds for key in entry["stages"].values()} | {*self._canonical.values()}
         reasons = reruns.why(self.store.manifest(old), config, input_keys, call.external_hashes, made_here)
         if not reasons:
             return

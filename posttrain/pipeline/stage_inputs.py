@@ -8,6 +8,7 @@ from typing import Any
 
 from posttrain.config import PromptSet, RewardEntry, RewardModel, Sft, Trained, by_round
 from posttrain.config.section import of_round
+from posttrain.config.training import TRAINED
 from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.pipeline.answers import Answers, settings_of
 from posttrain.pipeline.externals import external_inputs
@@ -49,9 +50,9 @@ class StageInputs:
 
     def reads_pairs(self, source: str) -> bool:
         """Whether any stage of the recipe learns from this source of pairs."""
-        by_dpo = self.recipe.dpo is not None and source in self.recipe.dpo.sources
+        trained = [section for name in TRAINED if (section := getattr(self.recipe, name))]
         by_model = self.recipe.reward_model is not None or self.recipe.watch is not None
-        return by_dpo or (source == "preferences" and by_model)
+        return any(source in section.sources for section in trained) or (source == "preferences" and by_model)
 
     def prompts(self) -> Artifact:
         """All prompt sets, with the round's training set. Round 0 also checks later training sets and given rows."""

@@ -33,7 +33,7 @@ class DryRunner:
 
     def metrics(self, artifact: Artifact) -> dict[str, Any]:
         self._waited.add(artifact.key)
-        return {"promoted": True, "ci95": [1.0, 1.0]}
+        return {"promoted": True, "ci95": [1.0, 1.0], "warnings": []}
 
     def end_round(self, promoted: bool, policy: Artifact) -> None: ...
     def end(self) -> None: ...

@@ -28,23 +28,25 @@ def even(count: int, most: int) -> int:
 
 
 def by_work(work: Sequence[float], most: float) -> list[slice]:
-    """Consecutive slices of about equal work, as few as possible with at most `most` each; a larger row is alone."""
-    count = max(1, math.ceil(sum(work) / most))
-    while True:
-        slices = _split(work, count)
-        if all(part.stop - part.start == 1 or sum(work[part]) <= most for part in slices):
-            return slices
-        count += 1
+    """Consecutive slices, as few as can be of at most `most` work each (a row of more stands alone), and as even as so
+    many can be."""
+    low, high = max(work, default=0.0), max(most, max(work, default=0.0))
+    count = len(_filled(work, high))
+    while high - low > 1e-3 * high:  # the least bound that gives no more of them
+        middle = (low + high) / 2
+        low, high = (low, middle) if len(_filled(work, middle)) <= count else (middle, high)
+    return _filled(work, high)
 
 
-def _split(work: Sequence[float], count: int) -> list[slice]:
-    """At most `count` slices of about equal work: a row belongs to the slice that contains its midpoint."""
-    each, before, at = sum(work) / count, 0.0, list[int]()
-    for one in work:
-        at.append(min(count - 1, int((before + one / 2) / each)) if each else 0)
-        before += one
-    starts = [0, *(row for row in range(1, len(at)) if at[row] != at[row - 1])]
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(work)], strict=True)] if work else []
+def _filled(work: Sequence[float], most: float) -> list[slice]:
+    """Slices that are filled one after the other."""
+    slices, start, taken = [], 0, 0.0
+    for row, one in enumerate(work):
+        if row > start and taken + one > most:
+            slices.append(slice(start, row))
+            start, taken = row, 0.0
+        taken += one
+    return [*slices, slice(start, len(work))] if work else []
 
 
 class Pieces:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import DamagedError, InputError
+from posttrain.errors import DamagedError, InputError, PosttrainError
 from posttrain.storage import lock
 from posttrain.storage.files import (
     _repair,
@@ -52,8 +52,8 @@ def artifact_key(
 def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
     """Moves `work/out` to `artifacts/KEY` (KEY is the name of `work`) and removes the rest of `work`.
 
-    `manifest` becomes `artifact.json`, with size and SHA-256 of each file added; `same_as` names an artifact with the
-    same files: see `handed_on`.
+    `manifest` becomes `artifact.json`, with size and SHA-256 of each file added; `same_as` names an
+    earlier artifact with the same files: see `Store.canonical`.
     """
     out = work / "out"
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != MANIFEST)
@@ -62,8 +62,8 @@ def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
         fsync(path)
     for folder in (path for path in out.rglob("*") if path.is_dir()):
         fsync(folder)
-    twin = _twin(artifacts, work.name, described)
-    same = {"same_as": twin} if twin else {}
+    earlier = _with_files(artifacts, work.name, described)
+    same = {"same_as": earlier} if earlier else {}
     write_durably(out / MANIFEST, sealed({**manifest, **same, "files": described}))
     target = artifacts / work.name
     out.rename(target)
@@ -72,20 +72,14 @@ def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
     return target
 
 
-def _twin(artifacts: Path, key: str, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The key handed on by an existing artifact of the same stage with the same files."""
+def _with_files(artifacts: Path, key: str, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """An artifact of the same stage that has these files, the first of those there are."""
     for folder in sorted(artifacts.glob(f"{key.rpartition('-')[0]}-*")) if files else ():
         with contextlib.suppress(DamagedError, KeyError):
             there = read_manifest(folder)
             if there["files"] == files:
-                return handed_on(folder.name, there)
+                return there.get("same_as", folder.name)
     return None
-
-
-def handed_on(key: str, manifest: Mapping[str, Any]) -> str:
-    """The key that later stages use for an artifact: that of the first one with the same files (early cut-off). So a
-    change that alters no byte of a stage's result reruns nothing after it."""
-    return manifest.get("same_as", key)
 
 
 def link_name(number: int, stage: str) -> str:
@@ -146,8 +140,9 @@ class Store:
         try:
             with self.lock():
                 yield
-        except InputError:
-            if new and not any(self.artifacts.iterdir()):
+        except PosttrainError as error:
+            unused = isinstance(error, InputError) or not any(self.work.iterdir())
+            if new and unused and not any(self.artifacts.iterdir()):
                 shutil.rmtree(self.root)
             raise
 
@@ -160,6 +155,17 @@ class Store:
 
     def manifest(self, key: str) -> dict[str, Any]:
         return read_manifest(self.artifacts / key)
+
+    def canonical(self, key: str) -> str:
+        """The key that enters the keys of an artifact's readers: that of the first with the same files, so that what
+        changes no byte of a stage's result makes no reader anew. Its own, where that first one was made again since
+        and came out otherwise. The artifact itself may be gone: then the key is kept."""
+        made = self.manifest(key)
+        first = made.get("same_as", key)
+        try:
+            return first if not self.has(first) or self.manifest(first)["files"] == made["files"] else key
+        except DamagedError:
+            return first
 
     def begin(self, key: str, stage: Mapping[str, Any]) -> Path:
         """Makes the work folder of a stage, with its `stage.json`. An earlier attempt's `scratch/` stays, for the stage
@@ -213,16 +219,16 @@ class Store:
 
     def made_from(self, key: str) -> list[str]:
         """Keys of all artifacts that were made from this one, directly or not."""
-        reads, known_as = {}, {}
+        reads, canonical = {}, {}
         for folder in self.artifacts.iterdir():
             with contextlib.suppress(DamagedError):
                 manifest = read_manifest(folder)
                 reads[folder.name] = set(manifest["input_keys"].values())
-                known_as[folder.name] = handed_on(folder.name, manifest)
+                canonical[folder.name] = manifest.get("same_as", folder.name)
         found = {key}
         while (
             more := {
-                name for name, inputs in reads.items() if inputs & {*found, *(known_as.get(one, one) for one in found)}
+                name for name, inputs in reads.items() if inputs & {*found, *(canonical.get(one, one) for one in found)}
             }
             - found
         ):

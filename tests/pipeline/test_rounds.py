@@ -10,6 +10,7 @@ from support.loop_runs import AGAIN, EVALUATED, FIGURES, METRICS, ROUND, FakeLau
 
 from posttrain.errors import DamagedError, EmptyStageError, InputError, LockedError, StageError
 from posttrain.execution import reruns
+from posttrain.planning.dry_run import rehearse
 from posttrain.recipe.load import load
 from posttrain.report.reading import open_run
 from posttrain.report.status import status, table
@@ -24,6 +25,11 @@ def test_each_round_goes_through_all_stages_in_order(tmp_path: Path) -> None:
     ran, said = go(tmp_path / "run", 2)
     assert ran == ["prompts", *EVALUATED, *ROUND, *ROUND]
     assert said == []
+
+
+def test_what_a_run_waits_for_is_known_to_its_rehearsal() -> None:
+    """Every key that the loop reads of a stage's figures: a run is walked through before it begins."""
+    assert rehearse(load("quickstart", ["collapse={stop: true}", "stop_after=1"]), 2)
 
 
 def test_a_finished_run_does_no_stage_again_and_more_rounds_are_added(tmp_path: Path) -> None:
@@ -409,6 +415,21 @@ def test_input_refused_in_a_later_stage_leaves_the_run_as_it_was(tmp_path: Path)
     with pytest.raises(InputError):
         go(root, 2, "sft.learning_rate=1e-3", launcher=FakeLauncher(fails=fails))
     assert ([(root / name).read_bytes() for name in ("run.json", "recipe.yaml")], links(root)) == before
+
+
+def test_input_refused_in_a_later_round_keeps_what_a_new_run_has_done(tmp_path: Path) -> None:
+    root, rounds = tmp_path / "run", []
+
+    def fails(stage: str) -> None:
+        rounds.append(stage)
+        if rounds.count("scores") == 2:
+            raise InputError("a reward raised")
+
+    with pytest.raises(InputError):
+        go(root, 2, launcher=FakeLauncher(fails=fails))
+    shown = status(open_run(root))["rounds"]
+    assert [one["promoted"] for one in shown[:2]] == [True, True] and shown[1]["samples"]["kept"] == 7
+    assert (root / "round-1" / "dpo").is_symlink()
 
 
 def test_links_say_what_run_json_says(tmp_path: Path) -> None:

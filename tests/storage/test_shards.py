@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,5 +103,7 @@ def test_work_is_cut_evenly_and_within_the_bound(work: list[int], most: int) -> 
     parts = by_work(work, most)
     assert [one for part in parts for one in work[part]] == work
     assert all(sum(work[part]) <= most or part.stop - part.start == 1 for part in parts)
-    if parts and max(work) <= most:
-        assert len(parts) <= 2 * math.ceil(sum(work) / most)
+    filled, taken = 1, 0  # one after the other: no plan of consecutive rows needs fewer
+    for one in work:
+        filled, taken = (filled + 1, one) if taken and taken + one > most else (filled, taken + one)
+    assert len(parts) == (filled if work else 0)
