@@ -38,9 +38,7 @@ class Runner:
         self._ran: set[int] = set()  # rounds in which anything had to be done
         self._made = False  # whether this command has made anything yet; before that, nothing is written
         self._calls: dict[str, StageCall] = {}  # of what is in the queue, by key
-        self._canonical: dict[
-            str, str
-        ] = {}  # by artifact, the key that enters its readers' keys, where that is an earlier one's
+        self._canonical: dict[str, str] = {}  # by artifact, the key that its readers' keys are made of, if another's
         self._superseded: dict[str, str] = {}  # keys that were planned, by what took their place: see `_cut_off`
         self._shown = 0  # rounds that the watcher knows to be done
 
