@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,9 +160,13 @@ def run_rollouts(
     try:
         served = next((one.sampling for one in shards if one.sampling.server), None)
         work, threads = rollout, 1
-        if served:  # two shards at a time: the next one's requests go out before the last one's longest answer is there
+        if served and served.server:
             engine = _engine(served.policy, served.use, served.dtype, served.server)
-            work, threads = functools.partial(rollout, engine=engine), 2
+            # As many shards at a time as fill the server, and one more: the next one's requests go out before the last
+            # one's longest answer is there.
+            requests = min(len(shard.prompts) * (shard.sampling.k + shard.sampling.greedy) for shard in shards)
+            work = functools.partial(rollout, engine=engine)
+            threads = 1 + math.ceil(DIALECTS[served.server.kind].at_once / requests)
         paths = run_shards(work, shards, scratch, processes(workers, bool(served)), count, threads)
     finally:
         _close_servers()

@@ -60,7 +60,7 @@ class Engine(Section):
     shard_tokens: Tokens = Field(
         default=32_768,
         description="Most tokens of one shard: its prompts, plus `max_new_tokens` for each answer. The plan depends on "
-        "prompts and recipe alone, and the same plan gives the same bits.",
+        "prompts and recipe alone, and the same plan gives the same bits. A GPU wants more: a million or two.",
     )
 
     @model_validator(mode="after")

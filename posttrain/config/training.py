@@ -65,7 +65,7 @@ class Trained(Section):
                 complain(
                     ("variants", index, "seed"), "a variant's seed is a whole number from 0 up", rule="recipe-variant"
                 )
-            for key in ("variants", "reference"):
+            for key in ("variants", "reference", "given"):
                 if key in changes:
                     complain(("variants", index, key), f"{key!r} is the same for all variants", rule="recipe-variant")
             try:

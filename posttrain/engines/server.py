@@ -81,6 +81,7 @@ class ServerEngine:
         self._model = self.policy  # as the server calls it
         self._own: OwnServer | None = None
         self._client: OpenAIClient | None = None
+        self._tokenizing = threading.Lock()
         self._connecting, self._closed = threading.Lock(), False
         self._failed: PosttrainError | None = None  # why it could not be had: said to every thread
         self._reviving = asyncio.Lock()
@@ -184,11 +185,12 @@ class ServerEngine:
         ids = list(request.prompt_ids)
         if self.dialect.token_prompts:
             return ids
-        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        first = self.tokenizer.bos_token or ""
-        for each in (text, text.removeprefix(first)):  # the server puts a begin token before what it reads
-            if self.tokenizer(each)["input_ids"] == ids:
-                return each
+        with self._tokenizing:  # a fast tokenizer is not made for several threads
+            text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            first = self.tokenizer.bos_token or ""
+            for each in (text, text.removeprefix(first)):  # the server puts a begin token before what it reads
+                if self.tokenizer(each)["input_ids"] == ids:
+                    return each
         raise EngineError(
             f"a prompt cannot be put to a server of kind {self.settings.kind}, which takes text alone: it would read "
             f"{text[:80]!r} as other tokens than the chat template wrote. Use an engine that takes token ids: "

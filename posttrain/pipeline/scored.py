@@ -85,7 +85,8 @@ class Scoring:
         return self.recipe.functions() + models, reward_model if models else None
 
     def evaluate_base(self, prompts: Artifact, base: Artifact) -> Evaluated:
-        further = [t for t in BASE_TEMPERATURES if t != self.recipe.evaluate.temperature]
+        others = [t for t in BASE_TEMPERATURES if t != self.recipe.evaluate.temperature]
+        further = others if self.recipe.functions() else []  # only functions say what is right
         return self.evaluate(prompts, base, None, further)
 
     def evaluate(

@@ -119,12 +119,12 @@ class Training:
         return runtime
 
     def start(self, start: Artifact) -> dict[str, Any]:
-        """Runtime of a training that keeps its adapter: the base model for the adapter's config."""
+        """Runtime of a training that keeps its adapter: the base model for the adapter's config. An artifact needs none:
+        its folder is its name."""
         lora = self.recipe.model.lora
-        if lora is None or lora.adapters == "merge":
+        if lora is None or lora.adapters == "merge" or start != self.external.base:
             return {}
-        on_hub = self.external.base_on_hub if start == self.external.base else None
-        return {"start": on_hub or {"base_model_name_or_path": start.key}}
+        return {"start": self.external.base_on_hub or {"base_model_name_or_path": start.key}}
 
     def _variant(
         self,

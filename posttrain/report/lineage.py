@@ -53,8 +53,8 @@ def lineage(rounds: Sequence[Round]) -> Lineage | None:
             seen.add(made[key].key)
             open_ += made[key].inputs.values()
     models, at = [], PurePosixPath(final.policy).name
-    while at not in models:
-        models.append(at)
+    while (made[at].key if at in made else at) not in models:
+        models.append(made[at].key if at in made else at)
         inputs = made[at].inputs if at in made else {}
         at = next((inputs[role] for role in STARTS if role in inputs), at)
     order = {key: place for place, key in enumerate(key for one in rounds for key in one.keys.values())}

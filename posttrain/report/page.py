@@ -96,7 +96,7 @@ def summary(of: Round) -> dict[str, Any]:
         "against": promote if promote.get("ci95") else None,
         "model": of.metrics("reward_model").get("pair_accuracy"),
         "pairs": " + ".join(map(str, learned_from({role: of.metrics(role) for role in of.manifests}).values())) or None,
-        "samples": of.metrics("answers_samples").get("completions"),
+        "samples": (of.metrics("answers_samples") or of.metrics("samples")).get("completions"),
         "kept": filters.get("kept"),
         "length": heldout.get("mean_length"),
         "unfinished": heldout.get("unfinished"),

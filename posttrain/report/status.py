@@ -32,7 +32,7 @@ def round_figures(of: Round) -> dict[str, Any]:
         shown["reward_model"] = {name: metrics["reward_model"][name] for name in ("pair_accuracy", "pairs")}
     if "filters" in metrics:
         shown["samples"] = {
-            **{name: metrics["answers_samples"][name] for name in ("prompts", "completions")},
+            **{name: _sampled(metrics).get(name) for name in ("prompts", "completions")},
             **{name: metrics["filters"][name] for name in ("kept", "dropped")},
         }
     if "quality_classifier" in metrics:
@@ -49,6 +49,11 @@ def round_figures(of: Round) -> dict[str, Any]:
         name: manifest["seconds"] for name, manifest in of.manifests.items() if spec(manifest["stage"], name).background
     }
     return shown
+
+
+def _sampled(metrics: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of the candidates; in runs of an older layout they were a stage of their own."""
+    return metrics.get("answers_samples") or metrics.get("samples", {})
 
 
 HEADER = (

@@ -41,10 +41,6 @@ class Reward:
     sha256: str = ""
     seconds: float | None = None  # that one call may take
 
-    def start(self) -> None:
-        """Begin the process and its imports, so that the first call need not wait for them. Returns at once."""
-        client.process(self.file, self.sha256)
-
     def __call__(
         self,
         prompts: Sequence[Sequence[Message]],

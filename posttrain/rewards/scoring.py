@@ -30,7 +30,7 @@ from posttrain.system import device
 if TYPE_CHECKING:
     from posttrain.engines.reward_scorer import Scorer
 
-_ROWS = 2048  # of a slice
+_ROWS, _FEW = 2048, 64  # of a slice
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,27 @@ class _Slice:
 
 
 def _score_slice(shard: _Slice) -> pa.Table:
-    return score_rows(pq.read_table(shard.path).slice(shard.start, shard.stop - shard.start), shard.scorers)
+    return score_rows(_rows(Path(shard.path), shard.start, shard.stop), shard.scorers)
+
+
+def _rows(path: Path, start: int, stop: int) -> pa.Table:
+    """Rows start..stop: of the file, only the row groups that hold them are read."""
+    file, first, groups, before = pq.ParquetFile(path), 0, list[int](), 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if first + rows <= start:
+            before = first + rows
+        elif first < stop:
+            groups.append(group)
+        first += rows
+    return file.read_row_groups(groups).slice(start - before, stop - start)
 
 
 def slices(path: Path) -> list[tuple[int, int]]:
-    """Even ranges of at most about 2,048 rows that end where a prompt ends."""
+    """Even ranges of at most about 2,048 rows that end where a prompt ends; of few rows four, so that few prompts of a
+    large model use more than one core."""
     ids = pq.read_table(path, columns=["prompt_id"])["prompt_id"].to_pylist()
-    size = even(len(ids), _ROWS)
+    size = even(len(ids), min(_ROWS, max(_FEW, math.ceil(len(ids) / 4))))
     slices, start = [], 0
     while start < len(ids):
         stop = min(start + size, len(ids))

@@ -69,7 +69,7 @@ def run(job: Job) -> dict[str, Any]:
         name, number = Counter(figures["dropped"]).most_common(1)[0]
         raise EmptyStageError(
             f"filters: no sample is left of {total}; {name} dropped {number}. Loosen that filter, raise samples.k or "
-            "samples.prompts, or look at what was sampled: the samples artifact of this round is whole"
+            "samples.prompts, or look at what was sampled: the round's answers-samples is whole"
         )
     return {**figures, **judge_metrics(job.scratch)}
 

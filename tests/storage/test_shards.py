@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from posttrain.rewards.scoring import slices
+from posttrain.rewards.scoring import _rows, slices
 from posttrain.storage.pieces import Pieces, by_work, even
 from posttrain.storage.shards import run_shards
 
@@ -96,6 +96,16 @@ def test_slices_are_even_and_no_prompt_is_in_two(tmp_path: Path, count: int) -> 
     assert all(ids[stop - 1] != ids[stop] for _, stop in found[:-1])
     sizes = [stop - start for start, stop in found]
     assert max(sizes) < 2048 + 8 and max(sizes) - min(sizes) <= 8 * len(sizes)
+
+
+def test_a_slice_is_read_from_the_row_groups_that_hold_it(tmp_path: Path) -> None:
+    path = tmp_path / "answers.parquet"
+    pq.write_table(
+        pa.table({"prompt_id": [f"{at // 3}" for at in range(100)], "x": range(100)}), path, row_group_size=7
+    )
+    for start, stop in [(0, 100), (0, 7), (3, 9), (7, 14), (20, 21), (95, 100)]:
+        assert _rows(path, start, stop)["x"].to_pylist() == list(range(start, stop))
+    assert [stop - start for start, stop in slices(path)] == [66, 34]  # few rows: of 64 at least, to a prompt's end
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
