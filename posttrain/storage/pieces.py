@@ -30,7 +30,7 @@ def even(count: int, most: int) -> int:
 def by_work(work: Sequence[float], most: float) -> list[slice]:
     """Consecutive slices, as few as can be of at most `most` work each (a row of more stands alone), and as even as so
     many can be."""
-    low, high = max(work, default=0.0), max(most, max(work, default=0.0))
+    low, high = 0.0, float(most)
     count = len(_filled(work, high))
     while high - low > 1e-3 * high:  # the least bound that gives no more of them
         middle = (low + high) / 2
