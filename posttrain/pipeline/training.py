@@ -119,8 +119,8 @@ class Training:
         return runtime
 
     def start(self, start: Artifact) -> dict[str, Any]:
-        """Runtime of a training that keeps its adapter: the base model for the adapter's config. An artifact needs none:
-        its folder is its name."""
+        """Runtime of a training that keeps its adapter: the base model for the adapter's config. An artifact needs
+        none: its folder is its name."""
         lora = self.recipe.model.lora
         if lora is None or lora.adapters == "merge" or start != self.external.base:
             return {}

@@ -105,7 +105,10 @@ def test_a_slice_is_read_from_the_row_groups_that_hold_it(tmp_path: Path) -> Non
     )
     for start, stop in [(0, 100), (0, 7), (3, 9), (7, 14), (20, 21), (95, 100)]:
         assert _rows(path, start, stop)["x"].to_pylist() == list(range(start, stop))
-    assert [stop - start for start, stop in slices(path)] == [51, 49]  # few rows: even, of 64 at most, to a prompt's end
+    assert [stop - start for start, stop in slices(path)] == [
+        51,
+        49,
+    ]  # few rows: even, of 64 at most, to a prompt's end
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
