@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
-from posttrain import rewards
 from posttrain.config import RewardEntry
 from posttrain.rewards import client
+from posttrain.rewards.functions import Reward, load
 
 ROWS = (1, 100, 1000, 10000)
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    reward = rewards.load(RewardEntry(use="word-problems.py"))
+    reward = load(RewardEntry(use="word-problems.py"))
     starts = [_start(reward) for _ in range(given.repeats)]
     found: dict[str, Any] = {
         "start_returns_ms": statistics.median(one for one, _, _ in starts),
@@ -45,7 +45,7 @@ def main() -> None:
         given.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def _start(reward: rewards.Reward) -> tuple[float, float, float]:
+def _start(reward: Reward) -> tuple[float, float, float]:
     """Milliseconds until `start` comes back, until the first answer, and of the CPU of the new process."""
     before, began = _cpu(_others()), time.perf_counter()
     reward.start()
@@ -59,7 +59,7 @@ def _start(reward: rewards.Reward) -> tuple[float, float, float]:
     return 1000 * (back - began), 1000 * (ready - began), used
 
 
-def _compared(reward: rewards.Reward, rows: int, repeats: int) -> dict[str, float]:
+def _compared(reward: Reward, rows: int, repeats: int) -> dict[str, float]:
     function = runpy.run_path(reward.file)[reward.function]
     prompts = [
         [{"role": "user", "content": f"Mia has {row} apples and buys {row % 7} more. How many?"}] for row in range(rows)

@@ -121,7 +121,12 @@ class RewardEntry(Section):
         return self.only_for != "scores" and not self.is_reward_model
 
     @property
+    def compares(self) -> bool:
+        """Whether rounds are compared by it where the recipe does not say by what: `watch.judges` takes no `judge`."""
+        return self.judge is None
+
+    @property
     def name(self) -> str:
         """What its figures are called: the file's stem, and the function where one is named."""
-        stem = Path(self.use).name.removesuffix(".md" if self.judge else ".py")
+        stem = Path(self.use).stem
         return f"{stem}.{self.function}" if self.function else stem

@@ -14,8 +14,6 @@ from posttrain.data import load as loaders
 from posttrain.execution.artifact import Artifact
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import pairwise
-from posttrain.rewards.combine import REWARD_MODEL
-from posttrain.rewards.judge_reward import load_reward
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,7 @@ def external_inputs(recipe: Recipe) -> ExternalInputs:
         InputError: a model, reward file or prompt set is missing or cannot be read.
     """
     base = models.resolve(recipe.model)
-    entries = [entry for entry in [*recipe.reward, *recipe.evaluate.measure] if entry.use != REWARD_MODEL]
-    hashes = {
-        entry.use: load_reward(entry).identity if entry.judge else rewards.content_hash(entry) for entry in entries
-    }
+    hashes = {entry.use: rewards.load(entry).identity for entry in recipe.reward_files()}
     watched = [judge for judge in recipe.judges() if not judge.is_model]
     hashes |= {judge.use: pairwise.load(judge.entry).identity for judge in watched}
     return ExternalInputs(

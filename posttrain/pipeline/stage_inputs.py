@@ -84,11 +84,7 @@ class StageInputs:
                     **({} if self.number else later),
                     **({"reference": str(self.external.reference.path)} if self.external.reference else {}),
                     "judge_models": [str(path) for path in self.external.judges],
-                    "rewards": [
-                        entry.model_dump(mode="json", by_alias=True)
-                        for entry in [*recipe.reward, *recipe.evaluate.measure]
-                        if not entry.is_reward_model
-                    ],
+                    "rewards": [entry.model_dump(mode="json", by_alias=True) for entry in recipe.reward_files()],
                     "reward_minutes": recipe.compute.reward_minutes,
                     "judges": [judge.model_dump(mode="json") for judge in self.recipe.judges() if not judge.is_model],
                 },

@@ -13,7 +13,7 @@ from posttrain import models, rewards
 from posttrain.config import Model
 from posttrain.config.training import TRAINED
 from posttrain.data.selection import matching
-from posttrain.errors import EmptyStageError, PosttrainError, RewardError, StageError
+from posttrain.errors import EmptyStageError, PosttrainError, StageError
 from posttrain.execution import resources
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.execution.launcher import Forked, Launcher
@@ -138,23 +138,11 @@ def _parameters(model: ModelSummary) -> float:
 
 def golden_cases(recipe: Recipe) -> str:
     """Runs every reward file on its golden cases. Raises RewardError that lists up to three wrong results."""
-    entries = [
-        entry for entry in [*recipe.reward, *recipe.evaluate.measure] if not (entry.is_reward_model or entry.judge)
-    ]
     for judge in recipe.watch.judges or [] if recipe.watch else []:
         if not judge.is_model:
             pairwise.load(judge.entry)
-    results = []
-    for reward in {f"{entry.use} {entry.function}": rewards.load(entry) for entry in entries}.values():
-        path = Path(reward.file).with_suffix(".cases.jsonl")
-        if not path.is_file():
-            results.append(f"{Path(reward.file).name} has no golden cases")
-            continue
-        wrong = rewards.wrong_cases(reward)
-        if wrong:
-            hint = "the reward or the case is wrong"
-            raise RewardError("; ".join(wrong[:3]), file=None, hint=hint, rule="reward-cases")
-        results.append(f"{Path(reward.file).name} gives {len(path.read_text('utf-8').splitlines())} golden cases")
+    loaded = {f"{entry.use} {entry.function}": rewards.load(entry) for entry in recipe.reward_files()}
+    results = [result for reward in loaded.values() if (result := reward.golden_cases())]
     return ", ".join(results) or "only the reward model"
 
 

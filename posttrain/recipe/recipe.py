@@ -285,6 +285,10 @@ class Recipe(Section):
         sections = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: by_round(one.given) for name, one in sections.items() if getattr(one, "given", None) is not None}
 
+    def reward_files(self) -> list[RewardEntry]:
+        """All rewards that are files, what is only measured too: each but the reward model."""
+        return [entry for entry in [*self.reward, *self.evaluate.measure] if not entry.is_reward_model]
+
     def functions(self) -> list[RewardEntry]:
         """The reward functions and judges that score candidates."""
         return [entry for entry in self.reward if entry.scores and not entry.is_reward_model]
@@ -293,7 +297,7 @@ class Recipe(Section):
         """The judges of the watch."""
         if self.watch is None:
             return []
-        functions = [Judge(use=entry.use, function=entry.function) for entry in self.functions() if not entry.judge]
+        functions = [Judge(use=entry.use, function=entry.function) for entry in self.functions() if entry.compares]
         return self.watch.judges or [Judge(use=SECOND), *functions]
 
     def dump(self) -> str:

@@ -1,8 +1,7 @@
 """What scores an answer: reward functions of the user's, run in processes of their own; judges with a rubric; how
 scores are combined."""
 
-from posttrain.rewards.functions import POINTWISE, Reward, content_hash, load, with_timeout
-from posttrain.rewards.golden_cases import wrong_cases
-from posttrain.rewards.source import arguments
+from posttrain.rewards.kinds import load
+from posttrain.rewards.protocol import RewardFunction, Runtime
 
-__all__ = ["POINTWISE", "Reward", "arguments", "content_hash", "load", "with_timeout", "wrong_cases"]
+__all__ = ["RewardFunction", "Runtime", "load"]

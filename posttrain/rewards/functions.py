@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from posttrain.config import RewardEntry
 from posttrain.data.messages import Message, Prompt
 from posttrain.errors import PosttrainError, RewardError, did_you_mean
-from posttrain.rewards import client, faults
+from posttrain.rewards import client, faults, golden_cases
+from posttrain.rewards.protocol import DEFAULT, Runtime
 from posttrain.rewards.source import found, parameters
 
 POINTWISE = ("prompts", "completions")  # what a reward function is given beside columns
@@ -32,6 +33,8 @@ class Reward:
 
     `needs` are the columns the function cannot be called without; `takes` all it takes, None for any.
     """
+
+    reads_columns: ClassVar[bool] = True
 
     name: str
     file: str
@@ -115,6 +118,10 @@ class Reward:
             {name: [prompt.columns[name] for prompt, _ in rows] for name in few[0].columns},
         )
 
+    def golden_cases(self) -> str:
+        """How many there are beside the file. Raises RewardError that lists those that do not come out."""
+        return golden_cases.asked(self)
+
     def _overdue(
         self, late: client.Overdue, messages: Mapping[str, list[Any]], taken: Mapping[str, list[Any]]
     ) -> PosttrainError:
@@ -137,7 +144,7 @@ class Reward:
         return faults.overdue(self.file, self.function, late, self.seconds, len(prompts), None)
 
 
-def load(entry: RewardEntry, given: Sequence[str] = POINTWISE) -> Reward:
+def load(entry: RewardEntry, runtime: Runtime = DEFAULT, given: Sequence[str] = POINTWISE) -> Reward:
     """The reward of a recipe's entry. The file is read, not run. `given`: what its function is called with beside
     columns, by name.
 
@@ -145,14 +152,5 @@ def load(entry: RewardEntry, given: Sequence[str] = POINTWISE) -> Reward:
     """
     path, text, name, function = found(entry)
     needs, takes = parameters(path, function, given)
-    return Reward(entry.name, str(path), name, needs, takes, hashlib.sha256(text.encode()).hexdigest())
-
-
-def with_timeout(reward: Reward, minutes: float | None) -> Reward:
-    """The reward with a time limit for each call; None: no limit."""
-    return replace(reward, seconds=None if minutes is None else 60 * minutes)
-
-
-def content_hash(entry: RewardEntry) -> str:
-    """SHA-256 of the reward's file and of which function is meant."""
-    return load(entry).identity
+    seconds = None if runtime.minutes is None else 60 * runtime.minutes
+    return Reward(entry.name, str(path), name, needs, takes, hashlib.sha256(text.encode()).hexdigest(), seconds)

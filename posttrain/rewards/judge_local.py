@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from posttrain import models
 from posttrain.config import JudgeModel, Model
 from posttrain.errors import DataError
 from posttrain.rewards.judge_client import Question, Reply
+from posttrain.system import device
 
 _TOGETHER = 32  # questions in one call: what is kept when a kill comes is whole calls
 
@@ -19,8 +21,6 @@ class Local:
     """Runs a local model. Raises ModelError if it cannot be loaded."""
 
     def __init__(self, model: JudgeModel) -> None:
-        from posttrain import models
-
         self.model = model
         self.faults: Counter[str] = Counter()  # of a server; here is none
         self._engine, self._tokenizer, self._context = _loaded(
@@ -68,11 +68,9 @@ class Local:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(path: Path) -> tuple[Any, Any, int]:
-    import torch
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from posttrain.engines import load_engine
 
-    engine = load_engine(path, device="cuda" if torch.cuda.is_available() else "cpu")
-    config = AutoConfig.from_pretrained(path).get_text_config()
-    return engine, AutoTokenizer.from_pretrained(path), getattr(config, "max_position_embeddings", None) or 1 << 30
+    engine = load_engine(path, device=device())
+    return engine, AutoTokenizer.from_pretrained(path), models.context_length(path)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from posttrain.config import RewardEntry
 from posttrain.data.messages import Message, Prompt
@@ -13,11 +12,14 @@ from posttrain.rewards import judge as judges
 from posttrain.rewards import rubric as rubrics
 from posttrain.rewards.judge import Judge
 from posttrain.rewards.judge_prompt import spoken
+from posttrain.rewards.protocol import DEFAULT, Runtime
 
 
 @dataclass(frozen=True)
 class JudgeReward:
     """Picklable, as a Reward is."""
+
+    reads_columns: ClassVar[bool] = False
 
     name: str
     judge: Judge
@@ -44,12 +46,15 @@ class JudgeReward:
         """Raises EngineError where the judge cannot judge a plain text."""
         self.judge.probe()
 
+    def golden_cases(self) -> None:
+        """A judge has none: it may say another thing the next time."""
 
-def load_reward(entry: RewardEntry, folder: Path | None = None) -> JudgeReward:
-    """The judge of a recipe's entry; what it says is kept in `folder`.
+
+def load(entry: RewardEntry, runtime: Runtime = DEFAULT) -> JudgeReward:
+    """The judge of a recipe's entry; what it says is kept in the runtime's folder.
 
     Raises:
         RewardError: the rubric cannot be read.
     """
     assert entry.judge
-    return JudgeReward(entry.name, judges.load(rubrics.load_scoring(entry.use), entry.judge, folder))
+    return JudgeReward(entry.name, judges.load(rubrics.load_scoring(entry.use), entry.judge, runtime.folder))

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from posttrain import rewards
 from posttrain.config import RewardEntry
 from posttrain.data.messages import Message, Prompt
 from posttrain.errors import RewardError
-from posttrain.rewards import Reward
+from posttrain.rewards import functions, kinds
+from posttrain.rewards.functions import Reward
+from posttrain.rewards.protocol import DEFAULT, RewardFunction, Runtime
+from posttrain.rewards.source import arguments
 
 PAIRWISE = ("prompts", "first", "second")
 Answers = Sequence[Sequence[Message]]
@@ -25,6 +27,8 @@ Answers = Sequence[Sequence[Message]]
 @dataclass(frozen=True)
 class Pairwise:
     """One such function. Picklable, as a Reward is."""
+
+    reads_columns: ClassVar[bool] = True
 
     function: Reward
 
@@ -75,15 +79,15 @@ class Pairwise:
             self([prompt.messages for prompt in few], answers[:1] * len(few), answers[1:] * len(few), columns)
 
 
-def load(entry: RewardEntry, minutes: float | None = None) -> Reward | Pairwise:
+def load(entry: RewardEntry, runtime: Runtime = DEFAULT) -> RewardFunction | Pairwise:
     """The judge of an entry: pairwise where its function takes `first` and `second` and no `completions`.
 
     Raises RewardError when there is no such file or function, or it cannot be parsed.
     """
-    named = rewards.arguments(entry)
+    named = arguments(entry) if entry.use.endswith(".py") else set()
     if {"first", "second"} <= named and "completions" not in named:
-        return Pairwise(rewards.with_timeout(rewards.load(entry, PAIRWISE), minutes))
-    return rewards.with_timeout(rewards.load(entry), minutes)
+        return Pairwise(functions.load(entry, runtime, PAIRWISE))
+    return kinds.load(entry, runtime)
 
 
 def agreed(there: float | None, back: float | None) -> float | None:

@@ -20,9 +20,8 @@ from posttrain.data.chat_template import Tails, render_answers, render_turns
 from posttrain.data.messages import Message
 from posttrain.errors import StageError
 from posttrain.job import Job
-from posttrain.rewards import Reward
+from posttrain.rewards import RewardFunction
 from posttrain.rewards.combine import REWARD_MODEL
-from posttrain.rewards.judge_reward import JudgeReward, load_reward
 from posttrain.storage.pieces import even
 from posttrain.storage.shards import concatenate, processes, run_shards
 from posttrain.system import device
@@ -37,7 +36,7 @@ _ROWS, _FEW = 2048, 64  # of a slice
 class Scorers:
     """What scores a completion: reward functions, judges with a rubric and a reward model's folder."""
 
-    rewards: tuple[Reward | JudgeReward, ...] = ()
+    rewards: tuple[RewardFunction, ...] = ()
     reward_model: str | None = None
 
 
@@ -49,13 +48,10 @@ def load_scorers(job: Job) -> tuple[Scorers, dict[str, float]]:
     return Scorers(tuple(functions), str(model) if model else None), {entry.name: entry.weight for entry in entries}
 
 
-def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[Reward | JudgeReward]:
+def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[RewardFunction]:
     """The reward functions and judges of these entries."""
-    minutes = job.runtime.get("reward_minutes")
-    return [
-        load_reward(entry, job.scratch) if entry.judge else rewards.with_timeout(rewards.load(entry), minutes)
-        for entry in entries
-    ]
+    runtime = rewards.Runtime(job.runtime.get("reward_minutes"), job.scratch)
+    return [rewards.load(entry, runtime) for entry in entries]
 
 
 def score_shards(job: Job, answers: Path, scorers: Scorers, name: str = "scored") -> list[Path]:
@@ -136,7 +132,7 @@ def score_rows(answers: pa.Table, scorers: Scorers) -> pa.Table:
 
 
 def reward_values(
-    rows: Sequence[Mapping[str, Any]], functions: Sequence[Reward | JudgeReward]
+    rows: Sequence[Mapping[str, Any]], functions: Sequence[RewardFunction]
 ) -> dict[str, Sequence[float | None]]:
     """What each reward function says of each row: {reward name: one value or None a row}."""
     if not functions:

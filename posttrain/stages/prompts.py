@@ -23,9 +23,8 @@ from posttrain.filters import message_text
 from posttrain.filters.contamination import overlap
 from posttrain.job import Job
 from posttrain.models.inspection import inspect
-from posttrain.rewards import Reward, pairwise
-from posttrain.rewards.judge_reward import JudgeReward, load_reward
-from posttrain.rewards.pairwise import Pairwise
+from posttrain.rewards import pairwise
+from posttrain.rewards.protocol import Asked
 
 SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.string()), ("line", pa.int64())])
 
@@ -144,18 +143,7 @@ def _read(
         prompt_set, job.runtime["prompts"].get("system"), where=f"prompts.{name}", counts=counts
     )
     place = prompt_set.path or prompt_set.dataset_name
-    entries = [RewardEntry.model_validate(entry) for entry in job.runtime["rewards"]]
-    minutes = job.runtime.get("reward_minutes")
-    scorers: list[Reward | Pairwise | JudgeReward] = [
-        rewards.with_timeout(rewards.load(entry), minutes) for entry in entries if not entry.judge
-    ]
-    if name == "train":  # judges read no columns: one probe is enough
-        scorers += [load_reward(entry) for entry in entries if entry.judge]
-    if name == "heldout":
-        scorers += [
-            pairwise.load(Judge.model_validate(entry).entry, minutes) for entry in job.runtime.get("judges", [])
-        ]
-    _check_rewards(scorers, prompts, place)
+    _check_rewards(_asked(job, name), prompts, place)
     messages = [None, *(job.config.get("systems", []) if name == "train" else [])]
     left_out: Counter[str] = Counter({"too_long": 0, "in_an_evaluation_set": 0})
     kept = []
@@ -233,11 +221,21 @@ def _length(tokenizer: Any, prompt: Prompt, system: str | None, place: str | Non
         raise DataError(error.message, file=place, line=prompt.line, hint=error.hint, rule=error.rule) from error
 
 
-def _check_rewards(
-    scorers: Sequence[Reward | Pairwise | JudgeReward], prompts: list[Prompt], place: str | None
-) -> None:
+def _asked(job: Job, name: str) -> list[Asked]:
+    """What is to score the answers to the prompts of a set. What reads no columns is tried once, after the others."""
+    runtime = rewards.Runtime(job.runtime.get("reward_minutes"))
+    loaded = [rewards.load(RewardEntry.model_validate(entry), runtime) for entry in job.runtime["rewards"]]
+    asked: list[Asked] = [one for one in loaded if one.reads_columns]
+    if name == "train":
+        asked += [one for one in loaded if not one.reads_columns]
+    if name == "heldout":
+        asked += [pairwise.load(Judge.model_validate(entry).entry, runtime) for entry in job.runtime.get("judges", [])]
+    return asked
+
+
+def _check_rewards(asked: Sequence[Asked], prompts: list[Prompt], place: str | None) -> None:
     """Checks that every reward finds its columns in this set and that a trial call works."""
-    for reward in scorers:
+    for reward in asked:
         try:
             reward.check_columns(list(prompts[0].columns) if prompts else [])
         except RewardError as error:

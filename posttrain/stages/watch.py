@@ -30,7 +30,7 @@ from posttrain.errors import RewardError, StageError
 from posttrain.evaluation import win_rate
 from posttrain.evaluation.compare import BASE, OTHERS, POLICY, summary
 from posttrain.job import Job
-from posttrain.rewards import Reward, pairwise
+from posttrain.rewards import RewardFunction, Runtime, pairwise
 from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine
 from posttrain.rewards.pairwise import Pairwise
 from posttrain.rewards.scoring import columns_of, model_rewards, reward_values, slices
@@ -53,7 +53,7 @@ class Panel:
     models: Mapping[str, str]
     weights: Mapping[str, float]
     judges: tuple[str, ...]
-    functions: tuple[Reward, ...]
+    functions: tuple[RewardFunction, ...]
     pairwise: tuple[Pairwise, ...]
 
 
@@ -97,8 +97,8 @@ def run(job: Job) -> dict[str, Any]:
 
 def _panel(job: Job) -> Panel:
     entries = job.sections("judges", Judge)
-    minutes = job.runtime.get("reward_minutes")
-    loaded = [pairwise.load(each.entry, minutes) for each in entries if not each.is_model]
+    runtime = Runtime(job.runtime.get("reward_minutes"))
+    loaded = [pairwise.load(each.entry, runtime) for each in entries if not each.is_model]
     weights = {entry.name: entry.weight for entry in job.sections("rewards", RewardEntry)}
     models = {SECOND: str(job.inputs["watch_model"])}
     if "reward_model" in job.inputs:
@@ -107,7 +107,7 @@ def _panel(job: Job) -> Panel:
         models,
         weights,
         tuple(entry.name for entry in entries),
-        tuple(one for one in loaded if isinstance(one, Reward) and one.name not in weights),
+        tuple(one for one in loaded if not isinstance(one, Pairwise) and one.name not in weights),
         tuple(one for one in loaded if isinstance(one, Pairwise)),
     )
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from posttrain import rewards
 from posttrain.config import RewardEntry
+from posttrain.rewards.functions import load as load_reward
+from posttrain.rewards.golden_cases import wrong_cases
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -47,11 +48,11 @@ def test_a_reward_of_the_docs_is_short_and_gives_its_golden_cases(tmp_path: Path
     assert {file, file.replace(".py", ".cases.jsonl")} <= set(write(page, tmp_path))
     lines = (tmp_path / file).read_text("utf-8").strip().splitlines()
     assert len([line for line in lines[1:] if line.strip()]) <= 20
-    reward = rewards.load(RewardEntry(use=str(tmp_path / file)))
-    assert rewards.wrong_cases(reward) == []
+    reward = load_reward(RewardEntry(use=str(tmp_path / file)))
+    assert wrong_cases(reward) == []
     cases = tmp_path / file.replace(".py", ".cases.jsonl")
     cases.write_text(cases.read_text("utf-8").replace('"expected": 1.0', '"expected": 0.9'), "utf-8")
-    assert len(rewards.wrong_cases(reward)) == 1
+    assert len(wrong_cases(reward)) == 1
 
 
 def test_a_reward_of_the_docs_serves_trl(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def slow(prompts, completions, **columns):
 def asked(tmp_path: Path, tail: str, texts: list[str], seconds: float) -> list[float | None]:
     path = tmp_path / "slow.py"
     path.write_text(HANGS.replace("{tail}", tail))
-    reward = rewards.patient(rewards.load(RewardEntry(use=str(path))), seconds / 60)
+    reward = rewards.load(RewardEntry(use=str(path)), rewards.Runtime(minutes=seconds / 60))
     prompts: list[list[Any]] = [says("user", text) for text in texts]
     return reward(prompts, [says("assistant", "x") for _ in texts], {})
 
@@ -173,7 +173,7 @@ def test_the_limit_breaks_into_a_regular_expression(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         'import re\n\ndef slow(prompts, completions):\n    return [re.match("(a+)+$", "a" * 40 + "b")]\n'
     )
-    reward = rewards.patient(rewards.load(RewardEntry(use=str(tmp_path / "slow.py"))), 0.1 / 60)
+    reward = rewards.load(RewardEntry(use=str(tmp_path / "slow.py")), rewards.Runtime(minutes=0.1 / 60))
     began = time.monotonic()
     with pytest.raises(StageError, match=r"slow\.py:4: slow\(\) did not return within 0\.1 s .*\[reward-hangs\]"):
         reward([says("user", "?")], [says("assistant", "x")], {})

@@ -17,10 +17,10 @@ from posttrain.config import JudgeModel, RewardEntry
 from posttrain.engines.protocol import Completion, Request, SamplingParams
 from posttrain.errors import EngineError, RewardError
 from posttrain.rewards import judge_local, judge_prompt, rubric
+from posttrain.rewards import load as load_reward
 from posttrain.rewards.judge import load
 from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.judge_client import Question
-from posttrain.rewards.judge_reward import load_reward
 
 QUALITY = rubric.load("quality.md")
 

@@ -13,6 +13,7 @@ import pytest
 from support.judges import FakeJudge, gives, judged, serving
 from support.loop_runs import go
 
+from posttrain import rewards
 from posttrain.config import RewardEntry
 from posttrain.data import tables
 from posttrain.errors import EngineError, RecipeError, RewardError
@@ -165,9 +166,7 @@ def test_the_filters_stage_counts_what_the_judge_did(tmp_path: Path, served: tup
 
 
 def test_a_key_that_is_not_set_is_told_before_anything_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    from posttrain.rewards.judge_reward import load_reward
-
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     recipe: Recipe = load("quickstart", [judged_by("http://127.0.0.1:9/v1", api_key_env="JUDGE_KEY")])
     with pytest.raises(RewardError, match="JUDGE_KEY is not set"):
-        load_reward(recipe.reward[-1]).probe([])
+        rewards.load(recipe.reward[-1]).probe([])

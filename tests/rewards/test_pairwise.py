@@ -11,8 +11,8 @@ import pytest
 from posttrain.config import RewardEntry
 from posttrain.data.messages import Prompt
 from posttrain.errors import RewardError
-from posttrain.rewards import Reward
 from posttrain.rewards import load as load_reward
+from posttrain.rewards.functions import Reward
 from posttrain.rewards.pairwise import Pairwise, load
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("one?", "two?", "three?")]

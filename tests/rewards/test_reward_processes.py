@@ -17,7 +17,8 @@ import pytest
 from posttrain import rewards
 from posttrain.config import RewardEntry
 from posttrain.errors import PosttrainError, RewardError, StageCrashedError, StageError
-from posttrain.rewards import Reward, client
+from posttrain.rewards import client
+from posttrain.rewards.functions import Reward, load
 
 PROMPTS: list[list[Any]] = [[{"role": "user", "content": text}] for text in ("one", "two", "three")]
 ANSWERS: list[list[Any]] = [[{"role": "assistant", "content": text}] for text in ("1", "22", "333")]
@@ -36,7 +37,7 @@ def length(answer):
 def loaded(folder: Path, body: str, before: str = "", name: str = "mine.py", seconds: float | None = 60) -> Reward:
     text = IMPORTS + before + "\n\ndef f(prompts, completions, **columns):\n"
     (folder / name).write_text(text + "".join(f"    {line}\n" for line in body.splitlines()))
-    return rewards.patient(rewards.load(RewardEntry(use=str(folder / name), function="f")), seconds and seconds / 60)
+    return load(RewardEntry(use=str(folder / name), function="f"), rewards.Runtime(minutes=seconds and seconds / 60))
 
 
 def asked(reward: Reward) -> list[float | None]:

@@ -15,7 +15,8 @@ from posttrain import shipped
 from posttrain.config import RewardEntry
 from posttrain.data.messages import Prompt
 from posttrain.errors import RewardError
-from posttrain.rewards import Reward, content_hash, load, wrong_cases
+from posttrain.rewards.functions import Reward, load
+from posttrain.rewards.golden_cases import wrong_cases
 
 GOOD = """\
 def same(prompts, completions, answer, **columns):
@@ -137,10 +138,10 @@ class TestFiles:
 
     def test_the_hash_is_of_content_and_function(self, tmp_path: Path) -> None:
         two = GOOD + GOOD.replace("same", "other")
-        first = content_hash(entry(tmp_path, two, "same"))
-        assert first == content_hash(entry(tmp_path, two, "same", "renamed.py"))
-        assert first != content_hash(entry(tmp_path, two, "other"))
-        assert first != content_hash(entry(tmp_path, two + "\n", "same"))
+        first = load(entry(tmp_path, two, "same")).identity
+        assert first == load(entry(tmp_path, two, "same", "renamed.py")).identity
+        assert first != load(entry(tmp_path, two, "other")).identity
+        assert first != load(entry(tmp_path, two + "\n", "same")).identity
 
 
 class TestResults:
