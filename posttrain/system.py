@@ -52,6 +52,16 @@ def describe(folder: Path) -> dict[str, Any]:
     }
 
 
+def bytes_in_words(size: float) -> str:
+    """In powers of 1000, as disks and the Hub count: 700 B, 3.6 MB, 1.4 GB."""
+    unit = "B"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,6 +16,7 @@ from posttrain.evaluation import statistics
 from posttrain.rewards import combine
 from posttrain.seeds import derive_seed
 from posttrain.stages.promote import decide
+from posttrain.system import bytes_in_words
 
 LEVELS = {"significantly_better": 0.75, "better": 0.5, "slightly_better": 0.25}
 
@@ -154,3 +155,9 @@ def test_prompts_nearest_to_the_wanted_pass_rate_are_taken_and_unjudged_ones_in_
     assert nearest(rates, 0.25, 4) == ["b", "c", "h", "e"]
     assert nearest(rates, 0.75, 4) == ["b", "d", "a", "g"]
     assert len(nearest(rates, 0.5, 8)) == 8
+
+
+def test_sizes_are_told_in_powers_of_1000() -> None:
+    sizes = [0, 999, 1000, 3_640_000, 357.4e6, 1.44e9, 2.5e12, 3e15]
+    said = ["0 B", "999 B", "1.0 KB", "3.6 MB", "357.4 MB", "1.4 GB", "2.5 TB", "3000.0 TB"]
+    assert [bytes_in_words(size) for size in sizes] == said

@@ -9,6 +9,7 @@ import typer
 
 from posttrain.commands.completion import recipes
 from posttrain.commands.terminal import say
+from posttrain.system import bytes_in_words
 
 
 def check_(
@@ -66,14 +67,14 @@ def _lines(plan: dict[str, Any], n: int) -> list[str]:
     overlapping = f", {plan['machine']['at_once']} stages side by side" if plan["machine"]["at_once"] > 1 else ""
     lines.append(
         f"\n{n} round{'s' if n > 1 else ''}: {plan['completions']:,} completions, {plan['tokens']:,} new tokens, "
-        f"{plan['steps']:,} steps, {_size(plan['disk'])} on disk"
+        f"{plan['steps']:,} steps, {bytes_in_words(plan['disk'])} on disk"
     )
     if plan["seconds"] is None:
         lines.append("no times: nothing was measured; rows are the most there can be")
         return lines
     lines.append(
         f"about {_time(plan['seconds'])} with nothing else on this machine{overlapping}; "
-        f"memory at most about {_size(plan['memory'])}"
+        f"memory at most about {bytes_in_words(plan['memory'])}"
     )
     if plan["not_measured"]:
         lines.append(f"not in the time: {', '.join(plan['not_measured'])}, which could not be measured")
@@ -88,7 +89,7 @@ def _row(number: object, name: str, amounts: dict[str, Any]) -> str:
     memory = amounts.get("memory")
     return (
         f"{number!s:<6}{name:<18}{counts}{_time(amounts['seconds']):>9}"
-        f"{_size(memory) if memory else '':>10}{_size(amounts['disk']) if amounts['disk'] else '':>10}"
+        f"{bytes_in_words(memory) if memory else '':>10}{bytes_in_words(amounts['disk']) if amounts['disk'] else '':>10}"
     )
 
 
@@ -98,7 +99,3 @@ def _time(seconds: float | None) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from posttrain.commands.terminal import say
+from posttrain.system import bytes_in_words
 
 if TYPE_CHECKING:
     from posttrain.hub.plan import RepoPlan
@@ -82,7 +83,7 @@ def _line(pushed: Pushed) -> str:
     if not pushed.sent:
         return f"{pushed.repo}: {pushed.tag} is there already, all {len(pushed.there)} files"
     there = f"; {len(pushed.there)} were there already" if pushed.there else ""
-    return f"{pushed.repo}: {pushed.tag}, {len(pushed.sent)} files sent ({_size(pushed.bytes)}){there}"
+    return f"{pushed.repo}: {pushed.tag}, {len(pushed.sent)} files sent ({bytes_in_words(pushed.bytes)}){there}"
 
 
 def _described(plans: list[RepoPlan]) -> dict[str, Any]:
@@ -113,18 +114,8 @@ def _shown(plans: list[RepoPlan]) -> str:
         lines.append(f"\n{plan.repo} ({plan.kind}, {'private' if plan.private else 'public'} if it is new)")
         for one in plan.rounds:
             size = sum(file.size for file in one.files)
-            lines.append(f"  {one.tag}: {one.key}, {len(one.files)} files, {_size(size)}")
-            lines += [f"    {_size(file.size):>9}  {file.sha256[:12]}  {file.path}" for file in one.files]
+            lines.append(f"  {one.tag}: {one.key}, {len(one.files)} files, {bytes_in_words(size)}")
+            lines += [f"    {bytes_in_words(file.size):>9}  {file.sha256[:12]}  {file.path}" for file in one.files]
     for plan in plans:
         lines.append(f"\n--- the card of {plan.repo} ---\n{plan.rounds[-1].card}")
     return "\n".join(lines)
-
-
-def _size(count: int) -> str:
-    """A size in powers of 1000, as the Hub shows it."""
-    size, unit = float(count), "B"
-    for larger in ("KB", "MB", "GB", "TB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

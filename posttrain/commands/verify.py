@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from posttrain.commands.terminal import say
+from posttrain.system import bytes_in_words
 
 
 def verify_(
@@ -45,7 +46,7 @@ def _told(found: dict) -> str:
     lines = [f"{each['path']}: {each['what']}; {each['then']}" for each in found["findings"]]
     lines.append(
         f"{found['files']} files in {found['artifacts']} artifacts and {found['checkpoints']} checkpoints, "
-        f"{found['bytes'] / 1e6:,.1f} MB: {len(lines) or 'nothing'} to repair"
+        f"{bytes_in_words(found['bytes'])}: {len(lines) or 'nothing'} to repair"
     )
     again = ", ".join(f"{each['stage']} of round {each['round']}" for each in found["runs_again"])
     if found["findings"] and not found["repaired"]:

@@ -17,7 +17,7 @@ from typing import Any
 from posttrain.errors import RoomError
 from posttrain.models import weights
 from posttrain.stages.registry import STAGES
-from posttrain.system import gpu
+from posttrain.system import bytes_in_words, gpu
 
 TRAINING = 4  # weights, gradients and two moments, in float32
 
@@ -114,14 +114,15 @@ def check(need: Need, root: Path, what: str) -> None:
     free, memory = shutil.disk_usage(there).free, psutil.virtual_memory().available
     if need.disk > free:
         raise RoomError(
-            f"{what} need about {in_words(need.disk)} on the disk, and {in_words(free)} are free at {there}; nothing "
-            "was begun. Make room there (older runs, the cache of the Hub), or name another disk by --run",
+            f"{what} need about {bytes_in_words(need.disk)} on the disk, and {bytes_in_words(free)} are free at "
+            f"{there}; nothing was begun. Make room there (older runs, the cache of the Hub), or name another disk "
+            "by --run",
             rule="command-disk-room",
         )
     if need.memory > memory and not gpu():
         raise RoomError(
-            f"{what} need about {in_words(need.memory)} of memory, and {in_words(memory)} are free; nothing was begun. "
-            "Take a smaller model, train adapters (model.lora), or use a larger machine",
+            f"{what} need about {bytes_in_words(need.memory)} of memory, and {bytes_in_words(memory)} are free; "
+            "nothing was begun. Take a smaller model, train adapters (model.lora), or use a larger machine",
             rule="command-memory-room",
         )
 
@@ -139,7 +140,3 @@ def _answers(stage: Mapping[str, Any], prompts: Path) -> float:
         stage["key"]
     ]
     return made.tokens * TOKEN * COPIES
-
-
-def in_words(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"

@@ -18,7 +18,7 @@ from posttrain.execution import resources
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.execution.launcher import Forked, Launcher
 from posttrain.execution.progress import Silent
-from posttrain.execution.resources import Need, in_words, parameters, training_disk, training_memory
+from posttrain.execution.resources import Need, parameters, training_disk, training_memory
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.models import ModelSummary, inspect_model, structure
@@ -32,7 +32,7 @@ from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import pairwise
 from posttrain.stages.amounts import Sets, Shares
 from posttrain.storage.store import Store
-from posttrain.system import cores, gpu
+from posttrain.system import bytes_in_words, cores, gpu
 
 SMALL = 5_000_000  # as posttrain.training.run.SMALL, which cannot be imported without torch
 
@@ -128,7 +128,7 @@ def _no_probe(model: ModelSummary) -> str | None:
 
     needs = training_memory(_parameters(model), {})
     if not gpu() and needs > psutil.virtual_memory().available:
-        return f"training takes about {needs / 1e9:.0f} GB of memory, and so much is not free here"
+        return f"training takes about {bytes_in_words(needs)} of memory, and so much is not free here"
     return None
 
 
@@ -149,7 +149,7 @@ def golden_cases(recipe: Recipe) -> str:
 def _model(model: Model) -> tuple[str, ModelSummary]:
     found = models.inspect_model(model)
     where = found.path if found.here else "on the Hub, its weights not fetched yet"
-    return f"{model.path}, {found.size / 1e6:,.1f} MB of weights, {where}", found
+    return f"{model.path}, {bytes_in_words(found.size)} of weights, {where}", found
 
 
 def _engine(recipe: Recipe) -> str:
@@ -290,4 +290,6 @@ def check_run(recipe: Recipe, n: int, run: Store) -> None:
     count, model = parameters(size), recipe.model.in_key()
     extra = training_disk(count, 0, model)
     need = Need(len(made) * size + extra, training_memory(count, model))
-    resources.check(need, run.root, f"the models of these rounds ({len(made)} of {in_words(size)}, and checkpoints)")
+    resources.check(
+        need, run.root, f"the models of these rounds ({len(made)} of {bytes_in_words(size)}, and checkpoints)"
+    )

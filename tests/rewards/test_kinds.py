@@ -71,7 +71,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_is_checked_and_its_content_is_in_the_key_of_what_it_scores(tmp_path: Path, words: Path) -> None:
     reward = "reward=" + json.dumps([{"use": str(words)}, {"use": "reward-model"}])
-    assert golden_cases(load("quickstart", [reward])) == "words has 2 words, readers.py has no golden cases"
+    assert golden_cases(load("quickstart", [reward])) == "words has 2 words, notes.py gives 20 golden cases"
     assert "scores" in go(tmp_path / "run", 1, reward, "watch={}")[0]
     words.write_text("two six")
     ran, said = go(tmp_path / "run", 1, reward, "watch={}")
