@@ -86,10 +86,10 @@ def _row(number: object, name: str, amounts: dict[str, Any]) -> str:
         f"{amounts.get(key) or '':>{width},}" if amounts.get(key) else " " * width
         for key, width in (("prompts", 9), ("completions", 13), ("tokens", 12), ("steps", 7))
     )
-    memory = amounts.get("memory")
+    memory, disk = amounts.get("memory"), amounts["disk"]
     return (
         f"{number!s:<6}{name:<18}{counts}{_time(amounts['seconds']):>9}"
-        f"{bytes_in_words(memory) if memory else '':>10}{bytes_in_words(amounts['disk']) if amounts['disk'] else '':>10}"
+        f"{bytes_in_words(memory) if memory else '':>10}{bytes_in_words(disk) if disk else '':>10}"
     )
 
 

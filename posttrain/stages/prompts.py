@@ -24,7 +24,7 @@ from posttrain.filters.contamination import overlap
 from posttrain.job import Job
 from posttrain.models.inspection import inspect
 from posttrain.rewards import pairwise
-from posttrain.rewards.protocol import Asked
+from posttrain.rewards.protocol import RewardBase
 
 SCHEMA = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("columns", pa.string()), ("line", pa.int64())])
 
@@ -143,7 +143,7 @@ def _read(
         prompt_set, job.runtime["prompts"].get("system"), where=f"prompts.{name}", counts=counts
     )
     place = prompt_set.path or prompt_set.dataset_name
-    _check_rewards(_asked(job, name), prompts, place)
+    _check_rewards(_rewards_of(job, name), prompts, place)
     messages = [None, *(job.config.get("systems", []) if name == "train" else [])]
     left_out: Counter[str] = Counter({"too_long": 0, "in_an_evaluation_set": 0})
     kept = []
@@ -221,11 +221,11 @@ def _length(tokenizer: Any, prompt: Prompt, system: str | None, place: str | Non
         raise DataError(error.message, file=place, line=prompt.line, hint=error.hint, rule=error.rule) from error
 
 
-def _asked(job: Job, name: str) -> list[Asked]:
+def _rewards_of(job: Job, name: str) -> list[RewardBase]:
     """What is to score the answers to the prompts of a set. What reads no columns is tried once, after the others."""
     runtime = rewards.Runtime(job.runtime.get("reward_minutes"))
     loaded = [rewards.load(RewardEntry.model_validate(entry), runtime) for entry in job.runtime["rewards"]]
-    asked: list[Asked] = [one for one in loaded if one.reads_columns]
+    asked: list[RewardBase] = [one for one in loaded if one.reads_columns]
     if name == "train":
         asked += [one for one in loaded if not one.reads_columns]
     if name == "heldout":
@@ -233,7 +233,7 @@ def _asked(job: Job, name: str) -> list[Asked]:
     return asked
 
 
-def _check_rewards(asked: Sequence[Asked], prompts: list[Prompt], place: str | None) -> None:
+def _check_rewards(asked: Sequence[RewardBase], prompts: list[Prompt], place: str | None) -> None:
     """Checks that every reward finds its columns in this set and that a trial call works."""
     for reward in asked:
         try:

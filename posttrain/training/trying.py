@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from posttrain.config import Trained, trl_fields
 from posttrain.config.training import TRAINED
 from posttrain.job import Job
+from posttrain.system import device
 from posttrain.training.run import OURS, arguments
 
 # What a library says of options that do not fit. Anything else is a mistake of ours, and is raised as it is.
@@ -104,7 +105,7 @@ def _compile_a_sum(options: Mapping[str, Any]) -> None:
     """Compiles one sum with the trainer's compile options: shows in seconds whether this machine can compile."""
     backend = options.get("torch_compile_backend") or "inductor"
     plugin = TorchDynamoPlugin(backend=backend, mode=options.get("torch_compile_mode"))  # pyright: ignore[reportArgumentType] # made one
-    given = torch.ones(2, device="cuda" if torch.cuda.is_available() else "cpu")
+    given = torch.ones(2, device=device())
     try:
         torch.compile(lambda one: one + 1, **plugin.to_kwargs())(given)
     finally:
