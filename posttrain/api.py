@@ -79,7 +79,7 @@ def _push(store: Store, recipe: Recipe, watcher: Watcher) -> list[AfterRounds]:
     from huggingface_hub.utils import disable_progress_bars
 
     from posttrain.hub.after_rounds import AfterRounds
-    from posttrain.hub.client import Talk
+    from posttrain.hub.client import HubClient
 
     disable_progress_bars()  # the watcher shows the stages
-    return [AfterRounds(store, recipe.push, lambda: Talk(get_token()), watcher.note)]
+    return [AfterRounds(store, recipe.push, lambda: HubClient(get_token()), watcher.note)]

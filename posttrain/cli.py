@@ -25,7 +25,7 @@ from posttrain.commands.status import status_
 from posttrain.commands.terminal import say
 from posttrain.commands.verify import verify_
 from posttrain.errors import PosttrainError
-from posttrain.storage.redact import escape_libraries, shown
+from posttrain.storage.redact import escape_libraries, redact
 
 # The same table is in docs/commands.md. What is between two empty lines is a paragraph.
 EPILOG = """
@@ -69,8 +69,8 @@ def main() -> None:
     try:
         app()
     except PosttrainError as error:
-        say(f"posttrain: {shown(str(error))}", error=True)
+        say(f"posttrain: {redact(str(error))}", error=True)
         sys.exit(error.exit_code)
     except Exception:  # a mistake of ours: all of it, but in it may be what others wrote
-        say(shown(traceback.format_exc()), error=True)
+        say(redact(traceback.format_exc()), error=True)
         sys.exit(1)

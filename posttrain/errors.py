@@ -1,20 +1,20 @@
 """The exceptions, and the exit code of each.
 
-PosttrainError                 1   anything of ours
-├── InputError                 2   what the user gave is wrong; nothing was started
+PosttrainError                 1   the base class
+├── InputError                 2   wrong input; nothing was started
 │   ├── RecipeError            2   a key, type or value of a recipe
 │   ├── DataError              2   a prompt, demonstration or preference file
 │   ├── ModelError             2   a model folder, its tokenizer or chat template
 │   └── RewardError            2   a reward file, or what one of its functions returned
-├── StageError                 3   a stage failed or died
-│   ├── EmptyStageError        3   a stage had nothing left to work on (no pair, no kept sample)
-│   ├── EngineError            3   what samples is not there, serves other weights, or stays away
+├── StageError                 3   a stage failed or crashed
+│   ├── EmptyStageError        3   a stage had no rows left (no pair, no kept sample)
+│   ├── EngineError            3   an inference engine or judge is down or serves other weights
 │   ├── StageCrashedError      3   a process was killed, or memory or a device failed: the stage is retried
 │   ├── NonFiniteError         3   a loss, gradient or weight is not finite
-│   └── RoomError              3   disk or memory is too small for what is to come
-├── LockedError                4   another process works on this run
-├── DamagedError               5   a file of the run is not what its manifest says
-└── HubError                   6   the Hub refused or could not be reached; the run is whole
+│   └── ResourceError          3   disk or memory is too small
+├── LockedError                4   another process is using this run
+├── DamagedError               5   a file of the run does not match its manifest
+└── HubError                   6   the Hub refused or could not be reached; the run is unchanged
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 
 class PosttrainError(Exception):
-    """One message for the person at the terminal: what is wrong, where, and what to do.
+    """One message for the user: what is wrong, where, and what to do.
 
     `rule` names the check that refused, as docs/failures.md lists it; it stands in brackets after the message.
     """
@@ -42,7 +42,7 @@ def _with_rule(message: str, rule: str | None) -> str:
 
 
 class InputError(PosttrainError):
-    """What the user gave is wrong. Raised before anything of the run is changed.
+    """Wrong input. Raised before anything of the run is changed.
 
     `file`, `line` and `column` (both counted from 1) say where; `hint` says what to do.
     """
@@ -97,17 +97,17 @@ class RewardError(InputError):
 
 
 class StageError(PosttrainError):
-    """A stage failed or died; what was whole before it still is."""
+    """A stage failed or crashed; finished stages are intact."""
 
     exit_code = 3
 
 
 class EmptyStageError(StageError):
-    """A stage had nothing left to work on; the message names what dropped the rows."""
+    """A stage had no rows left; the message names what dropped them."""
 
 
 class EngineError(StageError):
-    """What samples is not installed, down, serves other weights, or cannot answer; nothing was counted of it."""
+    """The inference engine or a judge is not installed, is down, serves other weights, or fails."""
 
 
 class StageCrashedError(StageError):
@@ -122,24 +122,24 @@ class NonFiniteError(StageError):
         self.step = step
 
 
-class RoomError(StageError):
-    """Disk or memory is too small for what is to come, or the disk is full. What is whole stays."""
+class ResourceError(StageError):
+    """Disk or memory is too small, or the disk is full. Finished stages stay."""
 
 
 class LockedError(PosttrainError):
-    """Another process works on this run."""
+    """Another process is using this run."""
 
     exit_code = 4
 
 
 class DamagedError(PosttrainError):
-    """A file of the run is not what its manifest says."""
+    """A file of the run does not match its manifest."""
 
     exit_code = 5
 
 
 class HubError(PosttrainError):
-    """The Hub refused, or could not be reached. Nothing of the run was changed; the same command goes on."""
+    """The Hub refused, or could not be reached. The run is unchanged; the same command resumes."""
 
     exit_code = 6
 

@@ -22,7 +22,7 @@ from posttrain.engines.server_dialects import loopback
 from posttrain.errors import InputError, ModelError, RecipeError
 from posttrain.recipe.load import load
 from posttrain.storage.checkpoint_seals import SEAL, seal
-from posttrain.storage.redact import shown
+from posttrain.storage.redact import redact
 
 SOURCE = sorted((Path(__file__).parent.parent / "posttrain").rglob("*.py"))
 TOKEN = "hf_" + "Xq7" * 11
@@ -166,7 +166,7 @@ def test_a_server_that_is_started_listens_on_this_machine_alone(start: list[str]
 
 def test_what_is_secret_is_taken_out_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "plain-looking-12")
-    said = shown(f"401 for https://me:word@hub/x with {TOKEN}, key plain-looking-12")
+    said = redact(f"401 for https://me:word@hub/x with {TOKEN}, key plain-looking-12")
     assert said == "401 for https://(left out)hub/x with (left out), key (left out)"
 
 

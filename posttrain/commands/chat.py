@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from posttrain.commands.terminal import say
-from posttrain.storage.redact import shown
+from posttrain.storage.redact import redact
 
 
 def chat_(
@@ -46,4 +46,4 @@ def chat_(
                     say(piece, end="")
                 say("")
             except InputError as error:
-                say(shown(str(error)), error=True)
+                say(redact(str(error)), error=True)

@@ -55,7 +55,7 @@ def _push(store: Any, plans: list[RepoPlan], quiet: bool) -> list[dict[str, Any]
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import disable_progress_bars
 
-    from posttrain.hub.client import Talk
+    from posttrain.hub.client import HubClient
     from posttrain.hub.upload import push, sign_in
     from posttrain.storage import pushed
 
@@ -69,11 +69,11 @@ def _push(store: Any, plans: list[RepoPlan], quiet: bool) -> list[dict[str, Any]
         if not quiet:
             say(_line(one))
 
-    talk = Talk(get_token(), say=lambda text: say(text, error=True))
+    client = HubClient(get_token(), say=lambda text: say(text, error=True))
     with store.lock("push.lock"):
-        sign_in(talk)
+        sign_in(client)
         for plan in plans:
-            push(plan, talk, done)
+            push(plan, client, done)
             if not quiet:
                 say(f"  {constants.ENDPOINT}/{'datasets/' if plan.kind == 'dataset' else ''}{plan.repo}")
     return found

@@ -81,7 +81,7 @@ def _brevity(length: int, lengths: Sequence[int]) -> float:
     return 1.0 if length >= nearest else math.exp(1 - nearest / length)
 
 
-def drift(one: Sequence[Words], other: Sequence[Words]) -> float | None:
+def js_divergence(one: Sequence[Words], other: Sequence[Words]) -> float | None:
     """The Jensen-Shannon divergence of two samples' word frequencies, in bits: 0 the same, 1 no word in common."""
     counts = [Counter(word for words in texts for word in words) for texts in (one, other)]
     if not all(counts):

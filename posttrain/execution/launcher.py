@@ -32,7 +32,7 @@ from posttrain.job import Job, no_progress
 from posttrain.stages import run_stage
 from posttrain.storage import lock, store
 from posttrain.storage.files import read_json
-from posttrain.storage.redact import Log, shown
+from posttrain.storage.redact import Log, redact
 from posttrain.system import die_with_parent, versions
 
 
@@ -253,7 +253,7 @@ def _child(folder: Path, workers: int, background: bool, sender: Connection, run
     except Exception as raised:
         if not isinstance(raised, PosttrainError):
             with contextlib.suppress(OSError):  # the disk that the log is on may be full
-                sys.stderr.write(shown(traceback.format_exc()))  # which is the log
+                sys.stderr.write(redact(traceback.format_exc()))  # which is the log
         explained = retry.explained(raised, folder)
         error = explained if _picklable(explained) else StageError(str(explained))
     with contextlib.suppress(BrokenPipeError):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import RoomError
+from posttrain.errors import ResourceError
 from posttrain.models import weights
 from posttrain.stages.registry import STAGES
 from posttrain.system import bytes_in_words, gpu
@@ -107,20 +107,20 @@ def of_stage(stage: Mapping[str, Any], root: Path) -> Need:
 
 
 def check(need: Need, root: Path, what: str) -> None:
-    """Raises RoomError if less is free than `need`; `what` names it in the message."""
+    """Raises ResourceError if less is free than `need`; `what` names it in the message."""
     import psutil
 
     there = next(folder for folder in (root, *root.absolute().parents) if folder.is_dir())
     free, memory = shutil.disk_usage(there).free, psutil.virtual_memory().available
     if need.disk > free:
-        raise RoomError(
+        raise ResourceError(
             f"{what} need about {bytes_in_words(need.disk)} on the disk, and {bytes_in_words(free)} are free at "
             f"{there}; nothing was begun. Make room there (older runs, the cache of the Hub), or name another disk "
             "by --run",
             rule="command-disk-room",
         )
     if need.memory > memory and not gpu():
-        raise RoomError(
+        raise ResourceError(
             f"{what} need about {bytes_in_words(need.memory)} of memory, and {bytes_in_words(memory)} are free; "
             "nothing was begun. Take a smaller model, train adapters (model.lora), or use a larger machine",
             rule="command-memory-room",

@@ -14,9 +14,9 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from posttrain.errors import NonFiniteError, PosttrainError, RoomError, StageCrashedError, StageError
+from posttrain.errors import NonFiniteError, PosttrainError, ResourceError, StageCrashedError, StageError
 from posttrain.storage.files import write_durably
-from posttrain.storage.redact import shown
+from posttrain.storage.redact import redact
 
 How = Literal["same", "halved"]
 IN_WORDS: Mapping[How, str] = {
@@ -67,7 +67,7 @@ def halve(folder: Path, stage: Mapping[str, Any]) -> None:
 
 def note(folder: Path, error: Exception, seconds: float, how: How | None) -> None:
     """Records a failed attempt and what follows, for the artifact's manifest and in the stage's log."""
-    then, said = IN_WORDS[how] if how else "is not tried again", shown(str(error))
+    then, said = IN_WORDS[how] if how else "is not tried again", redact(str(error))
     made = {"error": type(error).__name__, "message": said, "seconds": round(seconds, 3), "then": then}
     write_durably(_record(folder), json.dumps([*failed_before(folder), made], ensure_ascii=False))
     with (folder / "scratch" / "log.txt").open("a", encoding="utf-8") as log:
@@ -96,17 +96,17 @@ def explained(error: Exception, folder: Path) -> PosttrainError:
     if isinstance(error, PosttrainError):
         return error
     log = f"log: {folder / 'scratch' / 'log.txt'}"
-    what = shown(f"{type(error).__name__}: {error}")
+    what = redact(f"{type(error).__name__}: {error}")
     if any(map(_passing, chain)):
         return StageCrashedError(f"{stage} died: {what}; {log}. The same command goes on from there.")
     return StageError(f"{stage} failed: {what}; {log}. The same command goes on from the last finished stage.")
 
 
-def full_disk(error: BaseException, root: Path, stage: str = "") -> RoomError:
+def full_disk(error: BaseException, root: Path, stage: str = "") -> ResourceError:
     """The error for a full disk: which file, how much is free, and the size of artifacts and work."""
     path = getattr(error, "filename", None) or root
     free, work = _free(root), _size(root / "work")
-    return RoomError(
+    return ResourceError(
         f"{f'{stage}: ' if stage else ''}the disk is full: {path} could not be written. {free:,} bytes are free at "
         f"{root}, where artifacts take {_size(root / 'artifacts'):,} and work under way {work:,}. Nothing partial was "
         "published. Make room there (older runs, the cache of the Hub), and the same command goes on"

@@ -1,2 +1,2 @@
-"""A run on the Hub: what of it goes there (`plan`), what its cards tell (`model_card`, `data_card`), and how it gets
-there (`upload`). `after_rounds` does it during a run. Nothing here changes an artifact."""
+"""Pushes a run to the Hub: which files (`plan`), the cards (`model_card`, `data_card`), the upload (`upload`), and
+pushes during a run (`after_rounds`). Nothing here changes an artifact."""

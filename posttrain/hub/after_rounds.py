@@ -1,5 +1,5 @@
-"""Pushes promoted rounds while a run goes on. Beside the run, in a thread: no stage waits for the network, and no
-failure of a push is one of the run."""
+"""Pushes promoted rounds during a run, in a thread: no stage waits for the network, and a failed push does not fail the
+run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from posttrain.config import Push
 from posttrain.errors import PosttrainError
 from posttrain.execution.progress import Silent
-from posttrain.hub.client import Talk
+from posttrain.hub.client import HubClient
 from posttrain.hub.plan import Kind, data_repo, make, policy_key, promoted_rounds
 from posttrain.hub.upload import push, sign_in
 from posttrain.storage import pushed
@@ -19,10 +19,10 @@ from posttrain.storage.store import Store
 
 
 class AfterRounds(Silent):
-    """Pushes each round that is done; `finish` is called at the end. `say` is told what came of it."""
+    """Pushes each finished round; call `finish` at the end. `say` receives messages."""
 
-    def __init__(self, run: Store, section: Push, talk: Callable[[], Talk], say: Callable[[str], None]) -> None:
-        self.run, self.section, self._talk, self._say = run, section, talk, say
+    def __init__(self, run: Store, section: Push, client: Callable[[], HubClient], say: Callable[[str], None]) -> None:
+        self.run, self.section, self._client, self._say = run, section, client, say
         self._done: queue.Queue[int | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="push", daemon=True)
         self._thread.start()
@@ -31,12 +31,12 @@ class AfterRounds(Silent):
         self._done.put(number)
 
     def finish(self) -> None:
-        """Wait until what can be pushed is. What failed before is tried once more."""
+        """Waits for pending pushes, and retries failed ones once."""
         self._done.put(None)
         self._thread.join()
 
     def _work(self) -> None:
-        self._try(lambda: sign_in(self._talk()))  # a token that does not do is told now, not after hours
+        self._try(lambda: sign_in(self._client()))  # a token that is refused fails now, not after hours
         last = 0
         for number in iter(self._done.get, None):
             last = number
@@ -45,7 +45,7 @@ class AfterRounds(Silent):
         self._try(lambda: self._push(last))
 
     def _try(self, do: Callable[[], None]) -> None:
-        """What fails is left for the next time."""
+        """Runs one push; a failure is reported and left for the next time."""
         try:
             do()
         except Exception as error:  # a push never ends the run
@@ -53,17 +53,17 @@ class AfterRounds(Silent):
             self._say(f"warning: {known}\n  the run goes on; tried again after the next round, or by posttrain push")
 
     def _push(self, last: int) -> None:
-        """All rounds up to this one that are not there yet, oldest first."""
+        """Pushes all rounds up to this one that are not on the Hub yet, oldest first."""
         waiting = pending(self.run, self.section, last)
         if not waiting:
             return
         to, section = self.section.to, self.section
         plans = make(self.run, to, private=section.private, data=section.data, numbers=waiting)
-        talk = self._talk()
+        client = self._client()
         with self.run.lock("push.lock"):
-            sign_in(talk)
+            sign_in(client)
             for plan in plans:
-                push(plan, talk, self._note)
+                push(plan, client, self._note)
 
     def _note(self, one: Pushed) -> None:
         pushed.add(self.run, one)
@@ -71,7 +71,7 @@ class AfterRounds(Silent):
 
 
 def pending(run: Store, section: Push, last: int) -> list[int]:
-    """Promoted rounds up to `last` that `pushed.json` does not know of."""
+    """Promoted rounds up to `last` that are not in `pushed.json`."""
     repos: list[tuple[str, Kind]] = [(section.to, "model")]
     if section.data:
         repos.append((data_repo(section.to), "dataset"))

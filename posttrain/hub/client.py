@@ -1,4 +1,4 @@
-"""Calls of the Hub: tried again where that can help, and explained where it cannot."""
+"""Calls to the Hub, with retries, and errors with a hint."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _PASSING = (408, 409, 412, 429, 500, 502, 503, 504)
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How often a call is made and how long it is waited between, in seconds; each wait is twice the one before."""
+class RetryPolicy:
+    """The number of tries, and the waits between them in seconds, each twice the one before."""
 
     tries: int = 5
     first_wait: float = 1.0
@@ -31,15 +31,15 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
 
 
-class Talk:
-    """The Hub's client, a token that never shows, and the patience."""
+class HubClient:
+    """The Hub's API with a token, which is never printed, and retries."""
 
     def __init__(
         self,
         token: str | None,
         *,
         endpoint: str | None = None,
-        patience: Patience | None = None,
+        retries: RetryPolicy | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         if not token:
@@ -47,27 +47,27 @@ class Talk:
                 f"there is no token to push with\n  hf auth login, or set HF_TOKEN; one that may write: {_TOKENS}"
             )
         self.api = HfApi(endpoint=endpoint, token=token, library_name="posttrain")
-        self._patience, self._say, self._secrets = patience or Patience(), say, frozenset([token])
+        self._retries, self._say, self._secrets = retries or RetryPolicy(), say, frozenset([token])
         self._reached = False  # whether the Hub has ever answered: before that, waiting does not help
         self.user = ""
 
     def call(self, what: str, do: Callable[[], T]) -> T:
-        """`do()`, made again after what passes. `what` completes "could not …".
+        """Calls `do()`, with retries after transient errors. `what` completes "could not …".
 
         Raises:
-            HubError: the Hub refuses, stays away, or asks for more patience than there is.
+            HubError: the Hub refuses, cannot be reached, or asks for too long a wait.
         """
-        wait = self._patience.first_wait
-        for left in reversed(range(self._patience.tries)):
+        wait = self._retries.first_wait
+        for left in reversed(range(self._retries.tries)):
             try:
                 result = do()
             except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
                 cause = _cause(error)
                 pause = self._pause(cause, wait)
-                if not left or pause is None or pause > self._patience.longest_wait:
+                if not left or pause is None or pause > self._retries.longest_wait:
                     raise self._explained(what, cause) from None  # a cause can show headers
                 self._say(f"could not {what}: {_short(cause)}; again in {pause:.0f} s")
-                self._patience.sleep(pause)
+                self._retries.sleep(pause)
                 wait *= 2
             else:
                 self._reached = True
@@ -75,7 +75,7 @@ class Talk:
         raise AssertionError("no try at all")
 
     def _pause(self, error: BaseException, wait: float) -> float | None:
-        """Seconds until another try can help; None: it cannot."""
+        """Seconds to wait before the next try; None: a retry cannot help."""
         if isinstance(error, HfHubHTTPError):
             self._reached = True
             if error.response.status_code not in _PASSING:
@@ -89,7 +89,7 @@ class Talk:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The client wraps what happens to a large file."""
+    """The underlying exception: the client wraps errors of large files."""
     while not isinstance(error, httpx2.HTTPError) and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -110,7 +110,7 @@ def _short(error: BaseException) -> str:
 
 
 def _reason(error: BaseException, user: str, endpoint: str) -> tuple[str, str]:
-    """What happened, and what to do."""
+    """The reason of an error, and a hint."""
     again = "nothing of the run was changed; the same command goes on, and what is there is not sent again"
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set", "unset it, or look at what would go with --dry-run"

@@ -1,4 +1,4 @@
-"""The card of the data set beside the model: a configuration for each table, a split for each round."""
+"""The data set card: a configuration for each table, a split for each round."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from huggingface_hub import DatasetCardData
 
 from posttrain.hub.markdown import fenced, plain, table
 from posttrain.hub.model_card import flow
-from posttrain.hub.run_summary import Story
+from posttrain.hub.run_summary import RunSummary
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that a stage of each round writes: `file` in its artifact."""
+    """A table that a stage writes in each round: `file` in its artifact."""
 
     name: str
     stage: str
@@ -22,7 +22,7 @@ class Table:
     what: str
 
     def path(self, number: int) -> str:
-        """Where it lies in the repository."""
+        """Its path in the repository."""
         return f"round-{number}/{self.name}.parquet"
 
 
@@ -36,12 +36,12 @@ TABLES = (
 )
 
 
-def data_card(story: Story, repo: str, model_repo: str, paths: Sequence[str]) -> str:
+def data_card(summary: RunSummary, repo: str, model_repo: str, paths: Sequence[str]) -> str:
     """The text of README.md in `repo`, of which `paths` are the tables."""
     configs = [
         {"config_name": one.name, "data_files": [{"split": f"round_{number}", "path": path} for number, path in there]}
         for one in TABLES
-        if (there := [(n, one.path(n)) for n in range(story.number + 1) if one.path(n) in paths])
+        if (there := [(n, one.path(n)) for n in range(summary.number + 1) if one.path(n) in paths])
     ]
     names = [config["config_name"] for config in configs]
     header = DatasetCardData(
@@ -55,15 +55,15 @@ def data_card(story: Story, repo: str, model_repo: str, paths: Sequence[str]) ->
     sections = [
         f"---\n{header.to_yaml()}\n---\n\n# {plain(repo.split('/')[1])}",
         f"What a run of posttrain made, kept and dropped on the way to "
-        f"[{model_repo}](https://huggingface.co/{model_repo}), up to round {story.number}. The tag "
-        f"`round-{story.number}` is as of that round.",
+        f"[{model_repo}](https://huggingface.co/{model_repo}), up to round {summary.number}. The tag "
+        f"`round-{summary.number}` is as of that round.",
         table(["configuration", "what"], rows),
         "A split is a round. Prompts and answers are chat messages, as TRL reads them (`prompt`, `completion`, "
         "`chosen`, `rejected`); `columns` and `rewards` are JSON. In `preferences`, the column `split` says which "
         "pairs were held out from training.",
         fenced(loading, "python"),
-        flow(story),
+        flow(summary),
         "## Limits\n\nAnswers were written by models and judged by the rewards of the run; no person has read them. "
         "Prompts are under the licence of their source.",
     ]
-    return story.without_secrets("\n\n".join(section for section in sections if section) + "\n")
+    return summary.without_secrets("\n\n".join(section for section in sections if section) + "\n")

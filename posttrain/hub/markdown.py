@@ -1,4 +1,4 @@
-"""Markdown that says what it is given and nothing else: no text of a model or user becomes a link, HTML or a table."""
+"""Escapes text for Markdown: no text of a model or user becomes a link, HTML or a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Hub reads of a model card: base model, data sets, licence, tags, and the figures as a model index."""
+"""The metadata of a model card: base model, data sets, licence, tags, and the figures as a model index."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from posttrain.hub.run_summary import Story
+from posttrain.hub.run_summary import RunSummary
 from posttrain.stages.registry import STAGES
 
 TASK = "text-generation"
 _LICENCE = ("license", "license_name", "license_link", "language")
 
 
-def metadata(story: Story, repo: str, data_repo: str | None) -> ModelCardData:
-    """What the Hub reads. It takes no base and no data set that is not on the Hub: others are named in the text."""
-    recipe = story.recipe
+def metadata(summary: RunSummary, repo: str, data_repo: str | None) -> ModelCardData:
+    """The card's metadata. Bases and data sets that are not on the Hub are left out: the text names those."""
+    recipe = summary.recipe
     tags = ["posttrain", "trl", "rejection-sampling"]
     tags += [one.name.replace("_", "-") for one in STAGES.values() if one.trained and recipe.get(one.name)]
     named = {*_hub_datasets(recipe), *([data_repo] if data_repo else [])}
     datasets: list[str] = sorted(named)
-    licence = {key: story.base_card[key] for key in _LICENCE if story.base_card.get(key)}
+    licence = {key: summary.base_card[key] for key in _LICENCE if summary.base_card.get(key)}
     return ModelCardData(
-        base_model=story.base if story.base_on_hub else None,
+        base_model=summary.base if summary.base_on_hub else None,
         datasets=datasets or None,
         library_name="transformers",
         pipeline_tag=TASK,
         tags=tags,
         model_name=repo.split("/")[1],
-        eval_results=eval_results(story) or None,
+        eval_results=eval_results(summary) or None,
         **licence,
     )
 
 
-def eval_results(story: Story) -> list[EvalResult]:
+def eval_results(summary: RunSummary) -> list[EvalResult]:
     """The round's figures on the held-out prompts; `args` of each holds its 95 % interval and number of prompts."""
-    source = (story.recipe.get("prompts") or {}).get("heldout") or {}
+    source = (summary.recipe.get("prompts") or {}).get("heldout") or {}
     name = source.get("dataset_name")
     shown = name or file_name(source)
     return [
@@ -53,14 +53,14 @@ def eval_results(story: Story) -> list[EvalResult]:
             metric_value=round(figure["value"], 4),
             metric_args={"ci95": [round(bound, 4) for bound in figure["ci95"]], "n": figure["n"]},
         )
-        for kind, title, figure in measured(story, story.rounds[-1])
+        for kind, title, figure in measured(summary, summary.rounds[-1])
     ]
 
 
-def measured(story: Story, shown: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Metric, its name for people, and the figure, of each held-out figure that means the same in every round."""
+def measured(summary: RunSummary, shown: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Metric, title and figure of each held-out figure that is comparable between rounds."""
     heldout = (shown.get("evaluate") or {}).get("heldout") or {}
-    section = story.recipe.get("evaluate") or {}
+    section = summary.recipe.get("evaluate") or {}
     at, k = f"T = {section.get('temperature', 1.0)}", section.get("k", "k")
     names = {"greedy": ("accuracy", "accuracy, greedy")}
     names |= {key: (key, f"{key}, {at}") for key in heldout if key.startswith("pass@") and key[5:].isdigit()}

@@ -1,4 +1,4 @@
-"""What of a run goes to the Hub: repositories, rounds, files. Needs no network and no token."""
+"""Plans a push: repositories, rounds, files. Needs no network and no token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from posttrain.config.push import problem
 from posttrain.errors import DamagedError, InputError
 from posttrain.hub.data_card import TABLES, data_card
 from posttrain.hub.model_card import model_card
-from posttrain.hub.run_summary import Story, tell
+from posttrain.hub.run_summary import RunSummary, summarize
 from posttrain.storage import store
 from posttrain.storage.files import file_hash, tree_hash
 from posttrain.storage.redact import secrets_here
@@ -29,7 +29,7 @@ _FOLDERS = ("adapter", "additional_chat_templates")
 
 @dataclass(frozen=True)
 class File:
-    """A file of a repository: `source` on this machine, or `text` where it is made for the push."""
+    """A file of a repository: `source` on this machine, or `text` if it is generated."""
 
     path: str
     size: int
@@ -40,7 +40,7 @@ class File:
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """What a repository holds as of a round; `key` names the artifact that it is."""
+    """The content of a repository as of a round; `key`: of the artifact."""
 
     number: int
     key: str
@@ -57,7 +57,7 @@ class RoundPlan:
 
 @dataclass(frozen=True)
 class RepoPlan:
-    """A repository and the rounds that go there, in order."""
+    """A repository and the rounds to push to it, in order."""
 
     repo: str
     kind: Kind
@@ -66,13 +66,13 @@ class RepoPlan:
 
 
 def make(run: Store, to: str, *, private: bool, data: bool, numbers: Sequence[int] | None) -> list[RepoPlan]:
-    """The repositories that a push fills. `numbers`: rounds, ascending; None: the last promoted one.
+    """The repositories of a push. `numbers`: rounds, ascending; None: the last promoted one.
 
     Every file is read and compared with its manifest.
 
     Raises:
-        InputError: the name is not allowed, there is no run, or a round is not there or was not promoted.
-        DamagedError: a file is gone, or is not what its manifest says.
+        InputError: the name is not allowed, there is no run, or a round does not exist or was not promoted.
+        DamagedError: a file is missing or does not match its manifest.
     """
     wrong = problem(to)
     if wrong:
@@ -81,28 +81,28 @@ def make(run: Store, to: str, *, private: bool, data: bool, numbers: Sequence[in
         )
     entries = {entry["round"]: entry for entry in _entries(run)}
     chosen = [_promoted(entries, number) for number in numbers] if numbers is not None else [_last(run, entries)]
-    stories = [tell(run, entry["round"], secrets_here()) for entry in chosen]
+    summaries = [summarize(run, entry["round"], secrets_here()) for entry in chosen]
     checked = _Checked(run)
-    models = [_model(checked, to, entry, story, data) for entry, story in zip(chosen, stories, strict=True)]
+    models = [_model(checked, to, entry, summary, data) for entry, summary in zip(chosen, summaries, strict=True)]
     plans = [RepoPlan(to, "model", private, tuple(models))]
     if data:
-        tables = [_tables(checked, to, entry, story) for entry, story in zip(chosen, stories, strict=True)]
+        tables = [_tables(checked, to, entry, summary) for entry, summary in zip(chosen, summaries, strict=True)]
         plans.append(RepoPlan(data_repo(to), "dataset", private, tuple(one for one in tables if one)))
     return plans
 
 
 def data_repo(to: str) -> str:
-    """Where the data of the rounds go, beside the model."""
+    """The data set repository for the model repository `to`."""
     return f"{to}-data"
 
 
 def promoted_rounds(run: Store) -> list[int]:
-    """Rounds whose policy was promoted, ascending. Round 0, the base, is none."""
+    """Rounds whose policy was promoted, ascending, without round 0, the base."""
     return [entry["round"] for entry in run.read_run().get("rounds", []) if entry["round"] and entry.get("promoted")]
 
 
 def policy_key(entry: dict[str, Any]) -> str:
-    """Which artifact the round's policy is; of the base, a name for it."""
+    """The key of the round's policy; for the base `base`."""
     path = Path(entry["policy"])
     return "base" if path.is_absolute() else path.name
 
@@ -141,14 +141,14 @@ def _promoted(entries: dict[int, dict[str, Any]], number: int) -> dict[str, Any]
 
 
 class _Checked:
-    """Artifacts whose files were read and found to be what the manifest says, each once for a plan."""
+    """Artifacts whose files were verified against their manifests, each once per plan."""
 
     def __init__(self, run: Store) -> None:
         self.run = run
         self._found: dict[str, list[File]] = {}
 
     def files(self, key: str) -> list[File]:
-        """Raises DamagedError where a file is gone or differs."""
+        """The files of an artifact. Raises DamagedError if one is missing or differs."""
         if key not in self._found:
             folder = self.run.path(key)
             damaged = store.damaged_files(folder)
@@ -162,7 +162,7 @@ class _Checked:
         return self._found[key]
 
 
-def _model(checked: _Checked, to: str, entry: dict[str, Any], story: Story, data: bool) -> RoundPlan:
+def _model(checked: _Checked, to: str, entry: dict[str, Any], summary: RunSummary, data: bool) -> RoundPlan:
     folder = checked.run.root / entry["policy"]  # an absolute path (the base model's) stays itself
     key = policy_key(entry)
     if entry["round"] and key == "base":
@@ -171,18 +171,18 @@ def _model(checked: _Checked, to: str, entry: dict[str, Any], story: Story, data
             hint="push it by --round 0",
             rule="hub-base-model",
         )
-    files = checked.files(key) if key != "base" else _base(folder, story.base_key)
+    files = checked.files(key) if key != "base" else _base(folder, summary.base_key)
     kept = tuple(file for file in files if _is_model_file(file.path))
     if not any(file.path == "config.json" for file in kept):
         raise InputError(
             "the policy is no model folder: it holds no config.json", file=str(folder), rule="hub-no-policy"
         )
-    card = model_card(story, to, data_repo(to) if data else None, adapter=any("adapter/" in f.path for f in kept))
+    card = model_card(summary, to, data_repo(to) if data else None, adapter=any("adapter/" in f.path for f in kept))
     return RoundPlan(entry["round"], key, (*kept, _made(CARD, card)))
 
 
-def _tables(checked: _Checked, to: str, entry: dict[str, Any], story: Story) -> RoundPlan | None:
-    """The tables of all rounds up to this one, as later rounds learn from earlier ones' data; None: there are none."""
+def _tables(checked: _Checked, to: str, entry: dict[str, Any], summary: RunSummary) -> RoundPlan | None:
+    """The tables of all rounds up to this one, since later rounds use data of earlier ones; None if there are none."""
     files = []
     for earlier in _entries(checked.run)[: entry["round"] + 1]:
         for table in TABLES:
@@ -192,7 +192,7 @@ def _tables(checked: _Checked, to: str, entry: dict[str, Any], story: Story) -> 
             files += [File(path, f.size, f.sha256, f.source) for f in found if f.path == table.file]
     if not files:
         return None
-    card = data_card(story, data_repo(to), to, [file.path for file in files])
+    card = data_card(summary, data_repo(to), to, [file.path for file in files])
     return RoundPlan(entry["round"], policy_key(entry), (*files, _made(CARD, card)))
 
 
@@ -202,7 +202,7 @@ def _is_model_file(path: str) -> bool:
 
 
 def _base(folder: Path, key: str | None) -> list[File]:
-    """The files of the starting model, which lies outside the run: it must be what the run started from."""
+    """The files of the base model, which is outside the run and must still be the one that the run started from."""
     if not (folder / "config.json").is_file():
         raise InputError("the base model is not there any more", file=str(folder), rule="hub-no-policy")
     if key and tree_hash(folder)[:16] != key.removeprefix("base-") and "snapshots" not in folder.parts:

@@ -1,4 +1,4 @@
-"""What a run has to tell on its cards, up to a round: figures, lineage, data, and the recipe without its secrets."""
+"""A run up to a round, for its cards: figures, lineage, data, and the recipe without secrets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SECRET_KEY = re.compile(r"api_?key|secret|password|passwd|credential|hub_token|
 
 
 @dataclass(frozen=True)
-class Story:
+class RunSummary:
     """`rounds`: `status` of each round from 0 to this one; `chain`: keys from the base to this policy."""
 
     number: int
@@ -36,7 +36,7 @@ class Story:
 
     @property
     def base(self) -> str:
-        """The base model as a reader may know it: a Hub id, or a name without its folder."""
+        """The base model for the card: a Hub id, or a name without its folder."""
         path = self.recipe["model"]["path"]
         return path if self.base_on_hub else Path(path).name
 
@@ -59,15 +59,15 @@ class Story:
         return without_secrets(text, self.secrets)
 
 
-def tell(run: Store, number: int, secrets: frozenset[str]) -> Story:
-    """The story of the run up to round `number`. `secrets`: values that no card may hold."""
+def summarize(run: Store, number: int, secrets: frozenset[str]) -> RunSummary:
+    """Summarizes the run up to round `number`. `secrets`: values that no card may contain."""
     view = open_run(run.root)
     rounds = view.rounds[: number + 1]
     policy = Path(rounds[-1].policy or "")
     base_key = rounds[0].manifests.get("answers_dev", {}).get("input_keys", {}).get("policy")
     manifest = run.manifest(policy.name) if not policy.is_absolute() else {}
     last = manifest or next((one for each in rounds for one in each.manifests.values()), {})
-    return Story(
+    return RunSummary(
         number=number,
         recipe=_recipe(view),
         rounds=[round_figures(one) for one in rounds],
@@ -91,7 +91,7 @@ def _recipe(run: RunView) -> Mapping[str, Any]:
 
 
 def _shareable(value: Any) -> Any:
-    """A recipe's value as anybody may read it: of a path on this machine its last name, of a server only its kind."""
+    """A recipe's value without local details: the last name of a path, only the kind of a server."""
     if isinstance(value, dict):
         hidden = {key for key, inner in value.items() if isinstance(inner, str) and _SECRET_KEY.search(str(key))}
         if "kind" in value and ("url" in value or "start" in value):  # a server's command or address can hold keys
@@ -105,7 +105,7 @@ def _shareable(value: Any) -> Any:
 
 
 def _chain(run: Store, key: str | None) -> Iterator[str]:
-    """From the starting model to `key`, by what each training started from; of an average, its first model."""
+    """The keys from the base model to `key`, by the model that each training started from; of an average the first."""
     if key is None:
         return
     read = run.manifest(key)["input_keys"] if run.has(key) else {}

@@ -1,4 +1,4 @@
-"""Brings planned repositories to the Hub: only what is not there yet, a commit and a tag for each round."""
+"""Uploads planned repositories to the Hub: only files that are not there yet, a commit and a tag for each round."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
 
 from posttrain.errors import HubError
-from posttrain.hub.client import Talk
+from posttrain.hub.client import HubClient
 from posttrain.hub.plan import CARD, File, RepoPlan, RoundPlan
 from posttrain.storage.pushed import Pushed
 
@@ -23,32 +23,32 @@ EARLIER = "earlier-rounds"  # where a round goes that is older than what main ho
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "adapter/*")
 
 
-def push(plan: RepoPlan, talk: Talk, done: Callable[[Pushed], None]) -> None:
-    """Make the repository if need be, and bring each round there that is not. `done` is called after each.
+def push(plan: RepoPlan, client: HubClient, done: Callable[[Pushed], None]) -> None:
+    """Creates the repository if needed, and pushes each round that is not there. `done` is called after each.
 
     Raises:
-        HubError: see Talk.call; or the repository is public and the plan private; or a tag names another model.
+        HubError: see HubClient.call; or the repository is public and the plan private; or a tag names another model.
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what it retries, it would tell with addresses
-    _open(plan, talk)
+    _open(plan, client)
     for one in plan.rounds:
-        done(_Repository(plan, talk).bring(one))
+        done(_Repository(plan, client).bring(one))
 
 
-def sign_in(talk: Talk) -> None:
-    """Ask whose token it is: the cheapest call that finds out whether anything can be pushed at all."""
-    talk.user = talk.call("ask whose token it is", talk.api.whoami).get("name", "")
+def sign_in(client: HubClient) -> None:
+    """Checks the token by asking for its owner: the cheapest call that fails early."""
+    client.user = client.call("ask whose token it is", client.api.whoami).get("name", "")
 
 
-def _open(plan: RepoPlan, talk: Talk) -> None:
+def _open(plan: RepoPlan, client: HubClient) -> None:
     def make() -> Any:
         try:
-            return talk.api.repo_info(plan.repo, repo_type=plan.kind)
+            return client.api.repo_info(plan.repo, repo_type=plan.kind)
         except RepositoryNotFoundError:
-            talk.api.create_repo(plan.repo, repo_type=plan.kind, private=plan.private, exist_ok=True)
+            client.api.create_repo(plan.repo, repo_type=plan.kind, private=plan.private, exist_ok=True)
             return None
 
-    found = talk.call(f"open {plan.repo}", make)
+    found = client.call(f"open {plan.repo}", make)
     if found is not None and plan.private and found.private is False:
         raise HubError(
             f"{plan.repo} is there already and public, and this push is private; nothing was sent\n"
@@ -57,11 +57,11 @@ def _open(plan: RepoPlan, talk: Talk) -> None:
 
 
 class _Repository:
-    """What the Hub holds, looked up anew for each round."""
+    """The state of a repository on the Hub, queried for each round."""
 
-    def __init__(self, plan: RepoPlan, talk: Talk) -> None:
-        self.plan, self.talk, self.api = plan, talk, talk.api
-        refs = talk.call(
+    def __init__(self, plan: RepoPlan, client: HubClient) -> None:
+        self.plan, self.client, self.api = plan, client, client.api
+        refs = client.call(
             f"read the tags of {plan.repo}", lambda: self.api.list_repo_refs(plan.repo, repo_type=plan.kind)
         )
         self.tags = {ref.name: ref.target_commit for ref in refs.tags}
@@ -74,8 +74,8 @@ class _Repository:
             return self._pushed(one, self.tags[one.tag], ())
         branch = self._branch(one.number)
         sent: list[File] = []
-        commit = self.talk.call(f"push {name}", lambda: self._commit(one, branch, sent))
-        self.talk.call(
+        commit = self.client.call(f"push {name}", lambda: self._commit(one, branch, sent))
+        self.client.call(
             f"tag {name}",
             lambda: self.api.create_tag(
                 self.plan.repo, tag=one.tag, revision=commit, repo_type=self.plan.kind, exist_ok=True
@@ -84,8 +84,8 @@ class _Repository:
         return self._pushed(one, commit, sent)
 
     def _same(self, one: RoundPlan) -> None:
-        """Raises HubError where the tag names other weights or tables: what people have pinned is not moved."""
-        held = self.talk.call(f"read {one.tag} of {self.plan.repo}", lambda: self._held(one.tag))
+        """Raises HubError if the tag names other weights or tables: a pinned tag is never moved."""
+        held = self.client.call(f"read {one.tag} of {self.plan.repo}", lambda: self._held(one.tag))
         other = [file.path for file in one.files if file.path != CARD and not _is_there(file, held)]
         if other:
             raise HubError(
@@ -95,20 +95,20 @@ class _Repository:
             )
 
     def _branch(self, number: int) -> str:
-        """main, or where main holds a later round, a branch beside it."""
+        """The branch to commit to: main, or another if main holds a later round."""
         there = [int(tag[6:]) for tag in self.tags if tag.startswith("round-") and tag[6:].isdigit()]
         if number >= max(there, default=0):
             return MAIN
         if EARLIER not in self.branches:
-            self.talk.call(
+            self.client.call(
                 f"make a branch of {self.plan.repo}",
                 lambda: self.api.create_branch(self.plan.repo, branch=EARLIER, repo_type=self.plan.kind, exist_ok=True),
             )
         return EARLIER
 
     def _commit(self, one: RoundPlan, branch: str, sent: list[File]) -> str:
-        """The commit that holds all files of the round; made unless the branch already does. May be called again after
-        any failure: what a lost answer had committed is found there."""
+        """The commit with all files of the round; made unless the branch has them. Safe to retry after any failure: a
+        commit whose reply was lost is found."""
         held = self._held(branch)
         missing = [file for file in one.files if not _is_there(file, held)]
         wanted = {file.path for file in one.files}
@@ -138,7 +138,7 @@ class _Repository:
 
 
 def _is_there(file: File, held: Mapping[str, RepoFile]) -> bool:
-    """By content: a large file's SHA-256, a small one's git blob."""
+    """Whether the file is there, by content: SHA-256 of a large file, git blob of a small one."""
     found = held.get(file.path)
     if found is None or found.size != file.size:
         return False

@@ -277,7 +277,7 @@ def check_run(recipe: Recipe, n: int, run: Store) -> None:
     """Checks that disk and memory suffice for the rounds still to be run: their models, and one training at a time.
 
     Raises:
-        RoomError: disk or memory is too small.
+        ResourceError: disk or memory is too small.
     """
     from posttrain.planning.dry_run import dry_run  # here, since planning imports the loop, which imports this
 

@@ -33,7 +33,8 @@ def run(job: Job) -> dict[str, Any]:
     found = {name: figures(texts) for name, texts in answers.items()}
     drift = None
     if "first" in answers:
-        drift = diversity.drift(*([diversity.words_of(text) for text in answers[name]] for name in ("first", "kept")))
+        words = ([diversity.words_of(text) for text in answers[name]] for name in ("first", "kept"))
+        drift = diversity.js_divergence(*words)
     mine = {**found["kept"], "drift": drift}
     return {"figures": mine, "first": found.get("first"), "warnings": warnings(mine, found.get("first"), section)}
 

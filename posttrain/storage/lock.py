@@ -2,7 +2,7 @@
 
 The kernel holds the lock (`flock`) and releases it when the process dies, so on one machine it is never stale. On file
 systems that cannot lock between hosts, or at all, the owner's heartbeat updates the lock file's time stamp. An owner on
-another host whose stamp does not change for `PATIENCE` seconds is presumed dead.
+another host whose stamp does not change for `STALE_SECONDS` seconds is presumed dead.
 
 Not covered: a process that is suspended for that long on such a file system.
 """
@@ -23,7 +23,7 @@ from typing import IO
 from posttrain.errors import LockedError
 
 HEARTBEAT = 5.0  # seconds
-PATIENCE = 3 * HEARTBEAT
+STALE_SECONDS = 3 * HEARTBEAT
 
 
 @contextlib.contextmanager
@@ -87,10 +87,10 @@ def _may_live(owner: str, kernel: bool | None) -> bool:
 
 
 def _beats(path: Path) -> bool:
-    """Whether the owner's time stamp changes within `PATIENCE` seconds. Clocks of hosts are not compared."""
-    before, end = path.stat().st_mtime_ns, time.monotonic() + PATIENCE
+    """Whether the owner's time stamp changes within `STALE_SECONDS` seconds. Clocks of hosts are not compared."""
+    before, end = path.stat().st_mtime_ns, time.monotonic() + STALE_SECONDS
     while time.monotonic() < end:
-        time.sleep(min(0.2, PATIENCE / 10))
+        time.sleep(min(0.2, STALE_SECONDS / 10))
         if path.stat().st_mtime_ns != before:
             return True
     return False

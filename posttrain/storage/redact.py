@@ -71,6 +71,6 @@ def escape_libraries() -> None:
     warnings.formatwarning = formatted
 
 
-def shown(text: str) -> str:
+def redact(text: str) -> str:
     """The text redacted and escaped, for a log or a terminal."""
     return printable(without_secrets(text, secrets_here()))

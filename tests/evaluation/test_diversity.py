@@ -54,10 +54,10 @@ def test_distinct_n_counts_different_n_grams():
 
 def test_drift_is_none_between_equals_and_one_between_strangers():
     one, half = [["a", "b"]], [["a", "c"]]
-    assert diversity.drift(one, one) == pytest.approx(0)
-    assert diversity.drift(one, [["c"], ["d"]]) == pytest.approx(1)
-    assert diversity.drift(one, half) == pytest.approx(0.5)  # by hand: half of the mass is shared
-    assert diversity.drift(one, [[]]) is None
+    assert diversity.js_divergence(one, one) == pytest.approx(0)
+    assert diversity.js_divergence(one, [["c"], ["d"]]) == pytest.approx(1)
+    assert diversity.js_divergence(one, half) == pytest.approx(0.5)  # by hand: half of the mass is shared
+    assert diversity.js_divergence(one, [[]]) is None
 
 
 def kept(folder: Path, answers: list[str]) -> Path:

@@ -20,7 +20,7 @@ from posttrain.errors import (
     EmptyStageError,
     NonFiniteError,
     PosttrainError,
-    RoomError,
+    ResourceError,
     StageCrashedError,
     StageError,
 )
@@ -47,7 +47,7 @@ DIED = StageCrashedError("killed")
         ([DIED, NonFiniteError("nan", 6), NonFiniteError("nan", 6)], 9, None),
         ([StageError("a mistake of ours")], 3, None),
         ([EmptyStageError("no row")], 3, None),
-        ([RoomError("full")], 3, None),
+        ([ResourceError("full")], 3, None),
         ([DataError("line 3")], 3, None),
     ],
 )
@@ -69,11 +69,11 @@ def test_what_ended_a_stage_is_told_apart(tmp_path: Path) -> None:
             raise RuntimeError("unexpected pos 704 vs 598") from error  # as torch does
     except RuntimeError as error:
         told = retry.explained(error, folder)
-    assert isinstance(told, RoomError)
+    assert isinstance(told, ResourceError)
     assert "sft: the disk is full: /there/model.safetensors" in str(told)
     assert "work under way 4." in str(told)
     short_write = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598")  # and no more
-    assert isinstance(retry.explained(short_write, folder), RoomError)
+    assert isinstance(retry.explained(short_write, folder), ResourceError)
     for passing in (
         BrokenProcessPool("a child"),
         MemoryError(),

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from support import faults
 
-from posttrain.errors import RoomError
+from posttrain.errors import ResourceError
 from posttrain.execution import resources
 from posttrain.execution.resources import COPIES, TOKEN, Need, counted
 from posttrain.planning.check import check_run
@@ -79,9 +79,13 @@ def test_too_little_of_either_is_said_with_the_figures(tmp_path: Path, monkeypat
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8e9))
     monkeypatch.setattr(resources, "gpu", lambda: False)
     resources.check(Need(4e9, 7e9), tmp_path / "not" / "there", "sft")
-    with pytest.raises(RoomError, match=r"sft need about 6\.0 GB on the disk, and 5\.0 GB are.*\[command-disk-room\]"):
+    with pytest.raises(
+        ResourceError, match=r"sft need about 6\.0 GB on the disk, and 5\.0 GB are.*\[command-disk-room\]"
+    ):
         resources.check(Need(6e9, 7e9), tmp_path, "sft")
-    with pytest.raises(RoomError, match=r"sft need about 9\.0 GB of memory, and 8\.0 GB are.*\[command-memory-room\]"):
+    with pytest.raises(
+        ResourceError, match=r"sft need about 9\.0 GB of memory, and 8\.0 GB are.*\[command-memory-room\]"
+    ):
         resources.check(Need(0, 9e9), tmp_path, "sft")
     monkeypatch.setattr(resources, "gpu", lambda: True)
     resources.check(Need(0, 9e9), tmp_path, "sft")
@@ -93,7 +97,7 @@ def test_a_run_that_cannot_fit_is_stopped_before_anything_is_made(
     recipe, run = load("quickstart", []), Store(tmp_path / "run")
     check_run(recipe, 1, run)
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e6))
-    with pytest.raises(RoomError, match=r"the models of these rounds \(6 of "):
+    with pytest.raises(ResourceError, match=r"the models of these rounds \(6 of "):
         check_run(recipe, 2, run)
     assert not run.root.exists()
 

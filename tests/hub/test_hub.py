@@ -28,7 +28,7 @@ from posttrain.config import Push
 from posttrain.config.push import problem
 from posttrain.errors import DamagedError, HubError, InputError, PosttrainError, RecipeError
 from posttrain.hub.after_rounds import AfterRounds
-from posttrain.hub.client import Patience, Talk
+from posttrain.hub.client import HubClient, RetryPolicy
 from posttrain.hub.plan import RepoPlan, make, promoted_rounds
 from posttrain.hub.upload import push, sign_in
 from posttrain.recipe.load import load
@@ -120,17 +120,17 @@ class Waits:
         self.seconds: list[float] = []
         self.said: list[str] = []
 
-    def talk(self, hub: HubServer, token: str | None = MINE) -> Talk:
-        patience = Patience(sleep=self.seconds.append)
-        return Talk(token, endpoint=hub.url, patience=patience, say=self.said.append)
+    def client(self, hub: HubServer, token: str | None = MINE) -> HubClient:
+        retries = RetryPolicy(sleep=self.seconds.append)
+        return HubClient(token, endpoint=hub.url, retries=retries, say=self.said.append)
 
 
 def send(plans: list[RepoPlan], hub: HubServer, waits: Waits | None = None, token: str | None = MINE) -> list[Pushed]:
-    talk = (waits or Waits()).talk(hub, token)
-    sign_in(talk)
+    client = (waits or Waits()).client(hub, token)
+    sign_in(client)
     pushed: list[Pushed] = []
     for plan in plans:
-        push(plan, talk, pushed.append)
+        push(plan, client, pushed.append)
     return pushed
 
 
@@ -669,13 +669,13 @@ def test_a_user_pushes_and_somebody_loads_it_by_its_name(run: Store, tmp_path: P
             subprocess.run([sys.executable, *words], env=environment, check=True, timeout=120)
 
 
-def pushing(run: Store, talk: Callable[[], Talk], said: list[str], **changes: Any) -> AfterRounds:
-    return AfterRounds(run, Push(to=REPO, **changes), talk, said.append)
+def pushing(run: Store, client: Callable[[], HubClient], said: list[str], **changes: Any) -> AfterRounds:
+    return AfterRounds(run, Push(to=REPO, **changes), client, said.append)
 
 
 def test_promoted_rounds_go_during_a_run_and_once(run: Store, hub: HubServer) -> None:
     said: list[str] = []
-    after = pushing(run, lambda: Waits().talk(hub), said, data=True)
+    after = pushing(run, lambda: Waits().client(hub), said, data=True)
     for number in (0, 1, 2):
         after.round_done(number)
     after.finish()
@@ -683,7 +683,7 @@ def test_promoted_rounds_go_during_a_run_and_once(run: Store, hub: HubServer) ->
     assert said == [f"pushed round-{n} to {repo}" for repo in (REPO, f"{REPO}-data") for n in (1, 2)]
     assert promoted_rounds(run) == [1, 2]
     calls = len(hub.calls)
-    again = pushing(run, lambda: Waits().talk(hub), said, data=True)
+    again = pushing(run, lambda: Waits().client(hub), said, data=True)
     again.round_done(2)
     again.finish()
     assert hub.calls[calls:] == ["GET /api/whoami-v2"]
@@ -693,7 +693,7 @@ def test_a_push_that_fails_warns_and_is_tried_again(run: Store, hub: HubServer) 
     for _ in range(5):
         hub.fail_once(COMMIT, 500)
     said: list[str] = []
-    after = pushing(run, lambda: Waits().talk(hub), said)
+    after = pushing(run, lambda: Waits().client(hub), said)
     after.round_done(2)
     deadline = time.monotonic() + 20
     while not said and time.monotonic() < deadline:
@@ -704,11 +704,11 @@ def test_a_push_that_fails_warns_and_is_tried_again(run: Store, hub: HubServer) 
 
 
 def test_nothing_that_goes_wrong_with_a_push_ends_the_run(run: Store) -> None:
-    def talk() -> Talk:
+    def client() -> HubClient:
         raise ZeroDivisionError("by hf_secretsecretsecret")
 
     said: list[str] = []
-    after = pushing(run, talk, said)
+    after = pushing(run, client, said)
     after.round_done(2)
     after.finish()
     assert all(text.startswith("warning: the push failed: ZeroDivisionError\n") for text in said)

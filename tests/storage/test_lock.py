@@ -19,7 +19,7 @@ from posttrain.storage import lock
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(lock, "PATIENCE", 0.4)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.4)
 
 
 HOLDS = """
@@ -42,7 +42,7 @@ def test_the_second_is_told_who_has_it_and_a_killed_one_has_it_no_more(tmp_path:
     other.wait()
     start = time.monotonic()
     with lock.held(path):
-        assert time.monotonic() - start < lock.PATIENCE  # the kernel let go of it: nobody waits for a heartbeat
+        assert time.monotonic() - start < lock.STALE_SECONDS  # the kernel let go of it: nobody waits for a heartbeat
 
 
 @pytest.mark.parametrize("alive", [True, False])
