@@ -1,7 +1,7 @@
-"""What `import posttrain` offers to programs. The command line is built on the same functions.
+"""The public Python API. The command line is built on the same functions.
 
-None of them prints, and each raises a PosttrainError (`posttrain.errors`) where the command would end with its exit
-code. Stages run in processes of their own, which do not import the caller's script.
+They print nothing, and raise a PosttrainError (`posttrain.errors`) where the command would exit with its code. Stages
+run in their own processes, which do not import the caller's script.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ __all__ = ["evaluate", "load_recipe", "open_run", "run_rounds"]
 
 
 def run_rounds(recipe: Recipe, n: int, folder: str | Path | None = None, watcher: Watcher | None = None) -> RunView:
-    """Run rounds of the recipe until `n` are there, finished ones counted; fewer where the recipe ends the loop.
+    """Runs rounds of the recipe until `n` are finished, earlier ones counted; fewer if the recipe stops the loop.
 
-    The run is kept in `folder` (by default runs/NAME), and a finished stage is never done again: after a stop or an
-    error the same call goes on. `watcher` receives progress events.
+    The run is kept in `folder` (default: runs/NAME), and a finished stage never runs again: after a stop or an error
+    the same call resumes. `watcher` receives progress events.
 
     Raises:
-        InputError: what the recipe names is not right, or `folder` cannot be a run's; nothing was changed.
-        StageError: a stage failed, had nothing left to work on, or found too little disk or memory.
-        LockedError: another process works on this run.
-        DamagedError: a file of the run is not what its manifest says.
+        InputError: the recipe's inputs are wrong, or `folder` cannot be a run's; nothing was changed.
+        StageError: a stage failed, had no rows left, or there is too little disk or memory.
+        LockedError: another process is using this run.
+        DamagedError: a file of the run does not match its manifest.
     """
     if n < 1:
         raise InputError(f"{n} rounds cannot be run", hint="ask for at least 1", rule="command-rounds")
@@ -72,7 +72,7 @@ def _finish(push: list[AfterRounds]) -> None:
 
 
 def _push(store: Store, recipe: Recipe, watcher: Watcher) -> list[AfterRounds]:
-    """Who pushes promoted rounds while the run goes on; nobody without `push:` in the recipe."""
+    """The watchers that push promoted rounds during the run; empty without `push:` in the recipe."""
     if recipe.push is None:
         return []
     from huggingface_hub import get_token

@@ -1,4 +1,4 @@
-"""A model asked outside a run: its figures on a recipe's prompts, samples of it into a file, a talk with it."""
+"""Models outside a run: evaluation on a recipe's prompts, sampling into a file, chat."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WRITTEN = ("prompt_id", "sample_index", "prompt", "completion", "n_tokens", "fin
 def evaluate(
     model: str | Path, recipe: Recipe, on: Literal["dev", "heldout"] = "heldout", watcher: Watcher | None = None
 ) -> dict[str, Any]:
-    """The figures of a model on a set of a recipe's prompts, by its rewards: what a run's own stage finds of it.
+    """Evaluates a model on a set of a recipe's prompts by its rewards, with the stage that a run uses.
 
     `model`: a run's folder (its promoted policy), a model's folder, a shipped name, or a Hub id. By name: `greedy`,
     `pass@1` and so on, each with value, 95 % interval `ci95` and number of prompts `n`.
@@ -61,7 +61,7 @@ def evaluate(
 def sample(
     model: str, prompts: Sequence[Prompt], sampling: dict[str, Any], engine: Engine, out: Path, workers: int
 ) -> int:
-    """K answers to each prompt into a Parquet or JSONL file, shard by shard; returns how many.
+    """Samples K answers to each prompt into a Parquet or JSONL file, shard by shard; returns their number.
 
     `sampling`: k, temperature, top_p, max_new_tokens, seed.
 
@@ -136,7 +136,7 @@ def _write(table: Path, out: Path) -> None:
 
 
 class Conversation:
-    """A talk with a model through its chat template, told token by token."""
+    """A chat with a model through its chat template, streamed token by token."""
 
     def __init__(self, model: str, system: str | None, temperature: float, max_new_tokens: int, seed: int) -> None:
         import torch
@@ -155,15 +155,15 @@ class Conversation:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all that was said."""
+        """Starts a new conversation."""
         self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def reply(self, text: str) -> Iterator[str]:
-        """The answer to `text`, in pieces as they come; both are part of the talk from then on.
+        """Streams the answer to `text`; both are part of the conversation from then on.
 
         Raises:
-            InputError: the talk no longer fits the model's context, or the model's logits are no numbers; it is as it
-                was before.
+            InputError: the conversation no longer fits the model's context, or the model's logits are not finite; the
+                conversation is unchanged.
         """
         import torch
         from transformers import LogitsProcessorList, TextIteratorStreamer
@@ -196,7 +196,7 @@ class Conversation:
                     logits_processor=LogitsProcessorList([self._checked]),
                     **how,
                 )
-            except Exception as error:  # told by the thread that reads
+            except Exception as error:  # raised by the thread that reads
                 failed.append(error)
                 streamer.end()
 

@@ -1,4 +1,4 @@
-"""What a stage is given."""
+"""The arguments of a stage."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ S = TypeVar("S", bound=Keyed)
 
 
 def no_progress(done: int, total: int, unit: str) -> None:
-    """The progress of a stage that nobody watches."""
+    """Ignores progress."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is given.
+    """The arguments of a stage.
 
-    `config` is plain JSON and decides the result; `runtime` says where outside files lie and how to run, and does not
-    decide it. `inputs` are whole folders; the payload goes to `out`; what is in `scratch` survives a kill. `workers`
-    is how many processes or threads it may use.
+    `config` (plain JSON) decides the result; `runtime` (paths outside the run, how to run) does not. `inputs` are
+    artifact folders; the payload goes to `out`; `scratch` survives a kill. `workers`: most processes or threads.
     """
 
     config: Mapping[str, Any]
@@ -35,7 +34,7 @@ class Job:
     progress: Callable[[int, int, str], None] = field(default=no_progress)
 
     def section(self, name: str, kind: type[S]) -> S:
-        """A section of the recipe, whole again from what of it is in `config` and in `runtime`."""
+        """A section of the recipe, restored from its parts in `config` and `runtime`."""
         return kind.restored(self.config[name], self.runtime.get(name))
 
     def sections(self, name: str, kind: type[S]) -> list[S]:

@@ -1,7 +1,6 @@
-"""Sampling shard by shard: what asks a policy for answers, in whatever role.
+"""Samples answers of a policy, shard by shard.
 
-A shard is plain data, so that any process can take it. Engines and tokenizers are loaded once a process and kept while
-they are used.
+A shard is plain data, so that any process can take it. Engines and tokenizers are loaded once per process and kept.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ _FALLBACK = b"fallback"  # among a table's own words: why the engine was not the
 
 @dataclass(frozen=True)
 class Sampling:
-    """Where samples come from. `use`, `dtype` and `server` as in `load_engine`: see `engine`. `system`: the message
-    under which prompts without one of their own are answered; the rows hold the prompts as they were. `greedy`: before
-    the K, the greedy completion too, under the tag GREEDY: with them it costs little."""
+    """How answers are sampled. `use`, `dtype` and `server` as in `load_engine`: see `engine`. `system`: the system
+    message for prompts without their own; the rows hold the prompts without it. `greedy`: also a greedy completion,
+    before the K, under the tag GREEDY: together with them it costs little."""
 
     policy: str
     params: SamplingParams
@@ -53,7 +52,7 @@ class Sampling:
 
 
 def engine(job: Job) -> dict[str, Any]:
-    """What the job's config and runtime say of the engine: `use`, `dtype` and `server` of a Sampling."""
+    """The engine in the job's config and runtime: `use`, `dtype` and `server` of a Sampling."""
     config, server = job.config["engine"], job.runtime.get("server")
     settings = None
     if server is not None:
@@ -63,8 +62,8 @@ def engine(job: Job) -> dict[str, Any]:
 
 
 def sampled_by(job: Job) -> dict[str, Any]:
-    """For a stage's metrics, where a server sampled: which kind, and whether the same run would give the same;
-    `faults`, where there were any: replies that were not taken, by rule."""
+    """For a stage's metrics, if a server sampled: its kind, and whether results are reproducible; `faults`, if any:
+    rejected replies by rule."""
     kind = job.config["engine"].get("server")
     if kind is None:
         return {}
@@ -85,10 +84,10 @@ class Shard:
 
 
 def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, shard_tokens: int) -> list[Shard]:
-    """Shards of about equal work, of at most `shard_tokens`: the prompt's and, for each answer, as many as it may have.
-    Prompts of like length stand together, so that little is padded.
+    """Shards of about equal work, with at most `shard_tokens` tokens: the prompts' and `max_new_tokens` per answer.
+    Prompts of similar length are grouped, so that there is little padding.
 
-    The plan is made of prompts and recipe alone: it is the same wherever, and by however many, it is worked off.
+    The plan depends on prompts and recipe alone, not on the machine or the number of processes.
     """
     tokenizer = _tokenizer(sampling.policy)
     rendered = [(tuple(render_prompt(tokenizer, under(sampling.system, row["prompt"]))), row) for row in prompts]
@@ -138,7 +137,7 @@ def rollout(shard: Shard, engine: Engine | None = None) -> pa.Table:
 
 
 def sampled_slowly(answers: Path) -> dict[str, list[str]]:
-    """For a stage's metrics, where the table's answers came from a slower engine than the recipe names: why."""
+    """For a stage's metrics: why a slower engine than the recipe's sampled the answers; empty if none did."""
     reason = (pq.read_schema(answers).metadata or {}).get(_FALLBACK)
     return {"fallback": [f"answers are sampled one by one, which takes longer: {reason.decode()}"]} if reason else {}
 

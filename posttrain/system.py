@@ -1,4 +1,4 @@
-"""What this machine and its Python are: what a report of a bug needs, and nothing that is secret."""
+"""This machine and its Python: versions, devices, memory. Nothing that is secret."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def versions(further: Iterable[str] = ()) -> dict[str, str]:
 
 
 def die_with_parent() -> None:
-    """End this process when the one that asked for it is gone, so that nothing writes behind a new run's back."""
+    """Ends this process when its parent dies, so that nothing writes into a run that another command has begun."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -125,14 +125,14 @@ def cpu_has_bf16() -> bool:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether this is torch's way to say that memory ran out: its own error on a GPU, a plain one on a CPU."""
+    """Whether this exception is torch's for memory that ran out: its own class on a GPU, a plain one on a CPU."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def give_back() -> None:
-    """Gives the system what is free between two pieces of work. Nothing happens without glibc."""
+    """Returns free memory to the system. Does nothing without glibc."""
     if sys.platform.startswith("linux"):
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -1,1 +1,1 @@
-"""Rows in: where prompt and preference sets lie, their formats, chat templates, pairs, selections and tables."""
+"""Data loading: sources and formats of prompt and preference sets, chat templates, pairs, selections and tables."""

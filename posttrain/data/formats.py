@@ -1,4 +1,4 @@
-"""What a row says in the formats that the ecosystem has: a prompt and the answers to it, as messages. Pure.
+"""Parses rows of the ecosystem's formats into a prompt and the answers to it, as messages. Pure.
 
 These are TRL's, conversational and plain (a prompt alone, with a completion, with a completion and its label, with a
 preference; a preference whose prompt stands in both answers; `messages`), ShareGPT's messages, and dialogues in one

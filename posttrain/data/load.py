@@ -77,7 +77,7 @@ def read_prompts(
 def read_demonstrations(
     real: PromptSet, system: str | None = None, *, where: str = "prompts.real"
 ) -> list[tuple[Prompt, list[Message]]]:
-    """The prompts of a set with what somebody answered, in its order. `system`, `where` as above.
+    """The prompts of a set with their answers, in its order. `system`, `where` as above.
 
     Raises DataError for whatever cannot be used, at its line.
     """
@@ -99,8 +99,8 @@ def read_preferences(
 ) -> list[Preference]:
     """The ranked answers of a set, in its order: `chosen`, `rejected`, and where there are any `edited` and `level`.
 
-    Rows that nothing can be learned from are left out, and `counts` grows by one for each: `identical`, where chosen
-    and rejected are the same, `empty`, where the better answer is empty, `duplicate`. `system`, `where` as above.
+    Useless rows are dropped, and `counts` grows by one for each: `identical`, if chosen and rejected are the same,
+    `empty`, if the better answer is empty, `duplicate`. `system`, `where` as above.
 
     Raises DataError for whatever cannot be used, at its line.
     """
@@ -137,8 +137,8 @@ def read_preferences(
 def read_labelled(
     given: PromptSet, system: str | None = None, *, where: str, counts: Counter[str] | None = None
 ) -> list[Labelled]:
-    """The answers of a set that somebody called good or bad, in its order. Rows that say the same are read once, and
-    `counts["duplicate"]` grows by one for each; two people may disagree. `system`, `where` as above.
+    """The answers of a set with labels good or bad, in its order. Identical rows are read once, and
+    `counts["duplicate"]` grows by one for each; labels may disagree. `system`, `where` as above.
 
     Raises DataError for whatever cannot be used, at its line, and where all labels are alike.
     """
@@ -171,7 +171,7 @@ GIVEN: dict[str, Callable[..., Sequence[Any]]] = {"preferences": read_preference
 
 
 def content_hash(prompts: PromptSet, system: str | None = None) -> str:
-    """SHA-256 of all that decides what is read of a set: the file, or the Hub's rows, and what is done to them."""
+    """SHA-256 of everything that decides the rows of a set: the file or the Hub's rows, and the options of the set."""
     digest = hashlib.sha256()
     if prompts.path is not None:
         source = Source(prompts, "prompts")

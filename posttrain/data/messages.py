@@ -1,4 +1,4 @@
-"""What passes between the parts: plain frozen records. Imports nothing of ours.
+"""Plain frozen records for prompts, answers and preferences. Imports nothing of ours.
 
 Messages are the ecosystem's own: `{"role": ..., "content": ...}`.
 """
@@ -46,7 +46,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """One answer to a prompt, and whether somebody called it good."""
+    """One answer to a prompt, and whether it is labelled good."""
 
     prompt: Prompt
     completion: tuple[Message, ...]
@@ -55,7 +55,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Answers to a prompt as somebody ranked them: edited > chosen > rejected. `level`: how much better chosen is."""
+    """Ranked answers to a prompt: edited > chosen > rejected. `level`: how much better chosen is."""
 
     prompt: Prompt
     chosen: tuple[Message, ...]

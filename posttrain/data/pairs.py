@@ -1,4 +1,4 @@
-"""From scored answers to one prompt, pairs of a chosen and a rejected one. Pure."""
+"""Makes pairs of a chosen and a rejected answer from the scored answers to a prompt. Pure."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def level(margin: float, bounds: Mapping[str, float]) -> Level:
 
 
 def split(prompt_id: str, heldout: float, watch: float = 0.0) -> Split:
-    """Which part of the pairs those of this prompt belong to: the same in every round, so that no prompt is in two.
+    """The split of this prompt's pairs, the same in every round, so that no prompt is in two splits.
 
-    `heldout` and `watch` are the shares of all prompts that go there; the rest trains.
+    `heldout` and `watch` are shares of all prompts; the rest is `train`.
     """
     draw = derive_seed("heldout", prompt_id) / 2**31
     if draw < heldout:
@@ -76,7 +76,7 @@ def best_worst_pairs(groups: Iterable[list[dict[str, Any]]], margin: float, sour
 
 
 def once(tables: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of all tables. A given pair that stands in several, since its file goes on, is there once."""
+    """The rows of all tables. A given pair that is in several tables (its file is used in several rounds) is kept once."""
     seen: set[str] = set()
     rows = []
     for row in (row for table in tables for row in table):

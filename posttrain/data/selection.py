@@ -1,4 +1,4 @@
-"""Which training prompts a round takes: fresh ones, none repeated until all are used up."""
+"""Selects a round's training prompts: none is repeated until all were used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the rows of a set come from: JSONL, Parquet and CSV files, and data sets of the Hub.
+"""Sources of rows: JSONL, Parquet and CSV files, and data sets of the Hub.
 
 A message names the file, the line and what to do.
 """
@@ -29,7 +29,7 @@ Row = tuple[int, Mapping[str, Any]]  # line (CSV, JSONL) or number (else) of the
 
 
 class Source:
-    """Where a set's rows come from, and how a message names that place."""
+    """The source of a set's rows, and its name in messages."""
 
     def __init__(self, prompts: PromptSet, where: str) -> None:
         self.prompts, self.where = prompts, where

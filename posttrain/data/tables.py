@@ -1,4 +1,4 @@
-"""The tables that stages hand to one another: their columns, and how they are read prompt by prompt."""
+"""Schemas of the tables that stages exchange, and reading them prompt by prompt."""
 
 from __future__ import annotations
 

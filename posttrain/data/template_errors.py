@@ -1,4 +1,4 @@
-"""What went wrong in a chat template, in our words: the template's file and line, and what to do."""
+"""Translates errors of a chat template: its file and line, and what to do."""
 
 from __future__ import annotations
 

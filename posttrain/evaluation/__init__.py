@@ -1,1 +1,1 @@
-"""Figures of answers: statistics with intervals, win rates, diversity, topics. No torch."""
+"""Metrics of answers: statistics with intervals, win rates, diversity, topics. No torch."""

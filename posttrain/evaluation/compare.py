@@ -1,4 +1,4 @@
-"""Policies side by side on the same prompts: means, paired changes, win rates, and what a person must be told. Pure.
+"""Compares policies on the same prompts: means, paired changes, win rates, warnings. Pure.
 
 The sides are the round's policy, the last one promoted before it, and the base.
 """
@@ -65,9 +65,9 @@ def summary(rows: Sequence[Mapping[str, Any]], judges: Sequence[str], seed: int)
 
 
 def warnings(changes: Mapping[str, Mapping[str, Figure]]) -> list[str]:
-    """A sentence for each side against which the proxy reward rose while the held-out reward or the accuracy fell.
+    """One sentence per side against which the proxy reward rose while the held-out reward or the accuracy fell.
 
-    Rose and fell: all of the 95 % interval of the paired change lies above, or below, 0.
+    A change counts if the whole 95 % interval of the paired difference is above, or below, 0.
     """
     said = []
     for other, change in changes.items():

@@ -1,4 +1,4 @@
-"""How varied a set of texts is, in figures that fall (or rise) when a model collapses onto few phrases. Pure."""
+"""Diversity metrics of a set of texts, which fall (or rise) when a model collapses onto few phrases. Pure."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from posttrain.errors import DataError
 def topics(texts: Sequence[str], count: int, seed: int) -> list[str]:
     """The topic of each text: its cluster's three heaviest words, joined by `-`, heaviest first.
 
-    Words that stand in one text alone, or in more than half of them, tell no topics apart and are not seen; a text
-    without any other is `other`. Two clusters of the same words are told apart by a number.
+    Words in only one text, or in more than half of them, are ignored; a text without other words is `other`. Clusters
+    with the same words are distinguished by a number.
 
     Raises:
         DataError: there are fewer texts with such words than topics.

@@ -16,8 +16,8 @@ from posttrain.evaluation.statistics import Figure
 if TYPE_CHECKING:
     import numpy as np
 
-# Ours: without it a judge of length alone, who is never wrong, would have an infinite slope. It costs a weight of 10
-# half a unit of log-likelihood, so that some hundred comparisons outweigh it by far.
+# Ours: without it preferences by length alone would have an infinite slope. It costs a weight of 10 half a unit of
+# log-likelihood, so about a hundred comparisons outweigh it by far.
 RIDGE = 0.01
 
 
@@ -45,9 +45,9 @@ def length_controlled(preferences: Sequence[float], longer: Sequence[float]) -> 
     Length-controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475, section 3): a logistic regression of the
     preference on an intercept θ and tanh(longer / its standard deviation), of which σ(θ) is reported. Their third term,
     the difficulty of each instruction, takes many models to fit and is left out. The interval is σ(θ ± 1.96 s) with s
-    from the sandwich estimator, which holds for preferences that are no coin flips. The ridge counts there as what was
-    known before, with variance 1 / RIDGE: of answers that are all longer and all preferred nobody can say what they
-    would be at equal length, and the interval is nearly [0, 1].
+    from the sandwich estimator, which is valid for preferences that are not binary. The ridge acts as a prior with
+    variance 1 / RIDGE: if all answers are longer and all are preferred, equal length cannot be judged, and the interval
+    is nearly [0, 1].
     """
     import numpy as np
     from scipy.optimize import minimize

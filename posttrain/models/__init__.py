@@ -1,4 +1,4 @@
-"""Model folders: where they lie, what is in them, and whether they are what they seem."""
+"""Model folders: resolving, inspecting and validating them."""
 
 from posttrain.models.compatibility import check_same_tokens, context_length
 from posttrain.models.folder import ModelSummary, Resolved, inspect_model, resolve, special_tokens, weights

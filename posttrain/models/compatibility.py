@@ -1,4 +1,4 @@
-"""What two models must have in common, and how long a text may be."""
+"""Compatibility of two models' tokenizers, and the context length."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_same_tokens(model: Path, reference: Path) -> None:
 
 
 def context_length(model: Path) -> int:
-    """How many tokens the model takes; a huge number where its config does not say."""
+    """The context length in tokens; a huge number if the config does not say."""
     from transformers import AutoConfig
 
     return protocol.context_length(AutoConfig.from_pretrained(model))

@@ -1,4 +1,4 @@
-"""Whether every weight of a folder is a finite number, read a piece at a time.
+"""Checks that every weight of a folder is finite, reading a piece at a time.
 
 Of a large model that takes a minute or more, so files that were read whole and found so are remembered, in the user's
 cache: by place and time on the disk, which a file that is changed or put in its place does not share.

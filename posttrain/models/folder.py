@@ -1,4 +1,4 @@
-"""Where a recipe's model lies and what it is: a shipped one, a folder, or a Hub snapshot."""
+"""Resolves a recipe's model: a shipped one, a folder, or a Hub snapshot."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def inspect_model(model: Model) -> ModelSummary:
 
 
 def _stamp(folder: Path) -> str:
-    """What a folder holds as far as names, sizes and times tell: another once a file is mended, added or fetched."""
+    """A fingerprint of a folder by names, sizes and times: it changes when a file is changed, added or fetched."""
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
     return f"{folder} {files}"
 
@@ -100,7 +100,7 @@ def _folder(name: str) -> Path | None:
 
 
 def check_files(folder: Path, name: str) -> None:
-    """What can be said of a model folder from the headers of its files, in milliseconds.
+    """Checks a model folder by the headers of its files, in milliseconds.
 
     Raises:
         ModelError: a file is missing, cut short or of another kind, or code would have to be run.

@@ -1,4 +1,4 @@
-"""A model folder looked at before anything else is done: settings, tokenizer, chat template, names, shapes, numbers."""
+"""Inspects a model folder before anything else: settings, tokenizer, chat template, weight names, shapes and values."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _MEMORY = 1 << 30
 def inspect(
     folder: Path, prompts: Sequence[Sequence[Message]], *, trained: bool = True, chats: bool = True
 ) -> list[str]:
-    """All that can be wrong with a model that is to be sampled, and `trained`, told before it is. What its files make
-    transformers and jinja do is done in a child with bounds first; `prompts` are rendered there, where the model
-    `chats`: a reference only gives log-probs of token ids. Returns the names of weights that are not used.
+    """Checks a model for sampling, and for training if it is to be `trained`. Its files are first loaded by
+    transformers and jinja in a child with limits; `prompts` are rendered there if the model `chats` (a reference only
+    gives log-probs of token ids). Returns the names of unused weights.
 
-    Where the weights are not here yet, the rest is looked at.
+    If the weights are not on this machine yet, the rest is checked.
 
     Raises:
         ModelError: what is wrong, in which file, and what to do.

@@ -1,4 +1,4 @@
-"""What the settings of a model folder say, before transformers reads them: types, dtypes, ids."""
+"""Validates the settings of a model folder before transformers reads them: types, dtypes, ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a folder's weights are those of the model that its config describes: names and shapes, nothing loaded."""
+"""Checks that a folder's weights fit the model of its config: names and shapes, without loading them."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def _inside(name: str, kind: Any) -> bool:
 
 
 def unused(names: Sequence[str]) -> str:
-    """What to say of weights that a folder holds and the model does not use."""
+    """The message about weights that the model does not use."""
     return f"weights beside the model's own are not used: {_told(names)}"
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder, loaded with every refusal told."""
+"""Loads the tokenizer of a model folder, with an error for every fault."""
 
 from __future__ import annotations
 

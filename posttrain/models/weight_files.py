@@ -1,4 +1,4 @@
-"""Which files of a folder hold the weights, and what their headers say, read without loading a weight."""
+"""The weight files of a folder and their headers, read without loading weights."""
 
 from __future__ import annotations
 

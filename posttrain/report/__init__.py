@@ -1,2 +1,2 @@
-"""One HTML file that shows a run: `reading` takes it from the run folder, `figures` says what is shown, `plots` draws,
-`page` puts it together. The figures are those of the artifacts; nothing is computed anew that a stage has reported."""
+"""The report of a run, one HTML file: `reading` reads the run folder, `figures` selects the charts, `plots` draws them,
+`page` renders the page. All figures come from the artifacts; nothing that a stage reported is computed again."""

@@ -1,4 +1,4 @@
-"""What the policies said: of the held-out prompts in every round, and the best and worst samples of one.
+"""Answers for the report: to held-out prompts in every round, and the best and worst samples of one round.
 
 Tables are streamed; what is kept of each is a verdict a prompt, and the few answers that are shown.
 """
@@ -29,7 +29,7 @@ _ALIKE = 0.3  # below this share of common words an answer is another one, not a
 
 @dataclass
 class Survey:
-    """One round's answers to the held-out prompts. `right`: the greedy answer's verdict, by prompt, in their order."""
+    """One round's answers to the held-out prompts. `right`: whether the greedy answer is right, by prompt, in order."""
 
     right: dict[str, bool | None]
     length: Figure  # tokens of the sampled answers, a mean a prompt
@@ -37,7 +37,7 @@ class Survey:
 
 
 def survey(table: Path, weights: Mapping[str, float]) -> Survey:
-    """`weights`: of the reward functions that say what is right."""
+    """Surveys a table of answers. `weights`: of the reward functions that decide what is right."""
     right: dict[str, bool | None] = {}
     lengths, distinct = array("d"), array("d")
     for rows in by_prompt(table, _COLUMNS):

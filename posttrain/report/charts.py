@@ -1,4 +1,4 @@
-"""The kinds of charts, as plain data: what is drawn, with its id, title and caption. Nothing here knows how."""
+"""Chart types as plain data, with id, title and caption. Drawing is in `plots`."""
 
 from __future__ import annotations
 

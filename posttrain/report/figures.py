@@ -1,6 +1,6 @@
-"""What is shown of a run, as charts: from what the stages reported. Pure.
+"""The charts of a run, from the metrics of its stages. Pure.
 
-Figures of held-out prompts are nowhere chosen by; those of dev are what the gate compares.
+Figures on held-out prompts select nothing; the gate compares those on dev.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _measured(rounds: Sequence[Round]) -> list[Chart]:
 
 
 def rewards(rounds: Sequence[Round]) -> list[Chart]:
-    """What reward models say of the policy, and how far they can be trusted."""
+    """Rewards of the policy by reward models, and the models' accuracy."""
     heldout = {one.number: one.metrics("heldout").get("heldout", {}).get("reward") for one in rounds}
     charts: list[Chart] = [
         *lines(
@@ -217,7 +217,7 @@ def times(rounds: Sequence[Round]) -> list[Chart]:
 
 
 def _by_group(manifests: Mapping[str, Mapping[str, Any]]) -> Counter[str]:
-    """Seconds of the stages, by what their time goes to."""
+    """Seconds of the stages by group of work."""
     spent = Counter[str]()
     for role, manifest in manifests.items():
         spent[spec(manifest["stage"], role).group] += manifest.get("seconds", 0.0)

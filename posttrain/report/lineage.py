@@ -1,4 +1,4 @@
-"""Where a model comes from: the artifacts it was made of, and theirs, back to what came from outside. Pure."""
+"""The lineage of a model: its ancestor artifacts, back to what came from outside the run. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page: what `figures` and `answers` have found, drawn and put into one HTML file that loads nothing."""
+"""Renders the report: `figures` and `answers` as one HTML file that loads nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run, read from its folder: the manifests by round, and what is missing of what should be there.
+"""Reads a run from its folder: the manifests by round, and what is missing.
 
 Takes no lock and writes nothing: artifacts are whole or absent, and run.json is replaced in one step, so a run that is
 under way is read as it was at that moment. Model weights are not looked at.
@@ -19,7 +19,7 @@ A = TypeVar("A")
 
 @dataclass(frozen=True)
 class Round:
-    """One round: what is done of it. `promoted` and `policy` are None as long as that is open."""
+    """The finished stages of a round. `promoted` and `policy` are None until they are decided."""
 
     number: int
     promoted: bool | None
@@ -28,15 +28,15 @@ class Round:
     manifests: Mapping[str, Mapping[str, Any]]  # by role, of those that could be read
 
     def metrics(self, role: str) -> Mapping[str, Any]:
-        """What the stage reported; nothing, where it is not done or cannot be read."""
+        """The metrics of a stage; empty if it is not finished or cannot be read."""
         return self.manifests.get(role, {}).get("metrics", {})
 
 
 @dataclass
 class RunView:
-    """What is known of a run. `rounds` begins with round 0, the base's evaluation.
+    """A run as far as it can be read. `rounds` begins with round 0, the base's evaluation.
 
-    `missing`: what should be there and could not be read; it grows while tables are read.
+    `missing`: what should exist and could not be read; it grows while tables are read.
     """
 
     root: Path
@@ -52,7 +52,7 @@ class RunView:
         return self.root / known[-1] if known else None
 
     def artifact(self, of: Round, role: str) -> Path:
-        """The folder of what a stage of the round made: tables as Parquet, or a model. Raises KeyError: none did."""
+        """The artifact folder of a stage of the round: Parquet tables, or a model. Raises KeyError if there is none."""
         return self.root / "artifacts" / of.keys[role]
 
     def table(self, of: Round, role: str, file: str, read: Callable[[Path], A]) -> A | None:

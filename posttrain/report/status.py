@@ -1,4 +1,4 @@
-"""What a run shows: figures for programs, a table for people. Reads run.json and manifests, prints nothing."""
+"""The status of a run: figures as JSON, and a table. Reads run.json and manifests, prints nothing."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def collapse_lines(shown: Mapping[str, Any]) -> list[str]:
 
 
 def after_round(of: Round) -> str:
-    """A round that is done, with what its watches say, under the table's header."""
+    """A finished round, with its watch and collapse warnings, under the table's header."""
     shown = round_figures(of)
     watched = watch_lines(shown)
     return "\n".join([HEADER, line(shown), *collapse_lines(shown), *([WATCH_HEADER, *watched] if watched else [])])

@@ -1,4 +1,4 @@
-"""Figures for trackers: what `report_to` names. Decides no result, and is in no stage's key.
+"""Sends figures to the trackers in `report_to`. Not part of any cache key.
 
 A training's own metrics are sent from its stage (posttrain.training.trackers), under the name `round-1/sft`. Here is
 what there is one of in a run: the series over rounds, under the name `rounds`, a point a round.
@@ -33,7 +33,7 @@ def check(report_to: Sequence[str]) -> None:
 
 
 def values(shown: Mapping[str, Any]) -> dict[str, float]:
-    """A round of `status` as plain numbers by name, such as `heldout/pass@1`; what is not known is left out."""
+    """A round of `status` as plain numbers by name, such as `heldout/pass@1`; unknown ones are left out."""
     found: dict[str, float] = {}
     for name, figures in (shown.get("evaluate") or {}).items():
         for key, figure in figures.items():
