@@ -76,7 +76,7 @@ def best_worst_pairs(groups: Iterable[list[dict[str, Any]]], margin: float, sour
 
 
 def once(tables: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of all tables. A given pair that is in several tables (its file is used in several rounds) is kept once."""
+    """The rows of all tables. A given pair in several tables (its file is used in several rounds) is kept once."""
     seen: set[str] = set()
     rows = []
     for row in (row for table in tables for row in table):

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server as engines and judges ask it: one place that sends, waits, and refuses a reply.
+"""HTTP client for OpenAI-compatible servers, used by engines and judges.
 
-A reply is read up to a size and within a time, whatever comes, and no redirect is followed. What may pass (a cut line,
-an overload) is asked for again while patience lasts, a reply that is wrong in itself a few times, a refusal never.
+Replies are limited in size and time, and redirects are not followed. Transient faults (a lost connection, an overload)
+are retried for `patience` seconds, invalid replies a few times, refusals never.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ T = TypeVar("T")
 
 
 class Fault(Exception):
-    """A reply that is not taken, and the rule by which. `tries`: how often such a one is asked for in all; None: as
-    long as patience lasts. `pause`: seconds that the server asks to be left alone."""
+    """A rejected reply, with its rule. `tries`: attempts in all after such a fault; None: until `patience` is over.
+    `pause`: seconds to wait that the server asks for."""
 
     def __init__(self, problem: str, *, rule: str, tries: int | None = WRONG_REPLIES, pause: float = 0.0) -> None:
         super().__init__(problem)
@@ -40,7 +40,7 @@ class Fault(Exception):
 
 
 class Refused(EngineError):
-    """A request that the server refuses as such. `status`: of HTTP; `resent`: so often it was sent again before."""
+    """The server refuses the request. `status`: of HTTP; `resent`: how often it was sent again before."""
 
     def __init__(self, message: str, status: int, problem: str, resent: int) -> None:
         super().__init__(message, rule="server-refuses")
@@ -69,13 +69,13 @@ class Waiting:
 
 
 class OpenAIClient:
-    """Asks one server, `at_once` requests at a time, from a thread of its own.
+    """Sends `at_once` requests at a time to one server, from its own thread.
 
-    `called`: the server in messages; `kept`: what they say of the work that is done. `faults`: replies that were not
-    taken, by rule; `resent`: requests that were sent again.
+    `called`: the server's name in messages; `kept`: their sentence about finished work. `faults`: rejected replies by
+    rule; `resent`: requests that were sent again.
 
     Raises:
-        InputError: the address is none.
+        InputError: the address is invalid.
     """
 
     def __init__(
@@ -155,11 +155,11 @@ class OpenAIClient:
             await client.aclose()
 
     async def post(self, path: str, body: Mapping[str, Any], longest: int, read: Callable[[bytes], T]) -> tuple[T, int]:
-        """What `read` makes of the reply, and how often the request was sent again. `longest`: bytes of the reply.
+        """The reply parsed by `read`, and how often the request was resent. `longest`: most bytes of the reply.
 
         Raises:
             Refused: the server refuses this request.
-            EngineError: it redirects, stays away for longer than patience, or gives replies that cannot be taken.
+            EngineError: it redirects, fails for longer than `patience`, or gives invalid replies.
         """
         async with self._room:
             wait, since, wrong, resent = 0.25, time.monotonic(), 0, 0
@@ -190,16 +190,16 @@ class OpenAIClient:
         return EngineError(f"{self.called} {how}{detail}: {fault.problem}. {self.kept}", rule=fault.rule)
 
     def be_patient_from_now(self) -> None:
-        """Count the patience of all requests from here: the server was started again."""
+        """Restarts the retry time of all requests: the server was started again."""
         self._patient_from = time.monotonic()
 
     async def send(
         self, method: str, path: str, longest: int, seconds: float, body: Mapping[str, Any] | None = None
     ) -> Reply:
-        """One reply, read whole within `seconds`; of one that says an error, the beginning.
+        """One reply, read completely within `seconds`; only the beginning of an error's body.
 
         Raises:
-            Fault: the connection fails, the server is overloaded or fails, or the reply is none that may be read.
+            Fault: the connection fails, the server is overloaded or fails, or the reply may not be read.
         """
         client = self._idle.pop() if self._idle else self._open()
         try:

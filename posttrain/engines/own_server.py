@@ -1,4 +1,4 @@
-"""A server that a stage starts for its policy, watches, starts again where it died, and ends."""
+"""A server that a stage starts for its policy, monitors, restarts if it died, and ends."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ _RESTARTS = 3  # of one server, in one stage
 
 
 class OwnServer:
-    """A server on a free port of this machine, started here. It ends with `stop`, and with this process however that
-    ends.
+    """A server on a free port of this machine, started here. It ends with `stop`, and with this process.
 
     Raises:
-        EngineError: its program is not there.
+        EngineError: its program does not exist.
     """
 
     def __init__(self, start: Sequence[str], model: str, log: Path) -> None:
@@ -53,7 +52,7 @@ class OwnServer:
             )
 
     async def wait_healthy(self, client: OpenAIClient) -> None:
-        """Raises EngineError where it ends before it is ready, or is not in half an hour."""
+        """Waits until the server is healthy. Raises EngineError if it ends first, or after half an hour."""
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end:
             code = self._process.poll()
@@ -70,7 +69,7 @@ class OwnServer:
         )
 
     async def revive(self, client: OpenAIClient) -> bool:
-        """Start it again where it died; whether that was needed."""
+        """Restarts the server if it died; returns whether it did."""
         if self._process.poll() is None:
             return False
         if self.restarts == _RESTARTS:

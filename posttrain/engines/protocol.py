@@ -1,4 +1,4 @@
-"""What every engine promises. Imports neither torch nor transformers."""
+"""The interface of engines. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt and one seed for each completion wanted of it: K = len(seeds). Without a seed, None, a completion is
-    greedy, whatever the temperature of the others."""
+    """A prompt and one seed per completion: K = len(seeds). A completion without a seed (None) is greedy, whatever the
+    temperature of the others."""
 
     prompt_ids: tuple[int, ...]
     seeds: tuple[int | None, ...]
@@ -59,7 +59,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do: whether it gives token ids, honours seeds, gives log-probs, takes stop strings."""
+    """The features of an engine: token ids, seeds, log-probs, stop strings."""
 
     token_ids: bool
     seeds: bool
@@ -68,7 +68,7 @@ class Capabilities:
 
 
 class Engine(Protocol):
-    """Makes completions. `fallback` says why a faster engine was not used, None where it was."""
+    """Samples completions. `fallback`: why a faster engine was not used; None if it was."""
 
     name: str
     capabilities: Capabilities

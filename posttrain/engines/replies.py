@@ -1,4 +1,4 @@
-"""What is read of a server's reply, and nothing else of it: strict in types and counts, blind to further fields."""
+"""Parses servers' replies: strict in types and counts, ignoring further fields."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LogProbs(_Read):
 
 
 class Choice(_Read):
-    """One answer, in text, and in ids where the server gives them."""
+    """One answer as text, and as ids if the server gives them."""
 
     index: int = 0
     text: str | None = None
@@ -59,7 +59,7 @@ class ChatCompletions(_Read):
 
 
 class Served(_Read):
-    """A model that is served, under the names that servers use: `/v1/models`, `/get_model_info`, `/info`."""
+    """A served model, from `/v1/models`, `/get_model_info` or `/info`."""
 
     root: str | None = None
     id: str | None = None
@@ -98,7 +98,7 @@ def parsed(kind: type[R], body: bytes) -> R:
 
 
 def only(choices: list[C]) -> C:
-    """The one answer that was asked for.
+    """The single answer of a reply.
 
     Raises:
         Fault: there is none, there are several, or it says that it is another.

@@ -1,7 +1,7 @@
-"""A reward model's score of completions: a prompt is computed once for all of its own.
+"""Scores completions by a reward model; a prompt is computed once for all its completions.
 
-Equal completions of a prompt are scored once. Where the model does not fit (see `Scorer.fallback`), each completion is
-computed with its prompt, in batches sorted by length.
+Equal completions of a prompt are scored once. If the model does not support this (see `Scorer.fallback`), each
+completion is computed with its prompt, in batches sorted by length.
 """
 
 from __future__ import annotations

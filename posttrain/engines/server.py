@@ -1,7 +1,7 @@
-"""The engine behind an OpenAI-compatible server: one request a completion, each with its own seed.
+"""The engine for OpenAI-compatible servers: one request per completion, each with its own seed.
 
-Prompts go as token ids where the server takes them. Where it takes text alone, the policy's own tokenizer must make
-the same ids of that text, or the prompt is refused: text of a user never becomes a control token unseen.
+Prompts are sent as token ids if the server accepts them. If it accepts only text, the policy's tokenizer must give the
+same ids for that text, or the prompt is refused: a user's text never becomes a control token.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _AGAIN = 3
 
 
 def check_server(url: str) -> None:
-    """Whether a server that is not started here is well.
+    """Checks the health of a server at a `url`.
 
     Raises:
-        InputError: the address is none.
-        EngineError: no server answers there, or it says that it is not well.
+        InputError: the address is invalid.
+        EngineError: no server answers there, or it is not healthy.
     """
     waiting = Waiting(reply=5.0, connect=5.0, patience=0.0)
     root = url.rstrip("/").removesuffix("/v1")
@@ -62,10 +62,10 @@ def _check_health(client: OpenAIClient, url: str, seconds: float, hint: str) -> 
 
 
 class ServerEngine:
-    """Samples from the policy's folder through a server. Nothing is started or asked before the first `generate`.
+    """Samples from the policy's folder through a server. Nothing is started or requested before the first `generate`.
 
-    `patience`: how many seconds one completion is asked for again after connections that fail and answers of 429 or
-    5xx; `answer_seconds`: how long one whole answer may take. A server of ours that died is started again meanwhile.
+    `patience`: seconds to retry one completion after failed connections and status 429 or 5xx; `answer_seconds`: time
+    limit of one answer. A server of ours that died is restarted meanwhile.
     """
 
     name = "server"
@@ -123,15 +123,15 @@ class ServerEngine:
 
     @property
     def faults(self) -> Counter[str]:
-        """Replies that were not taken, by rule."""
+        """Rejected replies, by rule."""
         return Counter(self._client.faults) if self._client else Counter()
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """See `Engine.generate`.
 
         Raises:
-            EngineError: the server cannot be had, serves other weights, refuses a request, stays away, or gives what
-                was not asked for.
+            EngineError: the server cannot be reached, serves other weights, refuses a request, or gives invalid
+                replies.
         """
         check_lengths(self.context, requests, params)
         prompts = [self._prompt(request) for request in requests]
@@ -246,7 +246,7 @@ class ServerEngine:
         _check_health(client, str(self.settings.url), min(_ABOUT_SECONDS, self.waiting.reply), hint)
 
     def _check_weights(self, client: OpenAIClient, prompt: list[int] | str) -> None:
-        """Whether this policy's weights are served.
+        """Checks that the server serves this policy's weights.
 
         Raises:
             EngineError: it serves others; the message names both.
@@ -298,7 +298,7 @@ class ServerEngine:
     # One completion
 
     def _read(self, prompt_tokens: int, params: SamplingParams, body: bytes) -> Completion:
-        """Raises Fault where the reply is anything but one answer as it was asked for."""
+        """The completion in a reply. Raises Fault if it is not exactly one answer to the request."""
         reply = parsed(Completions, body)
         choice, usage = only(reply.choices), reply.usage
         if usage is not None and usage.prompt_tokens not in (None, prompt_tokens):
@@ -344,7 +344,7 @@ class ServerEngine:
         return replace(made, finish=finish, logprobs=made.logprobs if self.capabilities.logprobs else None)
 
     def _from_text(self, choice: Choice, params: SamplingParams) -> Completion:
-        """`tokens` are the text's, which need not be those that were sampled."""
+        """A completion of text alone: `tokens` are the text's, which may differ from the sampled ones."""
         text = choice.text or ""
         cut = min((at for at in (text.find(part) for part in params.stop) if at >= 0), default=-1)
         text = text if cut < 0 else text[:cut]
@@ -355,13 +355,13 @@ class ServerEngine:
 
 
 def faults_in(folder: Path) -> dict[str, int]:
-    """The replies of a stage's server that were not taken, by rule; `folder`: of its log."""
+    """The rejected replies of a stage's server, by rule; `folder`: of its log."""
     file = folder / FAULTS
     return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
 
 def _longest(prompt_tokens: int, params: SamplingParams) -> int:
-    """Bytes of a reply with one answer."""
+    """Most bytes of a reply with one answer."""
     return BYTES_BESIDE + BYTES_A_TOKEN * params.max_new_tokens + _BYTES_AN_ID * prompt_tokens
 
 

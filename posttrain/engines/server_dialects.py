@@ -1,4 +1,4 @@
-"""What each kind of OpenAI-compatible server can do and how it is to be asked.
+"""The features and request formats of each kind of OpenAI-compatible server.
 
 Imports neither torch nor an HTTP library: recipes are checked against it.
 """

@@ -1,9 +1,9 @@
-"""Runs a command and ends it, with all that it started, once whoever started this is gone or closes its stdin.
+"""Runs a command and ends it, with all its children, once the parent is gone or closes this process's stdin.
 
-    python keeper.py COMMAND WORD...
+    python supervisor.py COMMAND WORD...
 
-A process of its own, since nothing else outlives a kill of the stage. Reads only its stdin, which is a pipe whose
-other end the stage holds: it ends with the stage, however that ends. Imports nothing but the standard library.
+A separate process, since nothing else survives a kill of the stage. Its stdin is a pipe whose other end the stage
+holds, so it ends with the stage, however that ends. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GRACE = 5.0  # seconds between the polite and the other signal
 
 
 def keep(words: list[str]) -> int:
-    """The command's exit code, as a shell gives it."""
+    """Runs the command; returns its exit code as a shell does."""
     for name in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the stage decides
         signal.signal(name, signal.SIG_IGN)
     child = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_default_signals)
