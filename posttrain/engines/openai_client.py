@@ -189,7 +189,7 @@ class OpenAIClient:
         detail = f" in {seconds:.0f} s, asked {times} times" if times > 1 or fault.tries is None else ""
         return EngineError(f"{self.called} {how}{detail}: {fault.problem}. {self.kept}", rule=fault.rule)
 
-    def be_patient_from_now(self) -> None:
+    def restart_retry_time(self) -> None:
         """Restarts the retry time of all requests: the server was started again."""
         self._patient_from = time.monotonic()
 

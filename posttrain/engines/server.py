@@ -236,7 +236,7 @@ class ServerEngine:
     async def _revive(self) -> None:
         async with self._reviving:
             if self._own is not None and self._client is not None and await self._own.revive(self._client):
-                self._client.be_patient_from_now()
+                self._client.restart_retry_time()
 
     def _check_health(self, client: OpenAIClient) -> None:
         if self._own is not None:
