@@ -294,7 +294,7 @@ def test_a_file_for_a_later_round_runs_nothing_again(tmp_path: Path) -> None:
     assert go(tmp_path / "run", 2, prompt_files(tmp_path, "one", "two", "three")) == ([], [])
 
 
-def test_a_run_ends_early_after_so_many_rounds_without_gain(tmp_path: Path) -> None:
+def test_a_run_ends_early_after_so_many_rounds_without_improvement(tmp_path: Path) -> None:
     go(tmp_path / "run", 5, "stop_after=2", launcher=FakeLauncher(promoted=False))
     assert len(Store(tmp_path / "run").read_run()["rounds"]) == 3  # the base and two rounds
     go(tmp_path / "gains", 3, "stop_after=1")
