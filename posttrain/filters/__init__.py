@@ -86,7 +86,7 @@ def run(
     context: FilterContext,
     memory: Memory | None = None,
 ) -> Run:
-    """Filter rows in a stream, each filter on what the ones before it kept.
+    """Filters rows in a stream, each filter on the rows that the ones before it kept.
 
     Rows have `prompt` and `completion` (or a pair's `chosen`, or whole `messages`: see `rows.Rows`), as text or chat
     messages, those of one prompt together; `prompt_id`, `sample_index`, `n_tokens`, `finish` and `score` are read

@@ -1,4 +1,4 @@
-"""What a filter is: its keys, what it looks at, and the verdicts it gives."""
+"""The interface of filters: keys, context, verdicts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Verdict(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """A row that stays, with other text in place of what was found."""
+    """A row that is kept with some of its text replaced."""
 
     found: Mapping[str, int]  # findings of each kind
     columns: Mapping[str, Any]  # the new values of those columns that change
@@ -59,16 +59,16 @@ def each_answer(verdict: Callable[[str], Verdict | None]) -> Decide:
 
 @dataclass(frozen=True)
 class FilterContext:
-    """What a filter may know beside the rows.
+    """Inputs of a filter besides the rows.
 
-    `evaluation_prompts`: the texts of all prompts that are evaluated on, as `rows.message_text` gives them.
-    `earlier`: the rows that earlier rounds kept, `prompt` and `completion`, in batches; anew at each call.
-    `scratch`: a folder that survives a kill, for what was dear to find out; None: nothing is kept.
-    `corpus`: for a filter that must know the whole corpus before its first verdict. `filters.run` fills it in where it
-    can go through the rows again; otherwise a call raises InputError.
-    `reaching`: the same, but only the rows that the filters before it keep, in whole; `filters.run` fills it in.
-    `classifier`: the folder of the learned quality classifier; `policy`: the model whose states it reads, if it does.
-    `special_tokens`: those of the policy's tokenizer, as text; none where it is not known.
+    `evaluation_prompts`: the texts of all evaluation prompts, as by `rows.message_text`.
+    `earlier`: the rows kept in earlier rounds, `prompt` and `completion`, in batches; a new iterable at each call.
+    `scratch`: a folder that survives a kill, for expensive results; None: nothing is kept.
+    `corpus`: all rows, for a filter that needs the whole corpus before its first verdict. `filters.run` sets it if it
+    can iterate over the rows again; otherwise a call raises InputError.
+    `reaching`: the same, but only the rows kept by the filters before it; `filters.run` sets it.
+    `classifier`: the folder of the learned quality classifier; `policy`: the model whose hidden states it reads.
+    `special_tokens`: those of the policy's tokenizer, as text; empty if unknown.
     """
 
     evaluation_prompts: Sequence[str] = ()
@@ -83,12 +83,12 @@ class FilterContext:
 
 
 class Filter(Section, ABC):
-    """One filter with its keys. Holds no state: that lives in what `start` returns, for one pass over one corpus.
+    """A filter with its keys. It has no state: that is in the function that `start` returns, for one pass.
 
-    `scope` says what a verdict depends on: the `row` alone, all rows of its `prompt` (the driver then never cuts a
-    prompt in two), all rows of the `corpus` before it, or the `whole` corpus, after it too. Rows may be filtered in
-    parallel up to `prompt`. A `whole` filter goes over the rows once more when it starts, by `context.corpus` or
-    `context.reaching` (for which the filters before it are run once more, too).
+    `scope`: what a verdict depends on: the `row` alone, all rows of its `prompt` (batches then never split a prompt),
+    all rows of the `corpus` before it, or the `whole` corpus. Rows may be filtered in parallel up to `prompt`. A
+    `whole` filter makes another pass over the rows when it starts, by `context.corpus` or `context.reaching` (which
+    runs the filters before it once more, too).
     """
 
     scope: ClassVar[Scope] = "row"
@@ -97,7 +97,7 @@ class Filter(Section, ABC):
     use: Any = None  # in each filter a Literal: its name
 
     def external_hashes(self) -> dict[str, str]:
-        """Hashes, by name, of what decides verdicts beside the keys and the rows: models, rubrics, word lists."""
+        """Hashes, by name, of further inputs that decide verdicts: models, rubrics, word lists."""
         return {}
 
     @abstractmethod
@@ -105,12 +105,12 @@ class Filter(Section, ABC):
         """The function that decides on rows, for one pass. Raises InputError if the context lacks what it needs."""
 
     def lacks(self, rows: Rows) -> str | None:
-        """What these first rows of a file lack for this filter, to follow "needs"; None: nothing."""
+        """What these first rows of a file lack for this filter, to complete "needs …"; None: nothing."""
         return None
 
 
 class AcrossRounds(Filter, ABC):
-    """A filter that can also look at what earlier rounds kept, by `context.earlier`."""
+    """A filter that can also compare with rows kept in earlier rounds, by `context.earlier`."""
 
     scope: ClassVar[Scope] = "corpus"
     across_rounds: Annotated[bool, KeyedUnlessDefault()] = Field(
@@ -118,5 +118,5 @@ class AcrossRounds(Filter, ABC):
     )
 
     def earlier(self, context: FilterContext) -> Iterable[Rows]:
-        """What it is to look at of earlier rounds: nothing, where `across_rounds` is off."""
+        """The rows of earlier rounds to compare with; empty if `across_rounds` is off."""
         return map(Rows, context.earlier()) if self.across_rounds else ()

@@ -84,17 +84,17 @@ Verdicts = Mapping[int, Verdict | Mask]  # by the row's index in the batch
 
 
 class Memory(Protocol):
-    """Where verdicts are kept, so that a pass that was killed need not ask for them again: `shards.Pieces`."""
+    """The store of verdicts, to resume a pass that was killed: `pieces.Pieces`."""
 
     def read(self, name: str) -> pa.Table | None: ...
     def keep(self, name: str, table: pa.Table) -> object: ...
 
 
 class Run:
-    """One pass of filters over batches; iterating gives what was kept and dropped, `counts` grows with it.
+    """One pass of filters over batches; iterating yields kept and dropped rows and updates `counts`.
 
-    Each filter sees what the ones before it kept: `counts[i].rows_out == counts[i + 1].rows_in`. With a `memory`, only
-    filters of the scopes `corpus` and `whole` are asked about a batch again: they must know what they have seen.
+    Each filter gets the rows that the ones before it kept: `counts[i].rows_out == counts[i + 1].rows_in`. With a
+    `memory`, only filters of scope `corpus` and `whole` process a finished batch again, to rebuild their state.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Run:
         self._batches = whole_prompts(batches) if any(each.scope == "prompt" for each in filters) else batches
 
     def figures(self) -> dict[str, Any]:
-        """What was counted so far, as plain JSON. `dropped` holds `filter: reason` with its rows."""
+        """The counts so far, as plain JSON. `dropped`: rows by `filter: reason`."""
         dropped: Counter[str] = Counter()
         for count in self.counts:
             dropped.update({f"{count.filter}: {reason}": number for reason, number in count.reasons.items()})
@@ -165,7 +165,7 @@ class Run:
 
 
 def _apply(verdicts: Verdicts, rows: Rows, count: Count, gone: dict[int, tuple[str, Verdict]]) -> Rows:
-    """The rows that stay, masked ones with their new text; those that are dropped are put into `gone`, by index."""
+    """The kept rows, masked ones with their new text; dropped ones are added to `gone`, by index."""
     masks: dict[int, Mapping[str, Any]] = {}
     left: list[int] = []
     for position, index in enumerate(rows.indices):

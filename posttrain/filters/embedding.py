@@ -1,4 +1,4 @@
-"""Texts as points on a sphere, near where they mean the same: by a model, or by their words where there is none."""
+"""Embeddings of texts as unit vectors: by a model, or by TF-IDF without one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def by_model(parts: Iterable[Sequence[str]], name: str) -> Points:
     """The mean of the model's last hidden states over a text's tokens, as sentence-transformers' models are used.
 
     Raises:
-        ModelError: the model is not there, and cannot be had.
+        ModelError: the model does not exist, or cannot be fetched.
     """
     from posttrain.engines.embedder import Embedder
     from posttrain.system import device
@@ -66,7 +66,7 @@ _OFFLINE = "name the folder of one that is here, or take `embed: tfidf`, which n
 
 
 def resolved(name: str) -> str:
-    """The folder of the model, which is fetched from the Hub where it is not here."""
+    """The folder of the model, fetched from the Hub if it is not on this machine."""
     from posttrain import models
     from posttrain.config import Model
 
@@ -79,7 +79,7 @@ def resolved(name: str) -> str:
 
 
 def identity(name: str) -> str:
-    """The hash of what is in the model's folder, or its commit on the Hub."""
+    """The content hash of the model's folder, or its commit on the Hub."""
     from posttrain import models
     from posttrain.config import Model
 

@@ -34,11 +34,11 @@ READ = "read"  # what stands as the filter of what is no row
 def filter_file(
     source: Path, chosen: Sequence[filters.Filter], context: filters.FilterContext, out: Path
 ) -> dict[str, Any]:
-    """Writes `out`/kept.parquet and `out`/dropped.parquet and gives what was counted, as `filters.Run.figures`.
+    """Writes `out`/kept.parquet and `out`/dropped.parquet; returns the counts, as `filters.Run.figures`.
 
-    What could not be read as a row is counted under the filter `read` and stands among the dropped rows with no more
-    than its place (line or row, from 1) as the figure. What judges said stays in a hidden folder beside `out` until all
-    is done: the same call goes on from there. What they did is under `judges`, see `judge_metrics`.
+    Unreadable rows are counted under the filter `read` and are in the dropped rows with only their place (line or row,
+    from 1) as the figure. Judgements are cached in a hidden folder beside `out` until the end: the same call resumes
+    from there. Metrics of judges are under `judges`, see `judge_metrics`.
 
     Raises:
         InputError: `out` is taken or cannot be made, or the file lacks what a filter needs. Nothing is written then.
@@ -116,7 +116,7 @@ def evaluation_prompts(path: Path) -> list[str]:
 
 
 def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
-    """The file's parts, after a look at the first rows: can each filter work on them?"""
+    """The file's parts, after a check that the first rows have what each filter needs."""
     parts = file.parts()
     begun: list[Part] = []
     for part in parts:
@@ -141,7 +141,7 @@ def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
 
 @contextmanager
 def _told_of(path: Path) -> Iterator[None]:
-    """Rows do not know which file they are of: what they raise is told with its name."""
+    """Adds the file's name to errors of rows, which do not know it."""
     try:
         yield
     except DataError as error:
@@ -149,7 +149,7 @@ def _told_of(path: Path) -> Iterator[None]:
 
 
 def _again(file: RowFile, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    """The rows of a file once more, for filters that must see them all."""
+    """A second pass over the rows of a file, for filters that must see them all."""
     known = file.schema.names if columns is None else [name for name in columns if name in file.schema.names]
     return (part.rows.select(known) for part in file.parts())
 
@@ -190,7 +190,7 @@ def _figures(passage: filters.Run, reading: Count) -> dict[str, Any]:
 
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A folder to write into that takes the name `out` at the end; after an error it is gone."""
+    """A folder to write into, renamed to `out` at the end and removed after an error."""
     work = out.parent / f".{out.name}.{os.getpid()}.partial"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

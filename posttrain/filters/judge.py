@@ -1,4 +1,4 @@
-"""Filters that ask a judge: any model, with a rubric from `reward/`. See docs/judges.md."""
+"""Filters by a judge: any model, with a rubric from `reward/`. See docs/judges.md."""
 
 from __future__ import annotations
 
@@ -144,11 +144,11 @@ def _nobody(rows: Rows, positions: Sequence[int], on: On) -> list[int | None]:
 
 
 def _scorer(rubric: str, model: JudgeModel, minimum: int | None, context: FilterContext) -> tuple[Score, int]:
-    """What asks the judge, and the lowest score that is high enough; None: the highest there is.
+    """The scoring function of the judge, and the lowest score to keep; `minimum` None: the rubric's highest.
 
     Raises:
         RecipeError: `minimum` is not on the rubric's scale.
-        EngineError: the judge cannot judge at all.
+        EngineError: the judge does not work.
     """
     from posttrain.rewards import rubric as rubrics
     from posttrain.rewards.judge import load  # here, since the recipe is checked against this module's keys

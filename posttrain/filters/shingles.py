@@ -1,4 +1,4 @@
-"""Texts as sets of word n-grams, hashed to 32 bits: what near-duplicates are told by. No Python loop over words."""
+"""Texts as sets of word n-grams, hashed to 32 bits, to find near-duplicates. No Python loop over words."""
 
 from __future__ import annotations
 

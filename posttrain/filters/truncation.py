@@ -1,4 +1,4 @@
-"""Answers that stop in the middle, told by their text alone: `format` knows only what the engine says."""
+"""Detects answers that stop in the middle, from their text alone: `format` uses the engine's finish reason."""
 
 from __future__ import annotations
 
