@@ -1,4 +1,4 @@
-"""Golden cases of a reward: answers with their expected scores, in a file beside it."""
+"""Answers of which the writer of a reward knows what must come out, in a file beside it."""
 
 from __future__ import annotations
 
