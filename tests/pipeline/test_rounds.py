@@ -10,7 +10,7 @@ from support.loop_runs import AGAIN, EVALUATED, FIGURES, METRICS, ROUND, FakeLau
 
 from posttrain.errors import DamagedError, EmptyStageError, InputError, LockedError, StageError
 from posttrain.execution import reruns
-from posttrain.planning.dry_run import rehearse
+from posttrain.planning.dry_run import dry_run
 from posttrain.recipe.load import load
 from posttrain.report.reading import open_run
 from posttrain.report.status import status, table
@@ -27,9 +27,9 @@ def test_each_round_goes_through_all_stages_in_order(tmp_path: Path) -> None:
     assert said == []
 
 
-def test_what_a_run_waits_for_is_known_to_its_rehearsal() -> None:
+def test_what_a_run_waits_for_is_known_to_its_dry_run() -> None:
     """Every key that the loop reads of a stage's figures: a run is walked through before it begins."""
-    assert rehearse(load("quickstart", ["collapse={stop: true}", "stop_after=1"]), 2)
+    assert dry_run(load("quickstart", ["collapse={stop: true}", "stop_after=1"]), 2)
 
 
 def test_a_finished_run_does_no_stage_again_and_more_rounds_are_added(tmp_path: Path) -> None:
