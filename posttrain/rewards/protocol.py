@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from posttrain.data.messages import Message, Prompt
 
@@ -26,26 +26,28 @@ class RewardBase(Protocol):
     """What a function of one answer (`RewardFunction`) and one of two (`pairwise.Pairwise`) have in common. Picklable:
     it is loaded once and asked in several processes."""
 
+    reads_columns: ClassVar[bool]  # if not, it is probed once, and otherwise with each prompt set
+
     @property
     def name(self) -> str:
         """What its figures are called."""
+        ...
 
     @property
     def identity(self) -> str:
         """SHA-256 of all that decides a score; it is in the key of what was scored."""
-
-    @property
-    def reads_columns(self) -> bool:
-        """Whether it is given the prompts' columns: then it is probed with each prompt set, and otherwise once."""
+        ...
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """Raises RewardError when the prompt set lacks a column that it cannot do without."""
+        ...
 
     def probe(self, prompts: Sequence[Prompt]) -> None:
         """Asks once, so that a reward that cannot judge fails before anything is sampled.
 
         Raises RewardError or EngineError.
         """
+        ...
 
 
 class RewardFunction(RewardBase, Protocol):
@@ -58,9 +60,11 @@ class RewardFunction(RewardBase, Protocol):
         columns: Mapping[str, Sequence[Any]],
     ) -> list[float | None]:
         """One score, or None, for each row. A right answer has a score of at least 0.5: see `combine`."""
+        ...
 
     def golden_cases(self) -> str | None:
         """What `posttrain check` says of answers whose scores are known; None: there are none for this kind.
 
         Raises RewardError where one does not come out.
         """
+        ...

@@ -227,9 +227,10 @@ def _rewards_of(job: Job, name: str) -> list[RewardBase]:
     loaded = [rewards.load(RewardEntry.model_validate(entry), runtime) for entry in job.runtime["rewards"]]
     asked: list[RewardBase] = [one for one in loaded if one.reads_columns]
     if name == "train":
-        asked += [one for one in loaded if not one.reads_columns]
+        asked.extend(one for one in loaded if not one.reads_columns)
     if name == "heldout":
-        asked += [pairwise.load(Judge.model_validate(entry).entry, runtime) for entry in job.runtime.get("judges", [])]
+        judges = [Judge.model_validate(entry) for entry in job.runtime.get("judges", [])]
+        asked.extend(pairwise.load(judge.entry, runtime) for judge in judges)
     return asked
 
 

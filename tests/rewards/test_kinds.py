@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,10 +33,11 @@ BASE = Path(__file__).parents[2] / "data" / "tiny-base"
 class WordList:
     """1 for an answer with a word of the file, else 0."""
 
+    reads_columns: ClassVar[bool] = False
+
     name: str
     words: tuple[str, ...]
     identity: str
-    reads_columns: bool = False
 
     def check_columns(self, columns: Sequence[str]) -> None:
         pass
