@@ -331,11 +331,14 @@ class Dpo(Trained):
         return given
 
 
+Score = Annotated[float, Field(ge=-MOST, le=MOST)]
+
+
 class Threshold(Section):
     """Thresholds of good and bad scores; answers between the two are dropped and counted."""
 
-    good: float = Field(ge=-MOST, le=MOST, description="Lowest score of a good answer.")
-    bad: float = Field(ge=-MOST, le=MOST, description="Highest score of a bad answer, if it is not good.")
+    good: Score = Field(description="Lowest score of a good answer.")
+    bad: Score = Field(description="Highest score of a bad answer, if it is not good.")
 
     @model_validator(mode="after")
     def _in_order(self) -> Threshold:
@@ -375,7 +378,7 @@ class Kto(Trained):
         description="Answers labelled good or bad by people: a set with prompt, completion and label. A list: one set "
         "per round, the last repeats. See docs/data.md.",
     )
-    threshold: Annotated[float | Threshold, BeforeValidator(_one_or_two)] = Field(
+    threshold: Annotated[Score | Threshold, BeforeValidator(_one_or_two)] = Field(
         default_factory=lambda: Threshold(good=0.5, bad=0.5),
         description="For the source `samples`: which scores are good and which bad. One number: good from it on, bad "
         "below; `{good, bad}`: scores between are dropped.",
