@@ -301,6 +301,7 @@ class Reader:
         assert score is None or RUBRIC.lowest <= score <= RUBRIC.highest
 
     def _sample(self, engine: ServerEngine, url: str, patience: float) -> None:
+        engine = copy.copy(engine)  # which is ended for good below; what it read of the model is kept
         engine.settings = replace(engine.settings, url=url)
         engine.waiting = replace(engine.waiting, patience=patience)
         try:

@@ -45,7 +45,7 @@ def test_verify_tells_a_program_and_a_person(whole: faults.Faulty) -> None:
     policy = Store(whole.root).root / "policy" / "model.safetensors"
     content = policy.read_bytes()
     said = json.loads(verify("--json").stdout)
-    assert said["findings"] == [] and said["artifacts"] == 15
+    assert said["findings"] == [] and said["artifacts"] == 22
     try:
         faults.flip(policy)
         done = verify()

@@ -84,7 +84,7 @@ def test_the_page_reads_well(browser: Any, report: Path, size: tuple[int, int], 
 def test_the_table_of_six_rounds_of_the_quickstart_fits_a_desk(browser: Any, report: Path) -> None:
     view = open_run(report.parent)
     last = view.rounds[-1]
-    counts = {"samples": {"completions": 7200}, "filters": {**last.metrics("filters"), "kept": 3512}}
+    counts = {"answers_samples": {"completions": 7200}, "filters": {**last.metrics("filters"), "kept": 3512}}
     manifests = {role: {**one, "seconds": 345.6} for role, one in last.manifests.items()}
     manifests |= {role: {**last.manifests[role], "metrics": metrics} for role, metrics in counts.items()}
     view.rounds += tuple(replace(last, number=number, manifests=manifests) for number in range(3, 7))
