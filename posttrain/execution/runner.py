@@ -36,8 +36,7 @@ class Runner:
         self._before = {name: path.read_text("utf-8") if path.exists() else None for name, path in files.items()}
         self.rounds: list[dict[str, Any]] = []  # as planned; `_known` makes run.json's rounds of them
         self._ran: set[int] = set()  # rounds in which anything had to be done
-        self._made = False  # whether this command has made anything yet; before that, nothing is written
-        self._made_keys: set[str] = set()  # by this command
+        self._made: set[str] = set()  # keys, by this command; before there is any, nothing is written
         self._calls: dict[str, StageCall] = {}  # of what is in the queue, by key
         self._canonical: dict[str, str] = {}  # by artifact, the key that its readers' keys are made of, if another's
         self._superseded: dict[str, str] = {}  # keys that were planned, by what took their place: see `_cut_off`
@@ -97,7 +96,7 @@ class Runner:
         before = self.store.canonical(made.key)
         if before == made.key:
             return
-        if before not in self._made_keys:
+        if before not in self._made:
             self.watcher.runs_again(f"{made.name} of round {made.number}: same result as before")
         self._canonical[made.key] = before
         for planned in self.queue.take_waiting():
@@ -185,8 +184,7 @@ class Runner:
             raise
         if made is None:
             return
-        self._made = True
-        self._made_keys.add(made.key)
+        self._made.add(made.key)
         self._compare(made.key)
         self._cut_off(made)
         self._write()

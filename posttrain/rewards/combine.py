@@ -14,6 +14,11 @@ REWARD_MODEL = "reward-model"
 RIGHT = 0.5  # from this score on an answer counts as right
 
 
+def of_functions(weights: Mapping[str, float]) -> dict[str, float]:
+    """The weights, by name, without the reward model's: functions alone say what is right."""
+    return {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
+
+
 def spread(logits: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation (at least 1e-6, so that equal logits all become 0.5)."""
     if not logits:

@@ -14,7 +14,7 @@ from typing import Any
 from posttrain.errors import StageError
 from posttrain.evaluation import statistics
 from posttrain.job import Job
-from posttrain.rewards.combine import REWARD_MODEL
+from posttrain.rewards.combine import of_functions
 from posttrain.rewards.scoring import Scorers, load_scorers, score_table
 from posttrain.stages.promote import decide, prompt_figures
 from posttrain.stages.reward_model import heldout_pairs, pairs_right
@@ -76,7 +76,7 @@ def choose(figures: Mapping[str, Mapping[str, float]], seed: int) -> tuple[str, 
 
 def _on_dev(job: Job, name: str) -> dict[str, float]:
     scorers, weights = load_scorers(job)
-    functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
+    functions = of_functions(weights)
     answers = job.inputs[f"answers_{name}"] / "answers.parquet"
     table = score_table(job, answers, Scorers(scorers.rewards), job.scratch / f"scored-{name}.parquet")
     return prompt_figures(table, functions, scorers.reward_model, Pieces(job.scratch / f"figures-{name}"))

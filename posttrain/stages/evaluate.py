@@ -14,7 +14,7 @@ from posttrain.config import RewardEntry
 from posttrain.data.tables import GREEDY, SAMPLED, by_prompt
 from posttrain.evaluation import statistics
 from posttrain.job import Job
-from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine
+from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine, of_functions
 from posttrain.rewards.scoring import Scorers, load_rewards, load_scorers, score_table
 
 COLUMNS = ["prompt_id", "tag", "n_tokens", "finish", "rewards"]
@@ -31,7 +31,7 @@ def score_answers(job: Job, name: str) -> dict[str, Any]:
     measures = load_rewards(job.sections("measure", RewardEntry), job)
     everything = Scorers((*scorers.rewards, *measures), scorers.reward_model)
     path = score_table(job, job.inputs["answers"] / "answers.parquet", everything, job.out / f"{name}.parquet")
-    functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
+    functions = of_functions(weights)
     return {name: figures(by_prompt(path, COLUMNS), functions, [measure.name for measure in measures])}
 
 

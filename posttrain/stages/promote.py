@@ -20,7 +20,7 @@ from posttrain.errors import StageError
 from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rewards.checks import collapsed, shares
-from posttrain.rewards.combine import REWARD_MODEL, combine
+from posttrain.rewards.combine import combine, of_functions
 from posttrain.rewards.scoring import load_scorers, model_rewards
 from posttrain.storage.pieces import Pieces
 
@@ -36,7 +36,7 @@ def run(job: Job) -> dict[str, Any]:
             collapsed and `promote` is `always`. By any other rule such a policy is not promoted.
     """
     scorers, weights = load_scorers(job)
-    functions = {name: weight for name, weight in weights.items() if name != REWARD_MODEL}
+    functions = of_functions(weights)
     new, old = (
         prompt_figures(job.inputs[role] / "dev.parquet", functions, scorers.reward_model, Pieces(job.scratch / role))
         for role in ("candidate", "incumbent")
