@@ -52,6 +52,7 @@ def evaluate(
             try:
                 runner.begin_round(0)
                 stages = StageInputs(recipe, runner)
+                stages.settle()
                 answers = stages.scoring.scored_answers(on, stages.prompts(), stages.base)
                 return runner.metrics(answers)[on]
             finally:

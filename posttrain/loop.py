@@ -42,6 +42,7 @@ def play(recipe: Recipe, runner: Stages, n: int) -> Artifact:
     stages = StageInputs(recipe, runner)
     try:
         runner.begin_round(0)
+        stages.settle()
         prompts = stages.prompts()
         stages.trial()
         evaluation = stages.evaluate_base(prompts)

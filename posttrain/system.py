@@ -39,7 +39,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "executable": sys.executable,
         "versions": versions(FURTHER),
         "cpu": {
-            "name": _processor(),
+            "name": processor(),
             "cores": os.cpu_count(),
             "usable": cores(),
             "torch_threads": torch.get_num_threads(),
@@ -79,7 +79,8 @@ def _device(index: int) -> dict[str, Any]:
     return {"name": found.name, "memory": found.total_memory, "capability": f"{found.major}.{found.minor}"}
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8", "replace").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -114,14 +115,6 @@ def device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (AVX-512 BF16)."""
-    import torch
-
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())
 
 
 def ran_out(error: BaseException) -> bool:

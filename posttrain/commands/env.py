@@ -18,9 +18,10 @@ def env_(
 
     posttrain env
     """
+    from posttrain.engines.precision import rates
     from posttrain.system import describe
 
-    found = describe(Path())
+    found = {**describe(Path()), "products": rates()}
     say(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
 
 
@@ -32,6 +33,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
         "platform": found["platform"],
         "executable": found["executable"],
         "processor": f"{cpu['name']}, {cpu['usable']} of {cpu['cores']} cores, {cpu['torch_threads']} torch threads",
+        "products": ", ".join(f"{name} {rate:.0f}" for name, rate in found["products"].items())
+        + " GFLOP/s on one thread",
         "memory": f"{_size(memory['available'])} free of {_size(memory['total'])}",
         "disk": f"{_size(disk['free'])} free of {_size(disk['total'])} at {disk['folder']}",
         "devices": "; ".join(devices) or "no GPU",

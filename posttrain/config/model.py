@@ -35,6 +35,11 @@ class Model(Section):
     )
     revision: Annotated[str | None, NotInKey()] = Field(default=None, description="Branch, tag or commit of a Hub id.")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Type in which models are saved.")
+    attention: Literal["auto", "eager", "sdpa"] = Field(
+        default="auto",
+        description="Attention of a training, by its name in transformers; auto: the one that is measured to be faster "
+        "here with the model's shapes.",
+    )
     lora: Lora | None = Field(default=None, description="LoRA adapters instead of full fine-tuning.")
     chat_template: Annotated[str | None, NotInKey()] = Field(
         default=None,

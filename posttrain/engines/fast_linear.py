@@ -83,13 +83,13 @@ def replace_linears(model: nn.Module, dtype: torch.dtype) -> None:
         return
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
-            found = _weight_of(layer)
+            found = linear_weight(layer)
             if found is not None:
                 weight, bias = found
                 setattr(parent, name, Linear(weight, bias, dtype))
 
 
-def _weight_of(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+def linear_weight(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """Weight (out, in) and bias of a layer that is nothing but a linear one."""
     if type(layer) is nn.Linear:
         return layer.weight, layer.bias

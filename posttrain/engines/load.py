@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 
+from posttrain.engines.precision import linear_shapes, sampling_dtype
 from posttrain.engines.protocol import Request, SamplingParams, context_length
 from posttrain.errors import ModelError
-from posttrain.system import cpu_has_bf16, keep_memory
+from posttrain.system import keep_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,18 +31,23 @@ class Loaded:
     context: int
 
 
-def pick_dtype(dtype: str, device: str) -> torch.dtype:
-    """`auto`: bfloat16 where the hardware multiplies it faster than float32, else float32.
+def pick_dtype(dtype: str, device: str, model: Any = None) -> torch.dtype:
+    """The type of the products of `model`. `auto`: bfloat16 where it is clearly faster than float32, which is measured
+    on a CPU (a second, once a process for models of one shape); a GPU needs no `model`.
 
     Raises:
         ModelError: a name other than auto, float32, bfloat16 or float16.
     """
     if dtype == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.startswith("cuda") else cpu_has_bf16()
-        return torch.bfloat16 if fast else torch.float32
+        dtype = _measured(tuple(linear_shapes(model).items()) if model is not None else (), device)
     if dtype not in DTYPES:
         raise ModelError(f"no dtype {dtype!r}", hint=f"use auto, {', '.join(DTYPES)}", rule="model-engine-dtype")
     return DTYPES[dtype]
+
+
+@functools.cache
+def _measured(shapes: tuple[tuple[tuple[int, int], int], ...], device: str) -> str:
+    return sampling_dtype(dict(shapes), device).name
 
 
 def load(path: str | Path, dtype: str, device: str) -> Loaded:
@@ -53,7 +60,7 @@ def load(path: str | Path, dtype: str, device: str) -> Loaded:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=kept_dtype(pick_dtype(dtype, device), device))
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=loaded_dtype(dtype, device))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"cannot load a causal language model from {path}: {error}",
@@ -70,7 +77,7 @@ def prepare(model: Any, tokenizer: Any, dtype: str, device: str) -> Loaded:
     Raises:
         ModelError: neither the generation config nor the tokenizer has an end token.
     """
-    chosen = pick_dtype(dtype, device)
+    chosen = pick_dtype(dtype, device, model)
     model = model.to(device=device, dtype=kept_dtype(chosen, device)).eval()
     without_router_logits(model.config)
     if device == "cpu":
@@ -86,6 +93,11 @@ def without_router_logits(config: Any) -> None:
     text = config.get_text_config()
     if getattr(text, "output_router_logits", False):
         text.output_router_logits = False
+
+
+def loaded_dtype(dtype: str, device: str) -> torch.dtype:
+    """The type in which weights are read, before anything is known of the model."""
+    return torch.float32 if device == "cpu" else pick_dtype(dtype, device)
 
 
 def kept_dtype(chosen: torch.dtype, device: str) -> torch.dtype:

@@ -16,7 +16,7 @@ from posttrain.engines.attention import Options, Unsupported
 from posttrain.engines.fast_linear import replace_linears
 from posttrain.engines.fused_llama import LeanLlama
 from posttrain.engines.hf_attention import NAME, active, register
-from posttrain.engines.load import kept_dtype, pick_dtype, without_router_logits
+from posttrain.engines.load import kept_dtype, loaded_dtype, pick_dtype, without_router_logits
 from posttrain.engines.packed_attention import Packed
 from posttrain.errors import ModelError
 from posttrain.system import keep_memory
@@ -37,7 +37,7 @@ class Scorer:
 
     def __init__(self, model: Any, dtype: str = "float32", device: str | None = None) -> None:
         device = device or str(model.device)
-        chosen = pick_dtype(dtype, device)
+        chosen = pick_dtype(dtype, device, model)
         self.model = model.to(device=device, dtype=kept_dtype(chosen, device)).eval()
         self.device = self.model.device
         without_router_logits(model.config)
@@ -222,7 +222,7 @@ def load_scorer(path: str | Path, dtype: str = "float32", device: str = "cpu") -
     from posttrain.engines.reward_head import load_reward_model
 
     try:
-        model = load_reward_model(path, dtype=kept_dtype(pick_dtype(dtype, device), device))
+        model = load_reward_model(path, dtype=loaded_dtype(dtype, device))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load a reward model from {path}: {error}", file=str(path)) from error
     return Scorer(model, dtype, device)

@@ -13,6 +13,7 @@ from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.pipeline.answers import Answers, settings_of
 from posttrain.pipeline.externals import external_inputs
 from posttrain.pipeline.filtering import Filtering, earlier
+from posttrain.pipeline.hardware import settled
 from posttrain.pipeline.scored import Compare, Evaluated, Scoring, in_key, not_in_key
 from posttrain.pipeline.training import Training
 from posttrain.recipe.recipe import Recipe
@@ -32,14 +33,22 @@ class StageInputs:
     """Submits the stages of a run: one method per stage, called by the loop in `posttrain.loop`."""
 
     def __init__(self, recipe: Recipe, runner: Stages) -> None:
-        self.recipe, self.runner = recipe, runner
-        self.number = 0
+        self.runner, self.number = runner, 0
         self.external = external_inputs(recipe)
         self.base = self.external.base
+        self._use(recipe)
+
+    def _use(self, recipe: Recipe) -> None:
+        runner = self.runner
+        self.recipe = recipe
         self.answers = Answers(recipe, runner)
         self.scoring = Scoring(recipe, runner, self.external.rewards, self.answers)
         self.filtering = Filtering(recipe, runner, self.base)
         self.training = Training(recipe, runner, self.external)
+
+    def settle(self) -> None:
+        """Resolves every `auto` of the recipe, by a stage that measures this machine, and waits for it."""
+        self._use(settled(self.recipe, self.runner, self.base))
 
     def begin(self, number: int) -> None:
         self.number = number

@@ -198,6 +198,7 @@ def _training(checked: Checked, model: ModelSummary, launcher: Launcher, run: St
     started = time.monotonic()
     stages = StageInputs(recipe if model.here else _stood_in(recipe), runner)
     stages.base = Artifact(stages.base.key, model.path)
+    stages.settle()
     checked.notes += stages.trial()
     return f"one step of each in small ({time.monotonic() - started:.1f} s)", True
 
@@ -227,7 +228,9 @@ def _probe(
         checked.error = checked.error or error
         checked.found.append(("probe", False, str(error)))
     measured = probe.read_measured(run.root)
-    costs = {name: cost(found) for name, found in measured.items() if name not in ("prompts", "trial", "heldout")}
+    costs = {
+        name: cost(found) for name, found in measured.items() if name not in ("hardware", "prompts", "trial", "heldout")
+    }
     return costs, probe.shares(measured), probe.resident(run.root)
 
 

@@ -48,6 +48,7 @@ class StageSpec:
 
 
 _ALL = (
+    StageSpec("hardware", 1, "data"),
     StageSpec("prompts", 2, "data"),
     StageSpec("trial", 1, "training", check_only=True),
     StageSpec("answers", 1, "sampling and scoring", "completions"),

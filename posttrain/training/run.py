@@ -30,7 +30,7 @@ from posttrain.errors import NonFiniteError, StageError
 from posttrain.job import Job
 from posttrain.storage.checkpoint_seals import latest_whole
 from posttrain.storage.files import write_durably
-from posttrain.system import cpu_has_bf16, keep_memory, ran_out
+from posttrain.system import keep_memory, ran_out
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, merged
 from posttrain.training.packing import fallback_message
@@ -70,15 +70,12 @@ def fields(section: Trained, job: Job, cuda: bool, **over: Any) -> dict[str, Any
     chosen["length_column_name"] = "length"
     chosen["output_dir"] = str(job.scratch / "checkpoints")
     chosen["seed"] = chosen["data_seed"] = job.seed
-    attention = "sdpa"
     if not cuda:
         chosen["use_cpu"] = True
-        chosen.setdefault("bf16", cpu_has_bf16())
+        chosen.setdefault("bf16", False)  # TRL's default is True, which a CPU refuses
         chosen.setdefault("activation_checkpointing", False)
-        # On CPU the backward of bf16 flash attention is 8 times slower than plain attention's (measured).
-        attention = "eager" if chosen["bf16"] else "sdpa"
-    if not has_sdpa(job.inputs.get("model")):
-        attention = "eager"
+    named = job.config["model"].get("attention", "sdpa") if "model" in job.config else "sdpa"
+    attention = "eager" if named == "eager" or not has_sdpa(job.inputs.get("model")) else "sdpa"
     chosen["model_init_kwargs"] = {"attn_implementation": attention, "dtype": "float32", **four_bits(job)}
     return chosen
 

@@ -83,7 +83,7 @@ class FakeLauncher:
     def run(self, folder: Path) -> None:
         stage = read_json(folder / "stage.json")
         self.fails(stage["stage"])
-        if stage["stage"] != "trial":  # test_trial.py looks at it
+        if stage["stage"] not in ("hardware", "trial"):  # which have tests of their own
             self.ran.append(stage["role"] if stage["stage"] == "answers" else stage["stage"])
         metrics = METRICS.get(stage["stage"], {})
         if stage["stage"] == "promote":

@@ -1,0 +1,116 @@
+"""Which float type this machine computes faster, measured on products of a model's own shapes.
+
+What a processor claims to support says little: bfloat16 products are 4 times as fast as float32 ones on one CPU with
+AVX-512 BF16, and half as fast on another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from posttrain.engines.fast_linear import Product, linear_weight
+
+CLEARLY = 1.2  # times as fast: smaller differences are within the noise of a shared machine
+REPEATS = 3  # that must agree
+_TRIES = 3  # of so many repeats each, where they contradict each other
+_ROWS = 128  # of a product: completions under way at once, or tokens of a micro-batch
+_MOST = 1024  # of a product's width and height; larger ones are measured so and scaled, or it takes seconds
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The faster of two ways, `name`, and how many times as fast the second was as the first in each repeat."""
+
+    name: str
+    ratios: tuple[float, ...]
+
+
+def clearly_faster(first: tuple[str, Callable[[], float]], second: tuple[str, Callable[[], float]]) -> Choice:
+    """The second way if it is at least `CLEARLY` times as fast as the first in each repeat, else the first.
+
+    Each way is a name and a function that gives its seconds. Where repeats contradict each other (some say so, some do
+    not), another process was in the way: they are taken again, and if they never agree it is the first.
+    """
+    ratios: tuple[float, ...] = ()
+    for _ in range(_TRIES):
+        ratios = tuple(first[1]() / second[1]() for _ in range(REPEATS))
+        faster = [ratio >= CLEARLY for ratio in ratios]
+        if all(faster):
+            return Choice(second[0], ratios)
+        if not any(faster):
+            break
+    return Choice(first[0], ratios)
+
+
+def sampling_dtype(shapes: Mapping[tuple[int, int], int], device: str) -> Choice:
+    """`float32` or `bfloat16` for the products of an engine. `shapes`: (out, in) of the weights, and how many.
+
+    On a GPU nothing is measured: bfloat16 where it has it.
+    """
+    if device.startswith("cuda"):
+        return Choice("bfloat16" if torch.cuda.is_bf16_supported() else "float32", ())
+    both = [(str(dtype).removeprefix("torch."), _timed(shapes, dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    with one_thread():
+        return clearly_faster(both[0], both[1])
+
+
+def rates() -> dict[str, float]:
+    """GFLOP/s of products (128, 1024) · (1024, 1024) on one thread of this CPU, in float32 and bfloat16."""
+    found = {}
+    with one_thread():
+        for dtype in (torch.float32, torch.bfloat16):
+            product, x = Product(torch.randn(_MOST, _MOST), None, dtype), torch.randn(_ROWS, _MOST)
+            operations = 2 * _ROWS * _MOST * _MOST
+            found[str(dtype).removeprefix("torch.")] = operations / 1e9 / seconds(lambda: product(x))  # noqa: B023
+    return found
+
+
+def linear_shapes(model: torch.nn.Module) -> dict[tuple[int, int], int]:
+    """(out, in) of the model's linear layers, GPT-2's Conv1D too, and the number of each. The model may be on the meta
+    device. Experts that are kept as one three-dimensional weight are not in it."""
+    weights = (linear_weight(layer) for layer in model.modules())
+    return dict(Counter(tuple(weight.shape) for weight, _ in filter(None, weights)))
+
+
+def seconds(work: Callable[[], object], at_least: float = 0.005) -> float:
+    """CPU seconds of this thread for one call of `work`, after a first one: the best of three, each of as many calls as
+    take `at_least` seconds."""
+    work()
+    best = float("inf")
+    for _ in range(3):
+        calls, begun = 0, time.thread_time()
+        while (spent := time.thread_time() - begun) < at_least:
+            work()
+            calls += 1
+        best = min(best, spent / calls)
+    return best
+
+
+class one_thread:
+    """Within it torch computes on one thread, whose CPU time other processes disturb little."""
+
+    def __enter__(self) -> None:
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self.before)
+
+
+def products(shapes: Mapping[tuple[int, int], int], rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+    """A weight (out, in) of each shape, an input (rows, in) for it, and how many such products the model has; of large
+    shapes smaller ones, and as many more."""
+    for (height, width), count in shapes.items():
+        out, taken = min(height, _MOST), min(width, _MOST)
+        yield torch.randn(out, taken), torch.randn(rows, taken), count * (height * width) / (out * taken)
+
+
+def _timed(shapes: Mapping[tuple[int, int], int], dtype: torch.dtype) -> Callable[[], float]:
+    """A function that gives the seconds of all the model's products for `_ROWS` rows."""
+    made = [(Product(weight, None, dtype), x, count) for weight, x, count in products(shapes, _ROWS)]
+    return lambda: sum(count * seconds(lambda product=product, x=x: product(x)) for product, x, count in made)

@@ -1,0 +1,76 @@
+"""The choice between two ways by their time, and the products that are timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from support.tiny_models import causal_lm
+
+from posttrain.engines import precision
+from posttrain.engines.load import pick_dtype
+from posttrain.engines.precision import clearly_faster, linear_shapes, products, sampling_dtype
+
+
+def taking(*seconds: float) -> Callable[[], float]:
+    """A way whose times are these, one after the other."""
+    times: Iterator[float] = iter(seconds)
+    return lambda: next(times)
+
+
+@pytest.mark.parametrize(
+    ("second", "chosen"),
+    [
+        ([0.5, 0.5, 0.5], "second"),
+        ([0.8, 0.8, 0.8], "second"),  # 1.25 times
+        ([0.9, 0.9, 0.9], "first"),  # 1.11 times
+        ([2.0, 2.0, 2.0], "first"),
+        ([0.5, 0.9, 0.5, 0.5, 0.5, 0.5], "second"),  # disturbed, and clear when taken again
+        ([0.5, 0.9, 0.5] * 3, "first"),  # never clear
+    ],
+)
+def test_the_second_way_is_taken_where_it_is_clearly_faster_in_each_repeat(second: list[float], chosen: str) -> None:
+    choice = clearly_faster(("first", lambda: 1.0), ("second", taking(*second)))
+    assert choice.name == chosen
+    assert choice.ratios == pytest.approx([1 / each for each in second[-3:]])
+
+
+def test_the_shapes_are_those_of_all_linear_layers() -> None:
+    with torch.device("meta"):
+        llama, gpt2 = causal_lm("llama"), causal_lm("gpt2")
+    config = llama.config
+    wide, narrow = config.intermediate_size, config.hidden_size
+    assert linear_shapes(llama)[(wide, narrow)] == 2 * config.num_hidden_layers  # gate and up
+    assert linear_shapes(llama)[(config.vocab_size, narrow)] == 1
+    assert (3 * gpt2.config.n_embd, gpt2.config.n_embd) in linear_shapes(gpt2)  # Conv1D, turned
+
+
+def test_of_a_large_weight_a_part_is_measured_as_often_as_it_fits() -> None:
+    found = list(products({(49_152, 576): 1, (576, 576): 60}, rows=8))
+    assert [(tuple(weight.shape), tuple(x.shape)) for weight, x, _ in found] == [
+        ((1024, 576), (8, 576)),
+        ((576, 576), (8, 576)),
+    ]
+    assert [count for _, _, count in found] == [48, 60]
+
+
+def test_auto_is_what_is_measured_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = {torch.float32: 1.0, torch.bfloat16: 0.5}
+    monkeypatch.setattr(precision, "_timed", lambda shapes, dtype: lambda: fast[dtype])
+    assert sampling_dtype({(8, 8): 1}, "cpu").name == "bfloat16"
+    fast[torch.bfloat16] = 2.0
+    assert sampling_dtype({(8, 8): 1}, "cpu").name == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_named_type_is_not_measured(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "seconds", lambda *_: pytest.fail("measured"))
+    assert pick_dtype(dtype, "cpu", causal_lm("llama")) == getattr(torch, dtype)
+
+
+def test_the_threads_are_what_they_were_after_a_measurement() -> None:
+    before = torch.get_num_threads()
+    choice = sampling_dtype({(64, 64): 2}, "cpu")
+    assert choice.name in ("float32", "bfloat16") and len(choice.ratios) == 3
+    assert torch.get_num_threads() == before
