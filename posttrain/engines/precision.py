@@ -77,7 +77,7 @@ def linear_shapes(model: torch.nn.Module) -> dict[tuple[int, int], int]:
     return dict(Counter(tuple(weight.shape) for weight, _ in filter(None, weights)))
 
 
-def seconds(work: Callable[[], object], at_least: float = 0.005) -> float:
+def seconds(work: Callable[[], object], at_least: float = 0.002) -> float:
     """CPU seconds of this thread for one call of `work`, after a first one: the best of three, each of as many calls as
     take `at_least` seconds."""
     work()
