@@ -65,13 +65,7 @@ def _check_template(folder: Path, tokenizer: Any, prompts: Sequence[Sequence[Mes
     try:
         check_template(tokenizer, end_ids(folder), prompts)
     except ModelError as error:
-        raise ModelError(
-            error.message,
-            file=error.file or own_template.where(folder),
-            line=error.line,
-            hint=error.hint,
-            rule=error.rule,
-        ) from error
+        raise error.replaced(file=error.file or own_template.where(folder)) from error
     except Exception as error:
         if type(error) is not Exception:  # which is what tokenizers raises
             raise

@@ -218,7 +218,7 @@ def _length(tokenizer: Any, prompt: Prompt, system: str | None, place: str | Non
     try:
         return len(render_prompt(tokenizer, under(system, prompt.messages)))
     except DataError as error:
-        raise DataError(error.message, file=place, line=prompt.line, hint=error.hint, rule=error.rule) from error
+        raise error.replaced(file=place, line=prompt.line) from error
 
 
 def _rewards_of(job: Job, name: str) -> list[RewardBase]:
@@ -240,8 +240,7 @@ def _check_rewards(asked: Sequence[RewardBase], prompts: list[Prompt], place: st
         try:
             reward.check_columns(list(prompts[0].columns) if prompts else [])
         except RewardError as error:
-            said = f"{error.message}, and {place} has none"
-            raise RewardError(said, file=error.file, hint=error.hint, rule=error.rule) from error
+            raise error.replaced(message=f"{error.message}, and {place} has none") from error
         reward.probe(prompts)
 
 

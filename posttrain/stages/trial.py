@@ -95,5 +95,5 @@ def _placed(error: RecipeError, job: Job, training: dict[str, Any]) -> RecipeErr
     for name in [above[0], *inherited, *above[1:]]:
         if name in places:
             file, line, column = places[name]
-            return RecipeError(error.message, file=file, line=line, column=column, hint=error.hint, rule=error.rule)
+            return error.replaced(file=file, line=line, column=column)
     return error

@@ -237,11 +237,4 @@ def _named(judge: str) -> Iterator[None]:
     except StageError as error:
         raise type(error)(f"watch: judge {judge}: {error}") from error
     except RewardError as error:
-        raise RewardError(
-            f"watch: judge {judge}: {error.message}",
-            file=error.file,
-            line=error.line,
-            column=error.column,
-            hint=error.hint,
-            rule=error.rule,
-        ) from error
+        raise error.replaced(message=f"watch: judge {judge}: {error.message}") from error
