@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from posttrain.models.structure import first_line
 from posttrain.system import ran_out
-from posttrain.training.layout import packed, separate
+from posttrain.training.layout import laid_out, separate
 
 # How far log-probs, or rewards, of packed rows may be from those of separate ones, in float32; in coarser types, as a
 # share of the largest.
@@ -78,7 +79,7 @@ def refusal(model: Any, longest: int, measured: Callable[[bool], torch.Tensor]) 
         # and the separate rows, which it is written for, fail with it again where it was not the packing's.
         if ran_out(error):
             raise
-        return f"{config.model_type} fails on packed rows ({type(error).__name__}: {_first_line(error)})"
+        return f"{config.model_type} fails on packed rows ({first_line(error)})"
     apart, size = (ours - wanted).abs().max().item(), wanted.abs().max().item()
     coarse = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters())
     if not torch.isfinite(wanted).all():  # broken weights, which the training itself tells
@@ -92,11 +93,7 @@ def answer_log_probs(model: Any, pad: int, is_packed: bool, additive: bool, **fo
     """The values for DPO: log-probs of the responses of `probe_rows`, (tokens,). `forward`: further arguments of the
     training's forward."""
     rows = probe_rows(model, pad)
-    made = (
-        packed(rows.prompts, rows.responses, pad, additive)
-        if is_packed
-        else separate(rows.prompts, rows.responses, pad)
-    )
+    made = laid_out(rows.prompts, rows.responses, pad, pack=is_packed, additive=additive)
     inputs = {name: value.to(model.device) for name, value in made.inputs.items()}
     logits = model(**inputs, use_cache=False, **forward).logits.float().flatten(0, 1)
     at = [place for spans in made.spans for span in spans for place in span.predicted_at()]
@@ -140,10 +137,6 @@ def _shortest_window(config: Any) -> int | None:
         return None
     found = [getattr(config, name, None) for name in _WINDOWS]
     return min((window for window in found if isinstance(window, int) and window > 0), default=None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 @contextmanager
