@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from posttrain.engines.batches import by_length
 from posttrain.engines.protocol import context_length
 from posttrain.errors import ModelError, StageError
 from posttrain.system import keep_memory
@@ -76,12 +77,8 @@ class SequenceClassifier:
             return_overflowing_tokens=True,
         )
         owners: list[int] = cut.pop("overflow_to_sample_mapping")
-        order = sorted((at for at, ids in enumerate(cut["input_ids"]) if ids), key=lambda at: len(cut["input_ids"][at]))
         names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in cut]
-        while order:
-            some = [order.pop()]  # the longest first: where memory is too small this shows at once
-            while order and (len(some) + 1) * len(cut["input_ids"][some[0]]) <= _TOKENS:
-                some.append(order.pop())
+        for some in by_length([len(ids) for ids in cut["input_ids"]], _TOKENS):
             rows = {name: [cut[name][at] for at in some] for name in names}
             yield [owners[at] for at in some], self.tokenizer.pad(rows, return_tensors="pt")
 

@@ -6,14 +6,15 @@ Either is first compared with the plain model, and refused where it would not be
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 
-from posttrain.engines.attention import Options, Unsupported
+from posttrain.engines.attention import Options, check_equal
 from posttrain.engines.fast_linear import replace_linears
 from posttrain.engines.fused_llama import LeanLlama
-from posttrain.engines.hf_attention import NAME, active, register
+from posttrain.engines.hf_attention import active, fitting, use_in
 from posttrain.engines.kv_cache import Pool, Prefix, Suffixes
 from posttrain.engines.load import Loaded
 
@@ -40,24 +41,9 @@ def fitting_decoder(loaded: Loaded) -> Decoder:
     Raises:
         Unsupported: none is; the model still serves the plain engine.
     """
-    model, on_cpu = loaded.model, loaded.model.device.type == "cpu"
-    probe = _Probe(loaded)
-    try:
-        # On a CPU the weights are float32 here, so that the comparison can be strict whatever is computed in later.
-        probe.compare(LeanDecoder(loaded, torch.float32 if on_cpu else loaded.dtype))
-        return LeanDecoder(loaded, loaded.dtype)
-    except Unsupported:
-        pass
-    before = model.config.get_text_config()._attn_implementation
-    try:
-        decoder = HookedDecoder(loaded)
-        probe.compare(decoder)
-    except Exception as error:
-        model.set_attn_implementation(before)
-        if isinstance(error, Unsupported):
-            raise
-        raise Unsupported(f"its forward failed with shared prefixes: {error}") from error
-    if on_cpu:
+    model, lean, hooked = loaded.model, partial(LeanDecoder, loaded), partial(HookedDecoder, loaded)
+    decoder = fitting(model, loaded.dtype, lean, hooked, _Probe(loaded).compare)
+    if isinstance(decoder, HookedDecoder) and model.device.type == "cpu":
         replace_linears(model, loaded.dtype)
     return decoder
 
@@ -116,8 +102,7 @@ class HookedDecoder:
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.token_bytes = 2 * config.num_hidden_layers * self.kv_heads * dim * loaded.model.dtype.itemsize
-        register()
-        loaded.model.set_attn_implementation(NAME)
+        use_in(loaded.model)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
         """See `Decoder`."""
@@ -184,7 +169,4 @@ class _Probe:
             got.append(decoder.step(token, position + step, [suffixes]))
         tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
         for row, theirs in enumerate(self.wanted):
-            ours = torch.stack([logits[row] for logits in got]).float()
-            apart, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
-            if not apart <= tolerance * size:
-                raise Unsupported(f"its logits differ from the plain model's by {apart:.2g} of {size:.2g}")
+            check_equal(torch.stack([logits[row] for logits in got]), theirs, tolerance, "logits")

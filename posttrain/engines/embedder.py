@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from posttrain.engines.batches import by_length
 from posttrain.engines.protocol import context_length
 from posttrain.errors import ModelError
 from posttrain.system import keep_memory
@@ -46,12 +47,8 @@ class Embedder:
         options = {"add_special_tokens": self.special_tokens, "truncation": True, "max_length": self.longest}
         ids = self.tokenizer(some, **options)["input_ids"] if some else []
         found = np.zeros((len(texts), self.model.config.get_text_config().hidden_size), dtype=np.float32)
-        order = sorted((at for at, row in enumerate(ids) if row), key=lambda at: len(ids[at]))
-        while order:
-            some = [order.pop()]
+        for some in by_length([len(row) for row in ids], _TOKENS):
             width = len(ids[some[0]])
-            while order and (len(some) + 1) * width <= _TOKENS:
-                some.append(order.pop())
             batch = torch.zeros(len(some), width, dtype=torch.long)
             mask = torch.zeros(len(some), width)
             for row, at in enumerate(some):  # padded at the end: no token sees what comes after it

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from posttrain.engines.packed_attention import Packed
 
 NAME = "posttrain_shared_prefix"
+
+L, H = TypeVar("L"), TypeVar("H")
 
 
 class _Active(threading.local):
@@ -61,8 +63,40 @@ def attend(
     return torch.cat(parts)[:, None], None
 
 
-def register() -> None:
-    """Makes `attend` known to transformers under NAME."""
+def use_in(model: Any) -> None:
+    """Gives a model `attend` for its attention."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
+    model.set_attn_implementation(NAME)
+
+
+def fitting(
+    model: Any,
+    dtype: torch.dtype,
+    lean: Callable[[torch.dtype], L],
+    hooked: Callable[[], H],
+    compare: Callable[[L | H], None],
+) -> L | H:
+    """The faster of two forwards that is the same function as the model: `lean`, its products in `dtype`, or else
+    `hooked`, the model's own with `attend`. `compare` raises Unsupported where one is not.
+
+    Raises:
+        Unsupported: neither is; the model is as it was.
+    """
+    try:
+        # On a CPU the weights are float32 here, so that the comparison can be strict whatever is computed in later.
+        compare(lean(torch.float32 if model.device.type == "cpu" else dtype))
+        return lean(dtype)
+    except Unsupported:
+        pass
+    before = model.config.get_text_config()._attn_implementation
+    try:
+        forward = hooked()
+        compare(forward)
+        return forward
+    except Exception as error:
+        model.set_attn_implementation(before)
+        if isinstance(error, Unsupported):
+            raise
+        raise Unsupported(f"its forward failed with shared prefixes: {error}") from error

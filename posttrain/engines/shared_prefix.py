@@ -47,7 +47,7 @@ class SharedPrefixEngine:
     """
 
     name = "shared-prefix"
-    capabilities = Capabilities(token_ids=True, seeds=True, logprobs=True, stop_strings=True)
+    capabilities = Capabilities(token_ids=True, seeds=True, logprobs=True)
     fallback: str | None = None
 
     def __init__(self, loaded: Loaded, at_once: int | None = None) -> None:

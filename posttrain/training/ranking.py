@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import RewardTrainer
 
+from posttrain.engines.reward_scorer import without_padding
 from posttrain.training import packing
 from posttrain.training.layout import laid_out
 from posttrain.training.rows import Rendering
@@ -46,7 +47,7 @@ def ranked_rows(
     for row in rows:
         ranking = [row[side] for side in ("edited", "chosen", "rejected") if row.get(side)]
         prompt, answers = rendered(row["prompt"], ranking)
-        responses = [_without_padding(ids, tokenizer.pad_token_id) for ids, _ in answers]
+        responses = [without_padding(ids, tokenizer.pad_token_id) for ids, _ in answers]
         if max_length is not None and len(prompt) + max(map(len, responses)) > max_length:
             dropped["too_long"] += 1
         elif max_similarity is not None and _similarity(*responses[-2:]) >= max_similarity:
@@ -56,13 +57,6 @@ def ranked_rows(
             length = len(prompt) + sum(map(len, responses))
             prepared.append({"prompt_ids": prompt, "responses": responses, "margin": margin, "length": length})
     return Dataset.from_list(prepared), dropped
-
-
-def _without_padding(ids: list[int], pad: Any) -> list[int]:
-    end = len(ids)
-    while end and ids[end - 1] == pad:
-        end -= 1
-    return ids[:end]
 
 
 def _similarity(one: Sequence[int], other: Sequence[int]) -> float:
