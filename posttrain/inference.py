@@ -17,7 +17,7 @@ from posttrain.errors import InputError
 from posttrain.execution.launcher import Forked
 from posttrain.execution.progress import Silent, Watcher
 from posttrain.execution.runner import Runner
-from posttrain.job import Job, no_progress
+from posttrain.job import Job
 from posttrain.models.folder import resolve
 from posttrain.models.inspection import inspect
 from posttrain.pipeline.stage_inputs import StageInputs
@@ -87,13 +87,13 @@ def sample(
     ]
     with tempfile.TemporaryDirectory(prefix=".posttrain-sample-", dir=out.absolute().parent) as folder:
         server = {"server": engine.server.model_dump(mode="json")} if engine.server else {}
-        job = Job({"engine": engine.model_dump(mode="json")}, {}, Path(folder), Path(folder), 0, server)
+        job = Job({"engine": engine.model_dump(mode="json")}, {}, Path(folder), Path(folder), 0, server, workers)
         params = SamplingParams(sampling["temperature"], sampling["max_new_tokens"], sampling["top_p"])
         seed = derive_seed(sampling["seed"], "sample")
         shards = plan(rows, Sampling(str(path), params, sampling["k"], seed, **settings(job)), engine.shard_tokens)
         table = Path(folder) / "answers.parquet"
         try:
-            count = run_rollouts(shards, Path(folder) / "shards", table, workers, no_progress)
+            count = run_rollouts(shards, job, table)
         except ValueError as error:  # what an engine says of a prompt that does not fit
             raise InputError(
                 str(error), hint="take the prompt out, or lower --max-new-tokens", rule="command-prompt-too-long"

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,11 @@ class Shard:
     ids: tuple[tuple[int, ...], ...]
     sampling: Sampling
 
+    @property
+    def completions(self) -> int:
+        """How many it asks for."""
+        return len(self.prompts) * (self.sampling.k + self.sampling.greedy)
+
 
 def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, shard_tokens: int) -> list[Shard]:
     """Shards of about equal work, with at most `shard_tokens` tokens: the prompts' and `max_new_tokens` per answer.
@@ -142,20 +147,12 @@ def sampled_slowly(answers: Path) -> dict[str, list[str]]:
     return {"fallback": [f"answers are sampled one by one, which takes longer: {reason.decode()}"]} if reason else {}
 
 
-def run_rollouts(
-    shards: Sequence[Shard], scratch: Path, target: Path, workers: int, progress: Callable[[int, int, str], None]
-) -> int:
-    """Work off the shards, going on with those of the same plan in `scratch`, and join them into `target`. Returns the
-    number of rows."""
+def run_rollouts(shards: Sequence[Shard], job: Job, target: Path) -> int:
+    """Work off the shards, going on with those of the same plan in the job's scratch, and join them into `target`.
+    Returns the number of rows."""
     planned = json.dumps([[row["id"] for row in shard.prompts] for shard in shards])
-    scratch = scratch / hashlib.sha256(planned.encode()).hexdigest()[:16]
-    total, done = sum(len(shard.prompts) * (shard.sampling.k + shard.sampling.greedy) for shard in shards), 0
-
-    def count(rows: int) -> None:
-        nonlocal done
-        done += rows
-        progress(done, total, "completions")
-
+    scratch = job.scratch / "shards" / hashlib.sha256(planned.encode()).hexdigest()[:16]
+    count = job.counter(sum(shard.completions for shard in shards), "completions")
     try:
         served = next((one.sampling for one in shards if one.sampling.server), None)
         work, threads = rollout, 1
@@ -163,10 +160,10 @@ def run_rollouts(
             engine = _engine(served.policy, served.use, served.dtype, served.server)
             # As many shards at a time as fill the server, and one more: the next one's requests go out before the last
             # one's longest answer is there.
-            requests = min(len(shard.prompts) * (shard.sampling.k + shard.sampling.greedy) for shard in shards)
+            requests = min(shard.completions for shard in shards)
             work = functools.partial(rollout, engine=engine)
             threads = 1 + math.ceil(DIALECTS[served.server.kind].at_once / requests)
-        paths = run_shards(work, shards, scratch, processes(workers, bool(served)), count, threads)
+        paths = run_shards(work, shards, scratch, processes(job.workers, bool(served)), count, threads)
     finally:
         _close_servers()
     return concatenate(paths, target)

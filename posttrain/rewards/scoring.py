@@ -58,13 +58,7 @@ def score_shards(job: Job, answers: Path, scorers: Scorers, name: str = "scored"
     """Scores the table `answers` into files of about 2,048 rows, in its order; after a kill only unfinished ones are
     scored again. `name`: their folder in the job's scratch."""
     slices_ = [_Slice(str(answers), start, stop, scorers) for start, stop in slices(answers)]
-    total, done = sum(one.stop - one.start for one in slices_), 0
-
-    def count(rows: int) -> None:
-        nonlocal done
-        done += rows
-        job.progress(done, total, "scores")
-
+    count = job.counter(sum(one.stop - one.start for one in slices_), "scores")
     return run_shards(_score_slice, slices_, job.scratch / name, processes(job.workers), count)
 
 

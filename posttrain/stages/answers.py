@@ -35,7 +35,7 @@ def run(job: Job) -> dict[str, Any]:
     size = job.config["engine"]["shard_tokens"]
     shards = [shard for one in settings for shard in plan(prompts, one, size)]
     target = job.out / "answers.parquet"
-    count = run_rollouts(shards, job.scratch / "shards", target, job.workers, job.progress)
+    count = run_rollouts(shards, job, target)
     if job.config["set"] == "train":
         check_not_empty(target, job.inputs["policy"])
     table = pq.read_table(target, columns=["n_tokens", "finish"])

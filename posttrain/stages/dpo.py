@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -39,12 +38,7 @@ def run(job: Job) -> dict[str, Any]:
     reference = job.inputs.get("reference")
     if reference:
         check_same_tokens(job.inputs["model"], reference)
-    metrics = train(
-        "dpo",
-        job,
-        args,
-        lambda: trainer(job, section, args, rows, tokenizer),
-    )
+    metrics = train("dpo", job, args, lambda: trainer(job, section, args, rows, tokenizer))
     counts = {name: len(source) for name, source in sources.items()}
     return {**metrics, "pairs": len(rows), "too_long": too_long, "sources": counts}
 
@@ -59,7 +53,7 @@ def trainer(
     reference = job.inputs.get("reference")
     return Llama3DPOTrainer(
         model=str(job.inputs["model"]),
-        ref_model=_load(reference, args) if reference else None,
+        ref_model=AutoModelForCausalLM.from_pretrained(reference, **options) if reference else None,
         args=args,
         train_dataset=rows.sort("length"),  # the reference takes them in this order; training shuffles
         processing_class=tokenizer,
@@ -80,11 +74,6 @@ def examples() -> Dataset:
             for prompt, one, other in EXAMPLES
         ]
     )
-
-
-def _load(reference: Path, args: DPOConfig) -> Any:
-    options: Any = args.model_init_kwargs or {}
-    return AutoModelForCausalLM.from_pretrained(reference, **options)
 
 
 def _pairs(job: Job, source: str, margin: float) -> list[dict[str, Any]]:

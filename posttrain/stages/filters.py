@@ -75,6 +75,6 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _earlier(job: Job) -> Iterator[pa.RecordBatch]:
-    for name in sorted(name for name in job.inputs if name.startswith("earlier_")):
+    for name in job.numbered("earlier"):
         with pq.ParquetFile(job.inputs[name] / "kept.parquet") as table:
             yield from table.iter_batches(ROWS, columns=["prompt", "completion"])

@@ -38,7 +38,7 @@ def run(job: Job) -> dict[str, Any]:
         DataError: the file of labels cannot be read.
     """
     section = job.section("classifier", QualityClassifier)
-    rows = [row for role in sorted(job.inputs) if role != "policy" for row in judged(job.inputs[role], section)]
+    rows = [row for role in job.numbered("filters") for row in judged(job.inputs[role], section)]
     if section.labels:
         rows += labelled(shipped.locate("data", section.labels))
     heldout = [derive_seed(job.seed, "heldout", row.prompt) / 2**31 < section.heldout for row in rows]

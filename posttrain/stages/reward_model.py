@@ -37,7 +37,7 @@ def run(job: Job) -> dict[str, Any]:
     Its accuracy is measured on the held-out pairs of the latest preferences, on which no reward model is trained.
     """
     section = job.section("reward_model", RewardModel)
-    tables = [pq.read_table(job.inputs[name] / "pairs.parquet").to_pylist() for name in _preferences(job)]
+    tables = [pq.read_table(job.inputs[name] / "pairs.parquet").to_pylist() for name in job.numbered("preferences")]
     split = job.config.get("split", "train")
     name = "reward_model" if split == "train" else f"{split}.reward_model"  # as the recipe calls it
     training = [row for row in once(tables) if row["split"] == split]
@@ -49,12 +49,7 @@ def run(job: Job) -> dict[str, Any]:
     rows, dropped = ranked_rows(tokenizer, training, section.trl.get("max_length"), margins, section.max_similarity)
     if not len(rows):
         raise EmptyStageError(f"{name}: no pair is left of {len(training)}: {json.dumps(dropped)}")
-    metrics = train(
-        name,
-        job,
-        args,
-        lambda: trainer(job, section, args, rows, tokenizer),
-    )
+    metrics = train(name, job, args, lambda: trainer(job, section, args, rows, tokenizer))
     accuracy = statistics.proportion(pairs_right(heldout_pairs(job), str(job.out), Pieces(job.scratch / "heldout")))
     fallback = [*metrics.pop("fallback", []), *scored_slowly(str(job.out))]
     extra = {"fallback": fallback} if fallback else {}
@@ -90,13 +85,9 @@ def examples() -> Dataset:
     )
 
 
-def _preferences(job: Job) -> list[str]:
-    return sorted((name for name in job.inputs if name.startswith("preferences_")), key=lambda n: int(n.split("_")[1]))
-
-
 def heldout_pairs(job: Job) -> list[dict[str, Any]]:
     """The pairs of the latest preferences that no reward model is trained on."""
-    table = pq.read_table(job.inputs[_preferences(job)[-1]] / "pairs.parquet").to_pylist()
+    table = pq.read_table(job.inputs[job.numbered("preferences")[-1]] / "pairs.parquet").to_pylist()
     return [row for row in table if row["split"] == "heldout"]
 
 

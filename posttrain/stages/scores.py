@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.errors import EmptyStageError
+from posttrain.evaluation.statistics import known_mean
 from posttrain.job import Job
 from posttrain.rewards import prompt_stats
 from posttrain.rewards.checks import check_scores, constant
@@ -52,7 +53,7 @@ def run(job: Job) -> dict[str, Any]:
         "rows": len(scores),
         "unscored": len(scores) - len(known_scores),
         "mean": sum(known_scores) / len(known_scores),
-        "rewards": {name: _mean([row.get(name) for row in values]) for name in weights},
+        "rewards": {name: known_mean(row.get(name) for row in values) for name in weights},
         **({"constant": same} if same else {}),
         "logits": {"mean": mean, "deviation": deviation},
         **judge_metrics(job.scratch),
@@ -66,8 +67,3 @@ def _annotations(job: Job) -> dict[str, dict[str, Any]]:
     return {
         row["prompt_id"]: row for row in pq.read_table(job.inputs["annotations"] / "annotations.parquet").to_pylist()
     }
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

@@ -29,9 +29,8 @@ def run(job: Job) -> dict[str, Any]:
     """
     section = job.section("sft", Sft)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
-    earlier = sorted(name for name in job.inputs if name.startswith("earlier_"))
     by = section.mix.balance.by if section.mix.balance else None
-    sources = {"fresh": _kept(job, ["kept"], by), "earlier": _kept(job, earlier, by)}
+    sources = {"fresh": _kept(job, ["kept"], by), "earlier": _kept(job, job.numbered("earlier"), by)}
     chosen = mixed(sources, {"fresh": section.mix.fresh, "earlier": section.mix.earlier}, job.seed)
     extra = {}
     if section.mix.balance:
@@ -51,12 +50,7 @@ def run(job: Job) -> dict[str, Any]:
         rows = rows.select(annealed(scores, list(rows["length"]), section.anneal, epochs, batch, job.seed))
         over = {"num_train_epochs": 1.0, "train_sampling_strategy": "sequential"}  # the order is in the rows
     args = arguments(SFTConfig, section, job, **over)
-    metrics = train(
-        "sft",
-        job,
-        args,
-        lambda: trainer(job, section, args, rows, tokenizer),
-    )
+    metrics = train("sft", job, args, lambda: trainer(job, section, args, rows, tokenizer))
     counts = {name: len(source) for name, source in sources.items()}
     if real:
         counts |= {"real": len(real), "real_in_mix": len(chosen) - others}
