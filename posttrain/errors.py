@@ -19,9 +19,11 @@ PosttrainError                 1   the base class
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Self
 
 
@@ -75,6 +77,17 @@ class InputError(PosttrainError):
 
     def __reduce__(self) -> tuple[Any, ...]:  # keyword-only arguments do not survive pickling by default
         return functools.partial(type(self), **self._fields()), ()
+
+
+@contextlib.contextmanager
+def in_file(file: Path | str) -> Iterator[None]:
+    """Adds the file to an input error that does not name one."""
+    try:
+        yield
+    except InputError as error:
+        if error.file is not None:
+            raise
+        raise error.replaced(file=str(file)) from error
 
 
 class RecipeError(InputError):

@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain import shipped
 from posttrain.config import Model
-from posttrain.errors import ModelError
+from posttrain.errors import ModelError, in_file
 from posttrain.models import json_files, own_template, snapshots, weight_files
 from posttrain.storage.files import tree_hash
 
@@ -136,7 +136,8 @@ def check_settings(folder: Path) -> None:
     """
     json_files.check_all(folder)
     config = json_files.read(folder / "config.json")
-    json_files.check_counts(config, folder / "config.json")
+    with in_file(folder / "config.json"):
+        json_files.check_counts(config)
     tokenizer = json_files.read(folder / "tokenizer_config.json")
     if "auto_map" in config:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -169,7 +170,7 @@ def special_tokens(folder: Path) -> list[str]:
         raise ModelError(
             "its added_tokens are no list of tokens",
             file=str(file),
-            hint="fetch the file again from where the model comes from",
+            hint=json_files.FETCH_AGAIN,
             rule="model-added-tokens",
         )
     return sorted(token["content"] for token in added if token["special"])

@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.data.chat_template import check_template
 from posttrain.data.messages import Message
 from posttrain.errors import ModelError
-from posttrain.models import finite, own_template, settings, structure, tokenizer_files
+from posttrain.models import finite, json_files, own_template, settings, structure, tokenizer_files
 from posttrain.models.folder import check_files, check_settings
 from posttrain.storage import bounded
 
@@ -123,6 +123,6 @@ def _out_of_bounds(folder: Path, error: bounded.OutOfBoundsError) -> ModelError:
     return ModelError(
         f"building the model of this config, without its weights, {how}",
         file=str(folder / "config.json"),
-        hint="take the config that belongs to the weights",
+        hint=json_files.OWN_CONFIG,
         rule="model-out-of-bounds",
     )

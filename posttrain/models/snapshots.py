@@ -66,16 +66,14 @@ def check_snapshot(path: Path) -> None:
         blob = file.resolve()
         if blob.parent.name != "blobs" or not blob.is_file():
             continue
-        git = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
-        found = file_hash(blob) if len(blob.name) == _SHA256 else _more(git, blob)
+        found = file_hash(blob) if len(blob.name) == _SHA256 else _git_hash(blob)
         if found != blob.name:
             raise DamagedError(
                 f"{file}: is not what came from the Hub; remove {blob}, and the same command fetches it again"
             )
 
 
-def _more(digest: hashlib._Hash, path: Path) -> str:
+def _git_hash(path: Path) -> str:
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
