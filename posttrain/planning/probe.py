@@ -156,7 +156,7 @@ def _load(stage: Mapping[str, Any], root: Path) -> None:
 
     if STAGES[stage["stage"]].samples and not stage["runtime"].get("server"):
         engine, policy = stage["config"]["engine"], str(root / stage["inputs"]["policy"])
-        loaded = rollouts._engine(policy, engine["use"], engine["dtype"], None)
+        loaded = rollouts._engine(policy, engine["use"], engine["dtype"])
         ids = tuple(rollouts._tokenizer(policy).encode("a b c d", add_special_tokens=False))
         loaded.generate([Request(ids, tuple(range(_WARM)))], SamplingParams(1.0, _WARM))
     elif "reward_model" in stage["inputs"]:

@@ -69,9 +69,9 @@ def run_shards(
     return [paths[index] for index in range(len(shards))]
 
 
-def processes(workers: int, served: bool = False) -> int:
-    """The processes for sharded work: 1 on a GPU or with a server, which one process keeps busy; else `workers`."""
-    return workers if device() == "cpu" and not served else 1
+def processes(workers: int) -> int:
+    """The processes for sharded work: 1 on a GPU, which one process keeps busy; else `workers`."""
+    return workers if device() == "cpu" else 1
 
 
 def _name(index: int) -> str:
