@@ -56,9 +56,9 @@ def paired_difference(new: Sequence[float], old: Sequence[float], seed: int = 0)
     return {"value": float(difference.mean()), "ci95": [float(found.low), float(found.high)], "n": len(difference)}
 
 
-def in_words(figure: Mapping[str, Any] | None, digits: int = 3, none: str = "–") -> str:
+def in_words(figure: Mapping[str, Any] | None, none: str = "–") -> str:
     """`0.600 [0.550, 0.650]`: the value, and its interval where it has one. `none`: for what has no value."""
     if not figure or figure["value"] is None:
         return none
-    value, ends = f"{figure['value']:.{digits}f}", [f"{end:.{digits}f}" for end in figure["ci95"] or ()]
+    value, ends = f"{figure['value']:.3f}", [f"{end:.3f}" for end in figure["ci95"] or ()]
     return f"{value} [{', '.join(ends)}]" if ends else value

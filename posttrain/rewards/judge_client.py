@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 
 from posttrain.config import JudgeModel
@@ -72,14 +71,7 @@ class Endpoint:
             EngineError: the server refuses all our requests, fails for longer than `patience`, or gives replies that
                 are not chat completions.
         """
-        waiting = {self._client.submit(self._ask(question)): index for index, question in enumerate(questions)}
-        try:
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
-        except BaseException:
-            for each in waiting:
-                each.cancel()
-            raise
+        return self._client.as_done((index, self._ask(question)) for index, question in enumerate(questions))
 
     async def _ask(self, question: Question) -> Reply:
         body = {

@@ -17,16 +17,9 @@ from posttrain.rewards import rubric as rubrics
 from posttrain.rewards.judge import Judge, load
 from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.judge_prompt import spoken
+from posttrain.rewards.prompt_stats import COLUMNS, PASS_RATE
 
-SCHEMA = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("topic", pa.string()),
-        ("tags", pa.list_(pa.string())),
-        ("intentions", pa.int32()),
-        ("difficulty", pa.int32()),
-    ]
-)
+SCHEMA = pa.schema([pa.field("prompt_id", pa.string()), *(one for one in COLUMNS if one.name != PASS_RATE)])
 
 
 def run(job: Job) -> dict[str, Any]:

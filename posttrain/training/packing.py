@@ -125,11 +125,6 @@ def _chosen(logits: torch.Tensor, ids: Ids) -> torch.Tensor:
     return logits.log_softmax(-1).gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0]
 
 
-def fallback_message(reason: str) -> str:
-    """The note for metrics and terminal."""
-    return f"rows are not packed, which takes longer: {reason}"
-
-
 def _shortest_window(config: Any) -> int | None:
     """The smallest attention window of any layer, in tokens; None if all layers have full attention."""
     kinds = getattr(config, "layer_types", None)
