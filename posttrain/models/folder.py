@@ -61,20 +61,17 @@ def inspect_model(model: Model) -> ModelSummary:
     Raises:
         ModelError: as `resolve`.
     """
-    path = _folder(model.path)
-    size = None
+    path, size = _folder(model.path), None
     if path is None:
         path, size = snapshots.fetch_settings(model.path, model.revision)
     path = path.resolve()
     if size is None:
         check_files(path, str(path))
-        size, here = weights(path), True
     else:
         check_settings(path)
-        here = False
     if model.chat_template is not None:
         path, _ = own_template.with_template(path, _stamp(path), model.chat_template)
-    return ModelSummary(path, size, here)
+    return ModelSummary(path, weights(path) if size is None else size, here=size is None)
 
 
 def _stamp(folder: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from posttrain.errors import DamagedError, ModelError
@@ -20,41 +22,40 @@ def fetch(name: str, revision: str | None) -> Path:
         ModelError: the Hub does not have it, or cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    with _reaching(name):
         return Path(snapshot_download(name, revision=revision, ignore_patterns=_NEVER))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise _unreachable(name, error) from error
 
 
 def fetch_settings(name: str, revision: str | None) -> tuple[Path, int | None]:
     """Fetches config and tokenizer of a Hub id. Returns the folder and the bytes of the weights, None if those are in
     the cache already."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    with contextlib.suppress(OSError):  # not here yet
         path = Path(snapshot_download(name, revision=revision, local_files_only=True))
         if any(path.glob("*.safetensors")):
             return path, None
-    except (LocalEntryNotFoundError, OSError):
-        pass  # not here yet
-    try:
+    with _reaching(name):
         files = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
         path = Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise _unreachable(name, error) from error
     return path, sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
 
 
-def _unreachable(name: str, error: Exception) -> ModelError:
-    cause = (str(error).splitlines() or [type(error).__name__])[0]
-    return ModelError(
-        f"cannot get {name} from the Hub: {cause}",
-        hint="check the name and the network, or name a folder that is here, as in ./folder",
-        rule="model-hub",
-    )
+@contextlib.contextmanager
+def _reaching(name: str) -> Iterator[None]:
+    """Raises ModelError: the Hub does not have the model `name`, or cannot be reached."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except (HFValidationError, OSError) as error:  # errors of HTTP among them
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"cannot get {name} from the Hub: {cause}",
+            hint="check the name and the network, or name a folder that is here, as in ./folder",
+            rule="model-hub",
+        ) from error
 
 
 def check_snapshot(path: Path) -> None:

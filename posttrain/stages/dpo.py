@@ -18,9 +18,8 @@ from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.models import check_same_tokens
 from posttrain.storage.pieces import Pieces
-from posttrain.training.lora import lora_config
 from posttrain.training.rows import EXAMPLES, pair_rows
-from posttrain.training.run import arguments, train
+from posttrain.training.run import arguments, train, trainer_options
 from posttrain.training.trainers import Llama3DPOTrainer, PairCollator
 
 
@@ -46,18 +45,15 @@ def run(job: Job) -> dict[str, Any]:
 def trainer(
     job: Job, section: Dpo, args: DPOConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> Llama3DPOTrainer:
-    """The trainer for `rows` of `pair_rows`. Computes the reference's log-probs when it is built."""
+    """The trainer for `rows` of `pair_rows`. Computes the reference's log-probs when it is built, of rows of similar
+    length together; training shuffles."""
     options: Any = args.model_init_kwargs
     eager = options["attn_implementation"] == "eager"
     pad: Any = tokenizer.pad_token_id or 0
     reference = job.inputs.get("reference")
     return Llama3DPOTrainer(
-        model=str(job.inputs["model"]),
+        **trainer_options(job, args, rows.sort("length"), tokenizer, TaskType.CAUSAL_LM),
         ref_model=AutoModelForCausalLM.from_pretrained(reference, **options) if reference else None,
-        args=args,
-        train_dataset=rows.sort("length"),  # the reference takes them in this order; training shuffles
-        processing_class=tokenizer,
-        peft_config=lora_config(job, TaskType.CAUSAL_LM),
         data_collator=PairCollator(pad, section.packed, eager, section.mask_format),
         nll_weight=section.nll_weight,
         pieces=Pieces(job.scratch / "reference"),

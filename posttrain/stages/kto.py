@@ -21,9 +21,8 @@ from posttrain.job import Job
 from posttrain.models import context_length
 from posttrain.storage.pieces import Pieces
 from posttrain.training.kto import LabelledCollator, StepKTOTrainer, in_steps, labelled_rows
-from posttrain.training.lora import lora_config
 from posttrain.training.rows import EXAMPLES
-from posttrain.training.run import arguments, train
+from posttrain.training.run import arguments, train, trainer_options
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -63,11 +62,7 @@ def trainer(
     `section`: `args` holds all of it."""
     pad: Any = tokenizer.pad_token_id or 0
     return StepKTOTrainer(
-        model=str(job.inputs["model"]),
-        args=args,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        peft_config=lora_config(job, TaskType.CAUSAL_LM),
+        **trainer_options(job, args, rows, tokenizer, TaskType.CAUSAL_LM),
         data_collator=LabelledCollator(pad),
         pieces=Pieces(job.scratch / "reference"),
     )

@@ -22,10 +22,9 @@ from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rewards.scoring import model_rewards, scored_slowly
 from posttrain.storage.pieces import Pieces, cut
-from posttrain.training.lora import lora_config
 from posttrain.training.ranking import LLAMA2_MARGINS, RankingCollator, RankingTrainer, ranked_rows
 from posttrain.training.rows import EXAMPLES
-from posttrain.training.run import arguments, train
+from posttrain.training.run import arguments, train, trainer_options
 
 _PAIRS = 2048  # held-out pairs that are scored together, and kept
 
@@ -65,12 +64,8 @@ def trainer(
     pad: Any = tokenizer.pad_token_id
     reward_head.provide(job.inputs["model"])
     return RankingTrainer(
-        model=str(job.inputs["model"]),
-        args=args,
-        train_dataset=rows,
+        **trainer_options(job, args, rows, tokenizer, TaskType.SEQ_CLS),
         data_collator=RankingCollator(pad, packed=section.packed, additive=eager),
-        processing_class=tokenizer,
-        peft_config=lora_config(job, TaskType.SEQ_CLS),
     )
 
 

@@ -16,10 +16,9 @@ from posttrain.config import Sft
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.training.balancing import balanced
-from posttrain.training.lora import lora_config
 from posttrain.training.mixing import annealed, drawn, guaranteed, mixed, passes
 from posttrain.training.rows import EXAMPLES, IGNORED, sft_rows
-from posttrain.training.run import arguments, train
+from posttrain.training.run import arguments, train, trainer_options
 from posttrain.training.trainers import AnswerSFTTrainer
 
 
@@ -61,13 +60,7 @@ def trainer(
     job: Job, section: Sft, args: SFTConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> AnswerSFTTrainer:
     """The trainer for `rows` of `sft_rows`. Does not use `section`: `args` holds all of it."""
-    return AnswerSFTTrainer.made(
-        model=str(job.inputs["model"]),
-        args=args,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        peft_config=lora_config(job, TaskType.CAUSAL_LM),
-    )
+    return AnswerSFTTrainer.made(**trainer_options(job, args, rows, tokenizer, TaskType.CAUSAL_LM))
 
 
 def examples() -> Dataset:

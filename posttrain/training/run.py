@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import datasets
 import torch
-from peft import PeftModel
+from peft import PeftModel, TaskType
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,7 +32,7 @@ from posttrain.storage.checkpoint_seals import latest_whole
 from posttrain.storage.files import write_durably
 from posttrain.system import cpu_has_bf16, keep_memory, ran_out
 from posttrain.training.checkpoints import Checkpoints, mean_loss
-from posttrain.training.lora import four_bits, merged
+from posttrain.training.lora import four_bits, lora_config, merged
 from posttrain.training.trackers import trackers
 
 # Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
@@ -134,6 +134,19 @@ def began(job: Job) -> str:
     """The sentence of an error that names what the training started from: the last good model."""
     model = job.inputs.get("model")
     return f"It began from {model.name}, which is whole." if model else ""
+
+
+def trainer_options(
+    job: Job, args: TrainingArguments, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskType
+) -> dict[str, Any]:
+    """What TRL's trainers have in common: the job's model, with its LoRA for this task, trained on these rows."""
+    return {
+        "model": str(job.inputs["model"]),
+        "args": args,
+        "train_dataset": rows,
+        "processing_class": tokenizer,
+        "peft_config": lora_config(job, task),
+    }
 
 
 def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trainer]) -> dict[str, Any]:
