@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from posttrain.engines.batches import by_length
 from posttrain.engines.protocol import context_length
@@ -48,12 +49,9 @@ class Embedder:
         ids = self.tokenizer(some, **options)["input_ids"] if some else []
         found = np.zeros((len(texts), self.model.config.get_text_config().hidden_size), dtype=np.float32)
         for some in by_length([len(row) for row in ids], _TOKENS):
-            width = len(ids[some[0]])
-            batch = torch.zeros(len(some), width, dtype=torch.long)
-            mask = torch.zeros(len(some), width)
-            for row, at in enumerate(some):  # padded at the end: no token sees what comes after it
-                batch[row, : len(ids[at])] = torch.tensor(ids[at])
-                mask[row, : len(ids[at])] = 1
+            rows = [torch.tensor(ids[at]) for at in some]
+            batch = pad_sequence(rows, batch_first=True)  # at the end: no token sees what comes after it
+            mask = pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True)
             device = self.model.device
             states = self.model(batch.to(device), attention_mask=mask.to(device)).last_hidden_state.float().cpu()
             found[some] = ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()

@@ -220,12 +220,15 @@ class OpenAIClient:
                     to = reply.headers.get("location", "nowhere")[:300]
                     raise Fault(f"it sends us on to {to}: redirects are not followed", rule="server-redirect", tries=1)
                 if reply.status_code >= 400:
-                    said = Reply(reply.status_code, await _beginning(reply))
+                    begins = await _beginning(reply, _ERROR_BYTES - 1)  # compressed, it stays so: it is only shown
+                    said = Reply(reply.status_code, begins[:_ERROR_BYTES])
                     if reply.status_code >= 500 or reply.status_code in _LATER:
                         pause = _seconds(reply.headers.get("retry-after"))
                         raise Fault(said.said, rule="server-overloaded", tries=None, pause=pause)
                     return said
-                raw = await _whole(reply, longest)
+                raw = await _beginning(reply, longest)
+                if len(raw) > longest:
+                    raise _too_large(longest)
                 return Reply(reply.status_code, _decoded(raw, reply.headers.get("content-encoding", ""), longest))
         except TimeoutError:
             problem = f"the request timed out: no whole reply in {seconds:g} s"
@@ -236,23 +239,14 @@ class OpenAIClient:
             self._idle.append(client)
 
 
-async def _beginning(reply: Any) -> bytes:
-    """Of what is said of an error; the rest is not waited for. Compressed, it stays so: it is only shown."""
-    said = b""
-    async for part in reply.aiter_raw():
-        said += part
-        if len(said) >= _ERROR_BYTES:
-            break
-    return said[:_ERROR_BYTES]
-
-
-async def _whole(reply: Any, longest: int) -> bytes:
+async def _beginning(reply: Any, most: int) -> bytes:
+    """The body as it is sent, whole or little more than its first `most` bytes; the rest is not waited for."""
     parts, size = [], 0
     async for part in reply.aiter_raw():
         parts.append(part)
         size += len(part)
-        if size > longest:
-            raise _too_large(longest)
+        if size > most:
+            break
     return b"".join(parts)
 
 

@@ -84,9 +84,9 @@ def there(file: Path) -> bool:
     try:
         kind = regular_files.not_regular(file)
     except (FileNotFoundError, NotADirectoryError):
-        kind = "a link to nothing" if file.is_symlink() else None
-        if kind is None:
+        if not file.is_symlink():
             return False
+        kind = "a link to nothing"
     if kind is not None:
         raise ModelError(
             f"is {kind}, and a file of that name is read",
