@@ -7,6 +7,7 @@ are retried for `patience` seconds, invalid replies a few times, refusals never.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 import time
@@ -275,8 +276,6 @@ def _too_large(longest: int) -> Fault:
 
 def _seconds(retry_after: str | None) -> float:
     """Of a date, nothing is known: clocks differ. What is no number, or below 0, is no wish."""
-    try:
-        wish = float(retry_after or 0)
-    except ValueError:
-        return 0.0
-    return wish if wish > 0 else 0.0  # not so for nan
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(retry_after or 0))  # 0 of nan, too
+    return 0.0

@@ -73,11 +73,9 @@ def _is_finite(tensor: Tensor, buffer: bytearray) -> bool:
         left = tensor.end - tensor.begin
         while left:
             read = file.readinto(memoryview(buffer)[: min(left, _PIECE)])
-            if not read:
-                return True  # cut short meanwhile: whoever loads it will say so
             whole = read // dtype.itemsize * dtype.itemsize
             if not whole:
-                return True
+                return True  # cut short meanwhile: whoever loads it will say so
             file.seek(whole - read, 1)
             values = torch.frombuffer(buffer, dtype=dtype, count=whole // dtype.itemsize)
             # A sum is as fast as memory, and not finite where a value is not; where it overflows, each is asked.

@@ -100,12 +100,8 @@ def end_ids(folder: Path) -> list[int]:
 
 
 def _out_of_bounds(folder: Path, error: bounded.OutOfBoundsError) -> ModelError:
-    if error.how == "time":
-        how = f"takes more than {_SECONDS} seconds of a processor"
-    elif error.how == "memory":
-        how = f"takes more than {_MEMORY >> 30} GiB of memory"
-    else:
-        how = f"ends the process ({error.how})"
+    bounds = {"time": f"{_SECONDS} seconds of a processor", "memory": f"{_MEMORY >> 30} GiB of memory"}
+    how = f"takes more than {bounds[error.how]}" if error.how in bounds else f"ends the process ({error.how})"
     if error.doing == "template":
         return ModelError(
             f"rendering the first prompts with the chat template {how}",

@@ -74,12 +74,9 @@ def _chosen(folder: Path, name: str) -> str:
     found = templates(folder)
     if name in found:
         return found[name]
-    if not found:
-        problem = "the model brings no chat template"
-    else:
-        problem = f"the model brings no chat template called {name!r}; it has {', '.join(sorted(found))}"
+    others = f" called {name!r}; it has {', '.join(sorted(found))}" if found else ""
     raise ModelError(
-        problem,
+        f"the model brings no chat template{others}",
         file=str(folder),
         hint="name one of these, or a file with a slash, as in ./template.jinja",
         rule="template-unknown-name",

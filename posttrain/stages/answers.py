@@ -4,6 +4,7 @@ an edited reward samples nothing again (Llama 3, section 4.2.2)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -26,12 +27,7 @@ def run(job: Job) -> dict[str, Any]:
         DataError: no prompt matches `where`.
         StageError: nearly all answers to training prompts are empty.
     """
-    prompts = _prompts(job)
-    settings = [_sampling(job, job.config["tag"], job.seed, **job.config["answers"], greedy=job.config["greedy"])]
-    for temperature in job.config["further"]:
-        tag = f"T={temperature}"
-        half = {**job.config["answers"], "k": max(1, settings[0].k // 2), "temperature": temperature}
-        settings.append(_sampling(job, tag, derive_seed(job.seed, tag), **half))
+    prompts, settings = _prompts(job), _settings(job)
     size = job.config["engine"]["shard_tokens"]
     shards = [shard for one in settings for shard in plan(prompts, one, size)]
     target = job.out / "answers.parquet"
@@ -59,16 +55,14 @@ def _prompts(job: Job) -> Sequence[Mapping[str, Any]]:
     return take(matching(prompts, job.config["where"]), **job.config["take"]) if "take" in job.config else prompts
 
 
-def _sampling(
-    job: Job, tag: str, seed: int, k: int, temperature: float, top_p: float, max_new_tokens: int, greedy: bool = False
-) -> Sampling:
-    return Sampling(
-        policy=str(job.inputs["policy"]),
-        params=SamplingParams(temperature, max_new_tokens, top_p),
-        k=k,
-        seed=seed,
-        tag=tag,
-        greedy=greedy,
-        system=job.config["system"],
-        **engine(job),
-    )
+def _settings(job: Job) -> list[Sampling]:
+    """The K answers, and K // 2 at each further temperature."""
+    policy, asked = str(job.inputs["policy"]), job.config["answers"]
+    options = {"tag": job.config["tag"], "greedy": job.config["greedy"], "system": job.config["system"], **engine(job)}
+    params = SamplingParams(asked["temperature"], asked["max_new_tokens"], asked["top_p"])
+    settings = [Sampling(policy, params, asked["k"], job.seed, **options)]
+    for temperature in job.config["further"]:
+        tag, params = f"T={temperature}", replace(params, temperature=temperature)
+        options |= {"tag": tag, "greedy": False}
+        settings.append(Sampling(policy, params, max(1, asked["k"] // 2), derive_seed(job.seed, tag), **options))
+    return settings

@@ -67,7 +67,11 @@ def run(job: Job) -> dict[str, Any]:
         models.check_same_tokens(model, Path(job.runtime["reference"]))
     room = _Room(tokenizer, models.context_length(model), job.config["max_new_tokens"], sets.too_long == "drop")
     metrics: dict[str, Any] = {"unused_weights": unused} if unused else {}
-    against = _against(sets)
+    against = [
+        prompt
+        for index, one in enumerate(sets.against)
+        for prompt in loaders.read_prompts(one, where=f"prompts.against.{index}")
+    ]
     if against:
         _write(against, job.out / "against.parquet")
     evaluated_on = [message_text(prompt.messages) for prompt in against]
@@ -176,15 +180,6 @@ def _fits(room: _Room, prompt: Prompt, systems: Sequence[str | None], place: str
             rule="data-prompt-too-long",
         )
     return length + room.new <= room.context
-
-
-def _against(sets: Prompts) -> list[Prompt]:
-    """The prompts of the further evaluation sets."""
-    return [
-        prompt
-        for index, one in enumerate(sets.against)
-        for prompt in loaders.read_prompts(one, where=f"prompts.against.{index}")
-    ]
 
 
 def _contamination(evaluated_on: Sequence[str], near: Decontaminate | None) -> Callable[[Prompt], str | None]:
