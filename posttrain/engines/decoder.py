@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 
@@ -17,22 +16,6 @@ from posttrain.engines.fused_llama import LeanLlama
 from posttrain.engines.hf_attention import active, fitting, use_in
 from posttrain.engines.kv_cache import Pool, Prefix, Suffixes
 from posttrain.engines.load import Loaded
-
-
-class Decoder(Protocol):
-    """Two forwards: `prefill` for prompts, `step` for one token of every running row."""
-
-    kv_heads: int
-    token_bytes: int  # of a token's keys and values
-    device: torch.device
-
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
-        """The prompts' keys and values, and the logits after each prompt's last token, (prompts, vocab)."""
-        ...
-
-    def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
-        """Feeds one token a row, the rows of all cohorts one after the other; the next logits, (rows, vocab)."""
-        ...
 
 
 def fitting_decoder(loaded: Loaded) -> Decoder:
@@ -49,7 +32,8 @@ def fitting_decoder(loaded: Loaded) -> Decoder:
 
 
 class LeanDecoder:
-    """`LeanLlama` with its attention."""
+    """`LeanLlama` with its attention: two forwards, `prefill` for prompts and `step` for one token of every running
+    row. `token_bytes`: of a token's keys and values."""
 
     def __init__(self, loaded: Loaded, dtype: torch.dtype) -> None:
         self.model, self.pad_id, self.device = LeanLlama(loaded.model, dtype), loaded.pad_id, loaded.model.device
@@ -57,7 +41,7 @@ class LeanDecoder:
         self.token_bytes = 2 * len(self.model.layers) * self.kv_heads * self.model.dim * self.model.kept.itemsize
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
-        """See `Decoder`."""
+        """The prompts' keys and values, and the logits after each prompt's last token, (prompts, vocab)."""
         prefix, ids, position = _padded(prompts, self.pad_id, self.device)
         model = self.model
 
@@ -71,7 +55,7 @@ class LeanDecoder:
         return prefix, model.logits(stream[start + prefix.lengths - 1])
 
     def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
-        """See `Decoder`."""
+        """Feeds one token a row, the rows of all cohorts one after the other; the next logits, (rows, vocab)."""
         model = self.model
 
         def attend(layer: int, joint: torch.Tensor, options: Options) -> torch.Tensor:
@@ -94,7 +78,7 @@ class LeanDecoder:
 
 
 class HookedDecoder:
-    """transformers' forward, its attention replaced."""
+    """The same of transformers' forward, its attention replaced."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.model, self.pad_id, self.device = loaded.model, loaded.pad_id, loaded.model.device
@@ -105,7 +89,7 @@ class HookedDecoder:
         use_in(loaded.model)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
-        """See `Decoder`."""
+        """See `LeanDecoder`."""
         prefix, ids, position = _padded(prompts, self.pad_id, self.device)
         row, last = torch.arange(len(prompts), device=self.device), prefix.lengths - 1
         # The head is computed for the last token alone: a hook, as `logits_to_keep` wants one place for all rows.
@@ -120,7 +104,7 @@ class HookedDecoder:
         return prefix, out.logits[:, -1]
 
     def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
-        """See `Decoder`."""
+        """See `LeanDecoder`."""
         active.cohorts = cohorts
         try:
             out = self.model(input_ids=token[:, None], position_ids=position[:, None], use_cache=False)
@@ -129,6 +113,9 @@ class HookedDecoder:
         for cohort in cohorts:
             cohort.advance()
         return out.logits[:, -1]
+
+
+Decoder = LeanDecoder | HookedDecoder
 
 
 def _padded(

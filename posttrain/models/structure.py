@@ -137,10 +137,8 @@ def _build(kind: Any, config: Any, tensors: Mapping[str, Tensor]) -> Mapping[str
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except ImportError as error:
-        raise _no_attention(config, error) from error
-    except refusals() as error:
-        if "attn_implementation" in str(error):
+    except (ImportError, *refusals()) as error:
+        if isinstance(error, ImportError) or "attn_implementation" in str(error):
             raise _no_attention(config, error) from error
         raise _refused(error) from error
     return found

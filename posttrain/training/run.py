@@ -104,11 +104,7 @@ class Watch(TrainerCallback):
         last = state.log_history[-1]
         for name in ("loss", "grad_norm"):
             if not math.isfinite(float(last.get(name, 0.0))):
-                raise NonFiniteError(
-                    f"{self.stage}: {name} became {last[name]} by step {state.global_step}; nothing was published. "
-                    f"{began(self.job)} Lower the learning rate, or look at the data of this stage.",
-                    state.global_step,
-                )
+                raise not_finite(self.stage, self.job, f"{name} became {last[name]}", state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Checks the weights before the checkpoint is sealed: nothing resumes from weights that are not finite."""
@@ -122,16 +118,18 @@ def check_finite(stage: str, job: Job, weights: Iterable[tuple[str, torch.Tensor
     """Raises NonFiniteError: a weight is not finite."""
     for name, weight in weights:
         if not torch.isfinite(weight).all():
-            raise NonFiniteError(
-                f"{stage}: {name} holds a value that is not finite by step {step}; nothing was published. {began(job)}",
-                step,
-            )
+            raise not_finite(stage, job, f"{name} holds a value that is not finite", step)
 
 
-def began(job: Job) -> str:
-    """The sentence of an error that names what the training started from: the last good model."""
+def not_finite(stage: str, job: Job, problem: str, step: int) -> NonFiniteError:
+    """The error names what the training started from: the last good model."""
     model = job.inputs.get("model")
-    return f"It began from {model.name}, which is whole." if model else ""
+    began = f"It began from {model.name}, which is whole. " if model else ""
+    return NonFiniteError(
+        f"{stage}: {problem} by step {step}; nothing was published. {began}Lower the learning rate, or look at the "
+        "data of this stage.",
+        step,
+    )
 
 
 def trainer_options(
@@ -205,7 +203,7 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     loss = mean_loss(trainer.state.log_history)
     if loss is None or not math.isfinite(loss):
-        raise NonFiniteError(f"{stage}: the training loss is {loss}; nothing was published. {began(job)}")
+        raise not_finite(stage, job, f"the training loss is {loss}", trainer.state.global_step)
     save(stage, trainer, job)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     why: str | None = getattr(trainer, "fallback", None)
