@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from posttrain.engines.batches import by_length
+from posttrain.engines.load import read
 from posttrain.engines.protocol import context_length
 from posttrain.errors import ModelError, StageError
 from posttrain.system import keep_memory
@@ -27,13 +28,9 @@ class SequenceClassifier:
     """
 
     def __init__(self, path: Path, label: str, device: str) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            model: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot load a sequence classifier: {error}", file=str(path)) from error
+        model, self.tokenizer = read(AutoModelForSequenceClassification, path, torch.float32, "a sequence classifier")
         if not self.tokenizer.is_fast:
             raise ModelError("long texts are cut by a fast tokenizer, and this model has none", file=str(path))
         self.model = model.to(device).eval()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from posttrain.engines.batches import by_length
+from posttrain.engines.load import read
 from posttrain.engines.protocol import context_length
-from posttrain.errors import ModelError
 from posttrain.system import keep_memory
 
 _TOKENS = 8192  # in one forward, padding included
@@ -27,13 +26,9 @@ class Embedder:
     """
 
     def __init__(self, path: Path, device: str, longest: int = _LONGEST, special_tokens: bool = False) -> None:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            model: Any = AutoModel.from_pretrained(path, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot load a model to embed texts with: {error}", file=str(path)) from error
+        model, self.tokenizer = read(AutoModel, path, torch.float32, "a model to embed texts with")
         self.model = model.to(device).eval()
         self.longest = min(context_length(model.config), longest)
         self.special_tokens = special_tokens

@@ -49,19 +49,30 @@ def load(path: str | Path, dtype: str, device: str) -> Loaded:
     Raises:
         ModelError: the folder cannot be read, or nothing in it says what ends an answer.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    kept = kept_dtype(pick_dtype(dtype, device), device)
+    return prepare(*read(AutoModelForCausalLM, path, kept, "a causal language model"), dtype, device)
+
+
+def read(kind: Any, path: str | Path, dtype: torch.dtype, what: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder, by one of transformers' auto classes; `what` it is, for the error.
+
+    Raises:
+        ModelError: the folder cannot be read.
+    """
+    from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=kept_dtype(pick_dtype(dtype, device), device))
+        tokenizer = AutoTokenizer.from_pretrained(path)  # first, since it fails sooner
+        return kind.from_pretrained(path, dtype=dtype), tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"cannot load a causal language model from {path}: {error}",
+            f"cannot load {what} from {path}: {error}",
             file=str(path),
-            hint="posttrain check says what is wrong with a recipe's model",
+            hint="name a folder that save_pretrained wrote; posttrain check says what is wrong with a recipe's model",
             rule="model-load",
         ) from error
-    return prepare(model, tokenizer, dtype, device)
 
 
 def prepare(model: Any, tokenizer: Any, dtype: str, device: str) -> Loaded:
