@@ -221,7 +221,11 @@ class ServerEngine:
         )
         self._client.on_failure = self._revive
         try:
-            self._check_health(self._client)
+            if self._own is not None:
+                self._client.run(self._own.wait_healthy(self._client))
+            else:
+                hint = f"start it with the weights in {self.policy}, or let the loop start it (`engine.server.start`)"
+                _check_health(self._client, str(self.settings.url), min(_ABOUT_SECONDS, self.waiting.reply), hint)
             self._check_weights(self._client, prompt)
         except BaseException:
             self.close()
@@ -232,13 +236,6 @@ class ServerEngine:
         async with self._reviving:
             if self._own is not None and self._client is not None and await self._own.revive(self._client):
                 self._client.restart_retry_time()
-
-    def _check_health(self, client: OpenAIClient) -> None:
-        if self._own is not None:
-            client.run(self._own.wait_healthy(client))
-            return
-        hint = f"start it with the weights in {self.policy}, or let the loop start it (`engine.server.start`)"
-        _check_health(client, str(self.settings.url), min(_ABOUT_SECONDS, self.waiting.reply), hint)
 
     def _check_weights(self, client: OpenAIClient, prompt: list[int] | str) -> None:
         """Checks that the server serves this policy's weights.
