@@ -49,6 +49,11 @@ PAIRS = pa.schema(
 GREEDY, SAMPLED = "greedy", "sampled"
 
 
+def column(table: Path, name: str) -> list[Any]:
+    """The values of one column, without reading the others."""
+    return pq.read_table(table, columns=[name])[name].to_pylist()
+
+
 def by_prompt(table: Path, columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
     """The rows of each prompt of a table of scored answers, prompt by prompt, with `rewards` and nothing else parsed.
 

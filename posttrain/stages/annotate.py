@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.config import Annotate, Rated
+from posttrain.data.tables import column
 from posttrain.evaluation.topics import topics
 from posttrain.filters.rows import message_text
 from posttrain.job import Job
@@ -34,9 +35,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     section = job.section("annotate", Annotate)
     prompts = pq.read_table(job.inputs["prompts"] / "train.parquet", columns=["id", "prompt"]).to_pylist()
-    sampled = set(
-        pq.read_table(job.inputs["answers"] / "answers.parquet", columns=["prompt_id"])["prompt_id"].to_pylist()
-    )
+    sampled = set(column(job.inputs["answers"] / "answers.parquet", "prompt_id"))
     found: dict[str, dict[str, Any]] = {row["id"]: {"prompt_id": row["id"]} for row in prompts if row["id"] in sampled}
     texts = {row["id"]: spoken(row["prompt"]) for row in prompts if row["id"] in sampled}
     if section.topics:

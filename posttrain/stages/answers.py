@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from posttrain.data.selection import matching, take
+from posttrain.data.tables import column
 from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
 from posttrain.rewards.checks import check_not_empty
@@ -34,14 +35,13 @@ def run(job: Job) -> dict[str, Any]:
     count = run_rollouts(shards, job, target)
     if job.config["set"] == "train":
         check_not_empty(target, job.inputs["policy"])
-    table = pq.read_table(target, columns=["n_tokens", "finish"])
-    lengths = table["n_tokens"].to_pylist()
+    lengths = column(target, "n_tokens")
     return {
         "prompts": len(prompts),
         "completions": count,
         "tokens": sum(lengths),
         "mean_length": sum(lengths) / count,
-        "finished": table["finish"].to_pylist().count("stop") / count,
+        "finished": column(target, "finish").count("stop") / count,
         **sampled_by(job),
         **sampled_slowly(target),
     }
@@ -50,7 +50,7 @@ def run(job: Job) -> dict[str, Any]:
 def _prompts(job: Job) -> Sequence[Mapping[str, Any]]:
     prompts: list[Mapping[str, Any]] = pq.read_table(job.inputs["prompts"] / f"{job.config['set']}.parquet").to_pylist()
     if "difficulty" in job.inputs:
-        wanted = set(pq.read_table(job.inputs["difficulty"] / "taken.parquet")["prompt_id"].to_pylist())
+        wanted = set(column(job.inputs["difficulty"] / "taken.parquet", "prompt_id"))
         return [prompt for prompt in prompts if prompt["id"] in wanted]
     return take(matching(prompts, job.config["where"]), **job.config["take"]) if "take" in job.config else prompts
 

@@ -20,7 +20,7 @@ from posttrain.config import Preferences, PromptSet
 from posttrain.data import load as loaders
 from posttrain.data.pairs import GIVEN, across_policies, level, split
 from posttrain.data.selection import matching, take
-from posttrain.data.tables import PAIRS, by_prompt
+from posttrain.data.tables import PAIRS, by_prompt, column
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.models import context_length
@@ -69,8 +69,8 @@ def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[st
     if "given" not in job.runtime:
         return []
     given = job.runtime["given"]
-    known = [pq.read_table(job.inputs["prompts"] / f"{name}.parquet", columns=["id"]) for name in ("dev", "heldout")]
-    evaluated = {one for table in known for one in table["id"].to_pylist()}
+    sets = [job.inputs["prompts"] / f"{name}.parquet" for name in ("dev", "heldout")]
+    evaluated = {one for table in sets for one in column(table, "id")}
     rendered = Rendering(AutoTokenizer.from_pretrained(job.inputs["model"]))
     context = context_length(job.inputs["model"])
     pairs = []

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain.data.tables import column
 from posttrain.errors import EmptyStageError
 from posttrain.evaluation.statistics import known_mean
 from posttrain.job import Job
@@ -27,9 +28,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     scorers, weights = load_scorers(job)
     paths = score_shards(job, job.inputs["answers"] / "answers.parquet", scorers)
-    values = [
-        json.loads(text) for path in paths for text in pq.read_table(path, columns=["rewards"])["rewards"].to_pylist()
-    ]
+    values = [json.loads(text) for path in paths for text in column(path, "rewards")]
     mean, deviation = spread([row[REWARD_MODEL] for row in values if REWARD_MODEL in row])
     scores = [combine(row, weights, mean, deviation) for row in values]
     known_scores = [score for score in scores if score is not None]
