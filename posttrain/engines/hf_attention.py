@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 NAME = "posttrain_shared_prefix"
 
-L, H = TypeVar("L"), TypeVar("H")
+L = TypeVar("L")
+H = TypeVar("H")
 
 
 class _Active(threading.local):

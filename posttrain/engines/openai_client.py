@@ -28,7 +28,8 @@ _LATER = {408, 409, 425, 429}
 _LONGEST_PAUSE = 60.0  # seconds, however much longer a server asks for
 _ERROR_BYTES = 4096  # of what a server says of an error
 
-K, T = TypeVar("K"), TypeVar("T")
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 class Fault(Exception):

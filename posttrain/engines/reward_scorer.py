@@ -30,7 +30,7 @@ _PLAIN_TOKENS = 8192
 Ids = Sequence[int]
 
 
-def without_padding(answer: Ids, pad_id: int | None) -> Ids:
+def without_padding(answer: Ids, pad_id: Any) -> Ids:
     """The answer without padding at its end: as transformers does, the score is read at the last token before it."""
     end = len(answer)
     while end and answer[end - 1] == pad_id:

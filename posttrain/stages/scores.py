@@ -45,8 +45,8 @@ def run(job: Job) -> dict[str, Any]:
     with pq.ParquetWriter(job.out / "scored.parquet", schema, compression="zstd") as writer:
         for path in paths:
             table = pq.read_table(path)
-            column = pa.array(scores[start : start + table.num_rows], pa.float64())
-            writer.write_table(prompt_stats.annotated(table.append_column("score", column), names, known))
+            of_rows = pa.array(scores[start : start + table.num_rows], pa.float64())
+            writer.write_table(prompt_stats.annotated(table.append_column("score", of_rows), names, known))
             start += table.num_rows
     return {
         "rows": len(scores),

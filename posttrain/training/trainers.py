@@ -28,7 +28,7 @@ class TokenizedRows:
 
     columns: tuple[str, ...]
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
