@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from posttrain.models.structure import first_line
 from posttrain.system import ran_out
 from posttrain.training.layout import laid_out, separate
 
@@ -79,7 +78,8 @@ def refusal(model: Any, longest: int, measured: Callable[[bool], torch.Tensor]) 
         # and the separate rows, which it is written for, fail with it again where it was not the packing's.
         if ran_out(error):
             raise
-        return f"{config.model_type} fails on packed rows ({first_line(error)})"
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        return f"{config.model_type} fails on packed rows ({type(error).__name__}: {said})"
     apart, size = (ours - wanted).abs().max().item(), wanted.abs().max().item()
     coarse = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters())
     if not torch.isfinite(wanted).all():  # broken weights, which the training itself tells
