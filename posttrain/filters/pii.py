@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from posttrain.errors import RecipeError
 from posttrain.filters.base import Decide, Filter, FilterContext, Mask, Verdict
+from posttrain.filters.extras import check_installed
 from posttrain.filters.rows import Rows
 from posttrain.filters.secret_patterns import NEEDLES, SECRETS
 
@@ -148,14 +148,9 @@ def _is_ip(text: str) -> bool:
 
 
 def _phones(region: str | None) -> Callable[[str], Spans]:
-    try:
-        import phonenumbers
-    except ImportError:
-        raise RecipeError(
-            "the filter 'pii' finds phone numbers by phonenumbers, which is not installed",
-            hint="pip install 'posttrain[pii]', or name `kinds` without phone",
-            rule="filter-package",
-        ) from None
+    check_installed("pii", "the filter 'pii'", ", or name `kinds` without phone")
+    import phonenumbers
+
     # The library is slow: it is asked only about texts with enough digits in a row.
     opened = r"[+＋(]?\d" if region else r"[+＋]\(?\d"
     likely = re.compile(opened + r"(?:[\s().\-/]{0,3}\d){6,}")

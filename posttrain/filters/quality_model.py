@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.errors import DataError, RecipeError
+from posttrain.errors import DataError
 from posttrain.evaluation.statistics import Figure
 from posttrain.system import device
 
@@ -153,14 +153,6 @@ def _area(chance: np.ndarray, truth: np.ndarray) -> float | None:
     if not good or not bad:
         return None
     return float((rankdata(chance)[truth].sum() - good * (good + 1) / 2) / (good * bad))
-
-
-def check_installed(what: str) -> None:
-    """Raises RecipeError where scikit-learn is not there."""
-    from importlib.util import find_spec
-
-    if find_spec("sklearn") is None:
-        raise RecipeError(f"{what} needs scikit-learn", hint="pip install 'posttrain[quality]'", rule="filter-package")
 
 
 _MOST_CHARACTERS = 20_000  # of a text
