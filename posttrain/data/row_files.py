@@ -12,7 +12,6 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 import pyarrow as pa
 
 from posttrain.data import parquet_batches
-from posttrain.data.text_lines import MOST_ROW, Lines, csv_rows, open_lines
+from posttrain.data.text_lines import MOST_ROW, Lines, csv_rows, no_constant, open_lines, unreadable
 from posttrain.errors import DataError
 
 BATCH_ROWS, BATCH_BYTES = 8192, 1 << 24
@@ -67,7 +66,7 @@ def open_rows(path: Path) -> RowFile:
         if path.name.endswith(ENDINGS):
             return LineRows(path)
     except _FAULTS as error:
-        _unreadable(path, error)
+        raise unreadable(path, error) from None
     hint = "write JSONL, Parquet or CSV"
     raise DataError(f"cannot read {path.suffix or 'this'} files", file=str(path), hint=hint, rule="data-file-kind")
 
@@ -94,12 +93,12 @@ class ParquetRows:
                 unread += bad
                 first, read, size = first + batch.num_rows, read + batch.num_rows, size + batch.nbytes
                 if read >= BATCH_ROWS or size >= BATCH_BYTES:
-                    yield Part(_joined(begun), unread)
+                    yield Part(pa.concat_batches(begun), unread)
                     begun, unread, read, size = [], [], 0, 0
             if begun:
-                yield Part(_joined(begun), unread)
+                yield Part(pa.concat_batches(begun), unread)
         except _FAULTS as error:
-            _unreadable(self.path, error)
+            raise unreadable(self.path, error) from None
 
 
 def _good(batch: pa.RecordBatch, first: int) -> tuple[pa.RecordBatch, list[Unread]]:
@@ -116,13 +115,6 @@ def _good(batch: pa.RecordBatch, first: int) -> tuple[pa.RecordBatch, list[Unrea
             bad[at] = Unread(first + at, TOO_LONG)
     good = [at for at in range(batch.num_rows) if at not in bad]
     return batch.take(pa.array(good, pa.int64())) if bad else batch, list(bad.values())
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    batches = [batch for batch in batches if batch.num_rows] or batches[:1]
-    if len(batches) == 1:
-        return batches[0]
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
 class LineRows:
@@ -155,7 +147,7 @@ class LineRows:
             for rows, bad in self._chunks():
                 yield Part(pa.RecordBatch.from_pylist([row for _, row in rows], self.schema), bad)
         except _FAULTS as error:
-            _unreadable(self.path, error)
+            raise unreadable(self.path, error) from None
 
     def _chunks(self) -> Iterator[tuple[list[tuple[int, dict[str, Any]]], list[Unread]]]:
         """Rows with their lines, and what is unread, some MB at a time."""
@@ -174,14 +166,13 @@ class LineRows:
             yield rows, unread
 
     def _with(self, schema: pa.Schema | None, rows: list[tuple[int, dict[str, Any]]]) -> pa.Schema:
+        made = schema
         try:
-            new = _schema([row for _, row in rows], self.path)
-            made = new if schema is None else _unified([schema, new])
+            made = _merged(schema, [row for _, row in rows], self.path)
         except (pa.ArrowException, OverflowError):
             for number, row in rows:  # which one?
                 try:
-                    new = _schema([row], self.path)
-                    schema = new if schema is None else _unified([schema, new])
+                    made = _merged(made, [row], self.path)
                 except (pa.ArrowException, OverflowError) as error:
                     said = str(error).splitlines()[0].removeprefix("Unable to merge: ")
                     hint = "give each column one type in all rows"
@@ -189,8 +180,7 @@ class LineRows:
                     raise DataError(
                         message, file=str(self.path), line=number, hint=hint, rule="data-column-type"
                     ) from None
-            assert schema is not None
-            made = schema
+        assert made is not None
         if sum(_width(field.type) for field in made) > MOST_COLUMNS:
             _too_wide(self.path)
         return made
@@ -209,7 +199,7 @@ def _row(raw: bytes) -> dict[str, Any] | str:
     if not raw.strip():
         return "empty line"
     try:
-        row = json.loads(raw.decode(), parse_constant=_no_constant)
+        row = json.loads(raw.decode(), parse_constant=no_constant)
         if _ESCAPED_SURROGATE.search(raw):
             json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no character
     except UnicodeError:
@@ -237,8 +227,8 @@ def _csv(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | 
             yield number, length, {name: value or None for name, value in zip(header, values, strict=True)}
 
 
-def _schema(rows: list[dict[str, Any]], path: Path) -> pa.Schema:
-    """The columns of all rows (Arrow by itself looks at the first row only)."""
+def _merged(schema: pa.Schema | None, rows: list[dict[str, Any]], path: Path) -> pa.Schema:
+    """The columns of the schema and of all rows (Arrow by itself looks at the first row only)."""
     fields, width = [], 0
     for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name) for row in rows]
@@ -247,7 +237,8 @@ def _schema(rows: list[dict[str, Any]], path: Path) -> pa.Schema:
         if width > MOST_COLUMNS:
             _too_wide(path)
         fields.append((name, pa.array(values, kind).type))
-    return pa.schema(fields)
+    new = pa.schema(fields)
+    return new if schema is None else pa.unify_schemas([schema, new], promote_options="permissive")
 
 
 def _width(kind: pa.DataType) -> int:
@@ -263,10 +254,6 @@ def _too_wide(path: Path) -> NoReturn:
     raise DataError(message, file=str(path), hint=hint, rule="data-columns")
 
 
-def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    return reduce(lambda one, other: pa.unify_schemas([one, other], promote_options="permissive"), schemas)
-
-
 def _valid(batch: pa.RecordBatch) -> bool:
     try:
         batch.validate(full=True)
@@ -280,16 +267,3 @@ def _without_children(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return not kind.num_fields or any(_without_children(kind.field(i).type) for i in range(kind.num_fields))
     return pa.types.is_list(kind) and _without_children(kind.value_type)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unreadable(path: Path, error: Exception) -> NoReturn:
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, csv.Error):
-        raise DataError(f"invalid CSV: {said}", file=str(path), rule="data-csv") from None
-    if isinstance(error, OSError) and error.strerror:
-        raise DataError(f"cannot be read: {error.strerror}", file=str(path), rule="data-unreadable") from None
-    raise DataError(f"cannot be read: {said}", file=str(path), rule="data-corrupt") from None
