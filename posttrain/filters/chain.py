@@ -107,7 +107,7 @@ class Run:
         self.counts = [Count(each.use) for each in filters]
         self.rows_in = self.rows_kept = 0
         if context.corpus is read_once and not isinstance(batches, Iterator):
-            context = replace(context, corpus=partial(_again, batches))
+            context = replace(context, corpus=partial(selected, batches))
         self._deciders: list[Decide] = []
         for place, (each, count) in enumerate(zip(filters, self.counts, strict=True)):
             start = perf_counter()
@@ -205,7 +205,8 @@ def _by_filter(known: pa.Table, filters: int) -> list[Verdicts]:
     return list(found)
 
 
-def _again(batches: Iterable[pa.RecordBatch], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+def selected(batches: Iterable[pa.RecordBatch], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    """The batches with those of the columns that they have; None: all."""
     for batch in batches:
         yield batch if columns is None else batch.select([name for name in columns if name in batch.schema.names])
 

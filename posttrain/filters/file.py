@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from posttrain import filters
 from posttrain.data.row_files import Part, RowFile, open_rows
 from posttrain.errors import DataError, InputError
-from posttrain.filters.chain import Count
+from posttrain.filters.chain import Count, selected
 from posttrain.filters.rows import ANSWERS, Rows
 from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.storage.files import fsync
@@ -150,8 +150,7 @@ def _told_of(path: Path) -> Iterator[None]:
 
 def _again(file: RowFile, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     """A second pass over the rows of a file, for filters that must see them all."""
-    known = file.schema.names if columns is None else [name for name in columns if name in file.schema.names]
-    return (part.rows.select(known) for part in file.parts())
+    return selected((part.rows for part in file.parts()), columns)
 
 
 def _read(

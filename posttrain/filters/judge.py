@@ -11,7 +11,7 @@ from posttrain.config.keys import KeyedByName, name_of
 from posttrain.config.rewards import JudgeModel
 from posttrain.config.section import MOST, complain
 from posttrain.errors import RecipeError
-from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict, dropped
 from posttrain.filters.rows import Rows
 from posttrain.filters.top_share import TopShare
 
@@ -43,17 +43,12 @@ class Judged(Filter):
     def start(self, context: FilterContext) -> Decide:
         score, minimum = _scorer(self.rubric, self.judge, self.minimum, context)
 
-        def decide(rows: Rows) -> dict[int, Verdict]:
-            verdicts = {}
-            for i, found in enumerate(score(rows, range(len(rows)), self.on)):
-                if found is None:
-                    if self.no_score == "drop":
-                        verdicts[i] = Verdict("no score", None)
-                elif found < minimum:
-                    verdicts[i] = Verdict("judged too low", found)
-            return verdicts
+        def verdict(found: int | None) -> Verdict | None:
+            if found is None:
+                return Verdict("no score", None) if self.no_score == "drop" else None
+            return Verdict("judged too low", found) if found < minimum else None
 
-        return decide
+        return lambda rows: dropped(map(verdict, score(rows, range(len(rows)), self.on)))
 
 
 class Quality(Filter):

@@ -10,9 +10,8 @@ from typing import Literal
 from pydantic import Field
 
 from posttrain.config.section import MOST
-from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict, dropped
 from posttrain.filters.extras import check_installed
-from posttrain.filters.rows import Rows
 
 # What is in no language: code, addresses, formulas. Of the rest, words of two letters and more are taken.
 _NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|\$\$.*?\$\$|\$[^$\n]*[\\^_=][^$\n]*\$", re.DOTALL)
@@ -62,16 +61,14 @@ class Language(Filter):
 
         cached = functools.lru_cache(maxsize=1)(language)  # the K rows of a prompt stand together
 
-        def decide(rows: Rows) -> dict[int, Verdict]:
-            verdicts = {}
-            for i, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
-                expected = cached(prompt)
-                found = language(answer) if expected else None
-                if expected and found and not _alike(expected[0], found[0]) and not _NAMED.search(prompt):
-                    verdicts[i] = Verdict("another language", found[1])
-            return verdicts
+        def verdict(prompt: str, answer: str) -> Verdict | None:
+            expected = cached(prompt)
+            found = language(answer) if expected else None
+            if expected and found and not _alike(expected[0], found[0]) and not _NAMED.search(prompt):
+                return Verdict("another language", found[1])
+            return None
 
-        return decide
+        return lambda rows: dropped(map(verdict, rows.prompts, rows.answers))
 
 
 def _prose(text: str) -> str:

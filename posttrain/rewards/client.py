@@ -146,8 +146,7 @@ class Process:
             os.close(trace)
 
     def _send(self, request: Mapping[str, Any]) -> None:
-        body = pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL)
-        self._channel.sendall(len(body).to_bytes(8, "big") + body)
+        self._channel.sendall(pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL))
 
     def _reply(self, seconds: float | None) -> bytes:
         deadline = None if seconds is None else time.monotonic() + seconds
