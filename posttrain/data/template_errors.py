@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
@@ -18,7 +18,7 @@ _NAME_IT = "mend it, or name another template in the recipe: model.chat_template
 def explained(error: Exception, tokenizer: Any) -> InputError | None:
     """A DataError where the template refused the messages on purpose, a ModelError where it is at fault itself; None
     where the error does not come from the template."""
-    line = _line(error.__traceback__)
+    line = _line(error)
     fault = functools.partial(ModelError, file=_file(tokenizer), line=line, hint=_NAME_IT)
     if isinstance(error, TemplateSyntaxError):
         return fault(f"the chat template cannot be read: {error.message}", line=error.lineno, rule="template-syntax")
@@ -46,14 +46,10 @@ def explained(error: Exception, tokenizer: Any) -> InputError | None:
     return fault(f"{message}: {type(error).__name__}: {error}", rule="template-types")
 
 
-def _line(at: TracebackType | None) -> int | None:
+def _line(error: Exception) -> int | None:
     """The line of the template that was reached."""
-    found = None
-    while at is not None:
-        if at.tb_frame.f_code.co_filename == _OURS:
-            found = at.tb_lineno
-        at = at.tb_next
-    return found
+    walked = traceback.walk_tb(error.__traceback__)
+    return next((line for frame, line in reversed([*walked]) if frame.f_code.co_filename == _OURS), None)
 
 
 def _file(tokenizer: Any) -> str | None:

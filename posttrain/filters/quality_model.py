@@ -163,13 +163,11 @@ def as_text(prompt: str, answer: str) -> str:
     return f"{prompt[:_MOST_CHARACTERS]}\n\n{answer[:_MOST_CHARACTERS]}"
 
 
+@functools.lru_cache(maxsize=1)
 def embedder(policy: Path | None) -> Embed | None:
     """What makes points of texts, with the policy's states; None without one: TF-IDF needs none."""
-    return None if policy is None else _loaded(policy)
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(policy: Path) -> Embed:
+    if policy is None:
+        return None
     from posttrain.engines.embedder import Embedder
 
     return Embedder(policy, device())

@@ -102,7 +102,8 @@ class Process:
             self._send({"file": self._file, "path": sys.path})
 
     def call(self, function: str, given: Mapping[str, list[Any]], rows: int, seconds: float | None) -> list:
-        """The scores. Raises Raised or Wrong, or Ended or Overdue, after which the process is gone.
+        """The scores. Raises Raised or Wrong, or Ended or Overdue, after which the process is gone, as it is after an
+        import that failed.
 
         seconds: the time limit of the function; None: no limit.
         """
@@ -125,7 +126,11 @@ class Process:
 
     def _import(self, seconds: float | None) -> None:
         self._group = int(self._reply(seconds)[1:])
-        _scores(self._reply(seconds), importing=True)
+        try:
+            _scores(self._reply(seconds), importing=True)
+        except Raised:
+            self.close()
+            raise
         self._ready = True
 
     def close(self) -> None:
@@ -244,14 +249,6 @@ def process(file: str, sha256: str) -> Process:
             if not _processes[key].lock.locked():
                 _processes.pop(key).close()
         return found
-
-
-def end(file: str, sha256: str) -> None:
-    """Ends a process that crashed or hangs; the next call starts another."""
-    with _lock:
-        ended = _processes.pop((file, sha256), None)
-    if ended:
-        ended.close()
 
 
 def _forked() -> None:

@@ -66,12 +66,7 @@ class FileFunction:
             raise self._overdue(late, messages, taken) from None
 
     def _call(self, given: Mapping[str, list[Any]], rows: int, seconds: float | None) -> list[float | None]:
-        try:
-            return client.process(self.file, self.sha256).call(self.function, given, rows, seconds)
-        except (client.Raised, client.Ended, client.Overdue) as error:
-            if error.importing or not isinstance(error, client.Raised):
-                client.end(self.file, self.sha256)
-            raise
+        return client.process(self.file, self.sha256).call(self.function, given, rows, seconds)
 
     @property
     def identity(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -88,8 +89,8 @@ class Judge:
                 rule="judge-form",
             )
 
-    def _connected(self) -> Endpoint | Local:
-        return Local(self.model) if self.model.path else Endpoint(self.model)
+    def _connected(self) -> contextlib.closing[Endpoint | Local]:
+        return contextlib.closing(Local(self.model) if self.model.path else Endpoint(self.model))
 
     def _judge(self, client: Endpoint | Local, texts: Mapping[str, Text], key: str) -> dict[str, str | None]:
         """Judgements of these texts, by hash, cached as they come; those without a score are written last."""

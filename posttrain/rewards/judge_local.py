@@ -27,11 +27,8 @@ class Local:
             models.resolve(Model(path=str(model.path), revision=model.revision)).path
         )
 
-    def __enter__(self) -> Local:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    def close(self) -> None:
+        """Nothing is open."""
 
     def replies(self, questions: Sequence[Question]) -> Iterator[tuple[int, Reply]]:
         """Each question's index and reply. All questions have the same temperature."""

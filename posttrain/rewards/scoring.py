@@ -122,12 +122,7 @@ def score_rows(answers: pa.Table, scorers: Scorers) -> pa.Table:
     values = reward_values(rows, scorers.rewards)
     if scorers.reward_model is not None:
         values[REWARD_MODEL] = model_rewards(rows, scorers.reward_model)
-    names = list(values)
-    column = [
-        json.dumps(dict(zip(names, row, strict=True))) for row in zip(*(values[name] for name in names), strict=True)
-    ]
-    if not names:
-        column = ["{}"] * len(rows)
+    column = [json.dumps({name: given[at] for name, given in values.items()}) for at in range(len(rows))]
     return answers.append_column("rewards", pa.array(column, pa.string()))
 
 

@@ -297,12 +297,10 @@ class Store:
             part.symlink_to(target)
             part.replace(link)
 
-    @contextlib.contextmanager
-    def lock(self, name: str = "lock") -> Iterator[None]:
+    def lock(self, name: str = "lock") -> contextlib.AbstractContextManager[None]:
         """Locks the run for this process. Locks of another `name` are independent: a run can be pushed while it runs,
         but by one process at a time.
 
         Raises LockedError that names the owner.
         """
-        with lock.held(self.root / name):
-            yield
+        return lock.held(self.root / name)
