@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -75,7 +74,8 @@ def filter_file(
         dropped.close()
     judges = judge_metrics(scratch)
     shutil.rmtree(scratch, ignore_errors=True)
-    return {**_figures(passage, reading), **judges}
+    passage.counts, passage.rows_in = [reading, *passage.counts], reading.rows_in  # what is no row is dropped first
+    return {**passage.figures(), **judges}
 
 
 def evaluation_prompts(path: Path) -> list[str]:
@@ -174,17 +174,6 @@ def _flush(unread: list[pa.RecordBatch], dropped: pq.ParquetWriter) -> None:
     for batch in unread:
         dropped.write_batch(batch)
     unread.clear()
-
-
-def _figures(passage: filters.Run, reading: Count) -> dict[str, Any]:
-    figures = passage.figures()
-    lost = Counter({f"{READ}: {reason}": number for reason, number in reading.reasons.items()})
-    return {
-        "rows": reading.rows_in,
-        "kept": figures["kept"],
-        "dropped": {**lost, **figures["dropped"]},
-        "filters": [reading.figures(), *figures["filters"]],
-    }
 
 
 @contextmanager

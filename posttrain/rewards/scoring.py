@@ -57,15 +57,16 @@ def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[RewardFunctio
 def score_shards(job: Job, answers: Path, scorers: Scorers, name: str = "scored") -> list[Path]:
     """Scores the table `answers` into files of about 2,048 rows, in its order; after a kill only unfinished ones are
     scored again. `name`: their folder in the job's scratch."""
-    slices_ = [_Slice(str(answers), start, stop, scorers) for start, stop in slices(answers)]
-    total, done = sum(one.stop - one.start for one in slices_), 0
+    parts = slices(answers)
+    total, done = sum(stop - start for start, stop in parts), 0
 
     def count(rows: int) -> None:
         nonlocal done
         done += rows
         job.progress(done, total, "scores")
 
-    return run_shards(_score_slice, slices_, job.scratch / name, processes(job.workers), count)
+    work = functools.partial(_score_slice, answers, scorers)
+    return run_shards(work, parts, job.scratch / name, processes(job.workers), count)
 
 
 def score_table(job: Job, answers: Path, scorers: Scorers, target: Path) -> Path:
@@ -74,18 +75,8 @@ def score_table(job: Job, answers: Path, scorers: Scorers, target: Path) -> Path
     return target
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """Rows start..stop of a table of answers, to be scored by any process."""
-
-    path: str
-    start: int
-    stop: int
-    scorers: Scorers
-
-
-def _score_slice(shard: _Slice) -> pa.Table:
-    return score_rows(_rows(Path(shard.path), shard.start, shard.stop), shard.scorers)
+def _score_slice(path: Path, scorers: Scorers, rows: tuple[int, int]) -> pa.Table:
+    return score_rows(_rows(path, *rows), scorers)
 
 
 def _rows(path: Path, start: int, stop: int) -> pa.Table:
