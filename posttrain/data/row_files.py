@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
 
@@ -41,15 +41,6 @@ class Unread(NamedTuple):
 class Part(NamedTuple):
     rows: pa.RecordBatch
     unread: Sequence[Unread]
-
-
-class RowFile(Protocol):
-    """`schema` is that of all rows; `parts` streams them, and what is unread, in the file's order."""
-
-    path: Path
-    schema: pa.Schema
-
-    def parts(self) -> Iterator[Part]: ...
 
 
 def open_rows(path: Path) -> RowFile:
@@ -184,6 +175,10 @@ class LineRows:
         if sum(_width(field.type) for field in made) > MOST_COLUMNS:
             _too_wide(self.path)
         return made
+
+
+# `schema` is that of all rows; `parts` streams them, and what is unread, in the file's order.
+RowFile = ParquetRows | LineRows
 
 
 def _jsonl(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | str]]:

@@ -12,8 +12,8 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import CancelledError, Future
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import CancelledError, Future, as_completed
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +27,7 @@ _LATER = {408, 409, 425, 429}
 _LONGEST_PAUSE = 60.0  # seconds, however much longer a server asks for
 _ERROR_BYTES = 4096  # of what a server says of an error
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -131,6 +132,17 @@ class OpenAIClient:
                 return asyncio.run_coroutine_threadsafe(work, self._loop)
         work.close()
         raise CancelledError
+
+    @staticmethod
+    def as_they_come(begun: Mapping[Future[T], K]) -> Iterator[tuple[K, T]]:
+        """The result of each piece of work that was begun, with its name. If one raises, the others are cancelled."""
+        try:
+            for done in as_completed(begun):
+                yield begun[done], done.result()
+        except BaseException:
+            for each in begun:
+                each.cancel()
+            raise
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.submit(work).result()

@@ -13,7 +13,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, as_completed
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,14 +152,8 @@ class ServerEngine:
             for number, request in enumerate(requests)
             for index, seed in enumerate(request.seeds)
         }
-        try:
-            for done in as_completed(waiting):
-                number, index = waiting[done]
-                made[number][index], _ = done.result()  # its one place, however often it was asked for
-        except BaseException:
-            for each in waiting:
-                each.cancel()
-            raise
+        for (number, index), (completion, _) in client.as_they_come(waiting):
+            made[number][index] = completion  # its one place, however often it was asked for
         return [[answers[index] for index in range(len(answers))] for answers in made]
 
     def close(self) -> None:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from posttrain.errors import DataError
 from posttrain.filters.base import Decide, Filter, FilterContext, Mask, Verdict, read_once
 from posttrain.filters.rows import Rows
+from posttrain.storage.pieces import Pieces
 
 _VERDICTS = pa.schema(
     [
@@ -83,18 +84,12 @@ class Count:
 Verdicts = Mapping[int, Verdict | Mask]  # by the row's index in the batch
 
 
-class Memory(Protocol):
-    """The store of verdicts, to resume a pass that was killed: `pieces.Pieces`."""
-
-    def read(self, name: str) -> pa.Table | None: ...
-    def keep(self, name: str, table: pa.Table) -> object: ...
-
-
 class Run:
     """One pass of filters over batches; iterating yields kept and dropped rows and updates `counts`.
 
     Each filter gets the rows that the ones before it kept: `counts[i].rows_out == counts[i + 1].rows_in`. With a
-    `memory`, only filters of scope `corpus` and `whole` process a finished batch again, to rebuild their state.
+    `memory` (its pieces: the verdicts on each batch), only filters of scope `corpus` and `whole` process a finished
+    batch again, to rebuild their state.
     """
 
     def __init__(
@@ -102,7 +97,7 @@ class Run:
         batches: Iterable[pa.RecordBatch],
         filters: Sequence[Filter],
         context: FilterContext,
-        memory: Memory | None = None,
+        memory: Pieces | None = None,
     ) -> None:
         self.counts = [Count(each.use) for each in filters]
         self.rows_in = self.rows_kept = 0

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -58,7 +57,11 @@ def filter_file(
     unread: list[pa.RecordBatch] = []
     schema = filters.dropped_schema(file.schema)
     scratch = out.parent / f".{out.name}.judged"
-    context = replace(context, scratch=scratch, corpus=partial(_again, file))
+
+    def again(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        return selected((part.rows for part in file.parts()), columns)
+
+    context = replace(context, scratch=scratch, corpus=again)
     passage = filters.run(_read(parts, reading, unread, schema), chosen, context)
     with (
         _whole(out) as work,
@@ -146,11 +149,6 @@ def _told_of(path: Path) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(error.message, file=str(path), hint=error.hint, rule=error.rule) from None
-
-
-def _again(file: RowFile, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    """A second pass over the rows of a file, for filters that must see them all."""
-    return selected((part.rows for part in file.parts()), columns)
 
 
 def _read(

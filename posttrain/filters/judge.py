@@ -97,31 +97,25 @@ class Quality(Filter):
             top = TopShare(self.share)
             top.survey(context.corpus)
         score, minimum = _scorer(self.rubric, self.judge, self.minimum, context) if self.judge else (_nobody, 0)
-        either = self.take == "either"
+        either = self.take == "either" or self.judge is None
+
+        def verdict(rewarded: bool, figure: float | None, judged: int | None) -> Verdict | None:
+            high = judged is not None and judged >= minimum
+            if (rewarded or high) if either else (rewarded and high):
+                return None
+            if top and self.judge and either:
+                return Verdict("neither rewarded nor judged high", figure)
+            if top and not rewarded:
+                return _too_low("below the top share", figure)
+            return _too_low("judged too low", judged)
 
         def decide(rows: Rows) -> dict[int, Verdict]:
             figures = top.figures(rows) if top else [None] * len(rows)
             best = top.among_the_best(rows) if top else [not either] * len(rows)
             # Of the best nothing more need be known for a union, of the others nothing more for an intersection.
             undecided = [i for i in range(len(rows)) if best[i] != either]
-            said = dict(zip(undecided, score(rows, undecided, "both"), strict=True))
-            verdicts = {}
-            for i, figure in enumerate(figures):
-                found = said.get(i)
-                high = found is not None and found >= minimum
-                if self.judge is None:
-                    kept = best[i]
-                else:
-                    kept = best[i] or high if either else best[i] and high
-                if kept:
-                    continue
-                if top and self.judge and either:
-                    verdicts[i] = Verdict("neither rewarded nor judged high", figure)
-                elif top and not best[i]:
-                    verdicts[i] = _too_low("below the top share", figure)
-                else:
-                    verdicts[i] = _too_low("judged too low", found)
-            return verdicts
+            judged = dict(zip(undecided, score(rows, undecided, "both"), strict=True))
+            return dropped(map(verdict, best, figures, map(judged.get, range(len(rows)))))
 
         return decide
 

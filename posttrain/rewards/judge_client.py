@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 
 from posttrain.config import JudgeModel
@@ -70,13 +69,7 @@ class Endpoint:
                 are not chat completions.
         """
         waiting = {self._client.submit(self._ask(question)): index for index, question in enumerate(questions)}
-        try:
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
-        except BaseException:
-            for each in waiting:
-                each.cancel()
-            raise
+        yield from self._client.as_they_come(waiting)
 
     async def _ask(self, question: Question) -> Reply:
         body = {
