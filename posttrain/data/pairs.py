@@ -63,21 +63,24 @@ def best_worst_pairs(groups: Iterable[list[dict[str, Any]]], margin: float, sour
     """A pair for each prompt (a group of its samples with their `score`) whose best and worst differ enough."""
     for rows in groups:
         pair = best_and_worst(rows, margin)
-        if pair is None:
-            continue
-        chosen, rejected = pair
-        yield {
-            "prompt_id": chosen["prompt_id"],
-            "prompt": chosen["prompt"],
-            "chosen": chosen["completion"],
-            "rejected": rejected["completion"],
-            "edited": None,
-            "margin": chosen["score"] - rejected["score"],
-            "level": None,
-            "source": source,
-            "split": "train",
-            "columns": chosen["columns"],
-        }
+        if pair is not None:
+            yield pair_row(*pair, source)
+
+
+def pair_row(chosen: Row, rejected: Row, source: str, level: Level | None = None) -> dict[str, Any]:
+    """The row of PAIRS of two scored answers to a prompt."""
+    return {
+        "prompt_id": chosen["prompt_id"],
+        "prompt": chosen["prompt"],
+        "chosen": chosen["completion"],
+        "rejected": rejected["completion"],
+        "edited": None,
+        "margin": chosen["score"] - rejected["score"],
+        "level": level,
+        "source": source,
+        "split": "train",
+        "columns": chosen["columns"],
+    }
 
 
 def once(tables: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

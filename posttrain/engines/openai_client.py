@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, as_completed
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,8 +27,7 @@ _LATER = {408, 409, 425, 429}
 _LONGEST_PAUSE = 60.0  # seconds, however much longer a server asks for
 _ERROR_BYTES = 4096  # of what a server says of an error
 
-K = TypeVar("K")
-T = TypeVar("T")
+K, T = TypeVar("K"), TypeVar("T")
 
 
 class Fault(Exception):
@@ -133,19 +132,20 @@ class OpenAIClient:
         work.close()
         raise CancelledError
 
-    @staticmethod
-    def as_they_come(begun: Mapping[Future[T], K]) -> Iterator[tuple[K, T]]:
-        """The result of each piece of work that was begun, with its name. If one raises, the others are cancelled."""
-        try:
-            for done in as_completed(begun):
-                yield begun[done], done.result()
-        except BaseException:
-            for each in begun:
-                each.cancel()
-            raise
-
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.submit(work).result()
+
+    def as_done(self, work: Iterable[tuple[K, Coroutine[Any, Any, T]]]) -> Iterator[tuple[K, T]]:
+        """Begins all of `work`; yields each one's key and result as they come. If one fails, or no more are taken, the
+        rest is cancelled."""
+        waiting = {self.submit(each): key for key, each in work}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BaseException:
+            for each in waiting:
+                each.cancel()
+            raise
 
     def close(self) -> None:
         """End what is under way, and the connections."""

@@ -140,19 +140,20 @@ class ServerEngine:
         client = self._connect(prompts[0])
         drawn, greedy = (self._body(each) for each in (params, replace(params, temperature=0.0)))
         made: list[dict[int, Completion]] = [{} for _ in requests]
-        waiting = {
-            client.submit(
+        work = (
+            (
+                (number, index),
                 client.post(
                     "/v1/completions",
                     {**(greedy if seed is None else drawn), "prompt": prompts[number], "seed": seed or 0},
                     _longest(len(request.prompt_ids), params),
                     functools.partial(self._read, len(request.prompt_ids), params),
-                )
-            ): (number, index)
+                ),
+            )
             for number, request in enumerate(requests)
             for index, seed in enumerate(request.seeds)
-        }
-        for (number, index), (completion, _) in client.as_they_come(waiting):
+        )
+        for (number, index), (completion, _) in client.as_done(work):
             made[number][index] = completion  # its one place, however often it was asked for
         return [[answers[index] for index in range(len(answers))] for answers in made]
 

@@ -61,4 +61,4 @@ class Classifier(Filter):
             return models.resolve(Model(path=self.model, revision=self.revision))
         except ModelError as error:
             hint = f"filters.model of 'classifier': a folder works without network, as in model: ./{self.model}"
-            raise ModelError(error.message, file=error.file, hint=hint, rule=error.rule) from error
+            raise error.replaced(hint=hint) from error

@@ -58,7 +58,7 @@ def by_model(parts: Iterable[Sequence[str]], name: str) -> Points:
     try:
         embed = Embedder(resolved(name), device(), _TOKENS, special_tokens=True)
     except ModelError as error:
-        raise ModelError(error.message, file=error.file, hint=_OFFLINE, rule=error.rule) from error
+        raise error.replaced(hint=_OFFLINE) from error
     found = [embed(texts) for texts in parts]
     return unit(np.concatenate(found)) if found else np.zeros((0, 1), np.float32)
 
@@ -74,9 +74,7 @@ def resolved(name: str) -> Path:
     try:
         return models.resolve(Model(path=name)).path
     except ModelError as error:
-        raise ModelError(
-            f"the embedding model {name}: {error.message}", file=error.file, hint=_OFFLINE, rule=error.rule
-        ) from None
+        raise error.replaced(message=f"the embedding model {name}: {error.message}", hint=_OFFLINE) from None
 
 
 def identity(name: str) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from posttrain import filters
 from posttrain.data.row_files import Part, RowFile, open_rows
-from posttrain.errors import DataError, InputError
+from posttrain.errors import DataError, InputError, in_file
 from posttrain.filters.chain import Count, selected
 from posttrain.filters.rows import ANSWERS, Rows
 from posttrain.rewards.judge_cache import judge_metrics
@@ -108,7 +108,7 @@ def evaluation_prompts(path: Path) -> list[str]:
                 hint="what is evaluated on must be known whole",
                 rule="filter-evaluation-set",
             )
-        with _told_of(path):
+        with in_file(path):
             prompts += Rows(pa.RecordBatch.from_arrays([part.rows.column(column)], [name])).prompts
     prompts = [prompt for prompt in prompts if prompt.strip()]
     if not prompts:
@@ -137,18 +137,9 @@ def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
         ]
         hint = f"without {' and '.join(lacking)}: --set 'filters={json.dumps(rest)}'"
         raise DataError(f"the filter {name!r} needs {lack}", file=str(file.path), hint=hint, rule="filter-lacks")
-    with _told_of(file.path):
+    with in_file(file.path):
         _ = rows.prompts, rows.answers  # of a kind that can be read?
     return chain(begun, parts)
-
-
-@contextmanager
-def _told_of(path: Path) -> Iterator[None]:
-    """Adds the file's name to errors of rows, which do not know it."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(error.message, file=str(path), hint=error.hint, rule=error.rule) from None
 
 
 def _read(

@@ -68,8 +68,7 @@ class Endpoint:
             EngineError: the server refuses all our requests, fails for longer than `patience`, or gives replies that
                 are not chat completions.
         """
-        waiting = {self._client.submit(self._ask(question)): index for index, question in enumerate(questions)}
-        yield from self._client.as_they_come(waiting)
+        return self._client.as_done((index, self._ask(question)) for index, question in enumerate(questions))
 
     async def _ask(self, question: Question) -> Reply:
         body = {
