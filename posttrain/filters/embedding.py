@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from posttrain import models
+from posttrain.config import Model
 from posttrain.errors import ModelError
 from posttrain.filters.extras import check_installed
 from posttrain.storage.files import tree_hash
+from posttrain.system import device
 
 Points = npt.NDArray[np.float32]  # [texts, width], each of length 1; zero where a text holds nothing
 
@@ -53,7 +56,6 @@ def by_model(parts: Iterable[Sequence[str]], name: str) -> Points:
         ModelError: the model does not exist, or cannot be fetched.
     """
     from posttrain.engines.embedder import Embedder
-    from posttrain.system import device
 
     try:
         embed = Embedder(resolved(name), device(), _TOKENS, special_tokens=True)
@@ -68,9 +70,6 @@ _OFFLINE = "name the folder of one that is here, or take `embed: tfidf`, which n
 
 def resolved(name: str) -> Path:
     """The folder of the model, fetched from the Hub if it is not on this machine."""
-    from posttrain import models
-    from posttrain.config import Model
-
     try:
         return models.resolve(Model(path=name)).path
     except ModelError as error:

@@ -87,35 +87,24 @@ def evaluation_prompts(path: Path) -> list[str]:
     Raises:
         DataError: it is missing, empty, has no such column, or a line of it cannot be read.
     """
-    file = open_rows(path)
-    column = next((name for name in QUESTIONS if name in file.schema.names), None)
-    if column is None:
-        hint = f"there are: {', '.join(file.schema.names)}; call it 'prompt'"
-        raise DataError(
-            f"an evaluation set needs one of the columns {', '.join(QUESTIONS)}",
-            file=str(path),
-            hint=hint,
-            rule="filter-evaluation-set",
-        )
-    name = "messages" if column == "messages" else "prompt"
-    prompts: list[str] = []
-    for part in file.parts():
-        for number, reason in part.unread:
-            raise DataError(
-                reason,
-                file=str(path),
-                line=number,
-                hint="what is evaluated on must be known whole",
-                rule="filter-evaluation-set",
-            )
-        with in_file(path):
+    with in_file(path):
+        file, prompts = open_rows(path), list[str]()
+        column = next((name for name in QUESTIONS if name in file.schema.names), None)
+        if column is None:
+            message = f"an evaluation set needs one of the columns {', '.join(QUESTIONS)}"
+            hint = f"there are: {', '.join(file.schema.names)}; call it 'prompt'"
+            raise DataError(message, hint=hint, rule="filter-evaluation-set")
+        name = "messages" if column == "messages" else "prompt"
+        for part in file.parts():
+            for number, reason in part.unread:
+                hint = "what is evaluated on must be known whole"
+                raise DataError(reason, line=number, hint=hint, rule="filter-evaluation-set")
             prompts += Rows(pa.RecordBatch.from_arrays([part.rows.column(column)], [name])).prompts
-    prompts = [prompt for prompt in prompts if prompt.strip()]
-    if not prompts:
-        raise DataError(
-            f"the column {column!r} of this evaluation set holds no text", file=str(path), rule="filter-evaluation-set"
-        )
-    return prompts
+        prompts = [prompt for prompt in prompts if prompt.strip()]
+        if not prompts:
+            message = f"the column {column!r} of this evaluation set holds no text"
+            raise DataError(message, rule="filter-evaluation-set")
+        return prompts
 
 
 def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
