@@ -21,6 +21,7 @@ from posttrain.data.json_values import as_json
 from posttrain.data.messages import Labelled, Message, Preference, Prompt, under
 from posttrain.data.pairs import Level
 from posttrain.data.sources import Source, cut
+from posttrain.data.text_lines import unreadable
 from posttrain.errors import DataError, did_you_mean
 from posttrain.storage.regular_files import open_regular
 
@@ -153,17 +154,16 @@ GIVEN: dict[str, Callable[..., Sequence[Any]]] = {"preferences": read_preference
 
 def content_hash(prompts: PromptSet, system: str | None = None) -> str:
     """SHA-256 of everything that decides the rows of a set: the file or the Hub's rows, and the options of the set."""
-    digest = hashlib.sha256()
+    digest, source = hashlib.sha256(), Source(prompts, "prompts")
     if prompts.path is not None:
-        source = Source(prompts, "prompts")
         try:
             with open_regular(source.path) as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise source.error(None, f"cannot be read: {error.strerror}", rule="data-unreadable") from None
+            raise unreadable(source.path, error) from None
         digest.update(source.path.suffix.encode())
     else:
-        for _, row in Source(prompts, "prompts").rows():
+        for _, row in source.rows():
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     how = [prompts.columns, prompts.rows, system]
     digest.update(json.dumps(how, sort_keys=True).encode())
@@ -221,12 +221,8 @@ class _Reading:
 
 
 def _memory(value: Any) -> int:
-    size = sys.getsizeof(value)
-    if isinstance(value, Mapping):
-        return size + sum(map(_memory, value.values()))
-    if isinstance(value, (list, tuple)):
-        return size + sum(map(_memory, value))
-    return size
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return sys.getsizeof(value) + sum(map(_memory, parts))
 
 
 def _uneven(source: Source, line: int, names: set[str], usual: set[str], first: int) -> None:
