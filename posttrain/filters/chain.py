@@ -18,15 +18,6 @@ from posttrain.filters.base import Decide, Filter, FilterContext, Mask, Verdict,
 from posttrain.filters.rows import Rows
 from posttrain.storage.pieces import Pieces
 
-_VERDICTS = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("filter", pa.int32()),
-        ("reason", pa.string()),
-        ("figure", pa.float64()),
-        ("mask", pa.string()),  # JSON
-    ]
-)
 _ADDED = (("filter", pa.string()), ("reason", pa.string()), ("figure", pa.float64()))
 
 
@@ -131,7 +122,7 @@ class Run:
     def _filter_batch(self, batch: pa.RecordBatch, number: int) -> FilterResult:
         schema = dropped_schema(batch.schema)
         rows, gone = Rows(batch), dict[int, tuple[str, Verdict]]()
-        name = f"verdicts-{number:06d}"
+        name = f"decided-{number:06d}"
         known = self._memory.read(name) if self._memory else None
         remembered = None if known is None else _by_filter(known, len(self._deciders))
         found: list[Verdicts] = []
@@ -182,21 +173,15 @@ def _apply(verdicts: Verdicts, rows: Rows, count: Count, gone: dict[int, tuple[s
 
 
 def _table(verdicts: Sequence[Verdicts]) -> pa.Table:
-    made = []
-    for at, found in enumerate(verdicts):
-        for index, said in found.items():
-            dropped = isinstance(said, Verdict)
-            reason, figure = said if dropped else (None, None)
-            mask = None if dropped else json.dumps([dict(said.found), dict(said.columns)])
-            made.append({"row": index, "filter": at, "reason": reason, "figure": figure, "mask": mask})
-    return pa.Table.from_pylist(made, _VERDICTS)
+    """Verdicts as JSON: of each the filter's place, the row, then what it holds."""
+    said = [[at, index, *verdict] for at, found in enumerate(verdicts) for index, verdict in found.items()]
+    return pa.table({"verdicts": [json.dumps(said, default=dict)]})
 
 
 def _by_filter(known: pa.Table, filters: int) -> list[Verdicts]:
     found: list[dict[int, Verdict | Mask]] = [{} for _ in range(filters)]
-    for row in known.to_pylist():
-        said = Mask(*json.loads(row["mask"])) if row["mask"] else Verdict(row["reason"], row["figure"])
-        found[row["filter"]][row["row"]] = said
+    for at, index, *said in json.loads(known["verdicts"][0].as_py()):
+        found[at][index] = Verdict(*said) if isinstance(said[0], str) else Mask(*said)
     return list(found)
 
 
