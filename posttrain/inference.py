@@ -151,7 +151,6 @@ class Conversation:
         self.system, self.temperature, self.max_new_tokens = system, temperature, max_new_tokens
         torch.manual_seed(seed)
         self.messages: list[Message] = []
-        self._sound = False  # once its first logits were looked at
         self.reset()
 
     def reset(self) -> None:
@@ -214,9 +213,7 @@ class Conversation:
     def _checked(self, ids: Any, scores: Any) -> Any:
         from posttrain.engines.load import check_logits
 
-        if not self._sound:
-            check_logits(scores, self.model, self.model.dtype)
-            self._sound = True
+        check_logits(scores, self.model, self.model.dtype)
         return scores
 
 

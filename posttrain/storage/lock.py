@@ -34,7 +34,8 @@ def held(path: Path) -> Iterator[None]:
     """
     with path.open("a+", encoding="utf-8") as file:
         kernel = _flock(file)
-        owner = _owner(file)
+        file.seek(0)
+        owner = file.read().strip()
         if kernel is False or (owner and _may_live(owner, kernel) and _beats(path)):
             raise LockedError(
                 f"{path.parent}: {owner or 'another process'} is working on this run; wait for it, stop it, or choose "
@@ -73,11 +74,6 @@ def _flock(file: IO[str]) -> bool | None:
     except OSError as error:
         return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
-
-
-def _owner(file: IO[str]) -> str:
-    file.seek(0)
-    return file.read().strip()
 
 
 def _may_live(owner: str, kernel: bool | None) -> bool:
