@@ -121,7 +121,6 @@ class Process:
                 raise  # an answer, or the process is gone
             except BaseException:  # in the middle of one: the next call would read the rest of it as its own
                 self._kill()
-                self.close()
                 raise
 
     def _import(self, seconds: float | None) -> None:
@@ -188,7 +187,6 @@ class Process:
                 time.sleep(0.01)  # it is written in pieces
                 text = self._told()
         self._kill()
-        self.close()
         raise Overdue(self._line(text), not self._ready, bool(_READING.search(text)))
 
     def _ended(self) -> NoReturn:
@@ -199,13 +197,13 @@ class Process:
             said = b""
         text = self._told()
         self._kill()
-        self.close()
         raise Ended(int(said) if said else None, self._line(text), not self._ready)
 
     def _kill(self) -> None:
         if self._group is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._group, signal.SIGKILL)
+        self.close()
 
     def _told(self) -> str:
         try:
