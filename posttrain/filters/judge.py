@@ -92,10 +92,7 @@ class Quality(Filter):
         return None if self.share is None or rows.has("score") else "a column 'score', or `share: null` and a `judge`"
 
     def start(self, context: FilterContext) -> Decide:
-        top = None
-        if self.share is not None:
-            top = TopShare(self.share)
-            top.survey(context.corpus)
+        top = None if self.share is None else TopShare(self.share, context.corpus)
         score, minimum = _scorer(self.rubric, self.judge, self.minimum, context) if self.judge else (_nobody, 0)
         either = self.take == "either" or self.judge is None
 
