@@ -12,8 +12,8 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future, as_completed
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,7 +27,7 @@ _LATER = {408, 409, 425, 429}
 _LONGEST_PAUSE = 60.0  # seconds, however much longer a server asks for
 _ERROR_BYTES = 4096  # of what a server says of an error
 
-K, T = TypeVar("K"), TypeVar("T")
+T = TypeVar("T")
 
 
 class Fault(Exception):
@@ -134,18 +134,6 @@ class OpenAIClient:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.submit(work).result()
-
-    def as_done(self, work: Iterable[tuple[K, Coroutine[Any, Any, T]]]) -> Iterator[tuple[K, T]]:
-        """Begins all of `work`; yields each one's key and result as they come. If one fails, or no more are taken, the
-        rest is cancelled."""
-        waiting = {self.submit(each): key for key, each in work}
-        try:
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
-        except BaseException:
-            for each in waiting:
-                each.cancel()
-            raise
 
     def close(self) -> None:
         """End what is under way, and the connections."""

@@ -13,7 +13,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,21 +140,26 @@ class ServerEngine:
         client = self._connect(prompts[0])
         drawn, greedy = (self._body(each) for each in (params, replace(params, temperature=0.0)))
         made: list[dict[int, Completion]] = [{} for _ in requests]
-        work = (
-            (
-                (number, index),
+        waiting = {
+            client.submit(
                 client.post(
                     "/v1/completions",
                     {**(greedy if seed is None else drawn), "prompt": prompts[number], "seed": seed or 0},
                     _longest(len(request.prompt_ids), params),
                     functools.partial(self._read, len(request.prompt_ids), params),
-                ),
-            )
+                )
+            ): (number, index)
             for number, request in enumerate(requests)
             for index, seed in enumerate(request.seeds)
-        )
-        for (number, index), (completion, _) in client.as_done(work):
-            made[number][index] = completion  # its one place, however often it was asked for
+        }
+        try:
+            for done in as_completed(waiting):
+                number, index = waiting[done]
+                made[number][index], _ = done.result()  # its one place, however often it was asked for
+        except BaseException:
+            for each in waiting:
+                each.cancel()
+            raise
         return [[answers[index] for index in range(len(answers))] for answers in made]
 
     def close(self) -> None:

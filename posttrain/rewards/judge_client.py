@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 
 from posttrain.config import JudgeModel
@@ -68,7 +69,14 @@ class Endpoint:
             EngineError: the server refuses all our requests, fails for longer than `patience`, or gives replies that
                 are not chat completions.
         """
-        return self._client.as_done((index, self._ask(question)) for index, question in enumerate(questions))
+        waiting = {self._client.submit(self._ask(question)): index for index, question in enumerate(questions)}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BaseException:
+            for each in waiting:
+                each.cancel()
+            raise
 
     async def _ask(self, question: Question) -> Reply:
         body = {

@@ -34,10 +34,12 @@ class RewardBase(Protocol):
     @property
     def name(self) -> str:
         """What its figures are called."""
+        ...
 
     @property
     def identity(self) -> str:
         """SHA-256 of all that decides a score; it is in the key of what was scored."""
+        ...
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """Raises RewardError when the prompt set lacks a column that it cannot do without."""
@@ -54,6 +56,7 @@ class RewardFunction(RewardBase, Protocol):
 
     def __call__(self, prompts: Conversations, completions: Conversations, columns: Columns) -> list[float | None]:
         """One score, or None, for each row. A right answer has a score of at least 0.5: see `combine`."""
+        ...
 
     def golden_cases(self) -> str | None:
         """What `posttrain check` says of answers whose scores are known; None: there are none for this kind.
