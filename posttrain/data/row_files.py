@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from posttrain.data import parquet_batches
 from posttrain.data.text_lines import MOST_ROW, Lines, csv_rows, no_constant, open_lines, unreadable
-from posttrain.errors import DataError
+from posttrain.errors import DataError, in_file
 
 BATCH_ROWS, BATCH_BYTES = 8192, 1 << 24
 MOST_COLUMNS = 1000  # of all rows together, the keys of objects counted
@@ -51,15 +51,16 @@ def open_rows(path: Path) -> RowFile:
     """
     if not path.exists():
         raise DataError("no such file", file=str(path), rule="data-no-such-file")
-    try:
-        if path.suffix == ".parquet":
-            return ParquetRows(path)
-        if path.name.endswith(ENDINGS):
-            return LineRows(path)
-    except _FAULTS as error:
-        raise unreadable(path, error) from None
-    hint = "write JSONL, Parquet or CSV"
-    raise DataError(f"cannot read {path.suffix or 'this'} files", file=str(path), hint=hint, rule="data-file-kind")
+    with in_file(path):
+        try:
+            if path.suffix == ".parquet":
+                return ParquetRows(path)
+            if path.name.endswith(ENDINGS):
+                return LineRows(path)
+        except _FAULTS as error:
+            raise unreadable(path, error) from None
+        hint = "write JSONL, Parquet or CSV"
+        raise DataError(f"cannot read {path.suffix or 'this'} files", hint=hint, rule="data-file-kind")
 
 
 class ParquetRows:
@@ -70,7 +71,7 @@ class ParquetRows:
         self._known = parquet_batches.metadata(path)
         self.schema = self._known.schema
         if not self._known.rows:
-            raise DataError("the file holds no rows", file=str(path), rule="data-no-rows")
+            raise DataError("the file holds no rows", rule="data-no-rows")
 
     def parts(self) -> Iterator[Part]:
         first = 1
@@ -122,15 +123,12 @@ class LineRows:
                 schema = self._with(schema, rows)
         if schema is None:
             why = f"; line {unread[0].number}: {unread[0].reason}" if unread else ""
-            raise DataError(f"the file holds no rows{why}", file=str(path), rule="data-no-rows")
+            raise DataError(f"the file holds no rows{why}", rule="data-no-rows")
         for field in schema:
             if _without_children(field.type):
-                raise DataError(
-                    f"the column {field.name!r} holds empty objects only",
-                    file=str(path),
-                    hint="take the column out, or put something in",
-                    rule="data-empty-objects",
-                )
+                hint = "take the column out, or put something in"
+                message = f"the column {field.name!r} holds empty objects only"
+                raise DataError(message, hint=hint, rule="data-empty-objects")
         self.schema = schema
 
     def parts(self) -> Iterator[Part]:
@@ -159,21 +157,19 @@ class LineRows:
     def _with(self, schema: pa.Schema | None, rows: list[tuple[int, dict[str, Any]]]) -> pa.Schema:
         made = schema
         try:
-            made = _merged(schema, [row for _, row in rows], self.path)
+            made = _merged(schema, [row for _, row in rows])
         except (pa.ArrowException, OverflowError):
             for number, row in rows:  # which one?
                 try:
-                    made = _merged(made, [row], self.path)
+                    made = _merged(made, [row])
                 except (pa.ArrowException, OverflowError) as error:
                     said = str(error).splitlines()[0].removeprefix("Unable to merge: ")
                     hint = "give each column one type in all rows"
                     message = f"does not fit the rows before: {said}"
-                    raise DataError(
-                        message, file=str(self.path), line=number, hint=hint, rule="data-column-type"
-                    ) from None
+                    raise DataError(message, line=number, hint=hint, rule="data-column-type") from None
         assert made is not None
         if sum(_width(field.type) for field in made) > MOST_COLUMNS:
-            _too_wide(self.path)
+            _too_wide()
         return made
 
 
@@ -222,7 +218,7 @@ def _csv(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | 
             yield number, length, {name: value or None for name, value in zip(header, values, strict=True)}
 
 
-def _merged(schema: pa.Schema | None, rows: list[dict[str, Any]], path: Path) -> pa.Schema:
+def _merged(schema: pa.Schema | None, rows: list[dict[str, Any]]) -> pa.Schema:
     """The columns of the schema and of all rows (Arrow by itself looks at the first row only)."""
     fields, width = [], 0
     for name in dict.fromkeys(chain.from_iterable(rows)):
@@ -230,7 +226,7 @@ def _merged(schema: pa.Schema | None, rows: list[dict[str, Any]], path: Path) ->
         kind = pa.infer_type(values)
         width += _width(kind)
         if width > MOST_COLUMNS:
-            _too_wide(path)
+            _too_wide()
         fields.append((name, pa.array(values, kind).type))
     new = pa.schema(fields)
     return new if schema is None else pa.unify_schemas([schema, new], promote_options="permissive")
@@ -243,10 +239,10 @@ def _width(kind: pa.DataType) -> int:
     return _width(kind.value_type) if pa.types.is_list(kind) else 1
 
 
-def _too_wide(path: Path) -> NoReturn:
+def _too_wide() -> NoReturn:
     message = f"more than {MOST_COLUMNS:,} columns, counting the keys of objects"
     hint = "write what differs from row to row as text (JSON), or take it out"
-    raise DataError(message, file=str(path), hint=hint, rule="data-columns")
+    raise DataError(message, hint=hint, rule="data-columns")
 
 
 def _valid(batch: pa.RecordBatch) -> bool:

@@ -46,13 +46,8 @@ def filter_file(
             f"{out} is there already", hint="name another folder by --out, or remove it", rule="filter-output"
         )
     file = open_rows(source)
-    if not any(name in file.schema.names for name in ANSWERS):
-        wanted = ", ".join(map(repr, ANSWERS))
-        hint = f"there are: {', '.join(file.schema.names)}; rename one, or add it"
-        raise DataError(
-            f"no column {wanted}, so no answer to judge", file=str(source), hint=hint, rule="filter-no-answer"
-        )
-    parts = _checked(file, chosen)
+    with in_file(source):
+        parts = _checked(file, chosen)
     reading = Count(READ)
     unread: list[pa.RecordBatch] = []
     schema = filters.dropped_schema(file.schema)
@@ -108,7 +103,11 @@ def evaluation_prompts(path: Path) -> list[str]:
 
 
 def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
-    """The file's parts, after a check that the first rows have what each filter needs."""
+    """The file's parts, after a check that there are answers, and that the first rows have what each filter needs."""
+    if not any(name in file.schema.names for name in ANSWERS):
+        wanted = ", ".join(map(repr, ANSWERS))
+        hint = f"there are: {', '.join(file.schema.names)}; rename one, or add it"
+        raise DataError(f"no column {wanted}, so no answer to judge", hint=hint, rule="filter-no-answer")
     parts = file.parts()
     begun: list[Part] = []
     for part in parts:
@@ -125,9 +124,8 @@ def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
             if one.use not in lacking
         ]
         hint = f"without {' and '.join(lacking)}: --set 'filters={json.dumps(rest)}'"
-        raise DataError(f"the filter {name!r} needs {lack}", file=str(file.path), hint=hint, rule="filter-lacks")
-    with in_file(file.path):
-        _ = rows.prompts, rows.answers  # of a kind that can be read?
+        raise DataError(f"the filter {name!r} needs {lack}", hint=hint, rule="filter-lacks")
+    _ = rows.prompts, rows.answers  # of a kind that can be read?
     return chain(begun, parts)
 
 
