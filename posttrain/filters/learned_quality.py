@@ -10,7 +10,7 @@ from pydantic import Field
 from posttrain.config.keys import KeyedAs
 from posttrain.errors import RecipeError
 from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
-from posttrain.filters.quality_model import as_text, embedder, is_on, load
+from posttrain.filters.quality_model import as_text, embedder, load
 from posttrain.filters.rows import Rows
 from posttrain.storage.files import tree_hash
 
@@ -35,9 +35,9 @@ class LearnedQuality(Filter):
 
     def start(self, context: FilterContext) -> Decide:
         folder = Path(self.model) if self.model else context.classifier
-        if folder is None or not is_on(folder):
+        fitted = load(folder) if folder else None
+        if fitted is None:
             return lambda rows: {}
-        fitted = load(folder)
         if not fitted.terms and context.policy is None:
             raise RecipeError(
                 "this learned classifier reads a policy's states, so it works in its own run alone",

@@ -65,12 +65,16 @@ class Fitted:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS)
 
 
-def load(folder: Path) -> Fitted:
-    """What `Fitted.save` wrote. Raises DataError where it is not there."""
+def load(folder: Path) -> Fitted | None:
+    """What `Fitted.save` wrote; None where it does not tell good from bad well enough, and is off. Raises DataError where
+    it is not there."""
     from safetensors.numpy import load_file
 
     try:
-        about, tensors = json.loads((folder / ABOUT).read_text("utf-8")), load_file(folder / WEIGHTS)
+        about = json.loads((folder / ABOUT).read_text("utf-8"))
+        if not about["on"]:
+            return None
+        tensors = load_file(folder / WEIGHTS)
         terms, intercept = tuple(about.pop("terms")), about.pop("intercept")
         return Fitted(terms, tensors["shift"], tensors["scale"], tensors["weights"], intercept, about)
     except (OSError, ValueError, KeyError) as error:
@@ -78,14 +82,6 @@ def load(folder: Path) -> Fitted:
         raise DataError(
             f"no learned classifier: {error}", file=str(folder), hint=hint, rule="filter-no-classifier"
         ) from error
-
-
-def is_on(folder: Path) -> bool:
-    """Whether the classifier there tells good from bad well enough to decide. Raises DataError as `load` does."""
-    try:
-        return bool(json.loads((folder / ABOUT).read_text("utf-8"))["on"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"no learned classifier: {error}", file=str(folder), rule="filter-no-classifier") from error
 
 
 def fit(texts: Sequence[str], good: Sequence[bool], embed: Embed | None = None) -> Fitted:

@@ -36,7 +36,8 @@ def held(path: Path) -> Iterator[None]:
         kernel = _flock(file)
         file.seek(0)
         owner = file.read().strip()
-        if kernel is False or (owner and _may_live(owner, kernel) and _beats(path)):
+        here = owner.endswith(f" on {socket.gethostname()}") and kernel  # the kernel speaks for this host
+        if kernel is False or (owner and not here and _beats(path)):
             raise LockedError(
                 f"{path.parent}: {owner or 'another process'} is working on this run; wait for it, stop it, or choose "
                 "another --run"
@@ -74,12 +75,6 @@ def _flock(file: IO[str]) -> bool | None:
     except OSError as error:
         return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
-
-
-def _may_live(owner: str, kernel: bool | None) -> bool:
-    """Whether the owner named in the file may still be alive although the kernel lock is free."""
-    here = owner.endswith(f" on {socket.gethostname()}")
-    return not (here and kernel)  # the kernel speaks for this host
 
 
 def _beats(path: Path) -> bool:
