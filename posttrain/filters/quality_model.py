@@ -66,8 +66,10 @@ class Fitted:
 
 
 def load(folder: Path) -> Fitted | None:
-    """What `Fitted.save` wrote; None where it does not tell good from bad well enough, and is off. Raises DataError where
-    it is not there."""
+    """What `Fitted.save` wrote; None where it is off, as it does not tell good from bad well enough.
+
+    Raises DataError where it is not there.
+    """
     from safetensors.numpy import load_file
 
     try:
