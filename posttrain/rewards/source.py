@@ -51,8 +51,8 @@ def _public_functions(path: Path, text: str) -> dict[str, ast.FunctionDef]:
     try:
         tree = ast.parse(text, str(path))
     except SyntaxError as error:
-        place = {"line": error.lineno, "column": error.offset}
-        raise RewardError(f"not Python: {error.msg}", **place, rule="reward-not-python") from None
+        said, line, column = f"not Python: {error.msg}", error.lineno, error.offset
+        raise RewardError(said, line=line, column=column, rule="reward-not-python") from None
     except (ValueError, RecursionError, MemoryError) as error:  # zero bytes; nesting that its parser gives up on
         raise RewardError(f"not Python: {error or 'nested too deep'}", rule="reward-not-python") from None
     return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
