@@ -120,15 +120,15 @@ def _write(table: Path, out: Path) -> None:
     import pyarrow.parquet as pq
 
     source, part = pq.ParquetFile(table), out.with_name(f".{out.name}.part")
+    batches = source.iter_batches(4096, columns=list(WRITTEN))
     if out.suffix == ".parquet":
-        with pq.ParquetWriter(
-            part, source.schema_arrow.empty_table().select(WRITTEN).schema, compression="zstd"
-        ) as writer:
-            for batch in source.iter_batches(4096, columns=list(WRITTEN)):
+        schema = source.schema_arrow.empty_table().select(WRITTEN).schema
+        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+            for batch in batches:
                 writer.write_batch(batch.select(list(WRITTEN)))
     else:
         with part.open("w", encoding="utf-8") as file:
-            for batch in source.iter_batches(4096, columns=list(WRITTEN)):
+            for batch in batches:
                 for row in batch.to_pylist():
                     row["columns"] = json.loads(row["columns"])
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -151,7 +151,6 @@ class Conversation:
         self.system, self.temperature, self.max_new_tokens = system, temperature, max_new_tokens
         torch.manual_seed(seed)
         self.messages: list[Message] = []
-        self._sound = False  # once its first logits were looked at
         self.reset()
 
     def reset(self) -> None:
@@ -214,9 +213,7 @@ class Conversation:
     def _checked(self, ids: Any, scores: Any) -> Any:
         from posttrain.engines.load import check_logits
 
-        if not self._sound:
-            check_logits(scores, self.model, self.model.dtype)
-            self._sound = True
+        check_logits(scores, self.model, self.model.dtype)
         return scores
 
 

@@ -104,7 +104,6 @@ def test_a_word_list_of_gigabytes(tmp_path: Path) -> None:
 
 def test_filters(tmp_path: Path) -> None:
     assert fails(lambda: quality_model.load(tmp_path)).rule == "filter-no-classifier"
-    assert fails(lambda: quality_model.is_on(tmp_path)).rule == "filter-no-classifier"
     assert fails(lambda: quality_model.fit(["a", "b"], [True, False])).rule == "filter-nothing-to-learn"
 
 

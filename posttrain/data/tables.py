@@ -38,10 +38,8 @@ PAIRS = pa.schema(
         ("margin", pa.float64()),
         ("level", pa.string()),
         ("source", pa.string()),
-        (
-            "split",
-            pa.string(),
-        ),  # "train"; "heldout": never trained on, measures reward models; "watch": see recipe.watch
+        # "train"; "heldout": never trained on, measures reward models; "watch": see recipe.watch
+        ("split", pa.string()),
         ("columns", pa.string()),
     ]
 )

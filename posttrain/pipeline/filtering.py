@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from posttrain import models, shipped
 from posttrain.execution.artifact import Artifact, StageCall, Stages
-from posttrain.filters import quality_model
+from posttrain.filters.extras import check_installed
 from posttrain.pipeline.scored import in_key, not_in_key
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import rubric
@@ -25,9 +25,9 @@ class Filtering:
     def __init__(self, recipe: Recipe, runner: Stages, base: Artifact) -> None:
         self.recipe, self.runner, self.base = recipe, runner, base
         if recipe.quality_classifier:
-            quality_model.check_installed("quality_classifier")
+            check_installed("quality", "quality_classifier")
         if recipe.annotate and recipe.annotate.topics:
-            quality_model.check_installed("annotate.topics")
+            check_installed("quality", "annotate.topics")
         self._rated = {
             name: identity(rubric.load_for(name, rated.rubric), rated.judge)
             for name in ("tags", "difficulty")

@@ -39,7 +39,7 @@ class Reply:
 
 
 class Endpoint:
-    """Sends `at_once` requests at a time to a server. A context manager: connections are kept open within it."""
+    """Sends `at_once` requests at a time to a server. Connections are kept open until `close`."""
 
     def __init__(self, model: JudgeModel) -> None:
         self.model = model
@@ -53,10 +53,7 @@ class Endpoint:
         )
         self._longest = _longest(model)
 
-    def __enter__(self) -> Endpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._client.close()
 
     @property

@@ -57,9 +57,10 @@ def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[RewardFunctio
 def score_shards(job: Job, answers: Path, scorers: Scorers, name: str = "scored") -> list[Path]:
     """Scores the table `answers` into files of about 2,048 rows, in its order; after a kill only unfinished ones are
     scored again. `name`: their folder in the job's scratch."""
-    slices_ = [_Slice(str(answers), start, stop, scorers) for start, stop in slices(answers)]
-    count = job.counter(sum(one.stop - one.start for one in slices_), "scores")
-    return run_shards(_score_slice, slices_, job.scratch / name, processes(job.workers), count)
+    parts = slices(answers)
+    count = job.counter(sum(stop - start for start, stop in parts), "scores")
+    work = functools.partial(_score_slice, answers, scorers)
+    return run_shards(work, parts, job.scratch / name, processes(job.workers), count)
 
 
 def score_table(job: Job, answers: Path, scorers: Scorers, target: Path) -> Path:
@@ -68,18 +69,8 @@ def score_table(job: Job, answers: Path, scorers: Scorers, target: Path) -> Path
     return target
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """Rows start..stop of a table of answers, to be scored by any process."""
-
-    path: str
-    start: int
-    stop: int
-    scorers: Scorers
-
-
-def _score_slice(shard: _Slice) -> pa.Table:
-    return score_rows(_rows(Path(shard.path), shard.start, shard.stop), shard.scorers)
+def _score_slice(path: Path, scorers: Scorers, rows: tuple[int, int]) -> pa.Table:
+    return score_rows(_rows(path, *rows), scorers)
 
 
 def _rows(path: Path, start: int, stop: int) -> pa.Table:
@@ -116,12 +107,7 @@ def score_rows(answers: pa.Table, scorers: Scorers) -> pa.Table:
     values = reward_values(rows, scorers.rewards)
     if scorers.reward_model is not None:
         values[REWARD_MODEL] = model_rewards(rows, scorers.reward_model)
-    names = list(values)
-    column = [
-        json.dumps(dict(zip(names, row, strict=True))) for row in zip(*(values[name] for name in names), strict=True)
-    ]
-    if not names:
-        column = ["{}"] * len(rows)
+    column = [json.dumps({name: given[at] for name, given in values.items()}) for at in range(len(rows))]
     return answers.append_column("rewards", pa.array(column, pa.string()))
 
 

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from posttrain.config import Preferences, PromptSet
 from posttrain.data import load as loaders
-from posttrain.data.pairs import GIVEN, across_policies, level, split
+from posttrain.data.pairs import GIVEN, across_policies, level, pair_row, split
 from posttrain.data.selection import matching, take
 from posttrain.data.tables import PAIRS, by_prompt, column
 from posttrain.errors import EmptyStageError
@@ -129,21 +129,8 @@ def _sampled(job: Job, section: Preferences, counts: Counter[str]) -> tuple[int,
             counts["tie"] += 1
             continue
         chosen, rejected = pair
-        margin = chosen["score"] - rejected["score"]
-        name = level(margin, section.levels.model_dump())
+        name = level(chosen["score"] - rejected["score"], section.levels.model_dump())
         counts[name] += 1
-        if name not in section.keep:
-            continue
-        pairs.append(
-            {
-                "prompt_id": prompt["id"],
-                "prompt": prompt["prompt"],
-                "chosen": chosen["completion"],
-                "rejected": rejected["completion"],
-                "margin": margin,
-                "level": name,
-                "source": f"{chosen['tag']} over {rejected['tag']}",
-                "columns": prompt["columns"],
-            }
-        )
+        if name in section.keep:
+            pairs.append(pair_row(chosen, rejected, f"{chosen['tag']} over {rejected['tag']}", name))
     return len(prompts), pairs

@@ -57,9 +57,8 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
         TooLargeError: it has more than `most` bytes.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        content = file.read(most + 1) if size <= most else b""
-    if size > most or len(content) > most:
+        content = file.read(most + 1)
+    if len(content) > most:
         raise TooLargeError(
             f"the file has more than {most // 1_000_000} MB, the most that is read here",
             file=str(path),

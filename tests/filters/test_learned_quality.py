@@ -142,9 +142,11 @@ class TestFitting:
     def test_what_is_kept_is_json_and_safetensors_and_says_the_same(self, tmp_path: Path) -> None:
         texts = [row["completion"] for row in rows(50, True, 1) + rows(50, False, 1)]
         made = quality_model.fit(texts, [True] * 50 + [False] * 50)
+        made.about["on"] = True
         made.save(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier.json", "weights.safetensors"]
         back = quality_model.load(tmp_path)
+        assert back is not None
         assert back.probabilities(texts) == pytest.approx(made.probabilities(texts), abs=1e-12)
 
     def test_its_probabilities_are_those_of_scikit_learns_own_pipeline(self) -> None:
