@@ -45,7 +45,7 @@ def filter_file(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(
-            f"{out} is there already", hint="name another folder by --out, or remove it", rule="filter-output"
+            f"{out} exists already", hint="name another folder by --out, or remove it", rule="filter-output"
         )
     file = open_rows(source)
     if not any(name in file.schema.names for name in ANSWERS):

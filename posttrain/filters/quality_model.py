@@ -107,7 +107,7 @@ def fit(texts: Sequence[str], good: Sequence[bool], embed: Embed | None = None) 
             x = vectorizer.fit_transform(texts)
         except ValueError as error:  # no word stands in two texts
             raise DataError(
-                f"there is nothing to learn in these texts: {error}", rule="filter-nothing-to-learn"
+                f"no classifier can be fitted to these texts: {error}", rule="filter-nothing-to-learn"
             ) from error
         terms = tuple(map(str, vectorizer.get_feature_names_out()))
         shift, scale = np.zeros(len(terms)), vectorizer.idf_

@@ -77,7 +77,7 @@ def check(folder: Path, config: Any, tokens: int, *, weights: bool, trained: boo
     kind: Any = known[type(config)]
     if trained and (config.architectures or [""])[0] != kind.__name__:
         raise ModelError(
-            f"`architectures` is {config.architectures}, and what writes text is {kind.__name__}",
+            f"`architectures` is {config.architectures}, and the class that generates text is {kind.__name__}",
             file=file,
             hint=f'where the weights are a language model\'s, set "architectures": ["{kind.__name__}"]',
             rule="model-not-causal-class",

@@ -34,7 +34,10 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
     source = shipped.recipe_path(name)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
-            "is there already, and is no empty folder", file=str(target), hint="name a new folder", rule="recipe-target"
+            "exists already, and is not an empty folder",
+            file=str(target),
+            hint="name a new folder",
+            rule="recipe-target",
         )
     copy = _Copy()
     _add_recipe(source, copy)

@@ -116,5 +116,9 @@ def _scale(head: str, path: Path) -> tuple[int, int, int]:
     if numbers == given and set(given) == {"lowest", "highest"} and 0 <= lowest < highest <= _HIGHEST:
         return lowest, highest, 0
     raise RewardError(
-        "which answers there are is not said", file=str(path), line=1, hint=_HINT, rule="judge-rubric-form"
+        "the rubric does not say which answers are possible",
+        file=str(path),
+        line=1,
+        hint=_HINT,
+        rule="judge-rubric-form",
     )
