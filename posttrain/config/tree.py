@@ -87,8 +87,8 @@ def matches(pattern: Path_, path: Path_) -> bool:
 
 
 class Places(dict[str, tuple[str, int | None, int | None]]):
-    """File, line and column of keys, by dotted name. All instances compare equal, so that recipes with the same values are
-    equal wherever they were written."""
+    """File, line and column of keys, by dotted name. All instances compare equal, so that recipes with the same values
+    do, wherever they were written."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Places)

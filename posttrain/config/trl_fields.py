@@ -201,8 +201,8 @@ class Problem(NamedTuple):
 def problem(
     trainer: str, name: str, value: object, own: tuple[str, ...] = (), refused: Mapping[str, str] = {}
 ) -> Problem | None:
-    """The error of `name: value` in a trained section; None if it is valid. `own`: the section's keys beside TRL's fields;
-    `refused`: what it refuses besides `REFUSED`."""
+    """The error of `name: value` in a trained section; None if it is valid. `own`: the section's keys that are not TRL's,
+    `refused`: the fields that it refuses besides `REFUSED`."""
     known = fields(trainer)
     if name == "group_by_length":
         message = "TRL has no 'group_by_length' any more: write `train_sampling_strategy: group_by_length`"
@@ -272,8 +272,8 @@ def _is(value: object, kind: str) -> bool:
 
 
 def generate(configs: Mapping[str, str]) -> dict[str, Any]:
-    """The contents of `trl_fields.json`, from the installed TRL, which this imports. `configs`: the name of TRL's config
-    class, by trained stage."""
+    """The contents of `trl_fields.json`, from the installed TRL, which this imports. `configs`: the name of TRL's class
+    of each trained stage."""
     import dataclasses
 
     import trl
