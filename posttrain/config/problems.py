@@ -18,8 +18,8 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def check(cls: type[M], tree: Node) -> M:
-    """Validates the tree as `cls`. A null that overrides an inherited value resets the key to its default, if the key does
-    not allow null.
+    """Validates the tree as `cls`. A null that overrides an inherited value resets the key to its default where the key
+    does not allow null.
 
     Raises:
         RecipeError: one for all keys at fault. Position and message are the first one's; the hint lists others.

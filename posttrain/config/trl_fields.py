@@ -201,8 +201,8 @@ class Problem(NamedTuple):
 def problem(
     trainer: str, name: str, value: object, own: tuple[str, ...] = (), refused: Mapping[str, str] = {}
 ) -> Problem | None:
-    """The error of `name: value` in a trained section; None if it is valid. `own`: the section's keys that are not TRL's,
-    `refused`: the fields that it refuses besides `REFUSED`."""
+    """The error of `name: value` in a trained section; None if it is valid. `own`: the section's keys that TRL does not
+    have, `refused`: the fields that it refuses besides `REFUSED`."""
     known = fields(trainer)
     if name == "group_by_length":
         message = "TRL has no 'group_by_length' any more: write `train_sampling_strategy: group_by_length`"
