@@ -86,10 +86,10 @@ SMALLEST = {
     "safety": Smallest(rf'"share": {NUMBER}', (f"--n 1 --run made {SETTINGS}",)),
     "same_bits": Smallest(r"[0-9a-f]{64} policy\n.*[0-9a-f]{64} scores scored.parquet", ("--n 1",)),
     "sampling": Smallest(
-        cells("1M | geometric | generate float32", "1M | geometric | ours bfloat16"),
-        ("--sizes 1M --lengths geometric --repeats 1",),
+        cells("0.1M | geometric | generate float32", "0.1M | geometric | ours bfloat16"),
+        ("--sizes 0.1M --lengths geometric --repeats 1",),
     ),
-    "scoring": Smallest(cells("1M | ours float32"), ("--sizes 1M --repeats 1",)),
+    "scoring": Smallest(cells("0.1M | ours float32"), ("--sizes 0.1M --repeats 1",)),
     "tables": Smallest(
         cells("SIGKILLs", "found by `verify`", "hashes"), ("--docs docs",), page="docs/nothing-is-lost.md"
     ),
