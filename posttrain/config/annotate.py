@@ -49,7 +49,7 @@ class Annotate(Section):
 
     @property
     def of_prompts(self) -> bool:
-        """Whether anything is asked of the prompts themselves, beside what their samples show."""
+        """Whether the prompts themselves are annotated, besides their pass rate."""
         return bool(self.topics or self.tags or self.difficulty)
 
     @property

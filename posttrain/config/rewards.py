@@ -112,7 +112,7 @@ class RewardEntry(Section):
 
     @property
     def scores(self) -> bool:
-        """Whether it is asked about candidates."""
+        """Whether it scores candidates."""
         return self.only_for != "preferences"
 
     @property

@@ -268,7 +268,7 @@ def _too_large(longest: int) -> Fault:
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Of a date, nothing is known: clocks differ. What is no number, or below 0, is no wish."""
+    """Seconds to wait by a Retry-After header; 0 for a date, since clocks differ, and for anything invalid."""
     try:
         wish = float(retry_after or 0)
     except ValueError:

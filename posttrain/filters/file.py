@@ -1,4 +1,4 @@
-"""Runs filters over one file: kept and dropped rows into a folder that is there whole or not at all."""
+"""Runs filters over one file. The folder with kept and dropped rows appears complete or not at all."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was fitted. `terms`: of TF-IDF, a column each; empty where the features are a model's states.
+    """A fitted classifier. `terms`: of TF-IDF, a column each; empty where the features are a model's states.
 
     `scale` and `shift`, `weights`: a number a column; p = σ(weights · ((x − shift) · scale) + intercept).
     """
@@ -66,7 +66,7 @@ class Fitted:
 
 
 def load(folder: Path) -> Fitted:
-    """What `Fitted.save` wrote. Raises DataError where it is not there."""
+    """Loads what `Fitted.save` wrote. Raises DataError if it is missing."""
     from safetensors.numpy import load_file
 
     try:
@@ -81,7 +81,7 @@ def load(folder: Path) -> Fitted:
 
 
 def is_on(folder: Path) -> bool:
-    """Whether the classifier there tells good from bad well enough to decide. Raises DataError as `load` does."""
+    """Whether this classifier separates good from bad well enough to be used. Raises DataError as `load` does."""
     try:
         return bool(json.loads((folder / ABOUT).read_text("utf-8"))["on"])
     except (OSError, ValueError, KeyError) as error:
@@ -167,7 +167,7 @@ _MOST_CHARACTERS = 20_000  # of a text
 
 
 def as_text(prompt: str, answer: str) -> str:
-    """What the classifier sees of a row."""
+    """The text of a row that the classifier reads."""
     return f"{prompt[:_MOST_CHARACTERS]}\n\n{answer[:_MOST_CHARACTERS]}"
 
 

@@ -229,7 +229,7 @@ def _no_attention(config: Any, file: str, error: BaseException) -> ModelError:
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """What transformers raises of files whose values it did not foresee."""
+    """The exceptions that transformers raises for files with unexpected values."""
     from huggingface_hub.errors import StrictDataclassError
 
     return (
