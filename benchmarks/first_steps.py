@@ -72,20 +72,20 @@ class Done:
 def steps(whole: bool) -> list[Step]:
     small = "" if whole else "".join(f" \\\n  --set {setting}" for setting in SMALLER)
     return [
-        Step("init", "posttrain init mine", "A recipe to edit, with the rewards and prompts that it names.", "."),
-        Step("check", f"posttrain check ./quickstart.yaml --n 2{small}", "Is all of it right, and what will it take?"),
+        Step("init", "posttrain init mine", "A recipe to edit, with its rewards and prompts.", "."),
+        Step("check", f"posttrain check ./quickstart.yaml --n 2{small}", "Checks everything, and estimates time, memory and disk."),
         Step("round", f"posttrain round ./quickstart.yaml --n 2{small}", "Two rounds."),
-        Step("report", "posttrain report runs/quickstart", "One HTML file, to be opened in a browser."),
+        Step("report", "posttrain report runs/quickstart", "One HTML file, for a browser."),
         Step(
             "push, dry",
             "posttrain push runs/quickstart --to me/mine --dry-run",
-            "What would go to the Hub? Needs no token.",
+            "What would be sent to the Hub. This needs no token.",
         ),
-        Step("push", "posttrain push runs/quickstart --to me/mine", "Send it, with a card and a tag for the round."),
+        Step("push", "posttrain push runs/quickstart --to me/mine", "Sends it, with a card and a tag for the round."),
         Step(
             "chat",
             f'echo "{QUESTION}" | posttrain chat me/mine',
-            "And load it back from there. The model is tiny and two small rounds old: its sums are often wrong.",
+            "Loads it back from the Hub. After two small rounds of a tiny model, sums are often wrong.",
         ),
     ]
 
@@ -209,9 +209,9 @@ def page(
         HEAD.format(command=command, cores=os.cpu_count(), load=load, total=minutes(total)),
         "## Install\n",
         f"```console\n$ pip install {shlex.quote(wheel)}\n```\n",
-        f"{installed:.0f} s, with all it depends on.\n"
+        f"{installed:.0f} s, with all dependencies.\n"
         if given.fresh
-        else f"{installed:.0f} s here, where all that it depends on was installed already; else minutes.\n",
+        else f"{installed:.0f} s here, where all dependencies were installed already; else minutes.\n",
     ]
     for number, one in enumerate(done, 1):
         parts += [f"## {number}. {one.step.title}\n", f"{one.step.why}\n"]
@@ -237,12 +237,12 @@ def minutes(seconds: float) -> str:
 HEAD = """\
 # First steps
 
-What a new user types, from an empty folder to a model on the Hub, and what comes back: written by
-`{command}`, which ran it. {total} in all, on {cores} cores that had other work, too (load {load:.1f} at the start).
+What a new user types, from an empty folder to a model on the Hub, and the output, as recorded by
+`{command}`: {total} in all, on {cores} shared cores (load {load:.1f} at the start).
 
-The settings behind `--set` make the two rounds smaller than the quickstart's own; without them the commands are the
-same. The Hub is a small server on this machine that speaks its protocol (`HF_ENDPOINT` names it); for huggingface.co
-`hf auth login` and your own `owner/name` are needed, nothing else.
+The `--set` options make the two rounds smaller than the quickstart's own; without them the commands are the same. The Hub
+is a small server on this machine with the same protocol (`HF_ENDPOINT` names it). For huggingface.co you need
+`hf auth login` and your own `owner/name`, nothing else.
 """
 
 
