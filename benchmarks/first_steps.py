@@ -73,7 +73,11 @@ def steps(whole: bool) -> list[Step]:
     small = "" if whole else "".join(f" \\\n  --set {setting}" for setting in SMALLER)
     return [
         Step("init", "posttrain init mine", "A recipe to edit, with its rewards and prompts.", "."),
-        Step("check", f"posttrain check ./quickstart.yaml --n 2{small}", "Checks everything, and estimates time, memory and disk."),
+        Step(
+            "check",
+            f"posttrain check ./quickstart.yaml --n 2{small}",
+            "All checks, and estimates of time, memory and disk.",
+        ),
         Step("round", f"posttrain round ./quickstart.yaml --n 2{small}", "Two rounds."),
         Step("report", "posttrain report runs/quickstart", "One HTML file, for a browser."),
         Step(
@@ -240,8 +244,8 @@ HEAD = """\
 What a new user types, from an empty folder to a model on the Hub, and the output, as recorded by
 `{command}`: {total} in all, on {cores} shared cores (load {load:.1f} at the start).
 
-The `--set` options make the two rounds smaller than the quickstart's own; without them the commands are the same. The Hub
-is a small server on this machine with the same protocol (`HF_ENDPOINT` names it). For huggingface.co you need
+The `--set` options make the two rounds smaller than the quickstart's own; without them the commands are the same. The
+Hub is a small server on this machine with the same protocol (`HF_ENDPOINT` names it). For huggingface.co you need
 `hf auth login` and your own `owner/name`, nothing else.
 """
 
