@@ -65,7 +65,7 @@ SMALLEST = {
     "filters": Smallest(cells("200"), ("--rows 200",), short=True),
     "first_steps": Smallest(rf"first-steps\.md: 7 commands, {NUMBER} s", ("--page docs/first-steps.md",)),
     "fuzz": Smallest(r"recipe\.yaml: 6 inputs in", ("--inputs 6",), short=True),
-    "fuzz_models": Smallest("6 folders: .*6", ("--inputs 6",)),
+    "fuzz_models": Smallest(r"6 folders: \d ", ("--inputs 6",)),
     "fuzz_servers": Smallest("servers: 3 inputs, slowest", ("--inputs 3",)),
     "glued_trl": Smallest(
         cells("0–1", "all", "TRL, glued", "posttrain", "trl dpo"),
