@@ -23,7 +23,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 import venv
@@ -142,9 +141,10 @@ def install(wheel: Path, folder: Path, fresh: bool) -> float:
         subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
     else:
         subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
-        # A path from a .pth comes after the environment's own; .pth files found there are not read.
+        # Paths from a .pth come after the environment's own; .pth files found there are not read.
         (site,) = (folder / "lib").glob("python*/site-packages")
-        (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        here = [path for path in sys.path if path.endswith("site-packages")]
+        (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in here))
     return time.monotonic() - started
 
 
