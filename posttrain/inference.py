@@ -175,8 +175,8 @@ class Conversation:
         context = context_length(self.model.config)
         if len(ids) >= context:
             raise InputError(
-                f"the talk has {len(ids)} tokens, the model's context {context}",
-                hint="/reset begins anew",
+                f"the conversation has {len(ids)} tokens, the model's context {context}",
+                hint="/reset starts a new one",
                 rule="command-talk-too-long",
             )
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -19,7 +19,7 @@ from posttrain.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class State:
-    """What one round hands to the next."""
+    """The state that one round passes to the next."""
 
     policy: Artifact  # the last promoted policy: what samples
     previous: Artifact  # the one promoted before it

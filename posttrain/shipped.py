@@ -1,4 +1,4 @@
-"""Where the shipped recipes, rewards and data lie. The only module that knows.
+"""Paths of the shipped recipes, rewards and data; no other module builds them.
 
 In an installed wheel they lie in `posttrain/_content/`; in a checkout beside the package. The
 sibling folder counts only when `pyproject.toml` stands beside it: an installed package must never

@@ -58,7 +58,7 @@ class TestChat:
     def test_a_talk_that_is_too_long_is_told_and_can_begin_anew(self, model: Path) -> None:
         told = posttrain("chat", str(model), given="x" * 80 + "\nJ\n")
         assert told.stdout.splitlines() == [CHAIN]
-        assert "/reset begins anew" in told.stderr
+        assert "/reset starts a new one" in told.stderr
 
 
 class TestSample:
@@ -79,7 +79,7 @@ class TestSample:
     @pytest.mark.parametrize(
         ("arguments", "says", "rule"),
         [
-            (["--out", "a.jsonl"], "whose prompts", "command-options"),
+            (["--out", "a.jsonl"], "from a recipe or from a file", "command-options"),
             (["--out", "a.txt", "--prompts", "asked.jsonl"], "name a .parquet or a .jsonl file", "command-output"),
             # no recipe has a key for it, so none is named
             (["--out", "a.jsonl", "--prompts", "none.jsonl"], r"no such file \[.*\]$", "data-no-such-file"),

@@ -45,7 +45,11 @@ def sample_(
     from posttrain.recipe.load import load
 
     if (recipe is None) == (prompts is None):
-        raise InputError("say whose prompts", hint="either --recipe NAME or --prompts FILE", rule="command-options")
+        raise InputError(
+            "prompts come from a recipe or from a file",
+            hint="give either --recipe NAME or --prompts FILE",
+            rule="command-options",
+        )
     resolved = load(recipe) if recipe else None
     prompt_list = prompts_of(resolved, on.value) if resolved else prompts_in(prompts or Path())
     sampling = {

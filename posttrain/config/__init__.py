@@ -1,4 +1,4 @@
-"""What can be written in a recipe, one pydantic section a concern.
+"""The sections of a recipe as pydantic models, one module per concern.
 
 Every key stands once, with its type, range, default and description. A section left out by `null` leaves its stage out.
 `keys` says what of a section enters an artifact's key, `tree` and `problems` where in a YAML file a value stands and

@@ -44,12 +44,12 @@ class Annotate(Section):
     @model_validator(mode="after")
     def _something(self) -> Annotate:
         if not (self.pass_rate or self.topics or self.tags or self.difficulty):
-            complain((), "nothing is to be found out", "leave it out by `annotate: null`", rule="recipe-nothing-to-do")
+            complain((), "no annotation is selected", "leave it out by `annotate: null`", rule="recipe-nothing-to-do")
         return self
 
     @property
     def of_prompts(self) -> bool:
-        """Whether anything is asked of the prompts themselves, beside what their samples show."""
+        """Whether the prompts themselves are annotated, besides their pass rate."""
         return bool(self.topics or self.tags or self.difficulty)
 
     @property

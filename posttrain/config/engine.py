@@ -33,7 +33,7 @@ class Server(Section):
             if self.start is not None and not any(word in part for part in self.start[1:]):
                 complain(
                     ("start",),
-                    f"the command has no {word}: that is filled in for each stage",
+                    f"the command lacks {word}, which is filled in for each stage",
                     rule="recipe-server-command",
                 )
         for option, reason in DIALECTS[self.kind].refused.items():
@@ -68,22 +68,22 @@ class Engine(Section):
         if self.use == "server" and self.server is None:
             complain(
                 ("use",),
-                "which server is not said",
+                "`server` is missing",
                 "add `server: {kind: ..., start: [...]}` beside it",
                 rule="recipe-needs-key",
             )
         if self.use != "server" and self.server is not None:
             complain(
                 ("server",),
-                f"no server is asked with `use: {self.use}`",
+                f"`use: {self.use}` does not use a server",
                 "set `use: server`, or `server: null`",
                 rule="recipe-belongs",
             )
         if self.server is not None and self.dtype != "auto":
             complain(
                 ("dtype",),
-                "a server computes in the type that its own options say",
-                "say it in `server.start`",
+                "the dtype of a server is set by its own options",
+                "set it in `server.start`",
                 rule="recipe-belongs",
             )
         return self

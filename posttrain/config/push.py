@@ -14,7 +14,7 @@ _PART = re.compile(r"\w(?:[\w.-]*\w)?", re.ASCII)
 
 
 def problem(repo: str) -> str | None:
-    """What is wrong with a repository's name, in words that go on after it; None when nothing is.
+    """Why a repository's name is invalid, as the end of a sentence that begins with it; None if it is valid.
 
     As `huggingface_hub.utils.validate_repo_id`, without importing that, and with the owner always named.
     """

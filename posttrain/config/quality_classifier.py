@@ -41,7 +41,7 @@ class QualityClassifier(Section):
         if not self.judged_by and self.labels is None:
             complain(
                 (),
-                "there is nothing to learn from",
+                "no source of labels is given",
                 "name filters in `judged_by`, or a file in `labels`",
                 rule="recipe-nothing-to-do",
             )

@@ -59,7 +59,7 @@ class JudgeModel(Section):
             complain((), "a judge has either `url` and `model`, or `path`", rule="recipe-one-of")
         if self.url is not None and self.model is None:
             complain(
-                ("url",), "which model of the server judges is not said", "add `model: NAME`", rule="recipe-needs-key"
+                ("url",), "the name of the model on the server is missing", "add `model: NAME`", rule="recipe-needs-key"
             )
         for key in ("model", "api_key_env", "body"):
             if self.path is not None and getattr(self, key):
@@ -96,14 +96,14 @@ class RewardEntry(Section):
         if self.use.endswith(".md") and self.judge is None:
             complain(
                 ("use",),
-                "who judges by this rubric is not said",
+                "a rubric needs a judge model",
                 "add `judge: {url: …, model: …}` beside it",
                 rule="recipe-needs-key",
             )
         if self.judge is not None and not self.use.endswith(".md"):
-            complain(("judge",), "a judge judges by a rubric, and those end with .md", rule="recipe-belongs")
+            complain(("judge",), "a judge needs a rubric, a file that ends with .md", rule="recipe-belongs")
         if self.judge is not None and self.function is not None:
-            complain(("function",), "a rubric has no functions", rule="recipe-belongs")
+            complain(("function",), "`function` is for Python files, not for rubrics", rule="recipe-belongs")
         return self
 
     @property
@@ -112,7 +112,7 @@ class RewardEntry(Section):
 
     @property
     def scores(self) -> bool:
-        """Whether it is asked about candidates."""
+        """Whether it scores candidates."""
         return self.only_for != "preferences"
 
     @property

@@ -119,7 +119,7 @@ class Samples(Section):
         if self.difficulty and self.prompts is None:
             complain(
                 ("difficulty",),
-                "all prompts in every round leave nothing to choose",
+                "with all prompts in every round there are none to select",
                 "set samples.prompts",
                 rule="recipe-needs-key",
             )

@@ -188,7 +188,7 @@ class Balance(Section):
         if any(not 0 <= share <= 1 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
             complain(("shares",), "shares lie between 0 and 1 and add up to 1 at most", rule="recipe-values-clash")
         if self.shares != "equal" and not any(shares.values()):
-            complain(("shares",), "no value has a share", "shares: equal", rule="recipe-nothing-to-do")
+            complain(("shares",), "all shares are 0", "shares: equal", rule="recipe-nothing-to-do")
         return self
 
 
@@ -245,21 +245,21 @@ class Sft(Trained):
         if self.trl.get("max_length") is None:
             complain(
                 ("packing",),
-                "packing fills rows of `max_length` tokens, and that is not set",
+                "packing needs `max_length`, the number of tokens in a row",
                 "set sft.max_length",
                 rule="recipe-needs-key",
             )
         if self.trl.get("packing_strategy") == "wrapped":
             complain(
                 ("packing_strategy",),
-                "`wrapped` lets examples see each other",
+                "with `wrapped`, examples attend to one another",
                 "use bfd, the default",
                 rule="recipe-packing",
             )
         if self.anneal:
             complain(
                 ("packing",),
-                "with `anneal` the order of the rows counts, and packing changes it",
+                "`anneal` depends on the order of the rows, and packing changes it",
                 rule="recipe-packing",
             )
         return self
@@ -343,7 +343,7 @@ class Threshold(Section):
     @model_validator(mode="after")
     def _in_order(self) -> Threshold:
         if self.bad > self.good:
-            complain(("bad",), "an answer cannot be bad from above what is good", rule="recipe-values-clash")
+            complain(("bad",), "`bad` must not be above `good`", rule="recipe-values-clash")
         return self
 
 
@@ -397,8 +397,8 @@ class Kto(Trained):
         if self.measures_kl and self.batch < 2:
             complain(
                 ("per_device_train_batch_size",),
-                "KTO measures how far the policy went by answers to other prompts of a step, and this has one row",
-                "2 or more, times gradient_accumulation_steps; or loss_type: apo_zero_unpaired, which does not",
+                "KTO estimates the KL term from answers to other prompts of the same step, and a step has one row",
+                "2 or more rows with gradient_accumulation_steps; or loss_type: apo_zero_unpaired, without this term",
                 rule="recipe-values-clash",
             )
         for name in ("desirable_weight", "undesirable_weight"):

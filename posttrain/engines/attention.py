@@ -18,7 +18,7 @@ HIDDEN = torch.finfo(torch.float32).min / 2
 
 
 class Unsupported(Exception):
-    """The model asks of attention what is not built here; the message says what."""
+    """The model needs a feature of attention that is not implemented here; the message names it."""
 
 
 def check_equal(ours: torch.Tensor, wanted: torch.Tensor, tolerance: float, what: str) -> None:

@@ -32,7 +32,7 @@ class SequenceClassifier:
 
         model, self.tokenizer = read(AutoModelForSequenceClassification, path, torch.float32, "a sequence classifier")
         if not self.tokenizer.is_fast:
-            raise ModelError("long texts are cut by a fast tokenizer, and this model has none", file=str(path))
+            raise ModelError("splitting long texts needs a fast tokenizer, and this model has none", file=str(path))
         self.model = model.to(device).eval()
         self.at = _column(model.config, label, path)
         self.several = model.config.num_labels == 1 or model.config.problem_type == "multi_label_classification"
@@ -58,7 +58,7 @@ class SequenceClassifier:
             chances = logits.sigmoid() if self.several else logits.softmax(-1)
             for owner, chance in zip(owners, chances[:, self.at].tolist(), strict=True):
                 if math.isnan(chance):
-                    raise StageError("the classifier gave no number: its weights are at fault")
+                    raise StageError("the classifier's output is NaN: its weights are damaged")
                 found[owner] = max(found[owner], chance)
         return found
 

@@ -105,7 +105,7 @@ def kept_dtype(chosen: torch.dtype, device: str) -> torch.dtype:
 
 
 def end_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:
-    """What ends an answer: the generation config's and the tokenizer's end tokens.
+    """The ids that end an answer: end tokens of the generation config and of the tokenizer.
 
     Raises:
         ModelError: there is none.

@@ -101,7 +101,7 @@ class OpenAIClient:
         self._transport_error = httpx.TransportError
         try:
             if not urlsplit(url).hostname or urlsplit(url).port == 0:  # where the port is none, asking for it raises
-                raise ValueError("it names no host or port")
+                raise ValueError("no host, or no valid port")
             self._open = functools.partial(
                 httpx.AsyncClient,
                 base_url=url,
@@ -116,7 +116,7 @@ class OpenAIClient:
             self._idle = [self._open()]
         except (httpx.InvalidURL, ValueError) as error:
             raise InputError(
-                f"{called} has no address that can be asked: {error}",
+                f"{called} has no valid URL: {error}",
                 hint="`url` is http:// or https://, then the host's name and, after a colon, its port",
                 rule="server-address",
             ) from error
@@ -220,7 +220,7 @@ class OpenAIClient:
             async with asyncio.timeout(seconds), client.stream(method, path, json=body) as reply:
                 if 300 <= reply.status_code < 400:
                     to = reply.headers.get("location", "nowhere")[:300]
-                    raise Fault(f"it sends us on to {to}: redirects are not followed", rule="server-redirect", tries=1)
+                    raise Fault(f"it redirects to {to}: redirects are not followed", rule="server-redirect", tries=1)
                 if reply.status_code >= 400:
                     begins = await _beginning(reply, _ERROR_BYTES - 1)  # compressed, it stays so: it is only shown
                     said = Reply(reply.status_code, begins[:_ERROR_BYTES])
@@ -258,25 +258,25 @@ def _decoded(raw: bytes, encoding: str, longest: int) -> bytes:
     if encoding in ("", "identity"):
         return raw
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise Fault(f"it is encoded as {encoding[:60]!r}, which was not asked for", rule="server-encoding")
+        raise Fault(f"the reply has the encoding {encoding[:60]!r}, which was not requested", rule="server-encoding")
     unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header
     try:
         body = unpacking.decompress(raw, longest + 1)
     except zlib.error as error:
-        raise Fault(f"it is said to be {encoding}, and is not: {error}", rule="server-encoding") from error
+        raise Fault(f"the reply is not valid {encoding}: {error}", rule="server-encoding") from error
     if len(body) > longest:
         raise _too_large(longest)
     if not unpacking.eof or unpacking.unused_data:
-        raise Fault(f"it is no whole {encoding}", rule="server-encoding")
+        raise Fault(f"the reply is truncated {encoding}", rule="server-encoding")
     return body
 
 
 def _too_large(longest: int) -> Fault:
-    return Fault(f"the reply is longer than {longest:,} bytes, more than was asked for", rule="server-too-large")
+    return Fault(f"the reply is longer than {longest:,} bytes, more than was requested", rule="server-too-large")
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Of a date, nothing is known: clocks differ. What is no number, or below 0, is no wish."""
+    """Seconds to wait by a Retry-After header; 0 for a date, since clocks differ, and for anything invalid."""
     with contextlib.suppress(ValueError):
         return max(0.0, float(retry_after or 0))  # 0 of nan, too
     return 0.0

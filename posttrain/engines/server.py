@@ -58,7 +58,7 @@ def _check_health(client: OpenAIClient, url: str, seconds: float, hint: str) -> 
     except Fault as fault:
         raise EngineError(f"no server answers at {url} ({fault.problem}): {hint}", rule=fault.rule) from fault
     if reply.status >= 400 and reply.status != 404:  # 404: it has no such page
-        raise EngineError(f"the server at {url} is not well: {reply.said}", rule="server-unhealthy")
+        raise EngineError(f"the server at {url} fails its health check: {reply.said}", rule="server-unhealthy")
 
 
 class ServerEngine:

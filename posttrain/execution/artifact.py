@@ -40,7 +40,7 @@ class StageCall:
 
 
 class Stages(Protocol):
-    """What the loop calls. `Runner` runs the stages; others only record them (`posttrain.planning.dry_run`)."""
+    """The loop's interface to a runner. `Runner` runs the stages; `posttrain.planning.dry_run` only records them."""
 
     def begin_round(self, number: int) -> None: ...
     def submit(self, call: StageCall) -> Artifact: ...

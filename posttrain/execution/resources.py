@@ -115,14 +115,14 @@ def check(need: Need, root: Path, what: str) -> None:
     if need.disk > free:
         raise ResourceError(
             f"{what} need about {bytes_in_words(need.disk)} on the disk, and {bytes_in_words(free)} are free at "
-            f"{there}; nothing was begun. Make room there (older runs, the cache of the Hub), or name another disk "
+            f"{there}; nothing was started. Free some there (older runs, the cache of the Hub), or name another disk "
             "by --run",
             rule="command-disk-room",
         )
     if need.memory > memory and not gpu():
         raise ResourceError(
             f"{what} need about {bytes_in_words(need.memory)} of memory, and {bytes_in_words(memory)} are free; "
-            "nothing was begun. Take a smaller model, train adapters (model.lora), or use a larger machine",
+            "nothing was started. Take a smaller model, train adapters (model.lora), or use a larger machine",
             rule="command-memory-room",
         )
 

@@ -115,7 +115,7 @@ class Runner:
         if lost:
             raise DamagedError(
                 f"{self.store.path(key)}: {', '.join(lost)} is gone or damaged. `posttrain verify {self.store.root} "
-                "--repair` sets it aside; the same command then does this stage anew"
+                "--repair` sets it aside; the same command then runs this stage again"
             )
         remove(self.store.work / key)  # left by a kill that came right after it was published
         self._compare(key)
@@ -134,8 +134,8 @@ class Runner:
         self.store.drop_aside(key)
         if stale:
             raise DamagedError(
-                f"{key} was done again and came out with other bits than before (another machine, or other versions?), "
-                f"so {len(stale)} artifacts that were made from it are set aside: the same command does those anew"
+                f"{key} was made again and is not what it was before (another machine, or other versions?), so "
+                f"{len(stale)} artifacts that were made from it are set aside: the same command makes those again"
             )
 
     @functools.cached_property

@@ -212,7 +212,7 @@ def whole_prompts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]
         for key, _ in begun:
             if hash(key) in seen:
                 raise DataError(
-                    f"the rows of one prompt do not stand together (prompt {key!r:.80})",
+                    f"the rows of one prompt are not adjacent (prompt {key!r:.80})",
                     hint="sort the rows by prompt first",
                     rule="filter-not-grouped",
                 )

@@ -1,4 +1,4 @@
-"""Safety, NSFW, or whatever else a sequence-classification model tells."""
+"""A filter by the label of a sequence classifier: safety, NSFW or any other."""
 
 from __future__ import annotations
 

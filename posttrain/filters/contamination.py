@@ -1,4 +1,4 @@
-"""What is evaluated on must not be trained on."""
+"""Contamination: drops rows whose prompts overlap with evaluation prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs filters over one file: kept and dropped rows into a folder that is there whole or not at all."""
+"""Runs filters over one file. The folder with kept and dropped rows appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def filter_file(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(
-            f"{out} is there already", hint="name another folder by --out, or remove it", rule="filter-output"
+            f"{out} exists already", hint="name another folder by --out, or remove it", rule="filter-output"
         )
     file = open_rows(source)
     with in_file(source):

@@ -82,7 +82,7 @@ class Quality(Filter):
     @model_validator(mode="after")
     def _somebody_decides(self) -> Self:
         if self.share is None and self.judge is None:
-            complain((), "nobody decides", "give it a `share`, a `judge`, or both", rule="recipe-needs-key")
+            complain((), "neither `share` nor `judge` is given", "give one of them, or both", rule="recipe-needs-key")
         return self
 
     def external_hashes(self) -> dict[str, str]:

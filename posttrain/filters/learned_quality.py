@@ -40,7 +40,7 @@ class LearnedQuality(Filter):
             return lambda rows: {}
         if not fitted.terms and context.policy is None:
             raise RecipeError(
-                "this learned classifier reads a policy's states, so it works in its own run alone",
+                "this classifier reads a policy's hidden states, so it works only in the run it was fitted in",
                 hint="fit one with `quality_classifier.features: tfidf`",
                 rule="filter-policy-states",
             )

@@ -1,4 +1,4 @@
-"""What templates leave behind: their code, places that nobody filled in, special tokens as text."""
+"""Residue of templates: template code, unfilled placeholders, special tokens as text."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was fitted. `terms`: of TF-IDF, a column each; empty where the features are a model's states.
+    """A fitted classifier. `terms`: of TF-IDF, a column each; empty where the features are a model's states.
 
     `scale` and `shift`, `weights`: a number a column; p = σ(weights · ((x − shift) · scale) + intercept).
     """
@@ -66,9 +66,9 @@ class Fitted:
 
 
 def load(folder: Path) -> Fitted | None:
-    """What `Fitted.save` wrote; None where it is off, as it does not tell good from bad well enough.
+    """Loads what `Fitted.save` wrote; None if it does not separate good from bad well enough to be used.
 
-    Raises DataError where it is not there.
+    Raises DataError if it is missing.
     """
     from safetensors.numpy import load_file
 
@@ -105,7 +105,7 @@ def fit(texts: Sequence[str], good: Sequence[bool], embed: Embed | None = None) 
             x = vectorizer.fit_transform(texts)
         except ValueError as error:  # no word stands in two texts
             raise DataError(
-                f"there is nothing to learn in these texts: {error}", rule="filter-nothing-to-learn"
+                f"no classifier can be fitted to these texts: {error}", rule="filter-nothing-to-learn"
             ) from error
         terms = tuple(map(str, vectorizer.get_feature_names_out()))
         shift, scale = np.zeros(len(terms)), vectorizer.idf_
@@ -157,7 +157,7 @@ _MOST_CHARACTERS = 20_000  # of a text
 
 
 def as_text(prompt: str, answer: str) -> str:
-    """What the classifier sees of a row."""
+    """The text of a row that the classifier reads."""
     return f"{prompt[:_MOST_CHARACTERS]}\n\n{answer[:_MOST_CHARACTERS]}"
 
 

@@ -155,7 +155,7 @@ class _Checked:
             if damaged:
                 raise DamagedError(
                     f"{folder}: {', '.join(damaged)} is gone or not what its manifest says; nothing was pushed. "
-                    "Remove this folder and run posttrain round again: the stage is then done anew"
+                    "Remove this folder and run posttrain round again: the stage then runs again"
                 )
             files = self.run.manifest(key)["files"]
             self._found[key] = [File(name, one["size"], one["sha256"], folder / name) for name, one in files.items()]

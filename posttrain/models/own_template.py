@@ -20,7 +20,7 @@ _LARGEST = 1 << 20  # bytes of a template; the longest of well-known models has 
 
 
 def templates(folder: Path) -> dict[str, str]:
-    """The chat templates of a model folder by their names; one that stands alone is `default`.
+    """The chat templates of a model folder by name; a single one is called `default`.
 
     Raises:
         ModelError: they are no text, or have no names.

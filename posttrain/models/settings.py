@@ -65,7 +65,7 @@ def _check_dtype(config: dict[str, Any]) -> None:
         for name in names:
             if name is not None and (not isinstance(name, str) or name.removeprefix("torch.") not in _DTYPES):
                 raise ModelError(
-                    f"{key} is {str(name)[:80]!r}, which no weights can be computed in",
+                    f"{key} is {str(name)[:80]!r}, which is not a dtype of weights",
                     hint="set it to float32, bfloat16 or float16: the type in which the weights are saved",
                     rule="model-dtype",
                 )
@@ -94,7 +94,7 @@ def _check_rotations(config: dict[str, Any]) -> None:
                 waiting.append((within or key, value))
             divides = key.endswith(_BASES) or (within and key in ("factor", "original_max_position_embeddings"))
             if divides and isinstance(value, int | float) and not 0 < value < float("inf"):
-                problem = f"{key} is {value}; positions are computed of a number above 0"
+                problem = f"{key} is {value}; positions are computed from it, so it must be above 0"
                 raise ModelError(problem, hint=_MEND, rule="model-config-range")
 
 

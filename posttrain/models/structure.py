@@ -83,7 +83,7 @@ def _causal_class(config: Any, trained: bool) -> Any:
         raise ModelError(problem, hint="take a model that writes text", rule="model-not-causal")
     kind: Any = known[type(config)]
     if trained and (config.architectures or [""])[0] != kind.__name__:
-        problem = f"`architectures` is {config.architectures}, and what writes text is {kind.__name__}"
+        problem = f"`architectures` is {config.architectures}, and the class that generates text is {kind.__name__}"
         hint = f'where the weights are a language model\'s, set "architectures": ["{kind.__name__}"]'
         raise ModelError(problem, hint=hint, rule="model-not-causal-class")
     return kind
@@ -203,7 +203,7 @@ def _no_attention(config: Any, error: BaseException) -> ModelError:
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """What transformers raises of files whose values it did not foresee."""
+    """The exceptions that transformers raises for files with unexpected values."""
     from huggingface_hub.errors import StrictDataclassError
 
     return (

@@ -80,7 +80,7 @@ class Scoring:
         return {name_of(use): self.hashes[use] for use in uses}
 
     def candidate_rewards(self, reward_model: Artifact | None) -> tuple[list[RewardEntry], Artifact | None]:
-        """What scores candidates: functions, and the reward model where the recipe uses it and there is one."""
+        """The rewards that score candidates: functions, and the reward model if the recipe uses it and there is one."""
         models = [entry for entry in self.recipe.reward if entry.is_reward_model and reward_model]
         return self.recipe.functions() + models, reward_model if models else None
 

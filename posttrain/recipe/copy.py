@@ -34,7 +34,10 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
     source = shipped.recipe_path(name)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
-            "is there already, and is no empty folder", file=str(target), hint="name a new folder", rule="recipe-target"
+            "exists already, and is not an empty folder",
+            file=str(target),
+            hint="name a new folder",
+            rule="recipe-target",
         )
     copy = _Copy()
     _add_recipe(source, copy)
@@ -51,7 +54,7 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
 
 
 def first_sentence(text: str) -> str:
-    """What a recipe says of itself: the first sentence of the comment on its top."""
+    """A recipe's description: the first sentence of the comment at its top."""
     top = re.match(r"(?:#.*\n)*", text)
     lines = [line[1:].strip() for line in (top[0] if top else "").splitlines()]
     comment = " ".join(line for line in lines if not line.startswith("yaml-language-server"))

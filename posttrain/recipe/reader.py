@@ -44,11 +44,11 @@ def override(text: str, tree: Node, folder: Path) -> Node:
     if not equals or not name.strip():
         raise Place(f"--set {text}", folder).error("no value", "write --set key.below=value", rule="recipe-set")
     if not value.strip():
-        raise place.error("no value", f"write {name.strip()}=null to take it away", rule="recipe-set")
+        raise place.error("no value", f"write {name.strip()}=null to remove it", rule="recipe-set")
     node = _set_value(value.strip(), place)
     keys = name.strip().split(".")
     if len(keys) > MOST_DEPTH:
-        raise place.error(f"more than {MOST_DEPTH} keys below one another", rule="recipe-nesting")
+        raise place.error(f"more than {MOST_DEPTH} nested keys", rule="recipe-nesting")
     if any(not key for key in keys):
         raise place.error("a key is empty", rule="recipe-set")
     return _wrap(keys, node, tree, place, ())

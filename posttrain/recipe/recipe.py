@@ -209,7 +209,7 @@ class Recipe(Section):
         if balance.by in ANNOTATED and balance.by not in (self.annotate.columns if self.annotate else []):
             complain(
                 loc,
-                f"nothing finds out the {balance.by}",
+                f"no annotation gives the column {balance.by}",
                 f"add `annotate:` with what gives `{balance.by}`",
                 rule="recipe-needs-section",
             )
@@ -221,7 +221,10 @@ class Recipe(Section):
             if uses[index] == "learned-quality" and section is None and getattr(one, "model", None) is None:
                 hint = "add `quality_classifier: {}`, or name a fitted one by `model`"
                 complain(
-                    ("filters", index), "nothing fits the classifier that it reads", hint, rule="recipe-needs-section"
+                    ("filters", index),
+                    "the classifier that it reads is not fitted anywhere",
+                    hint,
+                    rule="recipe-needs-section",
                 )
         if section is not None and section.labels is None and not {*section.judged_by} & {*uses}:
             complain(

@@ -92,7 +92,7 @@ def _with_trl(section: dict[str, Any], kind: type[Trained]) -> None:
 
 
 def _filters(sections: dict[str, Any]) -> dict[str, Any]:
-    """One of the filters; each a section of its own, told apart by `use`."""
+    """The schema of a filter: one section per kind, discriminated by `use`."""
     from posttrain.filters import FILTERS  # here, since it imports pyarrow
 
     for kind in FILTERS.values():

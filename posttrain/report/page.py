@@ -24,7 +24,7 @@ _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"
 
 
 def html(view: RunView) -> str:
-    """The page. What could not be read is in `view.missing` afterwards, and at the top of the page."""
+    """The page. What could not be read is listed in `view.missing` and at the top of the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -84,8 +84,8 @@ class Judge:
             (entry,) = self._attempts(client, {"": plain})
         if entry.decided is None:
             raise EngineError(
-                f"the judge {self.model.called} did not answer in the form that was asked for, {entry.attempts} "
-                f"times, on a plain question. Last: {_cut(entry.answer)}. {_MORE}",
+                f"the judge {self.model.called} did not answer in the required form, {entry.attempts} times, "
+                f"on a plain question. Last: {_cut(entry.answer)}. {_MORE}",
                 rule="judge-form",
             )
 

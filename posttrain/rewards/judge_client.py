@@ -92,7 +92,7 @@ class Endpoint:
         if refused.status in (401, 403):
             named = f"the key in {self.model.api_key_env}" if self.model.api_key_env else "`api_key_env`"
             return EngineError(
-                f"the judge {self.model.called} does not let us in: {refused.problem}. Check {named}", rule="judge-key"
+                f"the judge {self.model.called} denies access: {refused.problem}. Check {named}", rule="judge-key"
             )
         return EngineError(
             f"the judge {self.model.called} refuses requests: {refused.problem}. Check `url` (most end with /v1) and "
@@ -114,7 +114,7 @@ def _headers(model: JudgeModel) -> dict[str, str]:
     key = os.environ.get(model.api_key_env, "").strip()
     if not key:
         raise RewardError(
-            f"the judge {model.called} needs a key, and the environment variable {model.api_key_env} is not set",
+            f"the judge {model.called} needs an API key, and the environment variable {model.api_key_env} is not set",
             hint=f"export {model.api_key_env}=…",
             rule="judge-key-not-set",
         )

@@ -1,4 +1,4 @@
-"""What every kind of reward can do: see `kinds` for which kinds there are."""
+"""The interface of rewards; `kinds` lists its implementations."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RewardBase(Protocol):
 
     @property
     def name(self) -> str:
-        """What its figures are called."""
+        """Its name in metrics and tables."""
         ...
 
     @property

@@ -108,4 +108,6 @@ def _scale(head: str) -> tuple[int, int, int]:
     lowest, highest = numbers.get("lowest", -1), numbers.get("highest", -1)
     if numbers == given and set(given) == {"lowest", "highest"} and 0 <= lowest < highest <= _HIGHEST:
         return lowest, highest, 0
-    raise RewardError("which answers there are is not said", line=1, hint=_HINT, rule="judge-rubric-form")
+    raise RewardError(
+        "the rubric does not say which answers are possible", line=1, hint=_HINT, rule="judge-rubric-form"
+    )

@@ -34,14 +34,14 @@ _ROWS, _FEW = 2048, 64  # of a slice
 
 @dataclass(frozen=True)
 class Scorers:
-    """What scores a completion: reward functions, judges with a rubric and a reward model's folder."""
+    """The scorers of completions: reward functions, judges with a rubric, and the folder of a reward model."""
 
     rewards: tuple[RewardFunction, ...] = ()
     reward_model: str | None = None
 
 
 def load_scorers(job: Job) -> tuple[Scorers, dict[str, float]]:
-    """What the job scores answers with (its config `rewards` and input `reward_model`), and each weight by name."""
+    """The scorers of a job, from its config `rewards` and its input `reward_model`, and their weights by name."""
     entries = job.sections("rewards", RewardEntry)
     functions = load_rewards([entry for entry in entries if not entry.is_reward_model], job)
     model = job.inputs.get("reward_model")
@@ -114,7 +114,7 @@ def score_rows(answers: pa.Table, scorers: Scorers) -> pa.Table:
 def reward_values(
     rows: Sequence[Mapping[str, Any]], functions: Sequence[RewardFunction]
 ) -> dict[str, Sequence[float | None]]:
-    """What each reward function says of each row: {reward name: one value or None a row}."""
+    """The scores by each reward function: {reward name: one value or None per row}."""
     if not functions:
         return {}
     columns = columns_of(rows)

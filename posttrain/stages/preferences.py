@@ -122,7 +122,7 @@ def _sampled(job: Job, section: Preferences, counts: Counter[str]) -> tuple[int,
     pairs = []
     for prompt in prompts:
         if prompt["id"] not in policy or prompt["id"] not in previous:
-            counts["no opinion"] += 1
+            counts["no score"] += 1
             continue
         pair = across_policies(policy[prompt["id"]], previous[prompt["id"]])
         if pair is None:

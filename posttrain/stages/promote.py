@@ -47,7 +47,7 @@ def run(job: Job) -> dict[str, Any]:
     fallen = collapsed(*(shares(job.inputs[role] / "dev.parquet") for role in ("candidate", "incumbent")))
     if fallen and job.config["promote"] == "always":
         raise StageError(
-            f"promote: the policy has collapsed: {fallen}. Of the round before it is whole: the run's folder `policy`. "
+            f"promote: the policy has collapsed: {fallen}. The one before is intact, in the run's folder `policy`. "
             "Lower the learning rate or the steps of what trained it, or let the gate leave it out (promote: better)"
         )
     decision = {"rule": job.config["promote"], "promoted": not fallen and decide(job.config["promote"], difference)}

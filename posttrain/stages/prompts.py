@@ -111,7 +111,7 @@ def _real(
             rows.append({"id": prompt.id, "prompt": list(prompt.messages), "completion": list(completion)})
     if not rows:
         raise DataError(
-            "no row is left that is not evaluated on",
+            "no row is left: the prompts of all are in an evaluation set",
             file=real.path or real.dataset_name,
             hint="give rows whose prompts are not in dev, heldout or against",
             rule="data-real-evaluated-on",
@@ -159,7 +159,7 @@ def _read(
             kept.append(prompt)
     if not kept:
         raise DataError(
-            "no prompt is left: all are evaluated on, or too long",
+            "no prompt is left: all are in an evaluation set, or too long",
             file=place,
             hint="give other prompts, or lower max_new_tokens",
             rule="data-no-prompt-left",

@@ -46,7 +46,7 @@ COMPARED = pa.schema(
 
 @dataclass(frozen=True)
 class Panel:
-    """What scores and what compares. `models`: {reward name: folder}; `weights`: of the reward functions for accuracy.
+    """Scorers and judges. `models`: {reward name: folder}; `weights`: of the reward functions for accuracy.
 
     `functions`: reward functions among `judges` whose scores are not in the tables yet.
     """

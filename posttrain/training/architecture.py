@@ -74,7 +74,7 @@ def _check_adapters(folder: Path, policy: Any, lora: Lora) -> None:
         get_peft_model(policy, peft_config(lora, TaskType.CAUSAL_LM, policy.config.model_type))
     except ValueError as error:
         raise ModelError(
-            f"peft puts no adapters on {policy.config.model_type!r}: {error}",
+            f"peft cannot add adapters to {policy.config.model_type!r}: {error}",
             file=str(folder),
             hint="name other layers in model.lora.target_modules, or train all weights (model.lora: null)",
             rule="architecture-lora",

@@ -236,7 +236,7 @@ class TestThePolicysStates:
             json.dumps({**json.loads((tmp_path / "out" / "classifier.json").read_text()), "on": True})
         )
         assert len(dropped_by(tmp_path / "out", rows(20, False, 2), policy)) > 0
-        with pytest.raises(RecipeError, match=r"works in its own run alone \[filter-policy-states\]"):
+        with pytest.raises(RecipeError, match=r"works only in the run it was fitted in \[filter-policy-states\]"):
             dropped_by(tmp_path / "out", rows(2, False, 2))
 
 
@@ -266,9 +266,9 @@ class TestInTheLoop:
     @pytest.mark.parametrize(
         ("overrides", "says"),
         [
-            (["filters=[{use: learned-quality}]"], "nothing fits the classifier"),
+            (["filters=[{use: learned-quality}]"], "the classifier that it reads is not fitted"),
             (["quality_classifier={}"], "no such filter is there"),
-            (["quality_classifier={judged_by: []}"], "there is nothing to learn from"),
+            (["quality_classifier={judged_by: []}"], "no source of labels is given"),
             (["quality_classifier={feature: policy}"], "did you mean 'features'?"),
         ],
     )

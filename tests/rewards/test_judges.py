@@ -315,7 +315,9 @@ class TestAsAReward:
     def test_a_judge_that_cannot_do_it_fails_before_anything_is_sampled(self) -> None:
         with serving(FakeJudge(lambda question: "Nice.")) as url:
             reward = load_reward(RewardEntry(use="quality.md", judge=model(url)))
-            with pytest.raises(EngineError, match=r"did not answer in the form .*, 3 times.*'Nice.'.*\[judge-form\]"):
+            with pytest.raises(
+                EngineError, match=r"did not answer in the required form, 3 times.*'Nice.'.*\[judge-form\]"
+            ):
                 reward.probe([])
 
 
