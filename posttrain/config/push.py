@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from posttrain.config.section import Section, complain
 
@@ -33,11 +33,12 @@ def problem(repo: str) -> str | None:
 class Push(Section):
     """Pushes each promoted round to the Hub, with a tag and a card. A failed push never ends the run."""
 
-    to: str = Field(description="The model repository, as owner/name; created if absent.")
-    private: bool = Field(default=False, description="Create it private. An existing repository must be private too.")
-    data: bool = Field(
-        default=False, description="Also push the rounds' kept and dropped samples and pairs, to the data set TO-data."
-    )
+    to: str
+    """The model repository, as owner/name; created if absent."""
+    private: bool = False
+    """Create it private. An existing repository must be private too."""
+    data: bool = False
+    """Also push the rounds' kept and dropped samples and pairs, to the data set TO-data."""
 
     @field_validator("to")
     @classmethod

@@ -35,11 +35,9 @@ class Trained(Section):
     shown: ClassVar[tuple[str, ...]] = ()
     made_with: ClassVar[tuple[str, ...]] = ()
     one_or_more: ClassVar[tuple[str, ...]] = ()
-    variants: Annotated[list[dict[str, Any]], NotInKey()] = Field(  # each is a stage of its own
-        default=[],
-        description="Each is this section with these keys changed, and a `seed` (default 0). All are trained and their "
-        "weights averaged; the average is used, or the best variant if that is better on dev.",
-    )
+    variants: Annotated[list[dict[str, Any]], NotInKey()] = Field(default=[])  # each is a stage of its own
+    """Each is this section with these keys changed, and a `seed` (default 0). All are trained and their weights
+    averaged; the average is used, or the best variant if that is better on dev."""
 
     @model_validator(mode="before")
     @classmethod
@@ -118,9 +116,9 @@ def _changed(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str
 
 def _as_typed(field: dict[str, Any] | None, value: Any) -> Any:
     """One form for one meaning, so that `2` and `2.0` epochs, or `sigmoid` and `[sigmoid]`, give one key."""
-    if field and field["types"] == ["list"] and isinstance(value, str):
+    if field and field["types"] == ["array"] and isinstance(value, str):
         return [value]
-    if field and "float" in field["types"] and isinstance(value, int) and not isinstance(value, bool):
+    if field and "number" in field["types"] and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
 
@@ -131,49 +129,38 @@ class RewardModel(Trained):
     trainer, trl_config = "reward_model", "RewardConfig"
     made_with = ("packed",)
 
-    start: Literal["base", "previous"] = Field(
-        default="base", description="From the base model, or the last reward model."
-    )
-    preferences: Literal["all", "latest"] = Field(
-        default="all", description="Trained on the preferences of all rounds so far, or of this one."
-    )
-    packed: bool = Field(
-        default=True,
-        description="Pack a prompt and its responses into one row, if the model gives the same so (see models.md).",
-    )
-    margin: Literal["none", "llama2"] = Field(
-        default="none", description="Margin in the loss by preference level: none, or Llama 2's 1, 2/3, 1/3, 0."
-    )
-    max_similarity: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description="Drop pairs whose answers have this similarity or more, in [0, 1]; null: keep all.",
-    )
+    start: Literal["base", "previous"] = "base"
+    """From the base model, or the last reward model."""
+    preferences: Literal["all", "latest"] = "all"
+    """Trained on the preferences of all rounds so far, or of this one."""
+    packed: bool = True
+    """Pack a prompt and its responses into one row, if the model gives the same so (see models.md)."""
+    margin: Literal["none", "llama2"] = "none"
+    """Margin in the loss by preference level: none, or Llama 2's 1, 2/3, 1/3, 0."""
+    max_similarity: float | None = Field(default=None, gt=0, le=1)
+    """Drop pairs whose answers have this similarity or more, in [0, 1]; null: keep all."""
 
 
 class Source(Section):
     """The part of one source of SFT data in the mix."""
 
-    share: float = Field(
-        default=1.0, ge=0, le=1, description="Share of its rows, drawn at random; 0 leaves the source out."
-    )
-    repeats: Few = Field(default=1, description="Times that each of its rows is repeated in an epoch.")
+    share: float = Field(default=1.0, ge=0, le=1)
+    """Share of its rows, drawn at random; 0 leaves the source out."""
+    repeats: Few = 1
+    """Times that each of its rows is repeated in an epoch."""
 
 
 class Balance(Section):
     """The share of each topic, source or difficulty: frequent values are downsampled, rare ones repeated."""
 
-    by: str = Field(
-        description="A column of the prompts, such as `source`, or one of `annotate`: `topic`, `difficulty`, "
-        "`intentions`, `pass_rate` (as easy, medium, hard, by thirds)."
-    )
-    shares: Literal["equal"] | dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
-        default="equal",
-        description="By value, as in {hard: 0.5}; `null` names rows without one. Other values split the rest in "
-        "proportion. `equal`: the same share for each value.",
-    )
-    max_repeats: Few = Field(default=4, description="Most repeats of a row in an epoch for its share.")
+    by: str
+    """A column of the prompts, such as `source`, or one of `annotate`: `topic`, `difficulty`, `intentions`, `pass_rate`
+    (as easy, medium, hard, by thirds)."""
+    shares: Literal["equal"] | dict[str, Annotated[float, Field(ge=0, le=1)]] = "equal"
+    """By value, as in {hard: 0.5}; `null` names rows without one. Other values split the rest in proportion. `equal`:
+    the same share for each value."""
+    max_repeats: Few = 4
+    """Most repeats of a row in an epoch for its share."""
 
     @field_validator("shares", mode="before")
     @classmethod
@@ -195,35 +182,32 @@ class Balance(Section):
 class Real(Section):
     """Real data, not written by a model, from `prompts.real`."""
 
-    share: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Share of an epoch's rows, drawn anew each round; repeated if there are fewer.",
-    )
+    share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an epoch's rows, drawn anew each round; repeated if there are fewer."""
 
 
 class Mix(Section):
     """The mix of SFT data, by source."""
 
-    fresh: Source = Field(default_factory=Source, description="Rows that the filters kept in this round.")
-    earlier: Source = Field(
-        default_factory=lambda: Source(share=0.0), description="Rows that they kept in earlier rounds."
-    )
-    balance: Annotated[Balance | None, KeyedUnlessDefault()] = Field(
-        default=None, description="Shares by topic, source or difficulty; null: unchanged."
-    )
-    real: Annotated[Real, KeyedUnlessDefault()] = Field(
-        default_factory=Real, description="Real data, which guards against collapse."
-    )
+    fresh: Source = Field(default_factory=Source)
+    """Rows that the filters kept in this round."""
+    earlier: Source = Field(default_factory=lambda: Source(share=0.0))
+    """Rows that they kept in earlier rounds."""
+    balance: Annotated[Balance | None, KeyedUnlessDefault()] = None
+    """Shares by topic, source or difficulty; null: unchanged."""
+    real: Annotated[Real, KeyedUnlessDefault()] = Field(default_factory=Real)
+    """Real data, which guards against collapse."""
 
 
 class Anneal(Section):
     """Annealing: the last part of SFT uses only the best data (Llama 3, section 3.4.3, does so in pre-training)."""
 
-    steps: Share = Field(default=0.2, description="Share of the steps, at the end.")
-    best: Share = Field(default=0.25, description="Share of the rows to use then, the best by score.")
-    from_round: Count = Field(default=1, description="First round with annealing.")
+    steps: Share = 0.2
+    """Share of the steps, at the end."""
+    best: Share = 0.25
+    """Share of the rows to use then, the best by score."""
+    from_round: Count = 1
+    """First round with annealing."""
 
 
 class Sft(Trained):
@@ -232,11 +216,12 @@ class Sft(Trained):
     trainer, trl_config = "sft", "SFTConfig"
     refused: ClassVar = {"assistant_only_loss": "the prompt is always masked and only the answer is trained on"}
 
-    start: Literal["previous", "base"] = Field(
-        default="previous", description="From the previous policy, or the base model."
-    )
-    mix: Mix = Field(default_factory=Mix, description="The mix of data.")
-    anneal: Anneal | None = Field(default=None, description="Use the best data last; null: no annealing.")
+    start: Literal["previous", "base"] = "previous"
+    """From the previous policy, or the base model."""
+    mix: Mix = Field(default_factory=Mix)
+    """The mix of data."""
+    anneal: Anneal | None = None
+    """Use the best data last; null: no annealing."""
 
     @model_validator(mode="after")
     def _packs_whole_examples(self) -> Sft:
@@ -280,39 +265,22 @@ class Dpo(Trained):
     made_with = ("packed", "mask_format", "nll_weight")
     one_or_more = ("pairs_from",)
 
-    pairs_from: list[PairSource] = Field(
-        default=["pairs"],
-        min_length=1,
-        description="Sources of pairs: `pairs` (from the SFT model), `samples` (best and worst of the round's K), "
-        "`preferences`; one, or a list.",
-    )
-    margin: float = Field(
-        default=0.0,
-        ge=0,
-        le=MOST,
-        description="For the source `samples`: the best of K must exceed the worst in score by this or more.",
-    )
-    preferences: Literal["latest", "all"] = Field(
-        default="latest", description="For the source `preferences`: those of this round, or of all rounds so far."
-    )
-    reference: str = Field(
-        default="start",
-        description="The reference policy: `start` (what DPO starts from), `initial` (the recipe's model), `previous` "
-        "(the last promoted policy), `averaged` (the mean of all promoted so far), or the path of a model folder.",
-    )
-    packed: bool = Field(
-        default=True,
-        description="Pack a prompt and its two answers into one row, if the model gives the same so (see models.md).",
-    )
-    mask_format: bool = Field(
-        default=True, description="Mask the template's tokens after an answer in the preference loss."
-    )
-    nll_weight: float = Field(
-        default=0.2,
-        ge=0,
-        le=MOST,
-        description="Weight of the chosen answer's negative log-likelihood, added to the DPO loss.",
-    )
+    pairs_from: list[PairSource] = Field(default=["pairs"], min_length=1)
+    """Sources of pairs: `pairs` (from the SFT model), `samples` (best and worst of the round's K), `preferences`; one,
+    or a list."""
+    margin: float = Field(default=0.0, ge=0, le=MOST)
+    """For the source `samples`: the best of K must exceed the worst in score by this or more."""
+    preferences: Literal["latest", "all"] = "latest"
+    """For the source `preferences`: those of this round, or of all rounds so far."""
+    reference: str = "start"
+    """The reference policy: `start` (what DPO starts from), `initial` (the recipe's model), `previous` (the last
+    promoted policy), `averaged` (the mean of all promoted so far), or the path of a model folder."""
+    packed: bool = True
+    """Pack a prompt and its two answers into one row, if the model gives the same so (see models.md)."""
+    mask_format: bool = True
+    """Mask the template's tokens after an answer in the preference loss."""
+    nll_weight: float = Field(default=0.2, ge=0, le=MOST)
+    """Weight of the chosen answer's negative log-likelihood, added to the DPO loss."""
 
     @property
     def sources(self) -> list[str]:
@@ -337,8 +305,10 @@ Score = Annotated[float, Field(ge=-MOST, le=MOST)]
 class Threshold(Section):
     """Thresholds of good and bad scores; answers between the two are dropped and counted."""
 
-    good: Score = Field(description="Lowest score of a good answer.")
-    bad: Score = Field(description="Highest score of a bad answer, if it is not good.")
+    good: Score
+    """Lowest score of a good answer."""
+    bad: Score
+    """Highest score of a bad answer, if it is not good."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Threshold:
@@ -368,21 +338,16 @@ class Kto(Trained):
     one_or_more = ("rows_from",)
     given_as: ClassVar[str] = "labelled"
 
-    rows_from: list[Literal["samples", "given"]] = Field(
-        default=["samples"],
-        min_length=1,
-        description="Sources of answers: `samples` (good and bad by `threshold`), `given`; one, or a list.",
-    )
-    given: Annotated[ByRound | None, NotInKey()] = Field(  # its content is an external hash
-        default=None,
-        description="Answers labelled good or bad by people: a set with prompt, completion and label. A list: one set "
-        "per round, the last repeats. See docs/data.md.",
-    )
+    rows_from: list[Literal["samples", "given"]] = Field(default=["samples"], min_length=1)
+    """Sources of answers: `samples` (good and bad by `threshold`), `given`; one, or a list."""
+    given: Annotated[ByRound | None, NotInKey()] = None  # its content is an external hash
+    """Answers labelled good or bad by people: a set with prompt, completion and label. A list: one set per round, the
+    last repeats. See docs/data.md."""
     threshold: Annotated[Score | Threshold, BeforeValidator(_one_or_two)] = Field(
-        default_factory=lambda: Threshold(good=0.5, bad=0.5),
-        description="For the source `samples`: which scores are good and which bad. One number: good from it on, bad "
-        "below; `{good, bad}`: scores between are dropped.",
+        default_factory=lambda: Threshold(good=0.5, bad=0.5)
     )
+    """For the source `samples`: which scores are good and which bad. One number: good from it on, bad below; `{good,
+    bad}`: scores between are dropped."""
 
     @model_validator(mode="after")
     def _fits(self) -> Kto:

@@ -34,52 +34,58 @@ class Recipe(Section):
 
     _places: Places = PrivateAttr(default_factory=Places)
 
-    name: str = Field(pattern=r"^[^/\\\s.][^/\\]*$", description="Default: the file's name. Runs go to runs/NAME.")
-    model: Model = Field(description="The base model.")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="With stage and round it determines all random draws.")
-    prompts: Prompts = Field(description="The prompts to train, choose and report on.")
-    reward: list[RewardEntry] = Field(min_length=1, description="The rewards, each with a weight.")
-    engine: Engine = Field(default_factory=Engine, description="The inference engine.")
-    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
-        default=[], description="Trackers that each training and each round reports to; files go to RUN/logs."
-    )
-    compute: Compute = Field(default_factory=Compute, description="How the work is run; changes no result.")
-    preferences: Preferences | None = Field(default=None, description="Preference pairs for the reward model.")
-    reward_model: RewardModel | None = Field(default=None, description="The reward model.")
-    samples: Samples = Field(description="The candidates that the filters select from.")
-    annotate: Annotate | None = Field(
-        default=None,
-        description="Topic, difficulty and pass rate of prompts, as columns of their samples.",
-    )
-    filters: list[SerializeAsAny[BaseModel]] = Field(
-        default=[], description="The filters of samples, in order: see docs/filters.md."
-    )
-    quality_classifier: QualityClassifier | None = Field(
-        default=None, description="A classifier fitted between rounds for the filter `learned-quality`."
-    )
-    collapse: Collapse | None = Field(
-        default=None, description="Diversity of the kept rows by round, with warnings and a stop rule."
-    )
-    sft: Sft | None = Field(default=None, description="SFT on the rows that the filters kept.")
-    pairs: Pairs | None = Field(default=None, description="Pairs sampled from the SFT model.")
-    dpo: Dpo | None = Field(default=None, description="DPO.")
-    kto: Kto | None = Field(default=None, description="KTO, after DPO if both are there.")
-    evaluate: Evaluate = Field(default_factory=Evaluate, description="Figures of each round.")
-    promote: Literal["always", "not-worse", "better"] = Field(
-        default="better", description="When a round's policy replaces the last: by a paired test on dev."
-    )
-    average_rounds: Count = Field(
-        default=1,
-        description="Average a round's policy with the last promoted ones, this many in all; the average is used "
-        "unless it is worse on dev. 1: no average.",
-    )
-    stop_after: Count | None = Field(
-        default=None,
-        description="Stop after this many rounds in a row whose policy the test did not show to be better than the "
-        "last promoted one.",
-    )
-    watch: Watch | None = Field(default=None, description="A second reward model and win rates, by round.")
-    push: Push | None = Field(default=None, description="Push promoted rounds to the Hub; null: no push.")
+    name: str = Field(pattern=r"^[^/\\\s.][^/\\]*$")
+    """Default: the file's name. Runs go to runs/NAME."""
+    model: Model
+    """The base model."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """With stage and round it determines all random draws."""
+    prompts: Prompts
+    """The prompts to train, choose and report on."""
+    reward: list[RewardEntry] = Field(min_length=1)
+    """The rewards, each with a weight."""
+    engine: Engine = Field(default_factory=Engine)
+    """The inference engine."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(default=[])
+    """Trackers that each training and each round reports to; files go to RUN/logs."""
+    compute: Compute = Field(default_factory=Compute)
+    """How the work is run; changes no result."""
+    preferences: Preferences | None = None
+    """Preference pairs for the reward model."""
+    reward_model: RewardModel | None = None
+    """The reward model."""
+    samples: Samples
+    """The candidates that the filters select from."""
+    annotate: Annotate | None = None
+    """Topic, difficulty and pass rate of prompts, as columns of their samples."""
+    filters: list[SerializeAsAny[BaseModel]] = Field(default=[])
+    """The filters of samples, in order: see docs/filters.md."""
+    quality_classifier: QualityClassifier | None = None
+    """A classifier fitted between rounds for the filter `learned-quality`."""
+    collapse: Collapse | None = None
+    """Diversity of the kept rows by round, with warnings and a stop rule."""
+    sft: Sft | None = None
+    """SFT on the rows that the filters kept."""
+    pairs: Pairs | None = None
+    """Pairs sampled from the SFT model."""
+    dpo: Dpo | None = None
+    """DPO."""
+    kto: Kto | None = None
+    """KTO, after DPO if both are there."""
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    """Figures of each round."""
+    promote: Literal["always", "not-worse", "better"] = "better"
+    """When a round's policy replaces the last: by a paired test on dev."""
+    average_rounds: Count = 1
+    """Average a round's policy with the last promoted ones, this many in all; the average is used unless it is worse on
+    dev. 1: no average."""
+    stop_after: Count | None = None
+    """Stop after this many rounds in a row whose policy the test did not show to be better than the last promoted
+    one."""
+    watch: Watch | None = None
+    """A second reward model and win rates, by round."""
+    push: Push | None = None
+    """Push promoted rounds to the Hub; null: no push."""
 
     @model_validator(mode="before")
     @classmethod
