@@ -13,6 +13,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from posttrain.config.annotate import ANNOTATED, Annotate
 from posttrain.config.collapse import Collapse
 from posttrain.config.engine import Compute, Engine
+from posttrain.config.kto import Kto
 from posttrain.config.model import Model
 from posttrain.config.prompts import Prompts, PromptSet, by_round
 from posttrain.config.push import Push
@@ -20,7 +21,7 @@ from posttrain.config.quality_classifier import QualityClassifier
 from posttrain.config.rewards import RewardEntry
 from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
 from posttrain.config.section import Count, Section, below, complain
-from posttrain.config.training import Dpo, Kto, RewardModel, Sft
+from posttrain.config.training import Dpo, RewardModel, Sft
 from posttrain.config.tree import Places
 from posttrain.config.watch import SECOND, Judge, Watch, as_the_first
 from posttrain.errors import did_you_mean

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from posttrain.config import trl_fields
-from posttrain.config.training import TRAINED, Trained
+from posttrain.config.trained import Trained
+from posttrain.config.training import TRAINED
 from posttrain.recipe.recipe import Recipe
 
 FILE = "recipe.schema.json"
