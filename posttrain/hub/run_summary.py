@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from posttrain.errors import DamagedError
+from posttrain.recipe.recipe import yaml_text
 from posttrain.report.reading import RunView, open_run
 from posttrain.report.status import round_figures
 from posttrain.storage.redact import LEFT_OUT, without_secrets
@@ -47,13 +47,8 @@ class RunSummary:
 
     def recipe_text(self) -> str:
         """The resolved recipe as YAML, without secrets and folders of the machine that it ran on."""
-        yaml = YAML(typ="safe", pure=True)
-        yaml.default_flow_style = False
-        yaml.allow_unicode = True
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        stream = io.StringIO()
-        yaml.dump(_shareable({key: value for key, value in self.recipe.items() if key != "push"}), stream)
-        return self.without_secrets(stream.getvalue()).strip()
+        text = yaml_text(_shareable({key: value for key, value in self.recipe.items() if key != "push"}))
+        return self.without_secrets(text).strip()
 
     def without_secrets(self, text: str) -> str:
         return without_secrets(text, self.secrets)

@@ -22,7 +22,7 @@ from posttrain.config.rewards import RewardEntry
 from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
 from posttrain.config.section import Count, Section, below, complain
 from posttrain.config.training import Dpo, RewardModel, Sft
-from posttrain.config.tree import Places
+from posttrain.config.tree import Path_, Places
 from posttrain.config.watch import SECOND, Judge, Watch, as_the_first
 from posttrain.errors import did_you_mean
 
@@ -165,31 +165,18 @@ class Recipe(Section):
         return self
 
     def _rewards_fit(self) -> None:
+        rewards = [(("reward", index), entry) for index, entry in enumerate(self.reward)]
         measured = [(("evaluate", "measure", index), entry) for index, entry in enumerate(self.evaluate.measure)]
         for loc, entry in measured:
             if entry.is_reward_model or entry.only_for:
                 complain(loc, "`measure` takes reward files, without `for`", rule="recipe-belongs")
-        names: set[str] = set()
-        for loc, entry in [*((("reward", index), entry) for index, entry in enumerate(self.reward)), *measured]:
-            if entry.name in names:
-                complain(
-                    loc,
-                    f"two rewards are called {entry.name!r}",
-                    "rename a file, or take one entry out",
-                    rule="recipe-name-taken",
-                )
-            names.add(entry.name)
+        names, files = set[str](), dict[str, str]()
+        for loc, entry in [*rewards, *measured]:
+            _is_told_apart(loc, "rewards", entry, names, files)
             if entry.is_reward_model and (entry.function or entry.only_for):
                 complain(loc, "a reward model has neither `function` nor `for`", rule="recipe-belongs")
-        files: dict[str, str] = {}
-        for loc, entry in [*((("reward", index), entry) for index, entry in enumerate(self.reward)), *measured]:
-            file = Path(entry.use).name
-            if files.setdefault(file, entry.use) != entry.use or file == "reward-model.py":
-                complain(
-                    loc,
-                    f"two reward files are called {file!r}" if file in files else "that name is taken",
-                    rule="recipe-name-taken",
-                )
+            if Path(entry.use).name == "reward-model.py":
+                complain(loc, "that name is taken", rule="recipe-name-taken")
         scoring = [e for e in self.reward if e.scores and (self.reward_model or not e.is_reward_model)]
         if not scoring:
             complain(("reward",), "no reward is left to score samples", _ADD_OR_TAKE, rule="recipe-no-reward")
@@ -256,20 +243,11 @@ class Recipe(Section):
                 rule="recipe-values-clash",
             )
         files = {Path(entry.use).name: entry.use for entry in [*self.reward, *self.evaluate.measure]}
-        names: set[str] = set()
+        names = set[str]()
         for index, judge in enumerate(self.watch.judges or []):
-            file, loc = Path(judge.use).name, ("watch", "judges", index)
-            if judge.name in names:
-                complain(
-                    loc,
-                    f"two judges are called {judge.name!r}",
-                    "rename a file, or take one entry out",
-                    rule="recipe-name-taken",
-                )
-            names.add(judge.name)
-            if files.setdefault(file, judge.use) != judge.use:
-                complain(loc, f"two reward files are called {file!r}", rule="recipe-name-taken")
-            if file in ("reward-model", "reward-model.py", f"{SECOND}.py"):
+            loc = ("watch", "judges", index)
+            _is_told_apart(loc, "judges", judge, names, files)
+            if Path(judge.use).name in ("reward-model", "reward-model.py", f"{SECOND}.py"):
                 complain(
                     loc,
                     "that name is taken",
@@ -309,15 +287,8 @@ class Recipe(Section):
 
     def dump(self) -> str:
         """The recipe as YAML with all defaults; loading it gives an equal recipe."""
-        yaml = YAML(typ="safe", pure=True)
-        yaml.Representer = _Representer
-        yaml.default_flow_style = False
-        yaml.allow_unicode = True
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        yaml.width = 1 << 30  # a folded line does not always come back as it was
-        stream = io.StringIO()
-        yaml.dump(self.model_dump(mode="json", by_alias=True), stream)
-        return "# The recipe as resolved, every default written out.\n" + stream.getvalue()
+        text = yaml_text(self.model_dump(mode="json", by_alias=True))
+        return "# The recipe as resolved, every default written out.\n" + text
 
 
 class _Representer(SafeRepresenter):
@@ -327,6 +298,30 @@ class _Representer(SafeRepresenter):
 
 
 _Representer.add_representer(str, _Representer.text)
+
+
+def yaml_text(value: Any) -> str:
+    """A JSON value as YAML, a key a line, in the order of its keys."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.default_flow_style = False
+    yaml.allow_unicode = True
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 1 << 30  # a folded line does not always come back as it was
+    stream = io.StringIO()
+    yaml.dump(value, stream)
+    return stream.getvalue()
+
+
+def _is_told_apart(loc: Path_, what: str, entry: RewardEntry | Judge, names: set[str], files: dict[str, str]) -> None:
+    """Refuses an entry that is called as an earlier one, or whose file is called as another one's; adds it to both."""
+    if entry.name in names:
+        hint = "rename a file, or take one entry out"
+        complain(loc, f"two {what} are called {entry.name!r}", hint, rule="recipe-name-taken")
+    names.add(entry.name)
+    file = Path(entry.use).name
+    if files.setdefault(file, entry.use) != entry.use:
+        complain(loc, f"two reward files are called {file!r}", rule="recipe-name-taken")
 
 
 def _filter(index: int, entry: Any) -> BaseModel:
