@@ -20,6 +20,7 @@ PosttrainError                 1   the base class
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable
 
 
@@ -65,19 +66,8 @@ class InputError(PosttrainError):
         super().__init__(f"{text}\n  {hint}" if hint else text, rule=rule)
 
     def __reduce__(self):  # keyword-only arguments do not survive pickling by default
-        fields = {
-            "message": self.message,
-            "file": self.file,
-            "line": self.line,
-            "column": self.column,
-            "hint": self.hint,
-            "rule": self.rule,
-        }
-        return _rebuild, (type(self), fields)
-
-
-def _rebuild(kind: type[InputError], fields: dict) -> InputError:
-    return kind(fields.pop("message"), **fields)
+        fields = {name: getattr(self, name) for name in ("file", "line", "column", "hint", "rule")}
+        return functools.partial(type(self), self.message, **fields), ()
 
 
 class RecipeError(InputError):
