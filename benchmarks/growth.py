@@ -102,7 +102,7 @@ def probe() -> Rates:
 
 
 def write_prompts(case: Case, path: Path) -> None:
-    with shipped.data_path("word-problems.train.jsonl").open(encoding="utf-8") as file:
+    with shipped.locate("data", "word-problems.train.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     joined = [
         {**rows[at], "prompt": " ".join(rows[(at + more) % len(rows)]["prompt"] for more in range(case.length))}

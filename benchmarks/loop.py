@@ -79,7 +79,7 @@ def _again(run: Path, stage: str, workers: int, sender: Connection) -> None:
     manifest = json.loads((run / "artifacts" / key / "artifact.json").read_text(encoding="utf-8"))
     recipe = load_recipe(str(run / "recipe.yaml"), files=False)
     inputs = {role: run / "artifacts" / key for role, key in manifest["input_keys"].items()}
-    base = shipped.data_path(recipe.model.path)
+    base = shipped.locate("data", recipe.model.path)
     inputs = {role: path if path.exists() else base for role, path in inputs.items()}
     files = {Path(entry.use).name: entry.use for entry in recipe.reward if not entry.is_reward_model}
     with tempfile.TemporaryDirectory() as folder:

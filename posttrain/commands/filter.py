@@ -106,4 +106,4 @@ def _special_tokens(recipe: Recipe) -> list[str]:
 
     name = recipe.model.path
     is_shipped = name in shipped.names("data")
-    return models.special_tokens(shipped.data_path(name) if is_shipped else Path(name))
+    return models.special_tokens(shipped.locate("data", name) if is_shipped else Path(name))
