@@ -142,7 +142,7 @@ def play(case: Case, folder: Path, workers: int, sender: Connection) -> None:
         calls = {
             "samples": lambda: stages.samples(made["prompts"], stages.base, None),
             "scores": lambda: stages.scores(made["samples"], reward_model),
-            "filters": lambda: stages.filters(made["scores"], made["prompts"]),
+            "filters": lambda: stages.filtering.filters(1, made["scores"], made["prompts"]),
         }
         for name in STAGES:
             wall, cpu = time.perf_counter(), _cpu()

@@ -79,9 +79,9 @@ class Filtering:
         number: int,
         scored: Artifact,
         prompts: Artifact,
-        kept: Sequence[Artifact],
-        classifier: Artifact | None,
-        policy: Artifact | None,
+        kept: Sequence[Artifact] = (),
+        classifier: Artifact | None = None,
+        policy: Artifact | None = None,
     ) -> Artifact:
         """`kept`: the filters' tables of earlier rounds, for filters across rounds. `classifier`: the learned one;
         `policy`: the model whose hidden states it reads."""

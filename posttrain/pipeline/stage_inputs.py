@@ -29,7 +29,8 @@ class Tables:
 
 
 class StageInputs:
-    """Submits the stages of a run: one method per stage, called by the loop in `posttrain.loop`."""
+    """Submits the stages of a run, one method per stage, called by the loop in `posttrain.loop`. `scoring` has those of
+    evaluations, `filtering` those between scores and training."""
 
     def __init__(self, recipe: Recipe, runner: Stages) -> None:
         self.recipe, self.runner = recipe, runner
@@ -44,9 +45,6 @@ class StageInputs:
     def begin(self, number: int) -> None:
         self.number = number
         self.runner.begin_round(number)
-
-    def end(self, promoted: bool, policy: Artifact) -> None:
-        self.runner.end_round(promoted, policy)
 
     def reads_pairs(self, source: str) -> bool:
         """Whether any stage of the recipe learns from this source of pairs."""
@@ -183,32 +181,10 @@ class StageInputs:
             difficulty=difficulty,
         )
 
-    def annotations(self, prompts: Artifact, samples: Artifact) -> Artifact | None:
-        return self.filtering.annotations(prompts, samples)
-
     def scores(self, samples: Artifact, reward_model: Artifact | None, annotations: Artifact | None = None) -> Artifact:
         """The samples with their scores. `annotations`: columns to add to them."""
         inputs = {"answers": samples, **({"annotations": annotations} if annotations else {})}
         return self._scored("scores", self.filtering.columns(), inputs, *self.scoring.candidate_rewards(reward_model))
-
-    def quality_classifier(self, filtered: Sequence[Artifact], policy: Artifact) -> Artifact | None:
-        return self.filtering.classifier(self.number, filtered, policy)
-
-    def filters(
-        self,
-        scored: Artifact,
-        prompts: Artifact,
-        kept: Sequence[Artifact] = (),
-        classifier: Artifact | None = None,
-        policy: Artifact | None = None,
-    ) -> Artifact:
-        return self.filtering.filters(self.number, scored, prompts, kept, classifier, policy)
-
-    def diversity(self, kept: Sequence[Artifact]) -> Artifact:
-        return self.filtering.diversity(kept)
-
-    def collapsed(self, diversity: Artifact) -> bool:
-        return self.filtering.collapsed(diversity)
 
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
         """SFT. `kept`: the filters' tables of all rounds so far."""
@@ -280,12 +256,6 @@ class StageInputs:
         compare = self._on_dev("across_rounds", reward_model)
         return self.training.choose("across_rounds", [policy, *promoted[-others:]], 1, compare)
 
-    def evaluate_base(self, prompts: Artifact) -> Evaluated:
-        return self.scoring.evaluate_base(prompts, self.base)
-
-    def evaluate(self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None) -> Evaluated:
-        return self.scoring.evaluate(prompts, policy, reward_model)
-
     def promote(self, candidate: Evaluated, incumbent: Evaluated, reward_model: Artifact | None) -> tuple[bool, bool]:
         """Whether the candidate is promoted, and whether the test shows it to be better than the incumbent."""
         decision = self._scored(
@@ -312,19 +282,9 @@ class StageInputs:
         assert watch
         section, judges, functions = watch.reward_model, self.recipe.judges(), self.recipe.functions()
         uses = [judge.use for judge in judges if not judge.is_model]
-        second = self.runner.submit(
-            StageCall(
-                "reward_model",
-                config={"reward_model": section.in_key(), "model": self.recipe.model.in_key(), "split": "watch"},
-                inputs={"model": self.base, **_numbered(preferences, "all")},
-                seed=self._seed("watch_model"),
-                runtime={
-                    "reward_model": section.not_in_key(),
-                    **self.training.start(self.base),
-                    **self.training.how("watch_model", self.number),
-                },
-                role="watch_model",
-            )
+        inputs, seed = {"model": self.base, **_numbered(preferences, "all")}, self._seed("watch_model")
+        second = self.training.train(
+            "reward_model", self.number, section, inputs, seed, "watch_model", config={"split": "watch"}
         )
         answers = {"policy": policy.heldout, "previous": previous.heldout, "base": base.heldout}
         self.runner.submit(
