@@ -10,7 +10,7 @@ from posttrain.config import RewardEntry
 from posttrain.config.keys import Keyed, name_of
 from posttrain.data.tables import SAMPLED
 from posttrain.execution.artifact import Artifact, StageCall, Stages
-from posttrain.pipeline.answers import Answers
+from posttrain.pipeline.answers import Answers, settings_of, to_evaluate
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
 
@@ -109,8 +109,9 @@ class Scoring:
     ) -> Artifact:
         """A policy's scored answers to the prompts of a set."""
         seed = derive_seed(self.same_draws(), SAMPLED)
-        answers = self.answers.to_evaluate(
-            on, on, prompts, policy, seed=seed, tag=SAMPLED, greedy=True, further=further
+        settings = settings_of(self.recipe.evaluate)
+        answers = self.answers.submit(
+            on, prompts, policy, to_evaluate(on), settings, seed=seed, tag=SAMPLED, greedy=True, further=further
         )
         measured = self.recipe.evaluate.measure
         return self.stage(
@@ -128,9 +129,10 @@ class Scoring:
         self, role: str, prompts: Artifact, policies: Mapping[str, Artifact], reward_model: Artifact | None
     ) -> Comparison:
         """Policies by name, compared by the scores that the gate compares."""
+        dev, settings = to_evaluate("dev"), settings_of(self.recipe.evaluate)
         answers = {
-            f"answers_{name}": self.answers.to_evaluate(
-                f"{role}_{name}", "dev", prompts, policy, seed=self.same_draws(), tag=SAMPLED
+            f"answers_{name}": self.answers.submit(
+                f"{role}_{name}", prompts, policy, dev, settings, seed=self.same_draws(), tag=SAMPLED
             )
             for name, policy in policies.items()
         }

@@ -10,7 +10,7 @@ from posttrain.config import PromptSet, RewardEntry, RewardModel, Sft, Trained, 
 from posttrain.config.section import of_round
 from posttrain.config.training import TRAINED
 from posttrain.execution.artifact import Artifact, StageCall, Stages
-from posttrain.pipeline.answers import Answers, settings_of
+from posttrain.pipeline.answers import Answers, settings_of, to_train
 from posttrain.pipeline.externals import external_inputs
 from posttrain.pipeline.filtering import Filtering, earlier
 from posttrain.pipeline.scored import Compare, Evaluated, Scoring, in_key, not_in_key
@@ -111,16 +111,8 @@ class StageInputs:
         seed, take = self._seed("preferences"), self._take("preferences", section.prompts)
 
         def sampled_by(role: str, name: str, whom: Artifact) -> Artifact:
-            return self.answers.to_train(
-                role,
-                prompts,
-                whom,
-                settings_of(section),
-                seed=derive_seed(seed, name),
-                take=take,
-                where=section.where,
-                tag=name,
-            )
+            selection, own = to_train(take, section.where), derive_seed(seed, name)
+            return self.answers.submit(role, prompts, whom, selection, settings_of(section), seed=own, tag=name)
 
         answers = {
             "policy": sampled_by("preferences", "policy", policy),
@@ -153,13 +145,9 @@ class StageInputs:
         if section is None or count is None:
             return None
         take = self._take("samples", round(count * section.pool))
-        answers = self.answers.to_train(
-            "difficulty",
-            prompts,
-            policy,
-            {**settings_of(samples), "k": section.k, "top_p": 1.0},
-            seed=self._seed("difficulty"),
-            take=take,
+        settings = {**settings_of(samples), "k": section.k, "top_p": 1.0}
+        answers = self.answers.submit(
+            "difficulty", prompts, policy, to_train(take), settings, seed=self._seed("difficulty")
         )
         return self._scored(
             "difficulty",
@@ -170,13 +158,13 @@ class StageInputs:
 
     def samples(self, prompts: Artifact, policy: Artifact, difficulty: Artifact | None) -> Artifact:
         section = self.recipe.samples
-        return self.answers.to_train(
+        return self.answers.submit(
             "samples",
             prompts,
             policy,
+            to_train(self._take("samples", section.prompts)),
             settings_of(section),
             seed=self._seed("samples"),
-            take=self._take("samples", section.prompts),
             system=section.steering(self.number),
             difficulty=difficulty,
         )
@@ -202,9 +190,9 @@ class StageInputs:
     def pairs(self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None) -> Artifact:
         section = self.recipe.pairs
         assert section
-        take = self._take("pairs", section.prompts)
-        answers = self.answers.to_train(
-            "pairs", prompts, policy, settings_of(section), seed=self._seed("pairs"), take=take
+        selection = to_train(self._take("pairs", section.prompts))
+        answers = self.answers.submit(
+            "pairs", prompts, policy, selection, settings_of(section), seed=self._seed("pairs")
         )
         rewards = self.scoring.candidate_rewards(reward_model)
         return self._scored("pairs", {"margin": section.margin}, {"answers": answers}, *rewards)
