@@ -79,5 +79,5 @@ def pending(run: Store, section: Push, last: int) -> list[int]:
         number
         for number in promoted_rounds(run)
         if number <= last
-        and not all(pushed.has(run, repo, kind, number, policy_key(entries[number])) for repo, kind in repos)
+        and not all(pushed.has(run, repo, kind, number, policy_key(entries[number]["policy"])) for repo, kind in repos)
     ]

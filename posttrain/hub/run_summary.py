@@ -13,7 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from posttrain.errors import DamagedError
 from posttrain.recipe.recipe import yaml_text
-from posttrain.report.reading import RunView, open_run
+from posttrain.report.reading import RunView
 from posttrain.report.status import round_figures
 from posttrain.storage.redact import LEFT_OUT, without_secrets
 from posttrain.storage.store import Store
@@ -54,9 +54,8 @@ class RunSummary:
         return without_secrets(text, self.secrets)
 
 
-def summarize(run: Store, number: int, secrets: frozenset[str]) -> RunSummary:
+def summarize(run: Store, view: RunView, number: int, secrets: frozenset[str]) -> RunSummary:
     """Summarizes the run up to round `number`. `secrets`: values that no card may contain."""
-    view = open_run(run.root)
     rounds = view.rounds[: number + 1]
     policy = Path(rounds[-1].policy or "")
     base_key = rounds[0].manifests.get("answers_dev", {}).get("input_keys", {}).get("policy")
