@@ -10,7 +10,14 @@ from posttrain.config.keys import KeyedByName
 from posttrain.config.rewards import JudgeModel
 from posttrain.config.section import MOST, Section, complain
 
-ANNOTATED = ("pass_rate", "topic", "tags", "intentions", "difficulty")
+# The columns, and the key that gives each.
+ANNOTATED = {
+    "pass_rate": "pass_rate",
+    "topic": "topics",
+    "tags": "tags",
+    "intentions": "tags",
+    "difficulty": "difficulty",
+}
 
 
 class Rated(Section):
@@ -48,11 +55,4 @@ class Annotate(Section):
     @property
     def columns(self) -> list[str]:
         """The names of the columns."""
-        names = {
-            "pass_rate": self.pass_rate,
-            "topic": self.topics,
-            "tags": self.tags,
-            "intentions": self.tags,
-            "difficulty": self.difficulty,
-        }
-        return [name for name, there in names.items() if there]
+        return [name for name, key in ANNOTATED.items() if getattr(self, key)]

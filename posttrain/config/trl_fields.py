@@ -8,6 +8,7 @@ refuses or shows beside that stands with its section (`posttrain.config.training
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 import math
@@ -270,8 +271,6 @@ def _is(value: object, kind: str) -> bool:
 def generate(configs: Mapping[str, str]) -> dict[str, Any]:
     """The contents of `trl_fields.json`, read from the installed TRL. `configs`: by trained stage, the name of TRL's
     class. Imports trl."""
-    import dataclasses
-
     import trl
 
     made: dict[str, Any] = {"trl": trl.__version__}
@@ -285,8 +284,6 @@ def generate(configs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _describe(hint: Any, field: Any) -> dict[str, Any]:
-    import dataclasses
-
     kinds, choices = _kinds(hint)
     if field.metadata.get("choices"):
         choices = list(field.metadata["choices"])

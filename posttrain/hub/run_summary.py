@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from posttrain.errors import DamagedError
 from posttrain.recipe.recipe import yaml_text
+from posttrain.report.lineage import lineage
 from posttrain.report.reading import RunView
 from posttrain.report.status import round_figures
 from posttrain.storage.redact import LEFT_OUT, without_secrets
@@ -57,6 +58,7 @@ class RunSummary:
 def summarize(run: Store, view: RunView, number: int, secrets: frozenset[str]) -> RunSummary:
     """Summarizes the run up to round `number`. `secrets`: values that no card may contain."""
     rounds = view.rounds[: number + 1]
+    origin = lineage(rounds)
     policy = Path(rounds[-1].policy or "")
     base_key = rounds[0].manifests.get("answers_dev", {}).get("input_keys", {}).get("policy")
     manifest = run.manifest(policy.name) if not policy.is_absolute() else {}
@@ -65,7 +67,7 @@ def summarize(run: Store, view: RunView, number: int, secrets: frozenset[str]) -
         number=number,
         recipe=_recipe(view),
         rounds=[round_figures(one) for one in rounds],
-        chain=list(_chain(run, policy.name if manifest else base_key)),
+        chain=[*reversed(origin.models)] if origin else [base_key] if base_key else [],
         base_key=base_key,
         base_card=_base_card(Path(rounds[0].policy or "")),
         versions=last.get("versions", {}),
@@ -96,15 +98,6 @@ def _shareable(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(("/", "~")) and "\n" not in value:
         return f"./{Path(value).name}"
     return value
-
-
-def _chain(run: Store, key: str | None) -> Iterator[str]:
-    """The keys from the base model to `key`, by the model that each training started from; of an average the first."""
-    if key is None:
-        return
-    read = run.manifest(key)["input_keys"] if run.has(key) else {}
-    yield from _chain(run, read.get("model", read.get("model_1")))
-    yield key
 
 
 def _base_card(folder: Path) -> Mapping[str, Any]:
