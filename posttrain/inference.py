@@ -117,18 +117,20 @@ def prompts_in(file: Path) -> list[Prompt]:
 
 def _write(table: Path, out: Path) -> None:
     """The table's useful columns, a batch in memory at a time; the file appears when it is whole."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source, part = pq.ParquetFile(table), out.with_name(f".{out.name}.part")
+    from posttrain.data.tables import ANSWERS
+
+    schema, part = pa.schema([ANSWERS.field(name) for name in WRITTEN]), out.with_name(f".{out.name}.part")
+    batches = pq.ParquetFile(table).iter_batches(4096, columns=list(WRITTEN))
     if out.suffix == ".parquet":
-        with pq.ParquetWriter(
-            part, source.schema_arrow.empty_table().select(WRITTEN).schema, compression="zstd"
-        ) as writer:
-            for batch in source.iter_batches(4096, columns=list(WRITTEN)):
+        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+            for batch in batches:
                 writer.write_batch(batch.select(list(WRITTEN)))
     else:
         with part.open("w", encoding="utf-8") as file:
-            for batch in source.iter_batches(4096, columns=list(WRITTEN)):
+            for batch in batches:
                 for row in batch.to_pylist():
                     row["columns"] = json.loads(row["columns"])
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -65,7 +65,7 @@ class Balance(Section):
     @model_validator(mode="after")
     def _shares_of_one(self) -> Balance:
         shares = {} if self.shares == "equal" else self.shares
-        if any(not 0 <= share <= 1 for share in shares.values()) or sum(shares.values()) > 1 + 1e-9:
+        if sum(shares.values()) > 1 + 1e-9:
             complain(("shares",), "shares lie between 0 and 1 and add up to 1 at most", rule="recipe-values-clash")
         if self.shares != "equal" and not any(shares.values()):
             complain(("shares",), "no value has a share", "shares: equal", rule="recipe-nothing-to-do")

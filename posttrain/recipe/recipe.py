@@ -90,14 +90,11 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _second_as_the_first(cls, given: Any) -> Any:
-        return as_the_first(given) if isinstance(given, dict) else given
-
-    @model_validator(mode="before")
-    @classmethod
-    def _same_length(cls, given: Any) -> Any:
-        """Sections without `max_new_tokens` take that of `samples`."""
-        samples = given.get("samples") if isinstance(given, dict) else None
+    def _filled_in(cls, given: Any) -> Any:
+        """The second reward model is as the first; sections without `max_new_tokens` take that of `samples`."""
+        if not isinstance(given, dict):
+            return given
+        given, samples = as_the_first(given), given.get("samples")
         if not isinstance(samples, dict) or "max_new_tokens" not in samples:
             return given
         given = {"evaluate": {}, **given}  # so that it is filled in there too
