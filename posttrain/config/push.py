@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import field_validator
 
 from posttrain.config.section import Section, complain
 
-_LONGEST = 96
-
-_PART = re.compile(r"\w(?:[\w.-]*\w)?", re.ASCII)
-
 
 def problem(repo: str) -> str | None:
-    """What is wrong with a repository's name, in words that go on after it; None when nothing is.
+    """What is wrong with a repository's name, in words that go on after it; None when nothing is. An owner is always
+    named."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-    As `huggingface_hub.utils.validate_repo_id`, without importing that, and with the owner always named.
-    """
     if repo.count("/") != 1:
         return "is not of the form owner/name"
-    if not all(_PART.fullmatch(part) for part in repo.split("/")):
-        return "may hold letters, digits, '-', '_' and '.', and neither part begins or ends with '-' or '.'"
-    if "--" in repo or ".." in repo:
-        return "may not hold '--' or '..'"
-    if repo.endswith(".git"):
-        return "may not end in '.git'"
-    too_long = len(repo.split("/")[1]) > _LONGEST
-    return f"is longer than {_LONGEST} characters after the slash" if too_long else None
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        return f"is not allowed: {error}"
+    return None
 
 
 class Push(Section):
