@@ -55,7 +55,7 @@ def _follow(tree: Node, loc: Path_) -> Node | None:
 
 
 class KeyProblem(NamedTuple):
-    """A problem of pydantic's in our words. `of_key`: it is the key that is wrong, not the value."""
+    """What is wrong with a key, in our words. `of_key`: it is the key that is wrong, not the value."""
 
     message: str
     rule: str

@@ -82,10 +82,6 @@ class Difficulty(Section):
     k: Few = 4
     """Answers to each prompt of the pool."""
 
-    def wanted(self, number: int) -> float:
-        """The pass rate of round `number`, from 1 on."""
-        return of_round(self.pass_rate, number)
-
 
 class Samples(Section):
     """The candidates: K answers of the policy to each prompt."""

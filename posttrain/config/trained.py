@@ -68,12 +68,9 @@ class Trained(Section):
         return self
 
     def variant(self, index: int) -> Self:
-        """The section of one variant. Its seed is not in it: see `variant_seed`."""
+        """The section of one variant. Its seed is not in it."""
         changes = {key: value for key, value in self.variants[index].items() if key != "seed"}
         return type(self).model_validate(_changed(self.model_dump(by_alias=True, exclude={"variants"}), changes))
-
-    def variant_seed(self, index: int) -> int:
-        return self.variants[index].get("seed", 0)
 
     @property
     def sources(self) -> list[str]:

@@ -18,9 +18,9 @@ import typing
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from posttrain.config.problems import said
+from posttrain.config.problems import KeyProblem, said
 from posttrain.config.section import MOST
 from posttrain.errors import did_you_mean
 
@@ -199,47 +199,42 @@ def refusal(name: str, more: Mapping[str, str]) -> str | None:
     return None
 
 
-class Problem(NamedTuple):
-    message: str
-    rule: str
-
-
 def problem(
     trainer: str, name: str, value: object, own: tuple[str, ...] = (), refused: Mapping[str, str] = {}
-) -> Problem | None:
+) -> KeyProblem | None:
     """What is wrong with `name: value` in a trained section; None when nothing is. `own` are posttrain's own keys,
     `refused` what this section refuses beside `REFUSED`."""
     known = fields(trainer)
     if name in GONE:
-        return Problem(f"TRL has no {name!r} any more: {GONE[name]}", rule="recipe-unknown-key")
+        return KeyProblem(f"TRL has no {name!r} any more: {GONE[name]}", rule="recipe-unknown-key")
     reason = refusal(name, refused)
     if reason:
-        return Problem(f"'{name}' cannot be set here: {reason}", rule="recipe-refused-key")
+        return KeyProblem(f"'{name}' cannot be set here: {reason}", rule="recipe-refused-key")
     if name not in known:
         allowed = [*own, *(key for key in known if not refusal(key, refused))]
         right = RENAMED.get(name)
         near = f", did you mean {right!r}?" if right in allowed else did_you_mean(name, allowed)
-        return Problem(f"unknown key {name!r} in '{trainer}'{near}", rule="recipe-unknown-key")
+        return KeyProblem(f"unknown key {name!r} in '{trainer}'{near}", rule="recipe-unknown-key")
     return _wrong_value(name, value, known[name])
 
 
-def _wrong_value(name: str, value: object, field: dict[str, Any]) -> Problem | None:
+def _wrong_value(name: str, value: object, field: dict[str, Any]) -> KeyProblem | None:
     if not any(_is(value, kind) for kind in field["types"]):
         wanted = " or ".join(_TYPES[kind][1] for kind in field["types"])
-        return Problem(f"'{name}' must be {wanted}, not {said(value)}", rule="recipe-type")
+        return KeyProblem(f"'{name}' must be {wanted}, not {said(value)}", rule="recipe-type")
     choices = field.get("choices")
     if choices:
         for item in value if isinstance(value, list) else [value]:
             if item is not None and item not in choices:
                 near = did_you_mean(str(item), choices)
                 message = f"'{name}' has no choice {said(item)}{near} ({', '.join(choices)})"
-                return Problem(message, rule="recipe-choice")
+                return KeyProblem(message, rule="recipe-choice")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high, included = bounds(name)
         if not (low <= value <= high) or (value == low and not included):
             limits = [f"{'at least' if included else 'above'} {low:g}"] if low > -MOST else []
             limits += [f"at most {high:,.0f}"] if high < MOST or value > high else []
-            return Problem(f"'{name}' must be {' and '.join(limits)}, not {value!r}", rule="recipe-range")
+            return KeyProblem(f"'{name}' must be {' and '.join(limits)}, not {value!r}", rule="recipe-range")
     return None
 
 

@@ -151,7 +151,7 @@ class StageInputs:
         )
         return self._scored(
             "difficulty",
-            {"wanted": section.wanted(self.number), "count": count, "take": take},
+            {"wanted": of_round(section.pass_rate, self.number), "count": count, "take": take},
             {"prompts": prompts, "answers": answers},
             self.recipe.functions(),
         )

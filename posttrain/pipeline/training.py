@@ -174,7 +174,7 @@ def variants(name: str, section: Trained, seed: int) -> list[tuple[Trained, int,
         return [(section, seed, name)]
     found = []
     for index in range(len(section.variants)):
-        other = section.variant_seed(index)
+        other = section.variants[index].get("seed", 0)
         own = derive_seed(seed, "variant", other) if other else seed
         found.append((section.variant(index), own, f"{name}_variant_{index + 1}"))
     return found
