@@ -201,15 +201,10 @@ class StageInputs:
         """DPO's reference policy; None: the policy that DPO starts from."""
         assert self.recipe.dpo
         name = self.recipe.dpo.reference
-        if name == "start":
-            return None
-        if name == "initial":
-            return self.base
-        if name == "previous":
-            return previous
         if name == "averaged":
             return self.training.average(promoted) if promoted else self.base
-        return self.external.reference
+        named = {"start": None, "initial": self.base, "previous": previous}
+        return named.get(name, self.external.reference)
 
     def preference_optimisation(
         self,
