@@ -260,7 +260,7 @@ def _is(value: object, kind: str) -> bool:
         return kind == "boolean"
     if kind == "number":
         return isinstance(value, (int, float)) and math.isfinite(value)
-    return kind != "boolean" and isinstance(value, _TYPES[kind][0])
+    return isinstance(value, _TYPES[kind][0])
 
 
 def generate(configs: Mapping[str, str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.config import Evaluate, Pairs, Preferences, Samples
-from posttrain.execution.artifact import Artifact, StageCall, Stages
+from posttrain.execution.artifact import Artifact, StageCall, Stages, present
 from posttrain.recipe.recipe import Recipe
 
 
@@ -46,7 +46,7 @@ class Answers:
                     "engine": engine.model_dump(mode="json", exclude={"server"})
                     | ({"server": engine.server.kind} if engine.server else {}),
                 },
-                inputs={"prompts": prompts, "policy": policy, **({"difficulty": difficulty} if difficulty else {})},
+                inputs=present(prompts=prompts, policy=policy, difficulty=difficulty),
                 seed=seed,
                 runtime={"server": engine.server.model_dump(mode="json")} if engine.server else {},
                 role=f"answers_{role}",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from posttrain.config import RewardEntry
 from posttrain.config.keys import Keyed, name_of
 from posttrain.data.tables import SAMPLED
-from posttrain.execution.artifact import Artifact, StageCall, Stages
+from posttrain.execution.artifact import Artifact, StageCall, Stages, present
 from posttrain.pipeline.answers import Answers, settings_of, to_evaluate
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
@@ -57,7 +57,7 @@ class Scoring:
             StageCall(
                 name,
                 config=fields["config"],
-                inputs={**inputs, **_reward_model(reward_model)},
+                inputs={**inputs, **present(reward_model=reward_model)},
                 seed=seed,
                 external_hashes={**fields["external_hashes"], **external_hashes},
                 runtime={**fields["runtime"], **runtime},
@@ -136,7 +136,9 @@ class Scoring:
             )
             for name, policy in policies.items()
         }
-        return {**answers, **_reward_model(self.gate(reward_model))}, self.call_fields({}, self.recipe.functions())
+        return {**answers, **present(reward_model=self.gate(reward_model))}, self.call_fields(
+            {}, self.recipe.functions()
+        )
 
     def gate(self, reward_model: Artifact | None) -> Artifact | None:
         """The reward model scores where no function does; else None."""
@@ -145,10 +147,6 @@ class Scoring:
     def same_draws(self) -> int:
         """The same seed in every round: policies are compared on the same draws."""
         return derive_seed(self.recipe.seed, "evaluate", 0)
-
-
-def _reward_model(reward_model: Artifact | None) -> dict[str, Artifact]:
-    return {"reward_model": reward_model} if reward_model else {}
 
 
 def in_key(name: str, sections: Sequence[Keyed]) -> dict[str, Any]:

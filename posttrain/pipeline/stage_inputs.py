@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.config import PromptSet, RewardEntry, RewardModel, Sft, Trained, by_round
 from posttrain.config.section import of_round
 from posttrain.config.training import TRAINED
-from posttrain.execution.artifact import Artifact, StageCall, Stages
+from posttrain.execution.artifact import Artifact, StageCall, Stages, present
 from posttrain.pipeline.answers import Answers, settings_of, to_train
 from posttrain.pipeline.externals import external_inputs
 from posttrain.pipeline.filtering import Filtering, earlier
@@ -171,7 +171,7 @@ class StageInputs:
 
     def scores(self, samples: Artifact, reward_model: Artifact | None, annotations: Artifact | None = None) -> Artifact:
         """The samples with their scores. `annotations`: columns to add to them."""
-        inputs = {"answers": samples, **({"annotations": annotations} if annotations else {})}
+        inputs = present(answers=samples, annotations=annotations)
         return self._scored("scores", self.filtering.columns(), inputs, *self.scoring.candidate_rewards(reward_model))
 
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
@@ -223,7 +223,7 @@ class StageInputs:
                 "pairs": {"pairs": tables.pairs} if tables.pairs else {},
                 "preferences": _numbered(tables.preferences, getattr(section, "preferences", "latest")),
             }
-            chosen = {"model": policy, **({"reference": reference} if reference else {})}
+            chosen = present(model=policy, reference=reference)
             if name in self.external.given:
                 chosen["prompts"] = self._prompts  # what is given may be evaluated on
             return {**chosen, **{role: table for source in section.sources for role, table in there[source].items()}}
@@ -269,12 +269,12 @@ class StageInputs:
         second = self.training.train(
             "reward_model", self.number, section, inputs, seed, "watch_model", config={"split": "watch"}
         )
-        answers = {"policy": policy.heldout, "previous": previous.heldout, "base": base.heldout}
+        answers = {"policy": policy.heldout, "previous": previous.heldout, "base": base.heldout, "watch_model": second}
         self.runner.submit(
             StageCall(
                 "watch",
                 config={**in_key("judges", judges), **in_key("rewards", functions)},
-                inputs={**answers, "watch_model": second, **({"reward_model": reward_model} if reward_model else {})},
+                inputs={**answers, **present(reward_model=reward_model)},
                 seed=self._seed("watch"),
                 external_hashes=self.scoring.reward_hashes(uses),
                 runtime={
