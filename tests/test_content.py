@@ -44,7 +44,7 @@ def test_an_unknown_name_lists_the_near_one() -> None:
 @pytest.mark.parametrize("name", ["../pyproject.toml", ".", "..", "", "__pycache__"])
 def test_nothing_but_what_is_shipped_is_reached(name: str) -> None:
     with pytest.raises(InputError):
-        shipped.locate("data", name)
+        shipped.recipe_path(name)
 
 
 def test_a_data_folder_of_another_package_is_not_ours(installed: Path) -> None:
