@@ -47,7 +47,7 @@ def test_a_talk_longer_than_the_context(monkeypatch: pytest.MonkeyPatch) -> None
     talk.messages, talk.tokenizer, talk.device = [], None, "cpu"
     talk.model = cast(Any, SimpleNamespace(config=config))
     monkeypatch.setattr("posttrain.data.chat_template.render_prompt", lambda *_: [1] * 5)
-    assert fails(lambda: list(talk.reply("hello"))).rule == "command-talk-too-long"
+    assert fails(lambda: talk.reply("hello", print)).rule == "command-talk-too-long"
 
 
 def test_hub(tmp_path: Path) -> None:
