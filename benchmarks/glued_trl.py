@@ -90,7 +90,7 @@ class Glued:
         sets = recipe.prompts
         self.sets = {name: self._prompts(getattr(sets, name)) for name in ("train", "dev", "heldout")}
         random.Random(recipe.seed).shuffle(self.sets["train"])
-        self.base = self.policy = self.previous = str(shipped.data_path(recipe.model.path))
+        self.base = self.policy = self.previous = str(shipped.locate("data", recipe.model.path))
         self.reward_model = self.base
         self.best = -1.0
         self.heldout: dict[str, float] = {}
@@ -239,7 +239,7 @@ class Glued:
 
     def _prompts(self, prompt_set: PromptSet) -> list[Row]:
         bounds = (int(bound) if bound else None for bound in (prompt_set.rows or ":").split(":"))
-        return read(shipped.data_path(prompt_set.path or ""))[slice(*bounds)]
+        return read(shipped.locate("data", prompt_set.path or ""))[slice(*bounds)]
 
 
 def figures(rows: Iterable[Row]) -> dict[str, float]:

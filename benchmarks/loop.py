@@ -78,7 +78,7 @@ def _again(run: Path, role: str, workers: int, sender: Connection) -> None:
     manifest = open_run(run).rounds[-1].manifests[role]
     recipe = load_recipe(str(run / "recipe.yaml"), files=False)
     inputs = {role: run / "artifacts" / key for role, key in manifest["input_keys"].items()}
-    base = shipped.data_path(recipe.model.path)
+    base = shipped.locate("data", recipe.model.path)
     inputs = {role: path if path.exists() else base for role, path in inputs.items()}
     files = {Path(entry.use).name: entry.use for entry in recipe.reward if not entry.is_reward_model}
     with tempfile.TemporaryDirectory() as folder:

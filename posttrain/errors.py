@@ -37,12 +37,8 @@ class PosttrainError(Exception):
 
     def __init__(self, message: str = "", *, rule: str | None = None) -> None:
         self.rule = rule
-        super().__init__(_with_rule(message, rule))
-
-
-def _with_rule(message: str, rule: str | None) -> str:
-    first, newline, rest = message.partition("\n")
-    return f"{first} [{rule}]{newline}{rest}" if rule else message
+        first, newline, rest = message.partition("\n")
+        super().__init__(f"{first} [{rule}]{newline}{rest}" if rule else message)
 
 
 class InputError(PosttrainError):

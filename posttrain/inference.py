@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,12 +116,14 @@ def prompts_in(file: Path) -> list[Prompt]:
 
 def _write(table: Path, out: Path) -> None:
     """The table's useful columns, a batch in memory at a time; the file appears when it is whole."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source, part = pq.ParquetFile(table), out.with_name(f".{out.name}.part")
-    batches = source.iter_batches(4096, columns=list(WRITTEN))
+    from posttrain.data.tables import ANSWERS
+
+    schema, part = pa.schema([ANSWERS.field(name) for name in WRITTEN]), out.with_name(f".{out.name}.part")
+    batches = pq.ParquetFile(table).iter_batches(4096, columns=list(WRITTEN))
     if out.suffix == ".parquet":
-        schema = source.schema_arrow.empty_table().select(WRITTEN).schema
         with pq.ParquetWriter(part, schema, compression="zstd") as writer:
             for batch in batches:
                 writer.write_batch(batch.select(list(WRITTEN)))
@@ -136,7 +137,7 @@ def _write(table: Path, out: Path) -> None:
 
 
 class Conversation:
-    """A chat with a model through its chat template, streamed token by token."""
+    """A chat with a model through its chat template."""
 
     def __init__(self, model: str, system: str | None, temperature: float, max_new_tokens: int, seed: int) -> None:
         import torch
@@ -157,15 +158,15 @@ class Conversation:
         """Starts a new conversation."""
         self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
 
-    def reply(self, text: str) -> Iterator[str]:
-        """Streams the answer to `text`; both are part of the conversation from then on.
+    def reply(self, text: str, say: Callable[[str], None]) -> None:
+        """Calls `say` with each piece of the answer to `text`; both are part of the conversation from then on.
 
         Raises:
             InputError: the conversation no longer fits the model's context, or the model's logits are not finite; the
                 conversation is unchanged.
         """
         import torch
-        from transformers import LogitsProcessorList, TextIteratorStreamer
+        from transformers import LogitsProcessorList, TextStreamer
 
         from posttrain.data.chat_template import render_prompt
         from posttrain.engines.protocol import context_length
@@ -179,35 +180,24 @@ class Conversation:
                 hint="/reset starts a new one",
                 rule="command-talk-too-long",
             )
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         how = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
         given = torch.tensor([ids], device=self.device)
-        failed: list[Exception] = []
+        pieces: list[str] = []
 
-        def generate() -> None:
-            try:
-                self.model.generate(
-                    given,
-                    attention_mask=torch.ones_like(given),
-                    streamer=streamer,
-                    max_new_tokens=min(self.max_new_tokens, context - len(ids)),
-                    pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-                    logits_processor=LogitsProcessorList([self._checked]),
-                    **how,
-                )
-            except Exception as error:  # raised by the thread that reads
-                failed.append(error)
-                streamer.end()
+        class Streamer(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                pieces.append(text)
+                say(text)
 
-        thread = threading.Thread(target=generate, daemon=True)
-        thread.start()
-        pieces = []
-        for piece in streamer:
-            pieces.append(piece)
-            yield piece
-        thread.join()
-        if failed:
-            raise failed[0]
+        self.model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            streamer=Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True),
+            max_new_tokens=min(self.max_new_tokens, context - len(ids)),
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            logits_processor=LogitsProcessorList([self._checked]),
+            **how,
+        )
         self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
     def _checked(self, ids: Any, scores: Any) -> Any:

@@ -42,7 +42,8 @@ class TestChat:
 
     def test_an_answer_comes_in_pieces_and_becomes_part_of_the_talk(self, model: Path) -> None:
         talk = Conversation(str(model), None, 0.0, 6, 0)
-        pieces = list(talk.reply("V"))
+        pieces: list[str] = []
+        talk.reply("V", pieces.append)
         assert len(pieces) > 1 and "".join(pieces) == (LOOP * 2)[:6]
         assert [message["role"] for message in talk.messages] == ["user", "assistant"]
         talk.reset()
@@ -53,7 +54,7 @@ class TestChat:
         tokenizer().save_pretrained(tmp_path)
         talk = Conversation(str(tmp_path), None, 1.0, 6, 0)
         with pytest.raises(ModelError, match=r"\[model-logits-not-finite\]"):
-            list(talk.reply("J"))
+            talk.reply("J", print)
 
     def test_a_talk_that_is_too_long_is_told_and_can_begin_anew(self, model: Path) -> None:
         told = posttrain("chat", str(model), given="x" * 80 + "\nJ\n")

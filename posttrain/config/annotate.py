@@ -10,36 +10,36 @@ from posttrain.config.keys import KeyedByName
 from posttrain.config.rewards import JudgeModel
 from posttrain.config.section import MOST, Section, complain
 
-ANNOTATED = ("pass_rate", "topic", "tags", "intentions", "difficulty")
+# The columns, and the key that gives each.
+ANNOTATED = {
+    "pass_rate": "pass_rate",
+    "topic": "topics",
+    "tags": "tags",
+    "intentions": "tags",
+    "difficulty": "difficulty",
+}
 
 
 class Rated(Section):
     """A judge with a rubric for prompts."""
 
-    rubric: Annotated[str, KeyedByName()] = Field(description="A shipped rubric, or a path with a slash.")
-    judge: JudgeModel = Field(description="The judge: see docs/judges.md.")
+    rubric: Annotated[str, KeyedByName()]
+    """A shipped rubric, or a path with a slash."""
+    judge: JudgeModel
+    """The judge: see docs/judges.md."""
 
 
 class Annotate(Section):
     """Columns that `scores` writes beside each sample, for filters and for `sft.mix.balance`."""
 
-    pass_rate: bool = Field(
-        default=True, description="`pass_rate`: the share of the prompt's K samples whose score is 0.5 or more."
-    )
-    topics: int | None = Field(
-        default=None,
-        ge=2,
-        le=MOST,
-        description="`topic`: this many clusters of all training prompts (k-means on TF-IDF), named by their three "
-        "heaviest words.",
-    )
-    tags: Rated | None = Field(
-        default=None,
-        description="`tags`: the intentions by a judge with a rubric such as tags.md; `intentions`: their number.",
-    )
-    difficulty: Rated | None = Field(
-        default=None, description="`difficulty`: the score by a judge with a rubric such as difficulty.md."
-    )
+    pass_rate: bool = True
+    """`pass_rate`: the share of the prompt's K samples whose score is 0.5 or more."""
+    topics: int | None = Field(default=None, ge=2, le=MOST)
+    """`topic`: this many clusters of all training prompts (k-means on TF-IDF), named by their three heaviest words."""
+    tags: Rated | None = None
+    """`tags`: the intentions by a judge with a rubric such as tags.md; `intentions`: their number."""
+    difficulty: Rated | None = None
+    """`difficulty`: the score by a judge with a rubric such as difficulty.md."""
 
     @model_validator(mode="after")
     def _something(self) -> Annotate:
@@ -55,11 +55,4 @@ class Annotate(Section):
     @property
     def columns(self) -> list[str]:
         """The names of the columns."""
-        names = {
-            "pass_rate": self.pass_rate,
-            "topic": self.topics,
-            "tags": self.tags,
-            "intentions": self.tags,
-            "difficulty": self.difficulty,
-        }
-        return [name for name, there in names.items() if there]
+        return [name for name, key in ANNOTATED.items() if getattr(self, key)]

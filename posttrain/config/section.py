@@ -23,9 +23,17 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(Keyed):
-    """A mapping of the recipe: unknown keys refused, types strict (no `"5"` for 5), frozen."""
+    """A mapping of the recipe: unknown keys refused, types strict (no `"5"` for 5), frozen. What stands below a key is
+    its description, in the JSON schema too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_by_alias=True,
+        use_attribute_docstrings=True,
+    )
 
     refused: ClassVar[dict[str, str]] = {}
     renamed: ClassVar[dict[str, str]] = {}  # names in other libraries: the key's name here

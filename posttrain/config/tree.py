@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,15 @@ def merge(base: Node, over: Node, exclusive: dict[Path_, tuple[set[str], set[str
     return Node(merged, over.place, key_place=over.key_place or base.key_place)
 
 
+def walk(node: Node, path: Path_ = ()) -> Iterator[tuple[Path_, Node]]:
+    """The node and all below it, in the file's order, each with its path."""
+    yield path, node
+    if isinstance(node.value, dict | list):
+        below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+        for key, child in below:
+            yield from walk(child, (*path, key))
+
+
 def matches(pattern: Path_, path: Path_) -> bool:
     """Whether the path matches the pattern, in which `*` is any one key or index."""
     return len(pattern) == len(path) and all(p in ("*", q) for p, q in zip(pattern, path, strict=True))
@@ -96,12 +106,11 @@ class Places(dict[str, tuple[str, int | None, int | None]]):
     __hash__ = None  # as of every dict
 
 
-def places(node: Node, path: Path_ = ()) -> Places:
+def places(tree: Node) -> Places:
     """The position of every key in the tree, by dotted name such as `dpo.variants.0.optim`."""
-    place = node.key_place or node.place
-    found = Places({".".join(map(str, path)): (place.file, place.line, place.column)} if path else {})
-    if isinstance(node.value, (dict, list)):
-        below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
-        for key, child in below:
-            found.update(places(child, (*path, key)))
+    found = Places()
+    for path, node in walk(tree):
+        if path:
+            place = node.key_place or node.place
+            found[".".join(map(str, path))] = (place.file, place.line, place.column)
     return found

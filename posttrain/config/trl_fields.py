@@ -8,6 +8,7 @@ section (`posttrain.config.training`).
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 import math
@@ -17,8 +18,9 @@ import typing
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from posttrain.config.problems import KeyProblem, said
 from posttrain.config.section import MOST
 from posttrain.errors import did_you_mean
 
@@ -94,19 +96,23 @@ FIXED_REFERENCE = dict.fromkeys(
     "the reference model is fixed during a stage",
 )
 
-# Names in other tools and in older versions of TRL.
+# Names in other tools.
 RENAMED: dict[str, str] = {
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
     "num_epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
     "micro_batch_size": "per_device_train_batch_size",
-    "warmup_ratio": "warmup_steps",
-    "group_by_length": "train_sampling_strategy",
     "max_seq_length": "max_length",
     "rpo_alpha": "nll_weight",
     "nll_coef": "nll_weight",
     "scheduler": "lr_scheduler_type",
+}
+
+# What TRL has no more, and what takes its place.
+GONE: dict[str, str] = {
+    "group_by_length": "write `train_sampling_strategy: group_by_length`",
+    "warmup_ratio": "`warmup_steps` takes a share below 1 or a number of steps",
 }
 
 # These change how a stage runs, not its result: not in the cache key.
@@ -193,51 +199,42 @@ def refusal(name: str, more: Mapping[str, str]) -> str | None:
     return None
 
 
-class Problem(NamedTuple):
-    message: str
-    rule: str
-
-
 def problem(
     trainer: str, name: str, value: object, own: tuple[str, ...] = (), refused: Mapping[str, str] = {}
-) -> Problem | None:
+) -> KeyProblem | None:
     """The error of `name: value` in a trained section; None if it is valid. `own`: the section's keys that TRL does not
     have, `refused`: the fields that it refuses besides `REFUSED`."""
     known = fields(trainer)
-    if name == "group_by_length":
-        message = "TRL has no 'group_by_length' any more: write `train_sampling_strategy: group_by_length`"
-        return Problem(message, rule="recipe-unknown-key")
-    if name == "warmup_ratio":
-        message = "TRL has no 'warmup_ratio' any more: `warmup_steps` takes a share below 1 or a number of steps"
-        return Problem(message, rule="recipe-unknown-key")
+    if name in GONE:
+        return KeyProblem(f"TRL has no {name!r} any more: {GONE[name]}", rule="recipe-unknown-key")
     reason = refusal(name, refused)
     if reason:
-        return Problem(f"'{name}' cannot be set here: {reason}", rule="recipe-refused-key")
+        return KeyProblem(f"'{name}' cannot be set here: {reason}", rule="recipe-refused-key")
     if name not in known:
         allowed = [*own, *(key for key in known if not refusal(key, refused))]
         right = RENAMED.get(name)
         near = f", did you mean {right!r}?" if right in allowed else did_you_mean(name, allowed)
-        return Problem(f"unknown key {name!r} in '{trainer}'{near}", rule="recipe-unknown-key")
+        return KeyProblem(f"unknown key {name!r} in '{trainer}'{near}", rule="recipe-unknown-key")
     return _wrong_value(name, value, known[name])
 
 
-def _wrong_value(name: str, value: object, field: dict[str, Any]) -> Problem | None:
+def _wrong_value(name: str, value: object, field: dict[str, Any]) -> KeyProblem | None:
     if not any(_is(value, kind) for kind in field["types"]):
-        wanted = " or ".join(_WORDS[kind] for kind in field["types"])
-        return Problem(f"'{name}' must be {wanted}, not {_short(value)}", rule="recipe-type")
+        wanted = " or ".join(_TYPES[kind][1] for kind in field["types"])
+        return KeyProblem(f"'{name}' must be {wanted}, not {said(value)}", rule="recipe-type")
     choices = field.get("choices")
     if choices:
         for item in value if isinstance(value, list) else [value]:
             if item is not None and item not in choices:
                 near = did_you_mean(str(item), choices)
-                message = f"'{name}' has no choice {_short(item)}{near} ({', '.join(choices)})"
-                return Problem(message, rule="recipe-choice")
+                message = f"'{name}' has no choice {said(item)}{near} ({', '.join(choices)})"
+                return KeyProblem(message, rule="recipe-choice")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high, included = bounds(name)
         if not (low <= value <= high) or (value == low and not included):
             limits = [f"{'at least' if included else 'above'} {low:g}"] if low > -MOST else []
             limits += [f"at most {high:,.0f}"] if high < MOST or value > high else []
-            return Problem(f"'{name}' must be {' and '.join(limits)}, not {value!r}", rule="recipe-range")
+            return KeyProblem(f"'{name}' must be {' and '.join(limits)}, not {value!r}", rule="recipe-range")
     return None
 
 
@@ -246,36 +243,29 @@ def bounds(name: str) -> tuple[float, float, bool]:
     return RANGES.get(name, _ANY)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-_WORDS = {
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a string",
-    "list": "a list",
-    "dict": "a mapping",
-    "null": "null",
+# The types of JSON Schema, as Python has them and as messages call them.
+_TYPES: dict[str, tuple[type, str]] = {
+    "integer": (int, "an integer"),
+    "number": (float, "a number"),
+    "boolean": (bool, "true or false"),
+    "string": (str, "a string"),
+    "array": (list, "a list"),
+    "object": (dict, "a mapping"),
+    "null": (type(None), "null"),
 }
 
 
 def _is(value: object, kind: str) -> bool:
     if isinstance(value, bool):
-        return kind == "bool"
-    if kind == "float":
+        return kind == "boolean"
+    if kind == "number":
         return isinstance(value, (int, float)) and math.isfinite(value)
-    python = {"int": int, "str": str, "list": list, "dict": dict, "null": type(None)}
-    return kind in python and isinstance(value, python[kind])
+    return isinstance(value, _TYPES[kind][0])
 
 
 def generate(configs: Mapping[str, str]) -> dict[str, Any]:
     """The contents of `trl_fields.json`, from the installed TRL, which this imports. `configs`: the name of TRL's class
     of each trained stage."""
-    import dataclasses
-
     import trl
 
     made: dict[str, Any] = {"trl": trl.__version__}
@@ -289,8 +279,6 @@ def generate(configs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _describe(hint: Any, field: Any) -> dict[str, Any]:
-    import dataclasses
-
     kinds, choices = _kinds(hint)
     if field.metadata.get("choices"):
         choices = list(field.metadata["choices"])
@@ -315,9 +303,9 @@ def _kinds(hint: Any) -> tuple[list[str], list[str]]:
     if origin is Literal:
         return list(dict.fromkeys(_kinds(type(part))[0][0] for part in typing.get_args(hint))), []
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return ["str"], [str(member.value) for member in hint]
-    plain = {int: "int", float: "float", bool: "bool", str: "str", list: "list", dict: "dict", type(None): "null"}
-    return [plain.get(origin or hint, "dict")], []
+        return ["string"], [str(member.value) for member in hint]
+    known = {python: name for name, (python, _) in _TYPES.items()}
+    return [known.get(origin or hint, "object")], []
 
 
 def as_text(made: dict[str, Any]) -> str:

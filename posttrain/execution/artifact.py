@@ -16,6 +16,11 @@ class Artifact:
     path: Path
 
 
+def present(**artifacts: Artifact | None) -> dict[str, Artifact]:
+    """Inputs by role, without those that are not there."""
+    return {role: artifact for role, artifact in artifacts.items() if artifact}
+
+
 @dataclass(frozen=True)
 class StageCall:
     """One stage of a round, as the loop submits it.

@@ -13,10 +13,7 @@ from posttrain.storage.store import Store, artifact_key
 
 def old_key(old: Sequence[Mapping[str, Any]], number: int, name: str) -> str | None:
     """The key of a stage in `old`, the rounds of run.json before this command; None if it is not there."""
-    for entry in old:
-        if entry["round"] == number:
-            return entry["stages"].get(name)
-    return None
+    return next((entry["stages"].get(name) for entry in old if entry["round"] == number), None)
 
 
 def why(

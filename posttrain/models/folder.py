@@ -88,7 +88,7 @@ def weights(folder: Path) -> int:
 def _folder(name: str) -> Path | None:
     """The folder of a model that is shipped or on this machine; None for a Hub id."""
     if "/" not in name:
-        return shipped.data_path(name)
+        return shipped.locate("data", name)
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/")) or name.count("/") != 1:

@@ -73,14 +73,11 @@ def _wrap(keys: list[str], leaf: Node, below: Node | None, place: Place, done: t
             message = f"'{name}' is a list of {len(below.value)}: {key!r} is not one of its numbers from 0"
             raise place.error(message, rule="recipe-set")
         items = list(below.value)
-        items[int(key)] = _replaced(items[int(key)], _wrap(rest, leaf, items[int(key)], place, (*done, key)))
+        old = items[int(key)]
+        items[int(key)] = merge(old, _wrap(rest, leaf, old, place, (*done, key)), {})
         return Node(items, place, key_place=place)
     if below is not None and below.value is not None and not isinstance(below.value, dict):
         message = f"'{'.'.join(done)}' is {below.value!r}, which has no keys below it"
         raise place.error(message, rule="recipe-set")
     child = below.child(key) if below is not None else None
     return Node({key: _wrap(rest, leaf, child, place, (*done, key))}, place, key_place=place)
-
-
-def _replaced(old: Node, new: Node) -> Node:
-    return merge(old, new, {})

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import KTOConfig
 
 from posttrain.config import PromptSet
-from posttrain.config.training import Kto
+from posttrain.config.kto import Kto
 from posttrain.data.load import read_labelled
 from posttrain.data.tables import by_prompt, column
 from posttrain.errors import EmptyStageError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.loop_runs import EVALUATED, ROUND, go
 
-from posttrain.config.training import Kto, Threshold
+from posttrain.config.kto import Kto, Threshold
 from posttrain.errors import InputError, RecipeError
 from posttrain.recipe.load import load
 from posttrain.report.reading import open_run

@@ -273,7 +273,7 @@ def test_sft_learns_from_the_balanced_rows(tmp_path: Path, by: str) -> None:
     for name in ("out", "scratch"):
         (tmp_path / name).mkdir()
     config = {"sft": section.model_dump(), "model": {"dtype": "float32", "lora": None}}
-    inputs = {"model": shipped.data_path("tiny-base"), "kept": tmp_path / "kept"}
+    inputs = {"model": shipped.locate("data", "tiny-base"), "kept": tmp_path / "kept"}
     metrics = run_stage("sft", Job(config, inputs, tmp_path / "out", tmp_path / "scratch", 0))
     assert metrics["balance"] == {"letter": {"in": 2, "out": 4}, "sum": {"in": 6, "out": 4}}
     assert (metrics["rows"], metrics["mix"]) == (8, 8)
