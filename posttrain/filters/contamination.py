@@ -16,8 +16,6 @@ from posttrain.filters.base import Decide, Filter, FilterContext, Verdict, dropp
 # Numbers whole, words, and the signs that make 3+4 another question than 3-4. Other punctuation is not compared.
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d]+|[-+*/^=<>%]")
 
-Grams = list[tuple[str, ...]]
-
 
 class Overlap(Filter):
     """Drops rows whose prompt is one of the evaluation prompts, or holds much of one.
