@@ -115,5 +115,5 @@ def _answers(stage: Mapping[str, Any], prompts: Path) -> float:
     files = {name: prompts / f"{name}.parquet" for name in ("train", "dev", "heldout")}
     rows = {name: pq.read_metadata(path).num_rows if path.is_file() else 0 for name, path in files.items()}
     planned = PlannedStage(stage["key"], 0, stage["stage"], stage["stage"], stage["config"], {}, frozenset())
-    made = amounts([planned], Sets(**rows, where=rows["train"]), Shares())
+    made = amounts([planned], Sets(rows["train"], rows["dev"], rows["heldout"], where=rows["train"]), Shares())
     return made[stage["key"]].tokens * TOKEN * COPIES

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, SerializeAsAny, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
@@ -20,7 +20,7 @@ from posttrain.config.push import Push
 from posttrain.config.quality_classifier import QualityClassifier
 from posttrain.config.rewards import RewardEntry
 from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
-from posttrain.config.section import Count, Section, below, complain
+from posttrain.config.section import Count, Section, complain
 from posttrain.config.training import Dpo, RewardModel, Sft
 from posttrain.config.tree import Path_, Places
 from posttrain.config.watch import SECOND, Judge, Watch, as_the_first
@@ -28,6 +28,22 @@ from posttrain.errors import did_you_mean
 
 _ADD_OR_NULL = "add `preferences:`, or leave the reward model out by `reward_model: null`"
 _ADD_OR_TAKE = "name a reward file that is not `for: preferences`, or add `reward_model:` and `use: reward-model`"
+
+
+def _filter(entry: Any) -> BaseModel:
+    """The filter that `use` names. Its own keys are checked by its class."""
+    from posttrain.filters import FILTERS  # here, since it imports pyarrow
+
+    if isinstance(entry, BaseModel):
+        return entry
+    name = entry.get("use") if isinstance(entry, dict) else None
+    known = f"filters are {', '.join(FILTERS)}"
+    if not isinstance(name, str):
+        complain((), "a filter is a mapping with `use: NAME`", known, rule="recipe-missing-key")
+    if name not in FILTERS:
+        message = f"unknown filter {name!r}{did_you_mean(name, FILTERS)}"
+        complain(("use",), message, known, rule="recipe-unknown-name")
+    return FILTERS[name].model_validate(entry)
 
 
 class Recipe(Section):
@@ -59,7 +75,7 @@ class Recipe(Section):
     """The candidates that the filters select from."""
     annotate: Annotate | None = None
     """Topic, difficulty and pass rate of prompts, as columns of their samples."""
-    filters: list[SerializeAsAny[BaseModel]] = Field(default=[])
+    filters: list[Annotated[SerializeAsAny[BaseModel], BeforeValidator(_filter)]] = Field(default=[])
     """The filters of samples, in order: see docs/filters.md."""
     quality_classifier: QualityClassifier | None = None
     """A classifier fitted between rounds for the filter `learned-quality`."""
@@ -107,11 +123,6 @@ class Recipe(Section):
     @classmethod
     def _one_or_more(cls, given: Any) -> Any:
         return [given] if isinstance(given, str) else given
-
-    @field_validator("filters", mode="before")
-    @classmethod
-    def _parse_filters(cls, given: Any) -> Any:
-        return [_filter(index, entry) for index, entry in enumerate(given)] if isinstance(given, list) else given
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -322,30 +333,3 @@ def _is_told_apart(loc: Path_, what: str, entry: RewardEntry | Judge, names: set
     file = Path(entry.use).name
     if files.setdefault(file, entry.use) != entry.use:
         complain(loc, f"two reward files are called {file!r}", rule="recipe-name-taken")
-
-
-def _filter(index: int, entry: Any) -> BaseModel:
-    from posttrain.filters import FILTERS  # here, since it imports pyarrow
-
-    if isinstance(entry, BaseModel):
-        return entry
-    name = entry.get("use") if isinstance(entry, dict) else None
-    if not isinstance(name, str):
-        complain(
-            (index,),
-            "a filter is a mapping with `use: NAME`",
-            f"filters are {', '.join(FILTERS)}",
-            rule="recipe-missing-key",
-        )
-    if name not in FILTERS:
-        complain(
-            (index, "use"),
-            f"unknown filter {name!r}{did_you_mean(name, FILTERS)}",
-            f"filters are {', '.join(FILTERS)}",
-            rule="recipe-unknown-name",
-        )
-    kind = FILTERS[name]
-    try:
-        return kind.model_validate(entry)
-    except ValidationError as error:
-        raise below((index,), error) from None
