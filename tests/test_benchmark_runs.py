@@ -18,7 +18,7 @@ from support.faults import REDUCED
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if '"__main__"' in path.read_text("utf-8")]
-SECONDS = 900  # one command: a hang, on any machine
+SECONDS = 1800  # for one command: a hang, also on a busy machine
 NUMBER = r"[\d,]+(\.\d+)?(e-?\d+)?"
 TABLE = re.compile(r"(<!-- ([\w.-]+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)  # of a page
 # A round in seconds.
