@@ -4,6 +4,7 @@
     python benchmarks/ablation.py --seeds 0 --short 1 # a quick look
     python benchmarks/ablation.py --study mechanisms --n 3   # the choices of Llama 3 that the recipe makes by a key
     python benchmarks/ablation.py --study filters --n 3   # with and without filters, on good samples and poisoned ones
+    python benchmarks/ablation.py --arms "without DPO"     # the loop and this one
     python benchmarks/ablation.py --table             # only the table of what is there
 
 The loop runs for `--n` rounds, the arms for `--short`, and are compared with the loop at that round. The arms of one
@@ -122,7 +123,8 @@ def run_all(folder: Path, args: argparse.Namespace) -> None:
         with busy[task[1]]:
             run_arm(folder, *task, args)
 
-    tasks = [(arm, seed) for arm in STUDIES[args.study] for seed in args.seeds]
+    arms = [arm for arm in STUDIES[args.study] if arm == LOOP or not args.arms or arm in args.arms]
+    tasks = [(arm, seed) for arm in arms for seed in args.seeds]
     with ThreadPoolExecutor(args.side_by_side) as pool:
         list(pool.map(run, tasks))
 
@@ -257,6 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--study", choices=list(STUDIES), default="parts")
+    parser.add_argument("--arms", nargs="+", default=[], help="beside the loop; default: all of the study")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n", type=int, default=6, help="rounds of the loop")
     parser.add_argument("--short", type=int, default=3, help="rounds of the other arms")
@@ -264,6 +267,8 @@ def main() -> None:
     parser.add_argument("--set", dest="extra", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--table", action="store_true", help="print the table of what is there and run nothing")
     args = parser.parse_args()
+    if unknown := [arm for arm in args.arms if arm not in STUDIES[args.study]]:
+        parser.error(f"{args.study} has no {unknown[0]!r}; it has {', '.join(map(repr, STUDIES[args.study]))}")
     args.folder.mkdir(parents=True, exist_ok=True)
     if not args.table:
         run_all(args.folder, args)

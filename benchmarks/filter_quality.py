@@ -1,6 +1,6 @@
 """What the filters are, what they find, and what they take by mistake: the tables of docs/filters.md.
 
-    python benchmarks/filter_quality.py --gsm8k FOLDER
+    python benchmarks/filter_quality.py --gsm8k FOLDER [--page FILE]
 
 - Each filter with its keys, as its class says.
 - Recall and precision on the planted corpora of tests/support/planted.py and planted_copies.py: a line a `Corpus`.
@@ -161,13 +161,15 @@ def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gsm8k", type=Path, help="the folder of GSM8K's files")
-    folder = parser.parse_args().gsm8k
-    page = fill(PAGE.read_text(encoding="utf-8"), "filters", reference())
+    parser.add_argument("--page", type=Path, default=PAGE, help="has the markers already")
+    given = parser.parse_args()
+    folder = given.gsm8k
+    page = fill(given.page.read_text(encoding="utf-8"), "filters", reference())
     page = fill(page, "planted", planted())
     if folder:
         page = fill(page, "gsm8k-clean", clean(folder))
         page = fill(page, "gsm8k-solutions", solutions(folder))
-    PAGE.write_text(page, encoding="utf-8")
+    given.page.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

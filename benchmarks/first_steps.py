@@ -1,6 +1,6 @@
 """A new user's first minutes, for real: from the wheel to a model on a Hub. Writes docs/first-steps.md.
 
-    python benchmarks/first_steps.py [--wheel FILE] [--fresh] [--whole]
+    python benchmarks/first_steps.py [--wheel FILE] [--fresh] [--whole] [--page FILE]
 
 Builds the wheel (or takes the one given), installs it into a new virtual environment and runs the commands of `STEPS`
 there, one after the other, in an empty folder. The page has each command, its output (shortened, where it says so) and
@@ -23,7 +23,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 import venv
@@ -72,20 +71,24 @@ class Done:
 def steps(whole: bool) -> list[Step]:
     small = "" if whole else "".join(f" \\\n  --set {setting}" for setting in SMALLER)
     return [
-        Step("init", "posttrain init mine", "A recipe to edit, with the rewards and prompts that it names.", "."),
-        Step("check", f"posttrain check ./quickstart.yaml --n 2{small}", "Is all of it right, and what will it take?"),
+        Step("init", "posttrain init mine", "A recipe to edit, with its rewards and prompts.", "."),
+        Step(
+            "check",
+            f"posttrain check ./quickstart.yaml --n 2{small}",
+            "All checks, and estimates of time, memory and disk.",
+        ),
         Step("round", f"posttrain round ./quickstart.yaml --n 2{small}", "Two rounds."),
-        Step("report", "posttrain report runs/quickstart", "One HTML file, to be opened in a browser."),
+        Step("report", "posttrain report runs/quickstart", "One HTML file, for a browser."),
         Step(
             "push, dry",
             "posttrain push runs/quickstart --to me/mine --dry-run",
-            "What would go to the Hub? Needs no token.",
+            "What would be sent to the Hub. This needs no token.",
         ),
-        Step("push", "posttrain push runs/quickstart --to me/mine", "Send it, with a card and a tag for the round."),
+        Step("push", "posttrain push runs/quickstart --to me/mine", "Sends it, with a card and a tag for the round."),
         Step(
             "chat",
             f'echo "{QUESTION}" | posttrain chat me/mine',
-            "And load it back from there. The model is tiny and two small rounds old: its sums are often wrong.",
+            "Loads it back from the Hub. After two small rounds of a tiny model, sums are often wrong.",
         ),
     ]
 
@@ -95,6 +98,7 @@ def main() -> None:
     options.add_argument("--wheel", type=Path)
     options.add_argument("--fresh", action="store_true")
     options.add_argument("--whole", action="store_true")
+    options.add_argument("--page", type=Path, default=PAGE)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as made, HubServer() as hub:
         place = Path(made).resolve()
@@ -106,9 +110,9 @@ def main() -> None:
         load = os.getloadavg()[0]
         done, diff = walk(steps(given.whole), folder, variables)
         files = sorted(hub.model("me/mine").commits[hub.model("me/mine").branches["main"]])
-    PAGE.write_text(page(wheel.name, installed, load, done, diff, files, given), encoding="utf-8")
+    given.page.write_text(page(wheel.name, installed, load, done, diff, files, given), encoding="utf-8")
     total = sum(one.seconds for one in done)
-    print(f"{PAGE}: {len(done)} commands, {total:.0f} s")
+    print(f"{given.page}: {len(done)} commands, {total:.0f} s")
     if total > LIMIT:
         raise SystemExit(f"that is more than {LIMIT} s")
 
@@ -137,9 +141,10 @@ def install(wheel: Path, folder: Path, fresh: bool) -> float:
         subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
     else:
         subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
-        # A path from a .pth comes after the environment's own; .pth files found there are not read.
+        # Paths from a .pth come after the environment's own; .pth files found there are not read.
         (site,) = (folder / "lib").glob("python*/site-packages")
-        (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+        here = [path for path in sys.path if path.endswith("site-packages")]
+        (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in here))
     return time.monotonic() - started
 
 
@@ -208,9 +213,9 @@ def page(
         HEAD.format(command=command, cores=os.cpu_count(), load=load, total=minutes(total)),
         "## Install\n",
         f"```console\n$ pip install {shlex.quote(wheel)}\n```\n",
-        f"{installed:.0f} s, with all it depends on.\n"
+        f"{installed:.0f} s, with all dependencies.\n"
         if given.fresh
-        else f"{installed:.0f} s here, where all that it depends on was installed already; else minutes.\n",
+        else f"{installed:.0f} s here, where all dependencies were installed already; else minutes.\n",
     ]
     for number, one in enumerate(done, 1):
         parts += [f"## {number}. {one.step.title}\n", f"{one.step.why}\n"]
@@ -236,12 +241,12 @@ def minutes(seconds: float) -> str:
 HEAD = """\
 # First steps
 
-What a new user types, from an empty folder to a model on the Hub, and what comes back: written by
-`{command}`, which ran it. {total} in all, on {cores} cores that had other work, too (load {load:.1f} at the start).
+What a new user types, from an empty folder to a model on the Hub, and the output, as recorded by
+`{command}`: {total} in all, on {cores} shared cores (load {load:.1f} at the start).
 
-The settings behind `--set` make the two rounds smaller than the quickstart's own; without them the commands are the
-same. The Hub is a small server on this machine that speaks its protocol (`HF_ENDPOINT` names it); for huggingface.co
-`hf auth login` and your own `owner/name` are needed, nothing else.
+The `--set` options make the two rounds smaller than the quickstart's own; without them the commands are the same. The
+Hub is a small server on this machine with the same protocol (`HF_ENDPOINT` names it). For huggingface.co you need
+`hf auth login` and your own `owner/name`, nothing else.
 """
 
 

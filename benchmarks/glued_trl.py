@@ -26,7 +26,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,7 +34,7 @@ from typing import Any
 
 from measuring import Cost, cost
 
-from posttrain import load_recipe, shipped
+from posttrain import load_recipe, open_run, shipped
 from posttrain.config import PromptSet
 from posttrain.pipeline.scored import BASE_TEMPERATURES
 from posttrain.recipe.recipe import Recipe
@@ -68,9 +67,7 @@ class Ours:
     def play(self, first: int, last: int) -> Turn:
         command = [sys.executable, "-m", "posttrain", "round", "quickstart", "--n", str(last), "--run", str(self.run)]
         spent = cost([[*command, *self.settings]], self.log)
-        status = [sys.executable, "-m", "posttrain", "status", str(self.run), "--json"]
-        rounds = json.loads(subprocess.run(status, check=True, capture_output=True).stdout)["rounds"]
-        heldout = [entry["evaluate"]["heldout"] for entry in rounds if entry["promoted"]][-1]
+        heldout = [one.metrics("heldout")["heldout"] for one in open_run(self.run).rounds if one.promoted][-1]
         shown = {name: heldout[name]["value"] for name in ("pass@1", "greedy")}
         return Turn(OURS, name_of(first, last), spent.wall_s, spent.cpu_s, shown)
 
@@ -78,7 +75,7 @@ class Ours:
 class Glued:
     """The user's own driver: what would be a shell script."""
 
-    def __init__(self, folder: Path, recipe: Recipe, shards: int, threads: int) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, shards: int, threads: int, searched: int) -> None:
         self.folder, self.recipe, self.shards = folder / "glued", recipe, shards
         self.log = folder / "glued.log"
         self.folder.mkdir(parents=True)
@@ -93,11 +90,11 @@ class Glued:
         sets = recipe.prompts
         self.sets = {name: self._prompts(getattr(sets, name)) for name in ("train", "dev", "heldout")}
         random.Random(recipe.seed).shuffle(self.sets["train"])
-        self.base = self.policy = self.previous = str(shipped.data_path(recipe.model.path))
+        self.base = self.policy = self.previous = str(shipped.locate("data", recipe.model.path))
         self.reward_model = self.base
         self.best = -1.0
         self.heldout: dict[str, float] = {}
-        self.fastest = {step: self._search(step) for step in SEARCH}
+        self.fastest = {step: self._search(step, searched) for step in SEARCH}
         self.spent.clear()
 
     def play(self, first: int, last: int) -> Turn:
@@ -203,9 +200,9 @@ class Glued:
         self._run(f"trl {kind}", [command])
         return str(out)
 
-    def _search(self, step: str) -> tuple[int, str]:
-        """Rows at once and dtype with which this step takes least CPU time on 256 of the prompts, start-up aside."""
-        prompts = write(self.folder / "search.jsonl", self.sets["train"][:256])
+    def _search(self, step: str, searched: int) -> tuple[int, str]:
+        """Rows at once and dtype with which this step takes least CPU time on so many prompts, start-up aside."""
+        prompts = write(self.folder / "search.jsonl", self.sets["train"][:searched])
         cpu_s = {}
         for rows in SEARCH[step]:
             for dtype in ("float32", "bfloat16"):
@@ -242,7 +239,7 @@ class Glued:
 
     def _prompts(self, prompt_set: PromptSet) -> list[Row]:
         bounds = (int(bound) if bound else None for bound in (prompt_set.rows or ":").split(":"))
-        return read(shipped.data_path(prompt_set.path or ""))[slice(*bounds)]
+        return read(shipped.locate("data", prompt_set.path or ""))[slice(*bounds)]
 
 
 def figures(rows: Iterable[Row]) -> dict[str, float]:
@@ -307,6 +304,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="rounds before the other side's turn")
     parser.add_argument("--shards", type=int, default=os.cpu_count() or 1, help="processes that sample, glued side")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process, glued side")
+    parser.add_argument("--searched", type=int, default=256, help="prompts of the search for rows and dtype")
     parser.add_argument("--folder", type=Path, default=Path("runs/glued-trl"), help="must not be there yet")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path, help="also write the figures there")
@@ -316,7 +314,7 @@ def main() -> None:
         parser.error(f"{given.folder} is there already; remove it, or name another --folder")
     folder.mkdir(parents=True)
     sides = [
-        Glued(folder, load_recipe("quickstart", given.settings), given.shards, given.threads),
+        Glued(folder, load_recipe("quickstart", given.settings), given.shards, given.threads, given.searched),
         Ours(folder, given.settings),
     ]
     turns = []

@@ -102,7 +102,7 @@ def probe() -> Rates:
 
 
 def write_prompts(case: Case, path: Path) -> None:
-    with shipped.data_path("word-problems.train.jsonl").open(encoding="utf-8") as file:
+    with shipped.locate("data", "word-problems.train.jsonl").open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     joined = [
         {**rows[at], "prompt": " ".join(rows[(at + more) % len(rows)]["prompt"] for more in range(case.length))}
@@ -142,7 +142,7 @@ def play(case: Case, folder: Path, workers: int, sender: Connection) -> None:
         calls = {
             "samples": lambda: stages.samples(made["prompts"], stages.base, None),
             "scores": lambda: stages.scores(made["samples"], reward_model),
-            "filters": lambda: stages.filters(made["scores"], made["prompts"]),
+            "filters": lambda: stages.filtering.filters(1, made["scores"], made["prompts"]),
         }
         for name in STAGES:
             wall, cpu = time.perf_counter(), _cpu()

@@ -184,7 +184,7 @@ def damage(whole: faults.Faulty, folder: Path) -> dict[str, Any]:
     shutil.copytree(whole.root, copy, symlinks=True)
     tried: Counter[str] = Counter()
     missed: list[str] = []
-    under_way = [stopped(whole, folder, stage) for stage in ("sft", "pairs")]
+    under_way = [stopped(whole, folder, stage) for stage in ("sft", "answers_pairs", "pairs")]
     for root, paths in [(copy, kept(copy)), *((root, begun(root)) for root in under_way)]:
         for path in paths:
             content = path.read_bytes()

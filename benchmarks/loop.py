@@ -30,7 +30,7 @@ from typing import Any
 
 from measuring import cost
 
-AGAIN = ("answers", "scores")
+AGAIN = ("answers_samples", "scores")  # roles in a round
 
 
 @dataclass(frozen=True)
@@ -55,31 +55,30 @@ def outside(run: Path, started: float, wall_s: float) -> float:
     return wall_s - covered
 
 
-def again(run: Path, stage: str, workers: int) -> float:
+def again(run: Path, role: str, workers: int) -> float:
     """Wall seconds of the last round's stage, done again in a process of its own with the libraries imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["posttrain.execution.preload"])
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_again, args=(run, stage, workers, sender))
+    child = context.Process(target=_again, args=(run, role, workers, sender))
     child.start()
     seconds = receiver.recv()
     child.join()
     return seconds
 
 
-def _again(run: Path, stage: str, workers: int, sender: Connection) -> None:
+def _again(run: Path, role: str, workers: int, sender: Connection) -> None:
     import torch
 
-    from posttrain import load_recipe, shipped
+    from posttrain import load_recipe, open_run, shipped
     from posttrain.job import Job
     from posttrain.stages import run_stage
 
     torch.set_num_threads(1)
-    key = json.loads((run / "run.json").read_text(encoding="utf-8"))["rounds"][-1]["stages"][stage]
-    manifest = json.loads((run / "artifacts" / key / "artifact.json").read_text(encoding="utf-8"))
+    manifest = open_run(run).rounds[-1].manifests[role]
     recipe = load_recipe(str(run / "recipe.yaml"), files=False)
     inputs = {role: run / "artifacts" / key for role, key in manifest["input_keys"].items()}
-    base = shipped.data_path(recipe.model.path)
+    base = shipped.locate("data", recipe.model.path)
     inputs = {role: path if path.exists() else base for role, path in inputs.items()}
     files = {Path(entry.use).name: entry.use for entry in recipe.reward if not entry.is_reward_model}
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +90,7 @@ def _again(run: Path, stage: str, workers: int, sender: Connection) -> None:
         }
         job = Job(manifest["config"], inputs, out, scratch, seed=0, runtime=runtime, workers=workers)
         started = time.perf_counter()
-        run_stage(stage, job)
+        run_stage(manifest["stage"], job)
         sender.send(time.perf_counter() - started)
 
 
@@ -108,11 +107,12 @@ def measure(folder: Path, n: int, repeats: int, settings: Sequence[str]) -> list
         Figure("outside stages", idle, f"{idle / whole.wall_s:.1%} of the rounds"),
         Figure("nothing to do", nothing),
     ]
-    for stage in AGAIN:
+    for role in AGAIN:
+        stage = role.replace("_", " ")
         sides: dict[int, list[float]] = {1: [], workers: []}
         for _ in range(repeats):
             for side, seconds in sides.items():
-                seconds.append(again(run, stage, side))
+                seconds.append(again(run, role, side))
         one, all_of_them = (statistics.median(sides[side]) for side in (1, workers))
         figures.append(Figure(f"{stage}, 1 worker", one))
         figures.append(Figure(f"{stage}, {workers} workers", all_of_them, f"{one / all_of_them:.2f} × as fast"))

@@ -105,7 +105,7 @@ def _wait(device: torch.device) -> None:
 def write_model(size: Size, folder: Path) -> int:
     """A random model with the tiny base's tokenizer; how many parameters it has."""
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(shipped.data_path("tiny-base"))
+    tokenizer = AutoTokenizer.from_pretrained(shipped.locate("data", "tiny-base"))
     config = LlamaConfig(
         vocab_size=size.vocab,
         hidden_size=size.hidden,
@@ -126,8 +126,8 @@ def write_model(size: Size, folder: Path) -> int:
 
 def write_rows(folder: Path, length: int, tokens: int) -> float:
     """kept.parquet with about so many tokens, made of the quickstart's prompts; the mean tokens of a row."""
-    tokenizer = AutoTokenizer.from_pretrained(shipped.data_path("tiny-base"))
-    with shipped.data_path("word-problems.train.jsonl").open(encoding="utf-8") as file:
+    tokenizer = AutoTokenizer.from_pretrained(shipped.locate("data", "tiny-base"))
+    with shipped.locate("data", "word-problems.train.jsonl").open(encoding="utf-8") as file:
         texts = [json.loads(line)["prompt"] for line in file]
     sizes = [len(ids) for ids in tokenizer(texts)["input_ids"]]
     draw, rows, lengths = random.Random(0), [], []

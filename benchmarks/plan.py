@@ -1,6 +1,6 @@
 """What `posttrain check` says that rounds take, beside what they then take.
 
-    python benchmarks/plan.py [--n 6] [--recipe quickstart] [--repeats 3] [--folder runs/plan] [--json FILE]
+    python benchmarks/plan.py [--n 6] [--recipe quickstart] [--set KEY=VALUE] [--repeats 3] [--folder runs/plan]
 
 `check` is run --repeats times (the figures are medians), then `posttrain round` with a fresh run folder. Memory is the
 sum of proportional set sizes of the command and all it started, read twice a second: a shorter peak can be missed.
@@ -21,7 +21,7 @@ from typing import Any
 
 from measuring import proportional_mib, tree
 
-from posttrain.stages.registry import STAGES
+from posttrain import open_run
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def measured(command: list[str], run: Path) -> dict[str, float]:
 
 def steps(run: Path) -> int:
     """Of all trainings of the run."""
-    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in (run / "artifacts").glob("*/artifact.json")]
-    return sum(manifest["metrics"]["steps"] for manifest in manifests if STAGES[manifest["stage"]].trained)
+    made = {one.keys[role]: manifest for one in open_run(run).rounds for role, manifest in one.manifests.items()}
+    return sum(manifest["metrics"].get("steps", 0) for manifest in made.values())
 
 
 def table(told: Mapping[str, Any]) -> str:
@@ -86,13 +86,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=6)
     parser.add_argument("--recipe", default="quickstart")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/plan"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     given.folder.mkdir(parents=True)
     words = [sys.executable, "-m", "posttrain"]
-    rounds = [given.recipe, "--n", str(given.n)]
+    rounds = [given.recipe, "--n", str(given.n), *(part for setting in given.settings for part in ("--set", setting))]
     check_s, plan = planned([*words, "check", *rounds], given.repeats)
     run = measured([*words, "round", *rounds, "--run", str(given.folder / "run")], given.folder / "run")
     figures = [asdict(Figure(name, plan[name], run[name])) for name in plan]

@@ -140,9 +140,10 @@ def run_stage(folder: Path, workers: int, progress: Callable[[int, int, str], No
             return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
         root = folder.parent.parent
-        target = root / "poisoned" / stage["input_keys"]["scored"]
+        source = root / stage["inputs"]["scored"]
+        target = root / "poisoned" / source.name
         target.mkdir(parents=True, exist_ok=True)
-        scored = pq.read_table(root / "artifacts" / target.name / "scored.parquet")
+        scored = pq.read_table(source / "scored.parquet")
         pq.write_table(poisoned(scored, stage["seed"], encode), target / "scored.parquet")
         stage["inputs"]["scored"] = str(target.relative_to(root))
         write_durably(folder / "stage.json", json.dumps(stage))

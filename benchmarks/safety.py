@@ -1,6 +1,6 @@
 """What it costs that nothing is lost: the share of a run that goes into fsync, hashes, checkpoints and checks.
 
-    python benchmarks/safety.py --n 6 --run runs/safety [--json FILE]
+    python benchmarks/safety.py --n 6 --run runs/safety [--set KEY=VALUE] [--json FILE]
 
 Plays rounds of the quickstart as the command does, with a clock around each of these calls in each process. Their
 seconds are added up as if none ran beside other work, and held against the time of the run. A comparison of two runs,
@@ -85,9 +85,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=6)
     parser.add_argument("--run", type=Path, default=Path("runs/safety"))
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    recipe, run = load_recipe("quickstart"), Store(given.run)
+    recipe, run = load_recipe("quickstart", given.settings), Store(given.run)
     given.run.mkdir(parents=True)
     clock_all(given.run.resolve() / "clocked.txt")
     began = time.monotonic()

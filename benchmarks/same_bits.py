@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from support import faults
 
+from posttrain import open_run
 from posttrain.storage import store
 from posttrain.storage.files import file_hash
 
@@ -26,11 +27,11 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1, help="rounds")
     with tempfile.TemporaryDirectory() as folder:
         run = faults.finished(Path(folder) / "run", parser.parse_args().n)
-        last = store.Store(run.root).read_run()["rounds"][-1]
-        weights = run.root / last["policy"] / "model.safetensors"
-        print(file_hash(weights), "policy")
-        for role, key in last["stages"].items():
-            for name, path in store.payload(run.root / "artifacts" / key).items():
+        view = open_run(run.root)
+        assert view.policy
+        print(file_hash(view.policy / "model.safetensors"), "policy")
+        for role in view.rounds[-1].keys:
+            for name, path in store.payload(view.artifact(view.rounds[-1], role)).items():
                 print(file_hash(path), role, name)
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/sampling.py --sizes 1M 3M 150M --repeats 5 [--device cuda] [--json FILE]
 
-Random Llama weights of three sizes. Both sides draw at temperature 1 without top-k or top-p, in one process, on one
+Random Llama weights of some sizes. Both sides draw at temperature 1 without top-k or top-p, in one process, on one
 thread, in turn; `generate` gets the batch size that was fastest for it in a search before. Lengths: `fixed` (every
 completion runs to the maximum) and `geometric` (a share of the vocabulary counts as end tokens, so that the mean is
 30 % of the maximum). Tokens are those sampled, end tokens included. Each figure is the median over the repeats. On a
@@ -52,6 +52,7 @@ class Size:
 
 
 SIZES = {
+    "0.1M": Size(64, 128, 2, 4, 256, True, prompts=8, prompt=20, k=4, new=16),  # for a look whether all works
     "1M": Size(128, 352, 4, 4, 512, True, prompts=128, prompt=40, k=8, new=48),
     "3M": Size(192, 512, 6, 6, 2048, True, prompts=48, prompt=100, k=16, new=64),
     "150M": Size(768, 2048, 14, 12, 32000, False, prompts=8, prompt=128, k=16, new=48),

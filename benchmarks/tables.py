@@ -1,6 +1,6 @@
 """Puts the figures under benchmarks/results/ into the pages of docs/, each table between its markers.
 
-    python benchmarks/tables.py
+    python benchmarks/tables.py [--docs FOLDER]
 
 `results/NAME.json` is what `benchmarks/NAME.py --json` wrote; `results/NAME.cuda.json` the same from a GPU. In the
 text, `<!-- NAME -->` and `<!-- /NAME -->` (or `NAME.cuda`) stand around the table. A table without figures stays as it
@@ -9,6 +9,7 @@ is; figures without a place are refused.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -117,9 +118,12 @@ def fill(page: str, name: str, table: str) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    docs = parser.parse_args().docs
     for path in sorted((HERE / "results").glob("*.json")):
         script, _, device = path.stem.partition(".")
-        page = DOCS / PAGES.get(script, "speed.md")
+        page = docs / PAGES.get(script, "speed.md")
         table = TABLES[script](json.loads(path.read_text(encoding="utf-8")), device or "cpu")
         page.write_text(fill(page.read_text(encoding="utf-8"), path.stem, table), encoding="utf-8")
 

@@ -3,11 +3,12 @@
     python benchmarks/training.py --run runs/quickstart [--round 1] [--stages sft dpo] [--repeats 5] [--json FILE]
 
 The rows, model folders and settings are those of a finished round of --run, which is only read; where there is no such
-run, one round of the quickstart is run there first. `ours` is the stage itself on a Job, from table to saved model.
-`TRL, defaults` is TRL's trainer on the same conversational rows with the recipe's fields (learning rate, batch, epochs)
-and TRL's own choice for the rest; `TRL, tuned` the same with what its options offer a CPU: no activation checkpointing,
-eager attention under bf16 autocast, and in SFT batches of like length (its DPO and reward trainers cannot do that). The
-reward model trains for its epochs, without the recipe's `max_steps`, so that the sides see the same rows.
+run, so many rounds of the quickstart are run there first, with what --set changes. `ours` is the stage itself on a Job,
+from table to saved model. `TRL, defaults` is TRL's trainer on the same conversational rows with the recipe's fields
+(learning rate, batch, epochs) and TRL's own choice for the rest; `TRL, tuned` the same with what its options offer a
+CPU: no activation checkpointing, eager attention under bf16 autocast, and in SFT batches of like length (its DPO and
+reward trainers cannot do that). The reward model trains for its epochs, without the recipe's `max_steps`, so that the
+sides see the same rows.
 
 Useful tokens are those of the rows, prompts included, once an epoch: no padding, and in DPO not the reference's pass.
 Loading, tokenizing and saving are in the time; importing is not. One process, one thread, in turn; medians.
@@ -24,8 +25,6 @@ import gc
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -41,7 +40,7 @@ from sampling import timed
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
-from posttrain import load_recipe, models
+from posttrain import load_recipe, models, open_run, run_rounds
 from posttrain.job import Job
 from posttrain.stages import run_stage
 from posttrain.training.rows import pair_rows, sft_rows
@@ -87,7 +86,7 @@ class Work:
 def work(run: Path, number: int, stage: str) -> Work:
     """The stage's own inputs, and the same rows as TRL takes them."""
     recipe = load_recipe(str(run / "recipe.yaml"))
-    manifest = json.loads((run / f"round-{number}" / stage.replace("_", "-") / "artifact.json").read_text("utf-8"))
+    manifest = open_run(run).rounds[number].manifests[stage]
     keys = manifest["input_keys"]
     inputs = {role: run / "artifacts" / key for role, key in keys.items() if not key.startswith("base-")}
     inputs = {"model": models.resolve(recipe.model).path, **inputs}
@@ -215,11 +214,11 @@ def main() -> None:
     parser.add_argument("--round", type=int, default=1)
     parser.add_argument("--stages", nargs="+", choices=TRAINERS, default=list(TRAINERS))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     given = parser.parse_args()
     if not (given.run / "run.json").exists():
-        command = [sys.executable, "-m", "posttrain", "round", "quickstart", "--n", str(given.round)]
-        subprocess.run([*command, "--run", str(given.run)], check=True)
+        run_rounds(load_recipe("quickstart", given.settings), given.round, given.run)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # TRL's use of transformers

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import trl_fields
-from posttrain.config.training import TRAINED, Trained
+from posttrain.config.trained import Trained
+from posttrain.config.training import TRAINED
 from posttrain.recipe.schema import FILE, schema, trl_properties
 
 ROOT = Path(__file__).resolve().parent.parent

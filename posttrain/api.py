@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from posttrain.errors import InputError, PosttrainError
 from posttrain.execution import retry
 from posttrain.execution.launcher import Forked
-from posttrain.execution.progress import Silent, Watcher, Watchers
+from posttrain.execution.progress import Silent, Watcher
 from posttrain.execution.runner import Runner
 from posttrain.inference import evaluate
 from posttrain.loop import play
@@ -52,9 +52,9 @@ def run_rounds(recipe: Recipe, n: int, folder: str | Path | None = None, watcher
         with store.session():
             check_run(recipe, n, store)
             push = _push(store, recipe, watcher)
-            watchers = Watchers(watcher, *push, Tracked(store, recipe.name, recipe.report_to))
+            after_round = [each.round_done for each in (*push, Tracked(store, recipe.name, recipe.report_to))]
             try:
-                play(recipe, Runner(store, Forked(), watchers, workers, recipe), n)
+                play(recipe, Runner(store, Forked(), watcher, workers, recipe, after_round), n)
             except PosttrainError:
                 _finish(push)  # of the rounds that are done
                 raise

@@ -19,8 +19,12 @@ PosttrainError                 1   the base class
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
 
 
 class PosttrainError(Exception):
@@ -33,12 +37,8 @@ class PosttrainError(Exception):
 
     def __init__(self, message: str = "", *, rule: str | None = None) -> None:
         self.rule = rule
-        super().__init__(_with_rule(message, rule))
-
-
-def _with_rule(message: str, rule: str | None) -> str:
-    first, newline, rest = message.partition("\n")
-    return f"{first} [{rule}]{newline}{rest}" if rule else message
+        first, newline, rest = message.partition("\n")
+        super().__init__(f"{first} [{rule}]{newline}{rest}" if rule else message)
 
 
 class InputError(PosttrainError):
@@ -64,20 +64,26 @@ class InputError(PosttrainError):
         text = f"{where}: {message}" if where else message
         super().__init__(f"{text}\n  {hint}" if hint else text, rule=rule)
 
-    def __reduce__(self):  # keyword-only arguments do not survive pickling by default
-        fields = {
-            "message": self.message,
-            "file": self.file,
-            "line": self.line,
-            "column": self.column,
-            "hint": self.hint,
-            "rule": self.rule,
-        }
-        return _rebuild, (type(self), fields)
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("message", "file", "line", "column", "hint", "rule")}
+
+    def replaced(self, **changes: Any) -> Self:
+        """The same error with some fields changed, such as the message or the place."""
+        return type(self)(**self._fields() | changes)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # keyword-only arguments do not survive pickling by default
+        return functools.partial(type(self), **self._fields()), ()
 
 
-def _rebuild(kind: type[InputError], fields: dict) -> InputError:
-    return kind(fields.pop("message"), **fields)
+@contextlib.contextmanager
+def in_file(file: Path | str) -> Iterator[None]:
+    """Adds the file to an input error that does not name one."""
+    try:
+        yield
+    except InputError as error:
+        if error.file is not None:
+            raise
+        raise error.replaced(file=str(file)) from error
 
 
 class RecipeError(InputError):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from posttrain.errors import InputError
 from posttrain.execution.launcher import Forked
 from posttrain.execution.progress import Silent, Watcher
 from posttrain.execution.runner import Runner
-from posttrain.job import Job, no_progress
+from posttrain.job import Job
 from posttrain.models.folder import resolve
 from posttrain.models.inspection import inspect
 from posttrain.pipeline.stage_inputs import StageInputs
@@ -88,13 +87,13 @@ def sample(
     ]
     with tempfile.TemporaryDirectory(prefix=".posttrain-sample-", dir=out.absolute().parent) as folder:
         server = {"server": engine.server.model_dump(mode="json")} if engine.server else {}
-        job = Job({"engine": engine.model_dump(mode="json")}, {}, Path(folder), Path(folder), 0, server)
+        job = Job({"engine": engine.model_dump(mode="json")}, {}, Path(folder), Path(folder), 0, server, workers)
         params = SamplingParams(sampling["temperature"], sampling["max_new_tokens"], sampling["top_p"])
         seed = derive_seed(sampling["seed"], "sample")
         shards = plan(rows, Sampling(str(path), params, sampling["k"], seed, **settings(job)), engine.shard_tokens)
         table = Path(folder) / "answers.parquet"
         try:
-            count = run_rollouts(shards, Path(folder) / "shards", table, workers, no_progress)
+            count = run_rollouts(shards, job, table)
         except ValueError as error:  # what an engine says of a prompt that does not fit
             raise InputError(
                 str(error), hint="take the prompt out, or lower --max-new-tokens", rule="command-prompt-too-long"
@@ -118,18 +117,20 @@ def prompts_in(file: Path) -> list[Prompt]:
 
 def _write(table: Path, out: Path) -> None:
     """The table's useful columns, a batch in memory at a time; the file appears when it is whole."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source, part = pq.ParquetFile(table), out.with_name(f".{out.name}.part")
+    from posttrain.data.tables import ANSWERS
+
+    schema, part = pa.schema([ANSWERS.field(name) for name in WRITTEN]), out.with_name(f".{out.name}.part")
+    batches = pq.ParquetFile(table).iter_batches(4096, columns=list(WRITTEN))
     if out.suffix == ".parquet":
-        with pq.ParquetWriter(
-            part, source.schema_arrow.empty_table().select(WRITTEN).schema, compression="zstd"
-        ) as writer:
-            for batch in source.iter_batches(4096, columns=list(WRITTEN)):
+        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+            for batch in batches:
                 writer.write_batch(batch.select(list(WRITTEN)))
     else:
         with part.open("w", encoding="utf-8") as file:
-            for batch in source.iter_batches(4096, columns=list(WRITTEN)):
+            for batch in batches:
                 for row in batch.to_pylist():
                     row["columns"] = json.loads(row["columns"])
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -137,7 +138,7 @@ def _write(table: Path, out: Path) -> None:
 
 
 class Conversation:
-    """A chat with a model through its chat template, streamed token by token."""
+    """A chat with a model through its chat template."""
 
     def __init__(self, model: str, system: str | None, temperature: float, max_new_tokens: int, seed: int) -> None:
         import torch
@@ -152,22 +153,21 @@ class Conversation:
         self.system, self.temperature, self.max_new_tokens = system, temperature, max_new_tokens
         torch.manual_seed(seed)
         self.messages: list[Message] = []
-        self._sound = False  # once its first logits were looked at
         self.reset()
 
     def reset(self) -> None:
         """Starts a new conversation."""
         self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
 
-    def reply(self, text: str) -> Iterator[str]:
-        """Streams the answer to `text`; both are part of the conversation from then on.
+    def reply(self, text: str, say: Callable[[str], None]) -> None:
+        """Calls `say` with each piece of the answer to `text`; both are part of the conversation from then on.
 
         Raises:
             InputError: the conversation no longer fits the model's context, or the model's logits are not finite; the
                 conversation is unchanged.
         """
         import torch
-        from transformers import LogitsProcessorList, TextIteratorStreamer
+        from transformers import LogitsProcessorList, TextStreamer
 
         from posttrain.data.chat_template import render_prompt
         from posttrain.engines.protocol import context_length
@@ -177,47 +177,34 @@ class Conversation:
         context = context_length(self.model.config)
         if len(ids) >= context:
             raise InputError(
-                f"the talk has {len(ids)} tokens, the model's context {context}",
-                hint="/reset begins anew",
+                f"the conversation has {len(ids)} tokens, the model's context {context}",
+                hint="/reset starts a new one",
                 rule="command-talk-too-long",
             )
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         how = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
         given = torch.tensor([ids], device=self.device)
-        failed: list[Exception] = []
+        pieces: list[str] = []
 
-        def generate() -> None:
-            try:
-                self.model.generate(
-                    given,
-                    attention_mask=torch.ones_like(given),
-                    streamer=streamer,
-                    max_new_tokens=min(self.max_new_tokens, context - len(ids)),
-                    pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
-                    logits_processor=LogitsProcessorList([self._checked]),
-                    **how,
-                )
-            except Exception as error:  # raised by the thread that reads
-                failed.append(error)
-                streamer.end()
+        class Streamer(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                pieces.append(text)
+                say(text)
 
-        thread = threading.Thread(target=generate, daemon=True)
-        thread.start()
-        pieces = []
-        for piece in streamer:
-            pieces.append(piece)
-            yield piece
-        thread.join()
-        if failed:
-            raise failed[0]
+        self.model.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            streamer=Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True),
+            max_new_tokens=min(self.max_new_tokens, context - len(ids)),
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            logits_processor=LogitsProcessorList([self._checked]),
+            **how,
+        )
         self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
     def _checked(self, ids: Any, scores: Any) -> Any:
         from posttrain.engines.load import check_logits
 
-        if not self._sound:
-            check_logits(scores, self.model, self.model.dtype)
-            self._sound = True
+        check_logits(scores, self.model, self.model.dtype)
         return scores
 
 

@@ -33,6 +33,22 @@ class Job:
     workers: int = 1
     progress: Callable[[int, int, str], None] = field(default=no_progress)
 
+    def counter(self, total: int, unit: str) -> Callable[[int], None]:
+        """A function that is given how much more is done, and reports how much is done in all."""
+        done = 0
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            self.progress(done, total, unit)
+
+        return count
+
+    def numbered(self, name: str) -> list[str]:
+        """The roles `name`_1, `name`_2, … among the inputs, in the order of their numbers."""
+        roles = [role for role in self.inputs if role.startswith(f"{name}_")]
+        return sorted(roles, key=lambda role: int(role.rpartition("_")[2]))
+
     def section(self, name: str, kind: type[S]) -> S:
         """A section of the recipe, restored from its parts in `config` and `runtime`."""
         return kind.restored(self.config[name], self.runtime.get(name))

@@ -19,7 +19,7 @@ from posttrain.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class State:
-    """What one round hands to the next."""
+    """The state that one round passes to the next."""
 
     policy: Artifact  # the last promoted policy: what samples
     previous: Artifact  # the one promoted before it
@@ -45,7 +45,7 @@ def play(recipe: Recipe, runner: Stages, n: int) -> Artifact:
         stages.settle()
         prompts = stages.prompts()
         stages.trial()
-        evaluation = stages.evaluate_base(prompts)
+        evaluation = stages.scoring.evaluate_base(prompts, stages.base)
         runner.end_round(promoted=True, policy=stages.base)
         state = State(stages.base, stages.base, evaluation, evaluation)
         for number in range(1, n + 1):
@@ -69,10 +69,10 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
     if recipe.reward_model:
         reward_model = stages.reward_model(preferences, state.reward_model)
     samples = stages.samples(fresh, state.policy, stages.difficulty(fresh, state.policy))
-    scored = stages.scores(samples, reward_model, stages.annotations(fresh, samples))
-    classifier = stages.quality_classifier(state.kept, state.policy)
-    kept = (*state.kept, stages.filters(scored, prompts, state.kept, classifier, state.policy))
-    diversity = stages.diversity(kept) if recipe.collapse else None
+    scored = stages.scores(samples, reward_model, stages.filtering.annotations(fresh, samples))
+    classifier = stages.filtering.classifier(number, state.kept, state.policy)
+    kept = (*state.kept, stages.filtering.filters(number, scored, prompts, state.kept, classifier, state.policy))
+    diversity = stages.filtering.diversity(kept) if recipe.collapse else None
     policy = state.policy
     if recipe.sft:
         policy = stages.sft(kept, policy, reward_model)
@@ -85,12 +85,12 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
     if recipe.kto:
         policy = stages.preference_optimisation("kto", policy, tables, reward_model)
     policy = stages.across_rounds(policy, state.promoted, reward_model)
-    evaluation = stages.evaluate(prompts, policy, reward_model)
+    evaluation = stages.scoring.evaluate(prompts, policy, reward_model)
     promoted, better = stages.promote(evaluation, state.evaluation, reward_model)
     if recipe.watch:
         stages.watch(evaluation, state.evaluation, state.base, preferences, reward_model)
     if diversity:
-        state = replace(state, collapsed=stages.collapsed(diversity))
+        state = replace(state, collapsed=stages.filtering.collapsed(diversity))
     state = replace(
         state,
         preferences=preferences,
@@ -101,5 +101,5 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
     if promoted:
         promoted_so_far = (*state.promoted, policy)
         state = replace(state, policy=policy, previous=state.policy, promoted=promoted_so_far, evaluation=evaluation)
-    stages.end(promoted, state.policy)
+    stages.runner.end_round(promoted, state.policy)
     return state

@@ -5,14 +5,15 @@ A shard is plain data, so that any process can take it. Engines and tokenizers a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,9 +27,6 @@ from posttrain.job import Job
 from posttrain.storage.pieces import by_work
 from posttrain.storage.shards import concatenate, processes, run_shards
 from posttrain.system import device
-
-if TYPE_CHECKING:
-    from posttrain.engines.server import ServerEngine
 
 _FALLBACK = b"fallback"  # among a table's own words: why the engine was not the one that was asked for
 
@@ -82,6 +80,11 @@ class Shard:
     ids: tuple[tuple[int, ...], ...]
     sampling: Sampling
 
+    @property
+    def completions(self) -> int:
+        """How many it asks for."""
+        return len(self.prompts) * (self.sampling.k + self.sampling.greedy)
+
 
 def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, shard_tokens: int) -> list[Shard]:
     """Shards of about equal work, with at most `shard_tokens` tokens: the prompts' and `max_new_tokens` per answer.
@@ -104,7 +107,7 @@ def rollout(shard: Shard, engine: Engine | None = None) -> pa.Table:
     """K completions of each of the shard's prompts, as ANSWERS. Rows: prompt by prompt, each in order. `engine`: where
     it is not the one that this process keeps."""
     sampling = shard.sampling
-    engine = engine or _engine(sampling.policy, sampling.use, sampling.dtype, sampling.server)
+    engine = engine or _engine(sampling.policy, sampling.use, sampling.dtype)
     requests = [
         Request(
             ids,
@@ -142,57 +145,30 @@ def sampled_slowly(answers: Path) -> dict[str, list[str]]:
     return {"fallback": [f"answers are sampled one by one, which takes longer: {reason.decode()}"]} if reason else {}
 
 
-def run_rollouts(
-    shards: Sequence[Shard], scratch: Path, target: Path, workers: int, progress: Callable[[int, int, str], None]
-) -> int:
-    """Work off the shards, going on with those of the same plan in `scratch`, and join them into `target`. Returns the
-    number of rows."""
+def run_rollouts(shards: Sequence[Shard], job: Job, target: Path) -> int:
+    """Work off the shards, going on with those of the same plan in the job's scratch, and join them into `target`.
+    Returns the number of rows."""
     planned = json.dumps([[row["id"] for row in shard.prompts] for shard in shards])
-    scratch = scratch / hashlib.sha256(planned.encode()).hexdigest()[:16]
-    total, done = sum(len(shard.prompts) * (shard.sampling.k + shard.sampling.greedy) for shard in shards), 0
+    scratch = job.scratch / "shards" / hashlib.sha256(planned.encode()).hexdigest()[:16]
+    count = job.counter(sum(shard.completions for shard in shards), "completions")
+    policy, server = next(((one.sampling.policy, one.sampling.server) for one in shards), ("", None))
+    if server is None:
+        return concatenate(run_shards(rollout, shards, scratch, processes(job.workers), count), target)
+    from posttrain.engines.server import ServerEngine
 
-    def count(rows: int) -> None:
-        nonlocal done
-        done += rows
-        progress(done, total, "completions")
-
-    try:
-        served = next((one.sampling for one in shards if one.sampling.server), None)
-        work, threads = rollout, 1
-        if served and served.server:
-            engine = _engine(served.policy, served.use, served.dtype, served.server)
-            # As many shards at a time as fill the server, and one more: the next one's requests go out before the last
-            # one's longest answer is there.
-            requests = min(len(shard.prompts) * (shard.sampling.k + shard.sampling.greedy) for shard in shards)
-            work = functools.partial(rollout, engine=engine)
-            threads = 1 + math.ceil(DIALECTS[served.server.kind].at_once / requests)
-        paths = run_shards(work, shards, scratch, processes(workers, bool(served)), count, threads)
-    finally:
-        _close_servers()
-    return concatenate(paths, target)
+    # As many shards at a time as fill the server, and one more: the next one's requests go out before the last one's
+    # longest answer is there.
+    threads = 1 + math.ceil(DIALECTS[server.kind].at_once / min(shard.completions for shard in shards))
+    with contextlib.closing(ServerEngine(policy, server)) as engine:
+        work = functools.partial(rollout, engine=engine)
+        return concatenate(run_shards(work, shards, scratch, 1, count, threads), target)
 
 
 @functools.lru_cache(maxsize=2)
-def _engine(policy: str, use: str, dtype: str, server: ServerSettings | None = None) -> Engine:
-    if server is not None:
-        from posttrain.engines.server import ServerEngine
-
-        _servers.append(ServerEngine(policy, server))
-        return _servers[-1]
+def _engine(policy: str, use: str, dtype: str) -> Engine:
     from posttrain.engines import load_engine
 
     return load_engine(policy, use, dtype, device())  # pyright: ignore[reportArgumentType] # checked by the recipe
-
-
-# Those that this process uses now: each ends with the sampling that it is for, so that no two hold memory at once.
-_servers: list[ServerEngine] = []
-
-
-def _close_servers() -> None:
-    if _servers:
-        _engine.cache_clear()
-    while _servers:
-        _servers.pop().close()
 
 
 @functools.lru_cache(maxsize=4)

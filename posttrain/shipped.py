@@ -1,4 +1,4 @@
-"""Where the shipped recipes, rewards and data lie. The only module that knows.
+"""Paths of the shipped recipes, rewards and data; no other module builds them.
 
 In an installed wheel they lie in `posttrain/_content/`; in a checkout beside the package. The
 sibling folder counts only when `pyproject.toml` stands beside it: an installed package must never
@@ -43,18 +43,9 @@ def recipe_path(name: str) -> Path:
     return _path("recipes", name.removesuffix(".yaml"), ".yaml")
 
 
-def reward_path(name: str) -> Path:
-    """The shipped reward file `name`, with its ending. Raises InputError that lists near names."""
-    return _path("reward", name)
-
-
-def data_path(name: str) -> Path:
-    """The shipped data file or model folder `name`. Raises InputError that lists near names."""
-    return _path("data", name)
-
-
 def locate(kind: Kind, value: str) -> Path:
-    """The file or folder that a resolved recipe names: a bare name is shipped, anything else is a path."""
+    """The file or folder that a resolved recipe names: a bare name is shipped, anything else is a path. Raises
+    InputError that lists near names."""
     return _path(kind, value) if "/" not in value else Path(value)
 
 

@@ -42,7 +42,8 @@ class TestChat:
 
     def test_an_answer_comes_in_pieces_and_becomes_part_of_the_talk(self, model: Path) -> None:
         talk = Conversation(str(model), None, 0.0, 6, 0)
-        pieces = list(talk.reply("V"))
+        pieces: list[str] = []
+        talk.reply("V", pieces.append)
         assert len(pieces) > 1 and "".join(pieces) == (LOOP * 2)[:6]
         assert [message["role"] for message in talk.messages] == ["user", "assistant"]
         talk.reset()
@@ -53,12 +54,12 @@ class TestChat:
         tokenizer().save_pretrained(tmp_path)
         talk = Conversation(str(tmp_path), None, 1.0, 6, 0)
         with pytest.raises(ModelError, match=r"\[model-logits-not-finite\]"):
-            list(talk.reply("J"))
+            talk.reply("J", print)
 
     def test_a_talk_that_is_too_long_is_told_and_can_begin_anew(self, model: Path) -> None:
         told = posttrain("chat", str(model), given="x" * 80 + "\nJ\n")
         assert told.stdout.splitlines() == [CHAIN]
-        assert "/reset begins anew" in told.stderr
+        assert "/reset starts a new one" in told.stderr
 
 
 class TestSample:
@@ -79,7 +80,7 @@ class TestSample:
     @pytest.mark.parametrize(
         ("arguments", "says", "rule"),
         [
-            (["--out", "a.jsonl"], "whose prompts", "command-options"),
+            (["--out", "a.jsonl"], "from a recipe or from a file", "command-options"),
             (["--out", "a.txt", "--prompts", "asked.jsonl"], "name a .parquet or a .jsonl file", "command-output"),
             # no recipe has a key for it, so none is named
             (["--out", "a.jsonl", "--prompts", "none.jsonl"], r"no such file \[.*\]$", "data-no-such-file"),

@@ -1,4 +1,4 @@
-"""The page of tables, and what the scripts compute; to run them is too long for a test."""
+"""The page of tables, and what the scripts of benchmarks/ compute; test_benchmark_runs.py runs each."""
 
 import argparse
 import json

@@ -29,14 +29,14 @@ def test_every_kind_ships_something() -> None:
 def test_names_lead_to_files() -> None:
     assert shipped.recipe_path("quickstart") == shipped.recipe_path("quickstart.yaml")
     assert shipped.recipe_path("quickstart").is_file()
-    assert shipped.reward_path("word-problems.py").is_file()
+    assert shipped.locate("reward", "word-problems.py").is_file()
     assert shipped.locate("data", "word-problems.dev.jsonl").is_file()
     assert shipped.locate("data", "/a/b.jsonl") == Path("/a/b.jsonl")
 
 
 def test_an_unknown_name_lists_the_near_one() -> None:
     with pytest.raises(InputError) as e:
-        shipped.reward_path("word-problem.py")
+        shipped.locate("reward", "word-problem.py")
     assert "nothing shipped under reward/ is called 'word-problem.py', did you mean 'word-problems.py'?" in str(e.value)
     assert e.value.hint is not None and "word-problems.py" in e.value.hint
 
@@ -44,7 +44,7 @@ def test_an_unknown_name_lists_the_near_one() -> None:
 @pytest.mark.parametrize("name", ["../pyproject.toml", ".", "..", "", "__pycache__"])
 def test_nothing_but_what_is_shipped_is_reached(name: str) -> None:
     with pytest.raises(InputError):
-        shipped.data_path(name)
+        shipped.recipe_path(name)
 
 
 def test_a_data_folder_of_another_package_is_not_ours(installed: Path) -> None:
@@ -61,4 +61,4 @@ def test_an_installed_package_reads_its_own_content(installed: Path) -> None:
     (folder / "model").mkdir()
     (folder / "model" / "config.json").touch()
     assert shipped.names("data") == ["mine.jsonl", "model"]
-    assert shipped.data_path("model") == folder / "model"
+    assert shipped.locate("data", "model") == folder / "model"

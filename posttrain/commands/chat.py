@@ -42,8 +42,7 @@ def chat_(
             talk.reset()
         elif text:
             try:
-                for piece in talk.reply(text):
-                    say(piece, end="")
+                talk.reply(text, lambda piece: say(piece, end=""))
                 say("")
             except InputError as error:
                 say(redact(str(error)), error=True)

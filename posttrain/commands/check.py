@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
 
 from posttrain.commands.completion import recipes
-from posttrain.commands.terminal import say
+from posttrain.commands.terminal import json_text, say
 from posttrain.system import bytes_in_words
 
 
@@ -35,7 +34,7 @@ def check_(
     if as_json:
         checks = [{"name": name, "right": right, "said": said} for name, right, said in done.found]
         result = {"recipe": done.recipe.name, "checks": checks, "notes": done.notes, "plan": done.plan}
-        say(json.dumps(result, indent=1))
+        say(json_text(result))
     else:
         for name, right, said in done.found:
             say(f"{'ok ' if right else 'BAD'}  {name:<8} {said}")

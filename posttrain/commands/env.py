@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from posttrain.commands.terminal import say
+from posttrain.commands.terminal import json_text, say
 
 
 def env_(
@@ -22,7 +21,7 @@ def env_(
     from posttrain.system import describe
 
     found = {**describe(Path()), "products": rates()}
-    say(json.dumps(found, indent=1) if as_json else "\n".join(_lines(found)))
+    say(json_text(found) if as_json else "\n".join(_lines(found)))
 
 
 def _lines(found: dict[str, Any]) -> list[str]:

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import enum
-import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from posttrain.commands.terminal import Terminal, say
-
-
-class On(enum.StrEnum):
-    """The sets that a model is evaluated on."""
-
-    dev = "dev"
-    heldout = "heldout"
+from posttrain.commands.terminal import Terminal, json_text, say
 
 
 def eval_(
@@ -23,7 +14,7 @@ def eval_(
     recipe: Annotated[
         str, typer.Option("--recipe", help="Whose prompts and rewards: a name or a path.")
     ] = "quickstart",
-    on: Annotated[On, typer.Option("--on", help="Which of its sets.")] = On.heldout,
+    on: Annotated[Literal["dev", "heldout"], typer.Option("--on", help="Which of its sets.")] = "heldout",
     k: Annotated[int | None, typer.Option("--k", min=1, help="Sampled answers a prompt. Default: evaluate.k.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
@@ -37,8 +28,8 @@ def eval_(
     from posttrain.api import evaluate, load_recipe
 
     changed = load_recipe(recipe, [*(set_ or []), *([f"evaluate.k={k}"] if k else [])])
-    found = evaluate(model, changed, on.value, None if as_json else Terminal(lambda number: ""))
-    say(json.dumps({on.value: found}, indent=1) if as_json else "\n".join(_lines(f"{on.value} of {recipe}", found)))
+    found = evaluate(model, changed, on, None if as_json else Terminal(lambda number: ""))
+    say(json_text({on: found}) if as_json else "\n".join(_lines(f"{on} of {recipe}", found)))
 
 
 def _lines(title: str, found: dict[str, Any]) -> list[str]:

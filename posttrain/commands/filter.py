@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posttrain.commands.terminal import say
+from posttrain.commands.terminal import json_text, say
 
 if TYPE_CHECKING:
     from posttrain.filters import Filter, FilterContext
@@ -42,7 +41,7 @@ def filter_(
     chosen = [one for one in resolved.filters if isinstance(one, Filter)]  # all of them
     figures = filter_file(source, chosen, _context(resolved, chosen, against), out)
     if as_json:
-        say(json.dumps({"in": str(source), "out": str(out), **figures}, indent=1))
+        say(json_text({"in": str(source), "out": str(out), **figures}))
         return
     say(table(figures))
     say(f"\nkept {figures['kept']:,} of {figures['rows']:,} rows: {out / 'kept.parquet'}")
@@ -106,4 +105,4 @@ def _special_tokens(recipe: Recipe) -> list[str]:
 
     name = recipe.model.path
     is_shipped = name in shipped.names("data")
-    return models.special_tokens(shipped.data_path(name) if is_shipped else Path(name))
+    return models.special_tokens(shipped.locate("data", name) if is_shipped else Path(name))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from posttrain.commands.terminal import say
+from posttrain.commands.terminal import json_text, say
 from posttrain.system import bytes_in_words
 
 if TYPE_CHECKING:
@@ -42,11 +41,11 @@ def push_(
     numbers = (promoted_rounds(store) or None) if all_rounds else None if number is None else [number]
     plans = make(store, to, private=private, data=data, numbers=numbers)
     if dry_run:
-        say(json.dumps(_described(plans), indent=1) if as_json else _shown(plans))
+        say(json_text(_described(plans)) if as_json else _shown(plans))
         return
     pushed = _push(store, plans, quiet=as_json)
     if as_json:
-        say(json.dumps({"dry_run": False, "pushed": pushed}, indent=1))
+        say(json_text({"dry_run": False, "pushed": pushed}))
 
 
 def _push(store: Any, plans: list[RepoPlan], quiet: bool) -> list[dict[str, Any]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from posttrain.commands.terminal import say
+from posttrain.commands.terminal import json_text, say
 
 
 def recipes_(
@@ -26,7 +25,7 @@ def recipes_(
     descriptions = {name: first_sentence(path.read_text("utf-8")) for name, path in found.items()}
     if as_json:
         listed = [{"name": name, "about": about, "path": str(found[name])} for name, about in descriptions.items()]
-        say(json.dumps(listed, indent=1))
+        say(json_text(listed))
         return
     width = max(map(len, descriptions))
     for name, about in descriptions.items():

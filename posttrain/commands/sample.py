@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from posttrain.commands.terminal import say
-
-
-class From(enum.StrEnum):
-    """The sets of a recipe."""
-
-    train = "train"
-    dev = "dev"
-    heldout = "heldout"
 
 
 def sample_(
@@ -25,7 +16,9 @@ def sample_(
     out: Annotated[Path, typer.Option("--out", help="A new .parquet or .jsonl file.")],
     recipe: Annotated[str | None, typer.Option("--recipe", help="Whose prompts, engine and settings to use.")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="A file with a column `prompt`, instead.")] = None,
-    on: Annotated[From, typer.Option("--on", help="Which set of the recipe.")] = From.heldout,
+    on: Annotated[
+        Literal["train", "dev", "heldout"], typer.Option("--on", help="Which set of the recipe.")
+    ] = "heldout",
     k: Annotated[int | None, typer.Option("--k", min=1, help="Answers per prompt. Default: samples.k, or 1.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0: the likeliest token.")] = 1.0,
     max_new_tokens: Annotated[
@@ -45,9 +38,13 @@ def sample_(
     from posttrain.recipe.load import load
 
     if (recipe is None) == (prompts is None):
-        raise InputError("say whose prompts", hint="either --recipe NAME or --prompts FILE", rule="command-options")
+        raise InputError(
+            "prompts come from a recipe or from a file",
+            hint="give either --recipe NAME or --prompts FILE",
+            rule="command-options",
+        )
     resolved = load(recipe) if recipe else None
-    prompt_list = prompts_of(resolved, on.value) if resolved else prompts_in(prompts or Path())
+    prompt_list = prompts_of(resolved, on) if resolved else prompts_in(prompts or Path())
     sampling = {
         "k": k or (resolved.samples.k if resolved else 1),
         "temperature": temperature,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from posttrain.commands.terminal import say
+from posttrain.commands.terminal import json_text, say
 
 
 def stage(
@@ -23,4 +22,4 @@ def stage(
         raise InputError(
             "no stage.json is here", file=str(folder), hint="name a folder under RUN/work", rule="command-no-stage"
         )
-    say(json.dumps(execute(folder.resolve(), workers), indent=1))
+    say(json_text(execute(folder.resolve(), workers)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from posttrain.commands.terminal import say
+from posttrain.commands.terminal import json_text, say
 
 
 def status_(
@@ -23,4 +22,4 @@ def status_(
     from posttrain.report.status import status, table
 
     figures = status(open_run(run))
-    say(json.dumps(figures, indent=1) if as_json else table(figures))
+    say(json_text(figures) if as_json else table(figures))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -15,6 +16,11 @@ from posttrain.storage.redact import printable
 def say(text: object, *, error: bool = False, end: str = "\n") -> None:
     """Prints text that may come from others, escaped. All output goes through this or `Terminal`."""
     print(printable(str(text)), end=end, file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def json_text(value: object) -> str:
+    """What `--json` prints."""
+    return json.dumps(value, indent=1)
 
 
 class Terminal:

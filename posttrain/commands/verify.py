@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from posttrain.commands.terminal import say
+from posttrain.commands.terminal import json_text, say
 from posttrain.system import bytes_in_words
 
 
@@ -37,7 +36,7 @@ def verify_(
         if repair:
             verify.repair(store, found["findings"])
     found["repaired"] = repair and bool(found["findings"])
-    say(json.dumps(found, indent=1) if as_json else _told(found))
+    say(json_text(found) if as_json else _told(found))
     if found["findings"] and not repair:
         raise typer.Exit(DamagedError.exit_code)
 

@@ -10,56 +10,49 @@ from posttrain.config.keys import KeyedByName
 from posttrain.config.rewards import JudgeModel
 from posttrain.config.section import MOST, Section, complain
 
-ANNOTATED = ("pass_rate", "topic", "tags", "intentions", "difficulty")
+# The columns, and the key that gives each.
+ANNOTATED = {
+    "pass_rate": "pass_rate",
+    "topic": "topics",
+    "tags": "tags",
+    "intentions": "tags",
+    "difficulty": "difficulty",
+}
 
 
 class Rated(Section):
     """A judge with a rubric for prompts."""
 
-    rubric: Annotated[str, KeyedByName()] = Field(description="A shipped rubric, or a path with a slash.")
-    judge: JudgeModel = Field(description="The judge: see docs/judges.md.")
+    rubric: Annotated[str, KeyedByName()]
+    """A shipped rubric, or a path with a slash."""
+    judge: JudgeModel
+    """The judge: see docs/judges.md."""
 
 
 class Annotate(Section):
     """Columns that `scores` writes beside each sample, for filters and for `sft.mix.balance`."""
 
-    pass_rate: bool = Field(
-        default=True, description="`pass_rate`: the share of the prompt's K samples whose score is 0.5 or more."
-    )
-    topics: int | None = Field(
-        default=None,
-        ge=2,
-        le=MOST,
-        description="`topic`: this many clusters of all training prompts (k-means on TF-IDF), named by their three "
-        "heaviest words.",
-    )
-    tags: Rated | None = Field(
-        default=None,
-        description="`tags`: the intentions by a judge with a rubric such as tags.md; `intentions`: their number.",
-    )
-    difficulty: Rated | None = Field(
-        default=None, description="`difficulty`: the score by a judge with a rubric such as difficulty.md."
-    )
+    pass_rate: bool = True
+    """`pass_rate`: the share of the prompt's K samples whose score is 0.5 or more."""
+    topics: int | None = Field(default=None, ge=2, le=MOST)
+    """`topic`: this many clusters of all training prompts (k-means on TF-IDF), named by their three heaviest words."""
+    tags: Rated | None = None
+    """`tags`: the intentions by a judge with a rubric such as tags.md; `intentions`: their number."""
+    difficulty: Rated | None = None
+    """`difficulty`: the score by a judge with a rubric such as difficulty.md."""
 
     @model_validator(mode="after")
     def _something(self) -> Annotate:
         if not (self.pass_rate or self.topics or self.tags or self.difficulty):
-            complain((), "nothing is to be found out", "leave it out by `annotate: null`", rule="recipe-nothing-to-do")
+            complain((), "no annotation is selected", "leave it out by `annotate: null`", rule="recipe-nothing-to-do")
         return self
 
     @property
     def of_prompts(self) -> bool:
-        """Whether anything is asked of the prompts themselves, beside what their samples show."""
+        """Whether the prompts themselves are annotated, besides their pass rate."""
         return bool(self.topics or self.tags or self.difficulty)
 
     @property
     def columns(self) -> list[str]:
         """The names of the columns."""
-        names = {
-            "pass_rate": self.pass_rate,
-            "topic": self.topics,
-            "tags": self.tags,
-            "intentions": self.tags,
-            "difficulty": self.difficulty,
-        }
-        return [name for name, there in names.items() if there]
+        return [name for name, key in ANNOTATED.items() if getattr(self, key)]

@@ -15,15 +15,12 @@ class Server(Section):
     """An OpenAI-compatible server. The policy changes each round, so `start` is the usual way: each stage that samples
     starts a server with its policy's weights and ends it. A server at a `url` must be given the weights by the user."""
 
-    kind: Literal["vllm", "sglang", "tgi", "transformers"] = Field(
-        description="The kind of server: its protocol and features."
-    )
-    start: list[str] | None = Field(
-        default=None,
-        min_length=1,
-        description="The command that serves the folder `{model}` on `{port}` of this machine, word by word.",
-    )
-    url: str | None = Field(default=None, pattern=r"^https?://", description="Address of a running server.")
+    kind: Literal["vllm", "sglang", "tgi", "transformers"]
+    """The kind of server: its protocol and features."""
+    start: list[str] | None = Field(default=None, min_length=1)
+    """The command that serves the folder `{model}` on `{port}` of this machine, word by word."""
+    url: str | None = Field(default=None, pattern=r"^https?://")
+    """Address of a running server."""
 
     @model_validator(mode="after")
     def _start_or_url(self) -> Server:
@@ -33,7 +30,7 @@ class Server(Section):
             if self.start is not None and not any(word in part for part in self.start[1:]):
                 complain(
                     ("start",),
-                    f"the command has no {word}: that is filled in for each stage",
+                    f"the command lacks {word}, which is filled in for each stage",
                     rule="recipe-server-command",
                 )
         for option, reason in DIALECTS[self.kind].refused.items():
@@ -47,44 +44,39 @@ class Engine(Section):
 
     formerly: ClassVar[dict[str, str]] = {"shard_prompts": "shard_tokens"}
 
-    use: Literal["shared-prefix", "plain", "server"] = Field(
-        default="shared-prefix",
-        description="`shared-prefix`: a prompt's K completions share its cache and are computed as one until their "
-        "tokens differ; `plain`: transformers' own forward; `server`: see `server`.",
-    )
-    server: Server | None = Field(default=None, description="The server of `use: server`.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto",
-        description="Compute type of the sampling model; auto: bfloat16 where it is measured to be at least 1.2 times "
-        "as fast as float32 with the model's shapes. A training's type is its `bf16`, resolved in the same way.",
-    )
-    shard_tokens: Tokens = Field(
-        default=32_768,
-        description="Most tokens of one shard: its prompts, plus `max_new_tokens` for each answer. The plan depends on "
-        "prompts and recipe alone, and the same plan gives the same bits. A GPU wants more: a million or two.",
-    )
+    use: Literal["shared-prefix", "plain", "server"] = "shared-prefix"
+    """`shared-prefix`: a prompt's K completions share its cache and are computed as one until their tokens differ;
+    `plain`: transformers' own forward; `server`: see `server`."""
+    server: Server | None = None
+    """The server of `use: server`."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute type of the sampling model; auto: bfloat16 where it is measured to be at least 1.2 times as fast as
+    float32 with the model's shapes. A training's type is its `bf16`, resolved in the same way."""
+    shard_tokens: Tokens = 32_768
+    """Most tokens of one shard: its prompts, plus `max_new_tokens` for each answer. The plan depends on prompts and
+    recipe alone, and the same plan gives the same bits. A GPU wants more: a million or two."""
 
     @model_validator(mode="after")
     def _server_fits(self) -> Engine:
         if self.use == "server" and self.server is None:
             complain(
                 ("use",),
-                "which server is not said",
+                "`server` is missing",
                 "add `server: {kind: ..., start: [...]}` beside it",
                 rule="recipe-needs-key",
             )
         if self.use != "server" and self.server is not None:
             complain(
                 ("server",),
-                f"no server is asked with `use: {self.use}`",
+                f"`use: {self.use}` does not use a server",
                 "set `use: server`, or `server: null`",
                 rule="recipe-belongs",
             )
         if self.server is not None and self.dtype != "auto":
             complain(
                 ("dtype",),
-                "a server computes in the type that its own options say",
-                "say it in `server.start`",
+                "the dtype of a server is set by its own options",
+                "set it in `server.start`",
                 rule="recipe-belongs",
             )
         return self
@@ -100,27 +92,15 @@ class Engine(Section):
 class Compute(Section):
     """How the work is run. Changes no result."""
 
-    workers: Few | None = Field(default=None, description="Processes for sampling and scoring; null: one per core.")
-    stages_at_once: Few = Field(
-        default=1,
-        description="Independent stages that run at once, at most; each needs its own memory.",
-    )
-    checkpoint_minutes: float | None = Field(
-        default=15,
-        gt=0,
-        le=MOST,
-        description="Minutes between checkpoints of a training, besides every `save_steps`; null: by steps alone.",
-    )
-    reward_minutes: float | None = Field(
-        default=60,
-        gt=0,
-        le=MOST,
-        description="Minutes that one call of a reward function may take (it gets the answers to a shard of prompts, "
-        "or about 2,048 samples); then the stage fails and names file, line and prompt. null: no limit.",
-    )
-    attempts: Few = Field(
-        default=3,
-        description="Attempts at a stage whose process dies, or whose memory, device or loss fails: the second one "
-        "unchanged, further ones with micro-batches and processes halved; each resumes. 1: no retry. See "
-        "docs/failures.md.",
-    )
+    workers: Few | None = None
+    """Processes for sampling and scoring; null: one per core."""
+    stages_at_once: Few = 1
+    """Independent stages that run at once, at most; each needs its own memory."""
+    checkpoint_minutes: float | None = Field(default=15, gt=0, le=MOST)
+    """Minutes between checkpoints of a training, besides every `save_steps`; null: by steps alone."""
+    reward_minutes: float | None = Field(default=60, gt=0, le=MOST)
+    """Minutes that one call of a reward function may take (it gets the answers to a shard of prompts, or about 2,048
+    samples); then the stage fails and names file, line and prompt. null: no limit."""
+    attempts: Few = 3
+    """Attempts at a stage whose process dies, or whose memory, device or loss fails: the second one unchanged, further
+    ones with micro-batches and processes halved; each resumes. 1: no retry. See docs/failures.md."""

@@ -1,4 +1,4 @@
-"""Checks a tree against a section, and tells what is wrong with the file, line and column of the key that is wrong."""
+"""Validates a recipe tree with pydantic; errors have the file, line and column of the key at fault."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def check(cls: type[M], tree: Node) -> M:
-    """The tree as an object of `cls`. Raises one RecipeError that names every key that is wrong, the first one first.
+    """Validates the tree as `cls`. A null that overrides an inherited value resets the key to its default where the key
+    does not allow null.
 
-    A null that took an inherited value away and that its key does not allow means: back to the default.
+    Raises:
+        RecipeError: one for all keys at fault. Position and message are the first one's; the hint lists others.
     """
     try:
         return cls.model_validate(tree.plain())
@@ -38,6 +40,7 @@ def check(cls: type[M], tree: Node) -> M:
 
 
 def _take_away(tree: Node, loc: Path_) -> bool:
+    """Removes the null at `loc` if it overrides an inherited value. Returns whether it did."""
     parent, node = _follow(tree, loc[:-1]), _follow(tree, loc)
     if node is None or node.value is not None or not node.overrides:
         return False
@@ -48,6 +51,7 @@ def _take_away(tree: Node, loc: Path_) -> bool:
 
 
 def _follow(tree: Node, loc: Path_) -> Node | None:
+    """The node at this path, None if there is none."""
     node: Node | None = tree
     for key in loc:
         node = node.child(key) if node else None
@@ -55,7 +59,7 @@ def _follow(tree: Node, loc: Path_) -> Node | None:
 
 
 class KeyProblem(NamedTuple):
-    """A problem of pydantic's in our words. `of_key`: it is the key that is wrong, not the value."""
+    """A pydantic error in our words. `of_key`: the position to show is the key's, not the value's."""
 
     message: str
     rule: str
@@ -77,7 +81,7 @@ def _as_error(tree: Node, problem: Any) -> RecipeError:
 
 
 def in_our_words(problem: Any, name: str) -> KeyProblem:
-    """What is wrong with the key `name`, with dots between the keys above it."""
+    """Translates one of pydantic's errors (of `ValidationError.errors()`) about the key `name`, a dotted path."""
     kind, context, value = problem["type"], problem.get("ctx", {}), problem["input"]
     if kind == "unknown_key":
         where = name.rpartition(".")[0] if name.endswith(str(problem["loc"][-1])) else name
@@ -109,6 +113,6 @@ def in_our_words(problem: Any, name: str) -> KeyProblem:
 
 
 def said(value: object) -> str:
-    """A value as a recipe would write it, cut short."""
+    """The value as JSON, which is how a recipe would write it, cut to 60 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -12,21 +12,21 @@ from posttrain.config.section import Few, Section, complain
 class PromptSet(Section):
     """One set of prompts: a shipped file or your own (`path`), or a data set of the Hub (`dataset_name`)."""
 
-    path: str | None = Field(
-        default=None, description="A JSONL, Parquet or CSV file: a shipped name, or a path with a slash."
-    )
-    dataset_name: str | None = Field(default=None, description="A data set of the Hub.")
-    name: str | None = Field(default=None, description="Its configuration, as in `load_dataset(path, name)`.")
-    revision: str | None = Field(default=None, description="Its branch, tag or commit.")
-    split: str | None = Field(default=None, description="Its split; slices such as `train[:-500]` are understood.")
-    columns: dict[str, str | Annotated[list[str], Field(min_length=1)] | None] = Field(
-        default={},
-        description="Maps our column names to the set's, as in {prompt: question}; a list joins several texts, null "
-        "leaves a column out. Defaults: docs/data.md.",
-    )
-    rows: str | None = Field(
-        default=None, pattern=r"^-?\d*:-?\d*$", description="A slice of the rows, as in `:-500`; null: all of them."
-    )
+    path: str | None = None
+    """A JSONL, Parquet or CSV file: a shipped name, or a path with a slash."""
+    dataset_name: str | None = None
+    """A data set of the Hub."""
+    name: str | None = None
+    """Its configuration, as in `load_dataset(path, name)`."""
+    revision: str | None = None
+    """Its branch, tag or commit."""
+    split: str | None = None
+    """Its split; slices such as `train[:-500]` are understood."""
+    columns: dict[str, str | Annotated[list[str], Field(min_length=1)] | None] = Field(default={})
+    """Maps our column names to the set's, as in {prompt: question}; a list joins several texts, null leaves a column
+    out. Defaults: docs/data.md."""
+    rows: str | None = Field(default=None, pattern=r"^-?\d*:-?\d*$")
+    """A slice of the rows, as in `:-500`; null: all of them."""
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptSet:
@@ -69,39 +69,30 @@ def by_round(sets: PromptSet | list[PromptSet] | None) -> list[PromptSet]:
 class Decontaminate(Section):
     """Decontamination: drops training prompts that overlap evaluation prompts, like the filter `overlap`."""
 
-    n: Few = Field(default=8, description="Tokens in an n-gram.")
-    max_share: float = Field(
-        default=0.5,
-        ge=0,
-        le=1,
-        description="Largest share of an evaluation prompt's n-grams that a training prompt may contain.",
-    )
+    n: Few = 8
+    """Tokens in an n-gram."""
+    max_share: float = Field(default=0.5, ge=0, le=1)
+    """Largest share of an evaluation prompt's n-grams that a training prompt may contain."""
 
 
 class Prompts(Section):
     """The prompts. Every choice inside a run is made on `dev`, and on `heldout` never."""
 
-    train: ByRound = Field(
-        description="Training prompts. A list: round N uses the Nth set, the last repeats. No prompt of a set is used "
-        "again before all of it was used."
-    )
-    dev: PromptSet = Field(description="Prompts for promotion and every other choice within a run.")
-    heldout: PromptSet = Field(description="Prompts for reported figures only.")
-    against: list[PromptSet] = Field(
-        default=[],
-        description="Further evaluation sets, for decontamination only; nothing is measured on them.",
-    )
-    real: PromptSet | None = Field(
-        default=None,
-        description="Real data for sft.mix.real: prompts with a column `completion` that no model wrote. Evaluation "
-        "prompts are dropped from it as from `train`.",
-    )
-    decontaminate: Decontaminate | None = Field(
-        default=None,
-        description="Drop training prompts that overlap an evaluation prompt. Identical ones are always dropped.",
-    )
-    too_long: Literal["stop", "drop"] = Field(
-        default="stop",
-        description="Prompts that leave no room for an answer in the model's context: `stop` with an error, or `drop`.",
-    )
-    system: str | None = Field(default=None, description="A system message for prompts that have none of their own.")
+    train: ByRound
+    """Training prompts. A list: round N uses the Nth set, the last repeats. No prompt of a set is used again before all
+    of it was used."""
+    dev: PromptSet
+    """Prompts for promotion and every other choice within a run."""
+    heldout: PromptSet
+    """Prompts for reported figures only."""
+    against: list[PromptSet] = Field(default=[])
+    """Further evaluation sets, for decontamination only; nothing is measured on them."""
+    real: PromptSet | None = None
+    """Real data for sft.mix.real: prompts with a column `completion` that no model wrote. Evaluation prompts are
+    dropped from it as from `train`."""
+    decontaminate: Decontaminate | None = None
+    """Drop training prompts that overlap an evaluation prompt. Identical ones are always dropped."""
+    too_long: Literal["stop", "drop"] = "stop"
+    """Prompts that leave no room for an answer in the model's context: `stop` with an error, or `drop`."""
+    system: str | None = None
+    """A system message for prompts that have none of their own."""

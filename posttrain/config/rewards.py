@@ -14,44 +14,32 @@ from posttrain.config.section import MOST, Count, Few, Section, Tokens, complain
 class JudgeModel(Section):
     """A judge: either `url` and `model`, or `path`, whose content is an external hash (`judge.identity`)."""
 
-    url: Annotated[str | None, NotInKey()] = Field(
-        default=None,
-        pattern=r"^https?://",
-        description="Base address of an OpenAI-compatible server, as in http://localhost:8000/v1.",
-    )
-    model: str | None = Field(default=None, description="The model's name on that server.")
-    api_key_env: Annotated[str | None, NotInKey()] = Field(
-        default=None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="The environment variable that holds the API key. The key itself is never in a recipe.",
-    )
-    path: Annotated[str | None, NotInKey()] = Field(
-        default=None, description="A model on this machine: a shipped name, a folder (with a slash), or a Hub id."
-    )
-    revision: Annotated[str | None, NotInKey()] = Field(default=None, description="Branch, tag or commit of a Hub id.")
-    temperature: float = Field(
-        default=0.0, ge=0, le=10, description="Sampling temperature of the first attempt; afterwards at least 0.7."
-    )
-    max_tokens: Tokens = Field(default=512, description="Longest answer of the judge; if it is cut off: no score.")
-    attempts: Few = Field(
-        default=3, description="Attempts to get an answer of the required form; after that the text has no score."
-    )
-    max_chars: Count = Field(
-        default=40_000, description="Longer texts (prompt and answer together, in characters) get no score."
-    )
-    body: Annotated[dict[str, Any], KeyedUnlessDefault()] = Field(
-        default={}, description="Further fields of the request, for servers that need them; null removes a field."
-    )
-    at_once: Annotated[Few, NotInKey()] = Field(default=16, description="Concurrent requests of each process.")
-    timeout: Annotated[float, NotInKey()] = Field(
-        default=120, gt=0, le=86_400, description="Seconds to wait for one reply before it is sent again."
-    )
-    patience: Annotated[float, NotInKey()] = Field(
-        default=300,
-        ge=0,
-        le=604_800,
-        description="Seconds to retry one request while the server fails, before giving up.",
-    )
+    url: Annotated[str | None, NotInKey()] = Field(default=None, pattern=r"^https?://")
+    """Base address of an OpenAI-compatible server, as in http://localhost:8000/v1."""
+    model: str | None = None
+    """The model's name on that server."""
+    api_key_env: Annotated[str | None, NotInKey()] = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable that holds the API key. The key itself is never in a recipe."""
+    path: Annotated[str | None, NotInKey()] = None
+    """A model on this machine: a shipped name, a folder (with a slash), or a Hub id."""
+    revision: Annotated[str | None, NotInKey()] = None
+    """Branch, tag or commit of a Hub id."""
+    temperature: float = Field(default=0.0, ge=0, le=10)
+    """Sampling temperature of the first attempt; afterwards at least 0.7."""
+    max_tokens: Tokens = 512
+    """Longest answer of the judge; if it is cut off: no score."""
+    attempts: Few = 3
+    """Attempts to get an answer of the required form; after that the text has no score."""
+    max_chars: Count = 40_000
+    """Longer texts (prompt and answer together, in characters) get no score."""
+    body: Annotated[dict[str, Any], KeyedUnlessDefault()] = Field(default={})
+    """Further fields of the request, for servers that need them; null removes a field."""
+    at_once: Annotated[Few, NotInKey()] = 16
+    """Concurrent requests of each process."""
+    timeout: Annotated[float, NotInKey()] = Field(default=120, gt=0, le=86_400)
+    """Seconds to wait for one reply before it is sent again."""
+    patience: Annotated[float, NotInKey()] = Field(default=300, ge=0, le=604_800)
+    """Seconds to retry one request while the server fails, before giving up."""
 
     @model_validator(mode="after")
     def _one_source(self) -> JudgeModel:
@@ -59,7 +47,7 @@ class JudgeModel(Section):
             complain((), "a judge has either `url` and `model`, or `path`", rule="recipe-one-of")
         if self.url is not None and self.model is None:
             complain(
-                ("url",), "which model of the server judges is not said", "add `model: NAME`", rule="recipe-needs-key"
+                ("url",), "the name of the model on the server is missing", "add `model: NAME`", rule="recipe-needs-key"
             )
         for key in ("model", "api_key_env", "body"):
             if self.path is not None and getattr(self, key):
@@ -77,33 +65,30 @@ class JudgeModel(Section):
 class RewardEntry(Section):
     """One reward: a function in a file, the round's reward model, or a judge with a rubric."""
 
-    use: Annotated[str, KeyedByName()] = Field(
-        description="`reward-model`, a shipped reward file, or a path with a slash; a rubric ends with .md."
-    )
-    function: str | None = Field(default=None, description="Which function of the file; null: the only public one.")
-    weight: float = Field(default=1.0, gt=0, le=MOST, description="Weight in the mean of the rewards that score a row.")
-    only_for: Literal["preferences", "scores"] | None = Field(
-        default=None,
-        alias="for",
-        description="`preferences`: used only to label pairs; `scores`: only to score candidates and evaluations.",
-    )
-    judge: Annotated[JudgeModel | None, KeyedUnlessDefault()] = Field(
-        default=None, description="The judge for the rubric; its score, scaled to 0 to 1, is the reward."
-    )
+    use: Annotated[str, KeyedByName()]
+    """`reward-model`, a shipped reward file, or a path with a slash; a rubric ends with .md."""
+    function: str | None = None
+    """Which function of the file; null: the only public one."""
+    weight: float = Field(default=1.0, gt=0, le=MOST)
+    """Weight in the mean of the rewards that score a row."""
+    only_for: Literal["preferences", "scores"] | None = Field(default=None, alias="for")
+    """`preferences`: used only to label pairs; `scores`: only to score candidates and evaluations."""
+    judge: Annotated[JudgeModel | None, KeyedUnlessDefault()] = None
+    """The judge for the rubric; its score, scaled to 0 to 1, is the reward."""
 
     @model_validator(mode="after")
     def _rubric_and_judge(self) -> RewardEntry:
         if self.use.endswith(".md") and self.judge is None:
             complain(
                 ("use",),
-                "who judges by this rubric is not said",
+                "a rubric needs a judge model",
                 "add `judge: {url: …, model: …}` beside it",
                 rule="recipe-needs-key",
             )
         if self.judge is not None and not self.use.endswith(".md"):
-            complain(("judge",), "a judge judges by a rubric, and those end with .md", rule="recipe-belongs")
+            complain(("judge",), "a judge needs a rubric, a file that ends with .md", rule="recipe-belongs")
         if self.judge is not None and self.function is not None:
-            complain(("function",), "a rubric has no functions", rule="recipe-belongs")
+            complain(("function",), "`function` is for Python files, not for rubrics", rule="recipe-belongs")
         return self
 
     @property
@@ -112,7 +97,7 @@ class RewardEntry(Section):
 
     @property
     def scores(self) -> bool:
-        """Whether it is asked about candidates."""
+        """Whether it scores candidates."""
         return self.only_for != "preferences"
 
     @property

@@ -1,4 +1,4 @@
-"""What every section of a recipe has in common."""
+"""The base class of a recipe's sections, common field types, and errors with a key's position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from posttrain.config.keys import Keyed
 from posttrain.config.tree import Path_
 from posttrain.errors import did_you_mean
 
-MOST = 1_000_000_000  # of what is counted or measured and has no bound of its own
+MOST = 1_000_000_000  # the upper bound of numbers without one of their own
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Few = Annotated[int, Field(ge=1, le=10_000)]  # processes, tries, answers to one prompt: each costs memory or time
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -23,13 +23,21 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(Keyed):
-    """A mapping of the recipe: unknown keys refused, types strict (no `"5"` for 5), frozen."""
+    """A mapping of the recipe: unknown keys refused, types strict (no `"5"` for 5), frozen. What stands below a key is
+    its description, in the JSON schema too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_by_alias=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_by_alias=True,
+        use_attribute_docstrings=True,
+    )
 
     refused: ClassVar[dict[str, str]] = {}
-    renamed: ClassVar[dict[str, str]] = {}  # what other libraries call a key
-    formerly: ClassVar[dict[str, str]] = {}  # what recipes of earlier versions called a key: its name now
+    renamed: ClassVar[dict[str, str]] = {}  # names in other libraries: the key's name here
+    formerly: ClassVar[dict[str, str]] = {}  # names in earlier versions: the key's name now
 
     @model_validator(mode="before")
     @classmethod
@@ -54,7 +62,7 @@ class Section(Keyed):
 
 
 def complain(loc: Path_, message: str, hint: str | None = None, *, rule: str) -> NoReturn:
-    """Raises what `check` turns into a RecipeError at the place of the key `loc`, as seen from this section."""
+    """Raises an error that `check` turns into a RecipeError at the key `loc`, a path within this section."""
     context = {"message": message, "hint": hint, "rule": rule}
     _raise(loc, PydanticCustomError("recipe", "{message}", context), None)
 
@@ -64,7 +72,7 @@ def _raise(loc: Path_, error: PydanticCustomError, value: Any) -> NoReturn:
 
 
 def below(loc: Path_, error: ValidationError) -> ValidationError:
-    """The same problems, with `loc` before the place of each."""
+    """The same errors, with `loc` prepended to each path."""
     problems = []
     for each in error.errors(include_url=False):
         kind, context = each["type"], each.get("ctx", {})
@@ -81,5 +89,5 @@ T = TypeVar("T")
 
 
 def of_round(entries: Sequence[T], number: int) -> T:
-    """What a list by round has for round `number`, from 1 on: the last entry goes on."""
+    """The entry for round `number`, counted from 1; rounds beyond the list use its last entry."""
     return entries[min(max(number, 1), len(entries)) - 1]

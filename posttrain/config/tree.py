@@ -1,7 +1,8 @@
-"""A recipe as a tree that remembers where each key and value stands."""
+"""A recipe as a tree of values, each with its position in the file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ _LONGEST = 2000  # characters of a message: a key or value may have millions
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands: a file with line and column (from 1), or `--set a.b` without.
+    """A position: file, line and column (from 1), or `--set a.b` without these.
 
-    `folder` is what relative paths written there are relative to.
+    `folder`: the base of relative paths that are written there.
     """
 
     file: str
@@ -46,7 +47,7 @@ class Node:
     overrides: bool = False
 
     def plain(self) -> Any:
-        """The value without places."""
+        """The value as plain dicts, lists and scalars, without positions."""
         if isinstance(self.value, dict):
             return {key: child.plain() for key, child in self.value.items()}
         if isinstance(self.value, list):
@@ -62,10 +63,10 @@ class Node:
 
 
 def merge(base: Node, over: Node, exclusive: dict[Path_, tuple[set[str], set[str]]], path: Path_ = ()) -> Node:
-    """`over` on top of `base`: mappings key by key, anything else replaced.
+    """Merges `over` into `base`: mappings key by key; any other value is replaced.
 
-    `exclusive` says, by path (`*` for any key), which two groups of keys exclude one another: one
-    that is given on top takes away the inherited ones of the other group.
+    `exclusive` maps a path (`*` matches any key) to two groups of mutually exclusive keys: a key of one group in `over`
+    removes the inherited keys of the other.
     """
     if not isinstance(base.value, dict) or not isinstance(over.value, dict):
         return replace(over, overrides=True)
@@ -81,13 +82,23 @@ def merge(base: Node, over: Node, exclusive: dict[Path_, tuple[set[str], set[str
     return Node(merged, over.place, key_place=over.key_place or base.key_place)
 
 
+def walk(node: Node, path: Path_ = ()) -> Iterator[tuple[Path_, Node]]:
+    """The node and all below it, in the file's order, each with its path."""
+    yield path, node
+    if isinstance(node.value, dict | list):
+        below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+        for key, child in below:
+            yield from walk(child, (*path, key))
+
+
 def matches(pattern: Path_, path: Path_) -> bool:
-    """Whether a path has a pattern's form; `*` stands for any one key or index."""
+    """Whether the path matches the pattern, in which `*` is any one key or index."""
     return len(pattern) == len(path) and all(p in ("*", q) for p, q in zip(pattern, path, strict=True))
 
 
 class Places(dict[str, tuple[str, int | None, int | None]]):
-    """File, line and column of keys, by their names. Two recipes that say the same are equal wherever they say it."""
+    """File, line and column of keys, by dotted name. All instances compare equal, so that recipes with the same values
+    do, wherever they were written."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Places)
@@ -95,12 +106,11 @@ class Places(dict[str, tuple[str, int | None, int | None]]):
     __hash__ = None  # as of every dict
 
 
-def places(node: Node, path: Path_ = ()) -> Places:
-    """The place of every key of the tree, by its name: `dpo.variants.0.optim`."""
-    place = node.key_place or node.place
-    found = Places({".".join(map(str, path)): (place.file, place.line, place.column)} if path else {})
-    if isinstance(node.value, (dict, list)):
-        below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
-        for key, child in below:
-            found.update(places(child, (*path, key)))
+def places(tree: Node) -> Places:
+    """The position of every key in the tree, by dotted name such as `dpo.variants.0.optim`."""
+    found = Places()
+    for path, node in walk(tree):
+        if path:
+            place = node.key_place or node.place
+            found[".".join(map(str, path))] = (place.file, place.line, place.column)
     return found

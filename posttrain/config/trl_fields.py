@@ -1,13 +1,14 @@
-"""Which fields of TRL's configs a recipe may set, and which not and why.
+"""Which fields of TRL's configs a recipe may set, and why it may not set the others.
 
-Names, types, choices and defaults come from `trl_fields.json`, made from the installed TRL by
-`python -m posttrain.config.training`, so that checking a recipe imports neither torch nor trl. A test
-compares the file with TRL. What is refused, what is renamed and the ranges are ours, below; what a single trained stage
-refuses or shows beside that stands with its section (`posttrain.config.training`).
+Names, types, choices and defaults are in `trl_fields.json`, generated from the installed TRL by
+`python -m posttrain.config.training`, so that validating a recipe imports neither torch nor trl; a test compares the
+file with TRL. Refused fields, renamed fields and ranges are defined here; those of a single trained stage with its
+section (`posttrain.config.training`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
 import math
@@ -17,23 +18,24 @@ import typing
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from posttrain.config.problems import KeyProblem, said
 from posttrain.config.section import MOST
 from posttrain.errors import did_you_mean
 
 _FILE = Path(__file__).with_suffix(".json")
 
-_HUB = "the loop pushes, not a trainer"
+_HUB = "`push:` and `posttrain push` send models to the Hub, not a trainer"
 _EVALUATION = "a trained stage does not evaluate: the evaluate stage does, on the dev set"
-_CHECKPOINTS = "the loop owns checkpoints and resuming; save_steps says how often one is taken"
-_DATA = "the loop builds the stage's rows and their columns"
+_CHECKPOINTS = "the run manages checkpoints and resuming; save_steps sets how often one is saved"
+_DATA = "the stage builds the rows and their columns"
 _TOKENIZER = "tokenizer and chat template come from the model folder and stay the same in every stage"
-_LOGGING = "the loop owns logging; logging_steps says how often"
+_LOGGING = "the run manages logging; logging_steps sets how often"
 _LAUNCH = "the launcher decides where and on how many processes a stage runs"
-_TRACKING = "the recipe's own `report_to` says where figures go, for all stages; names are those of the stages"
+_TRACKING = "the recipe's own `report_to` sets the trackers for all stages; runs are named after the stages"
 
-# Whole names, or a beginning followed by *.
+# By name; a trailing * matches any rest.
 REFUSED: dict[str, str] = {
     "output_dir": "a stage writes into its own artifact of the run folder",
     "push_to_hub*": _HUB,
@@ -44,9 +46,9 @@ REFUSED: dict[str, str] = {
     "run_name": _TRACKING,
     "trust_remote_code": "no code that comes with a model is run",
     "model_init_kwargs": "models are passed by path; `model:` holds what can be chosen",
-    "seed": "the recipe's `seed` decides, with stage and round",
-    "data_seed": "the recipe's `seed` decides, with stage and round",
-    "full_determinism": "the recipe's `seed` decides, with stage and round",
+    "seed": "it is derived from the recipe's `seed`, the stage and the round",
+    "data_seed": "it is derived from the recipe's `seed`, the stage and the round",
+    "full_determinism": "seeds are derived from the recipe's `seed`, the stage and the round",
     "do_*": "each stage trains and nothing else",
     "resume_from_checkpoint": _CHECKPOINTS,
     "save_strategy": _CHECKPOINTS,
@@ -84,32 +86,36 @@ REFUSED: dict[str, str] = {
     "accelerator_config": _LAUNCH,
     "parallelism_config": _LAUNCH,
     "deepspeed": _LAUNCH,
-    "auto_find_batch_size": "another batch size would be another result; set per_device_train_batch_size",
-    "debug": "not for a run that is kept",
+    "auto_find_batch_size": "another batch size gives another result; set per_device_train_batch_size",
+    "debug": "it is for debugging a trainer, not for a run",
     "fp16": "float16 overflows in these losses; `bf16: true` is autocast to bfloat16",
 }
 # Of stages that train against a reference policy.
 FIXED_REFERENCE = dict.fromkeys(
     ("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
-    "the reference stays what it was when the stage began",
+    "the reference model is fixed during a stage",
 )
 
-# What other tools call it, or what TRL called it once.
+# Names in other tools.
 RENAMED: dict[str, str] = {
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
     "num_epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
     "micro_batch_size": "per_device_train_batch_size",
-    "warmup_ratio": "warmup_steps",
-    "group_by_length": "train_sampling_strategy",
     "max_seq_length": "max_length",
     "rpo_alpha": "nll_weight",
     "nll_coef": "nll_weight",
     "scheduler": "lr_scheduler_type",
 }
 
-# Decides how a stage runs, not what comes out: no part of a key.
+# What TRL has no more, and what takes its place.
+GONE: dict[str, str] = {
+    "group_by_length": "write `train_sampling_strategy: group_by_length`",
+    "warmup_ratio": "`warmup_steps` takes a share below 1 or a number of steps",
+}
+
+# These change how a stage runs, not its result: not in the cache key.
 HOW_ONLY = frozenset(
     [
         "save_steps",
@@ -136,7 +142,7 @@ HOW_ONLY = frozenset(
     ]
 )
 
-# Written into the resolved recipe, and so into keys, even where the user leaves them to TRL.
+# Always written into the resolved recipe, and so in the cache key, also at TRL's default.
 SHOWN = (
     "learning_rate",
     "num_train_epochs",
@@ -148,7 +154,7 @@ SHOWN = (
     "max_grad_norm",
 )
 
-_POSITIVE = (0.0, MOST, False)  # low, high, low included
+_POSITIVE = (0.0, MOST, False)  # lowest, highest, whether the lowest itself is allowed
 _NOT_NEGATIVE = (0.0, MOST, True)
 _COUNT = (1.0, MOST, True)
 _FEW = (0.0, 10_000, True)
@@ -181,101 +187,85 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 
 @cache
 def fields(trainer: str) -> dict[str, dict[str, Any]]:
-    """The fields of a trained stage's config of TRL's: name → {"types": [...], "default": ..., "choices": [...]}."""
+    """The fields of a trained stage's TRL config: {name: {"types": [...], "default": ..., "choices": [...]}}."""
     return json.loads(_FILE.read_text("utf-8"))[trainer]
 
 
 def refusal(name: str, more: Mapping[str, str]) -> str | None:
-    """Why a recipe may not set this field; None when it may. `more`: what one stage refuses beside `REFUSED`."""
+    """Why a recipe may not set this field; None if it may. `more`: what a single stage refuses besides `REFUSED`."""
     for key, reason in {**REFUSED, **more}.items():
         if name == key or (key.endswith("*") and name.startswith(key[:-1])):
             return reason
     return None
 
 
-class Problem(NamedTuple):
-    message: str
-    rule: str
-
-
 def problem(
     trainer: str, name: str, value: object, own: tuple[str, ...] = (), refused: Mapping[str, str] = {}
-) -> Problem | None:
-    """What is wrong with `name: value` in a trained section; None when nothing is. `own` are posttrain's own keys,
-    `refused` what this section refuses beside `REFUSED`."""
+) -> KeyProblem | None:
+    """The error of `name: value` in a trained section; None if it is valid. `own`: the section's keys that TRL does not
+    have, `refused`: the fields that it refuses besides `REFUSED`."""
     known = fields(trainer)
-    if name == "group_by_length":
-        message = "TRL has no 'group_by_length' any more: write `train_sampling_strategy: group_by_length`"
-        return Problem(message, rule="recipe-unknown-key")
-    if name == "warmup_ratio":
-        message = "TRL has no 'warmup_ratio' any more: `warmup_steps` takes a share below 1 or a number of steps"
-        return Problem(message, rule="recipe-unknown-key")
+    if name in GONE:
+        return KeyProblem(f"TRL has no {name!r} any more: {GONE[name]}", rule="recipe-unknown-key")
     reason = refusal(name, refused)
     if reason:
-        return Problem(f"'{name}' cannot be set here: {reason}", rule="recipe-refused-key")
+        return KeyProblem(f"'{name}' cannot be set here: {reason}", rule="recipe-refused-key")
     if name not in known:
         allowed = [*own, *(key for key in known if not refusal(key, refused))]
         right = RENAMED.get(name)
         near = f", did you mean {right!r}?" if right in allowed else did_you_mean(name, allowed)
-        return Problem(f"unknown key {name!r} in '{trainer}'{near}", rule="recipe-unknown-key")
+        return KeyProblem(f"unknown key {name!r} in '{trainer}'{near}", rule="recipe-unknown-key")
     return _wrong_value(name, value, known[name])
 
 
-def _wrong_value(name: str, value: object, field: dict[str, Any]) -> Problem | None:
+def _wrong_value(name: str, value: object, field: dict[str, Any]) -> KeyProblem | None:
     if not any(_is(value, kind) for kind in field["types"]):
-        wanted = " or ".join(_WORDS[kind] for kind in field["types"])
-        return Problem(f"'{name}' must be {wanted}, not {_short(value)}", rule="recipe-type")
+        wanted = " or ".join(_TYPES[kind][1] for kind in field["types"])
+        return KeyProblem(f"'{name}' must be {wanted}, not {said(value)}", rule="recipe-type")
     choices = field.get("choices")
     if choices:
         for item in value if isinstance(value, list) else [value]:
             if item is not None and item not in choices:
                 near = did_you_mean(str(item), choices)
-                message = f"'{name}' has no choice {_short(item)}{near} ({', '.join(choices)})"
-                return Problem(message, rule="recipe-choice")
+                message = f"'{name}' has no choice {said(item)}{near} ({', '.join(choices)})"
+                return KeyProblem(message, rule="recipe-choice")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high, included = bounds(name)
         if not (low <= value <= high) or (value == low and not included):
             limits = [f"{'at least' if included else 'above'} {low:g}"] if low > -MOST else []
             limits += [f"at most {high:,.0f}"] if high < MOST or value > high else []
-            return Problem(f"'{name}' must be {' and '.join(limits)}, not {value!r}", rule="recipe-range")
+            return KeyProblem(f"'{name}' must be {' and '.join(limits)}, not {value!r}", rule="recipe-range")
     return None
 
 
 def bounds(name: str) -> tuple[float, float, bool]:
-    """The least and the largest value of a field that is a number, and whether the least is allowed itself."""
+    """The lowest and highest value of a numeric field, and whether the lowest itself is allowed."""
     return RANGES.get(name, _ANY)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-_WORDS = {
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a string",
-    "list": "a list",
-    "dict": "a mapping",
-    "null": "null",
+# The types of JSON Schema, as Python has them and as messages call them.
+_TYPES: dict[str, tuple[type, str]] = {
+    "integer": (int, "an integer"),
+    "number": (float, "a number"),
+    "boolean": (bool, "true or false"),
+    "string": (str, "a string"),
+    "array": (list, "a list"),
+    "object": (dict, "a mapping"),
+    "null": (type(None), "null"),
 }
 
 
 def _is(value: object, kind: str) -> bool:
     if isinstance(value, bool):
-        return kind == "bool"
-    if kind == "float":
+        return kind == "boolean"
+    if kind == "number":
         return isinstance(value, (int, float)) and math.isfinite(value)
-    python = {"int": int, "str": str, "list": list, "dict": dict, "null": type(None)}
-    return kind in python and isinstance(value, python[kind])
+    return isinstance(value, _TYPES[kind][0])
 
 
 def generate(configs: Mapping[str, str]) -> dict[str, Any]:
-    """The contents of `trl_fields.json`, read from the installed TRL. `configs`: by trained stage, the name of TRL's
-    class. Imports trl."""
-    import dataclasses
-
+    """The contents of `trl_fields.json`, from the installed TRL, which this imports. `configs`: the name of TRL's class
+    of each trained stage."""
     import trl
 
     made: dict[str, Any] = {"trl": trl.__version__}
@@ -289,8 +279,6 @@ def generate(configs: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _describe(hint: Any, field: Any) -> dict[str, Any]:
-    import dataclasses
-
     kinds, choices = _kinds(hint)
     if field.metadata.get("choices"):
         choices = list(field.metadata["choices"])
@@ -306,7 +294,7 @@ def _describe(hint: Any, field: Any) -> dict[str, Any]:
 
 
 def _kinds(hint: Any) -> tuple[list[str], list[str]]:
-    """The JSON types of a type hint, in order, and the choices where it is an enumeration."""
+    """The JSON types of a type hint, in order, and the choices of an enumeration or Literal."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         parts = [_kinds(part) for part in typing.get_args(hint)]
@@ -315,13 +303,13 @@ def _kinds(hint: Any) -> tuple[list[str], list[str]]:
     if origin is Literal:
         return list(dict.fromkeys(_kinds(type(part))[0][0] for part in typing.get_args(hint))), []
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return ["str"], [str(member.value) for member in hint]
-    plain = {int: "int", float: "float", bool: "bool", str: "str", list: "list", dict: "dict", type(None): "null"}
-    return [plain.get(origin or hint, "dict")], []
+        return ["string"], [str(member.value) for member in hint]
+    known = {python: name for name, (python, _) in _TYPES.items()}
+    return [known.get(origin or hint, "object")], []
 
 
 def as_text(made: dict[str, Any]) -> str:
-    """The text of `trl_fields.json`: one field a line, so that a new TRL shows as a readable difference."""
+    """`trl_fields.json` as text, one field per line, so that the diff to a new version of TRL is readable."""
     lines = []
     for section, entries in made.items():
         if isinstance(entries, dict):
@@ -333,5 +321,5 @@ def as_text(made: dict[str, Any]) -> str:
 
 
 def write(configs: Mapping[str, str]) -> None:
-    """Writes `trl_fields.json` anew: see `generate`."""
+    """Regenerates `trl_fields.json`: see `generate`."""
     _FILE.write_text(as_text(generate(configs)), "utf-8")

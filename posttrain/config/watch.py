@@ -19,10 +19,10 @@ _FIXED: dict[str, Any] = {"start": "base", "preferences": "all", "variants": []}
 class Judge(Section):
     """What compares two answers: the second reward model, or a function in a file."""
 
-    use: Annotated[str, KeyedByName()] = Field(
-        description=f"`{SECOND}`, a shipped reward file, or a path with a slash."
-    )
-    function: str | None = Field(default=None, description="Which function of the file; null: the only public one.")
+    use: Annotated[str, KeyedByName()]
+    """`held-out-reward-model`, a shipped reward file, or a path with a slash."""
+    function: str | None = None
+    """Which function of the file; null: the only public one."""
 
     @property
     def is_model(self) -> bool:
@@ -41,21 +41,15 @@ class Judge(Section):
 class Watch(Section):
     """Monitors reward over-optimisation on each round's held-out answers; nothing is selected by it."""
 
-    reward_model: RewardModel = Field(
-        default_factory=RewardModel,
-        description="The second reward model, trained from the base on its pairs of all rounds. Default: as "
-        "`reward_model`, key by key.",
-    )
-    share: Share = Field(
-        default=0.3, description="Share of the preference prompts whose pairs train only the second reward model."
-    )
-    judges: list[Judge] | None = Field(
-        default=None,
-        min_length=1,
-        description=f"What compares answers for the win rates: `{SECOND}`, reward functions, or functions "
-        "`judge(prompts, first, second, **columns)`. Null: the second reward model, and the functions that score "
-        "candidates.",
-    )
+    reward_model: RewardModel = Field(default_factory=RewardModel)
+    """The second reward model, trained from the base on its pairs of all rounds. Default: as `reward_model`, key by
+    key."""
+    share: Share = 0.3
+    """Share of the preference prompts whose pairs train only the second reward model."""
+    judges: list[Judge] | None = Field(default=None, min_length=1)
+    """What compares answers for the win rates: `held-out-reward-model`, reward functions, or functions
+    `judge(prompts, first, second, **columns)`. Null: the second reward model, and the functions that score
+    candidates."""
 
     @model_validator(mode="after")
     def _made_alike_in_every_round(self) -> Watch:

@@ -34,6 +34,8 @@ _TEMPLATES_RAISE = (
     SyntaxError,
 )
 
+_ANOTHER = "use an instruction-tuned model, or name a template in the recipe: model.chat_template: FILE"
+
 # A template that pastes the role into its control tokens would let any other role forge one.
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -65,8 +67,8 @@ def _completion(tokenizer: Any, messages: Sequence[Message], prompt_ids: Sequenc
         return whole_ids[len(prompt_ids) :]
     # A token may reach over the border ("\n" + "\n" is one token in many vocabularies). What was sampled began
     # after the header, so the text is encoded by itself.
-    prompt_text = _text(tokenizer, messages, generation_prompt=True)
-    whole_text = _text(tokenizer, answered, generation_prompt=False)
+    prompt_text = _apply(tokenizer, messages, generation_prompt=True, tokenize=False)
+    whole_text = _apply(tokenizer, answered, generation_prompt=False, tokenize=False)
     if not whole_text.startswith(prompt_text + completion):
         raise ModelError(
             "the chat template does not continue its own prompt: the text before the answer changes once there is one",
@@ -197,11 +199,7 @@ def check_template(tokenizer: Any, eos_ids: Collection[int] = (), prompts: Seque
         ModelError: which of these does not hold, and what to do.
     """
     if not tokenizer.chat_template:
-        raise ModelError(
-            "the tokenizer has no chat template",
-            hint="use an instruction-tuned model, or name a template in the recipe: model.chat_template: FILE",
-            rule="template-none",
-        )
+        raise ModelError("the tokenizer has no chat template", hint=_ANOTHER, rule="template-none")
     ends = {*eos_ids} | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
     if not ends:
         raise ModelError(
@@ -217,7 +215,7 @@ def check_template(tokenizer: Any, eos_ids: Collection[int] = (), prompts: Seque
     if refused and not rendered:
         raise ModelError(
             f"the chat template cannot render a user's message and an answer: {refused.message}",
-            hint="use an instruction-tuned model, or name a template in the recipe: model.chat_template: FILE",
+            hint=_ANOTHER,
             rule="template-cannot-render",
         ) from refused
     pad = tokenizer.pad_token_id
@@ -270,10 +268,6 @@ def _encode(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool
         # The sanitiser refuses some tokenizers (word-level ones): then there must be nothing to sanitise.
         _refuse_control_tokens(tokenizer, messages)
         return _apply(tokenizer, messages, generation_prompt)
-
-
-def _text(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool) -> str:
-    return _apply(tokenizer, messages, generation_prompt, tokenize=False)
 
 
 def _apply(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool, **options: bool) -> Any:

@@ -209,7 +209,7 @@ def _checked(messages: list[Message]) -> list[Message]:
 
 
 def kind(value: Any) -> str:
-    """What a value is, for a message."""
+    """The JSON type of a value, in words for an error message."""
     names = {str: "text", bool: "true or false", type(None): "null", list: "a list", dict: "an object"}
     if value == [] and isinstance(value, list):
         return "an empty list"

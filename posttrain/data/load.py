@@ -8,13 +8,12 @@ error: one of them is wrong.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from posttrain.config import PromptSet
 from posttrain.data import formats
@@ -22,8 +21,11 @@ from posttrain.data.json_values import as_json
 from posttrain.data.messages import Labelled, Message, Preference, Prompt, under
 from posttrain.data.pairs import Level
 from posttrain.data.sources import Source, cut
+from posttrain.data.text_lines import unreadable
 from posttrain.errors import DataError, did_you_mean
 from posttrain.storage.regular_files import open_regular
+
+T = TypeVar("T")
 
 MOST_SET = 1_500_000_000  # bytes of memory
 
@@ -39,25 +41,20 @@ def read_prompts(
 
     Raises DataError for whatever cannot be used, at its line.
     """
-    source = Source(prompts, where)
-    made: dict[str, Prompt] = {}
-    copies: Counter[str] = Counter() if counts is None else counts
-    room = _Room(source)
+    reading = _Reading(prompts, where, counts)
+    source, made = reading.source, dict[str, Prompt]()
     names: set[str] | None = None
     first = 0
-    for line, raw in cut(source.rows(), prompts.rows):
-        row = source.rename(line, raw, for_rewards=True)
+    for line, row, messages in reading.rows(formats.prompt_of, for_rewards=True):
         columns = {name: value for name, value in row.items() if name not in ("prompt", *formats.ANSWERS)}
         if names is None:
             names, first = set(columns), line
         elif set(columns) != names:
             _uneven(source, line, set(columns), names, first)
-        with _at(source, line):
-            messages = formats.prompt_of(row)
         prompt = Prompt(tuple(under(system, messages)), _as_json(source, line, columns), line)
         known = made.setdefault(prompt.id, prompt)
         if known is prompt:
-            room.take(line, prompt.messages, prompt.columns)
+            reading.take(line, prompt.messages, prompt.columns)
             continue
         if known.columns != prompt.columns:
             column = next(name for name in prompt.columns if prompt.columns[name] != known.columns[name])
@@ -67,7 +64,7 @@ def read_prompts(
                 f"take out the one that is wrong; or the column, by {where}.columns: {{{column}: null}}",
                 rule="data-contradiction",
             )
-        copies["duplicate"] += 1
+        reading.counts["duplicate"] += 1
     if not made:
         message = "no rows" if prompts.rows is None else f"no rows are left by rows: {prompts.rows}"
         raise source.error(None, message, rule="data-no-rows")
@@ -81,16 +78,12 @@ def read_demonstrations(
 
     Raises DataError for whatever cannot be used, at its line.
     """
-    source = Source(real, where)
-    made, room = [], _Room(source)
-    for line, raw in cut(source.rows(), real.rows):
-        row = source.rename(line, raw)
-        with _at(source, line):
-            messages, answer = formats.demonstration_of(row)
+    reading, made = _Reading(real, where), []
+    for line, _, (messages, answer) in reading.rows(formats.demonstration_of):
         made.append((Prompt(tuple(under(system, messages)), {}, line), answer))
-        room.take(line, messages, answer)
+        reading.take(line, messages, answer)
     if not made:
-        raise source.error(None, "no rows", rule="data-no-rows")
+        raise reading.source.error(None, "no rows", rule="data-no-rows")
     return made
 
 
@@ -104,15 +97,9 @@ def read_preferences(
 
     Raises DataError for whatever cannot be used, at its line.
     """
-    source = Source(given, where)
-    made: dict[str, Preference] = {}
-    left_out: Counter[str] = Counter() if counts is None else counts
-    room = _Room(source)
-    for line, raw in cut(source.rows(), given.rows):
-        row = source.rename(line, raw)
-        with _at(source, line):
-            messages, answers = formats.ranking_of(row)
-            level = _level(row.get("level"))
+    reading = _Reading(given, where, counts)
+    source, made, left_out = reading.source, dict[str, Preference](), reading.counts
+    for line, row, (messages, answers, level) in reading.rows(_ranking_with_level):
         read = ("prompt", "level", *formats.ANSWERS)
         columns = _as_json(source, line, {name: value for name, value in row.items() if name not in read})
         best = answers["edited"] or answers["chosen"] or []
@@ -124,7 +111,7 @@ def read_preferences(
         elif identity in made:
             left_out["duplicate"] += 1
         else:
-            room.take(line, identity, messages, answers, columns)
+            reading.take(line, identity, messages, answers, columns)
             prompt = Prompt(tuple(under(system, messages)), columns, line)
             sides = {name: None if turns is None else tuple(turns) for name, turns in answers.items()}
             made[identity] = Preference(prompt, sides["chosen"] or (), sides["rejected"] or (), sides["edited"], level)
@@ -142,19 +129,14 @@ def read_labelled(
 
     Raises DataError for whatever cannot be used, at its line, and where all labels are alike.
     """
-    source = Source(given, where)
-    made: dict[str, Labelled] = {}
-    left_out: Counter[str] = Counter() if counts is None else counts
-    room = _Room(source)
-    for line, raw in cut(source.rows(), given.rows):
-        row = source.rename(line, raw)
-        with _at(source, line):
-            messages, answer, label = formats.labelled_of(row)
+    reading = _Reading(given, where, counts)
+    source, made = reading.source, dict[str, Labelled]()
+    for line, _, (messages, answer, label) in reading.rows(formats.labelled_of):
         identity = json.dumps([messages, answer, label])
         if identity in made:
-            left_out["duplicate"] += 1
+            reading.counts["duplicate"] += 1
         else:
-            room.take(line, identity, messages, answer)
+            reading.take(line, identity, messages, answer)
             made[identity] = Labelled(Prompt(tuple(under(system, messages)), {}, line), tuple(answer), label)
     if not made:
         raise source.error(None, "no rows", rule="data-no-rows")
@@ -172,38 +154,28 @@ GIVEN: dict[str, Callable[..., Sequence[Any]]] = {"preferences": read_preference
 
 def content_hash(prompts: PromptSet, system: str | None = None) -> str:
     """SHA-256 of everything that decides the rows of a set: the file or the Hub's rows, and the options of the set."""
-    digest = hashlib.sha256()
+    digest, source = hashlib.sha256(), Source(prompts, "prompts")
     if prompts.path is not None:
-        source = Source(prompts, "prompts")
         try:
             with open_regular(source.path) as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise source.error(None, f"cannot be read: {error.strerror}", rule="data-unreadable") from None
+            raise unreadable(source.path, error) from None
         digest.update(source.path.suffix.encode())
     else:
-        for _, row in Source(prompts, "prompts").rows():
+        for _, row in source.rows():
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     how = [prompts.columns, prompts.rows, system]
     digest.update(json.dumps(how, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _at(source: Source, line: int) -> Iterator[None]:
-    """Says at which line of which file it was."""
-    try:
-        yield
-    except DataError as error:
-        raise source.error(line, error.message, error.hint, rule=error.rule or "data-form") from None
-
-
-def _level(given: Any) -> str | None:
-    if given is not None and given not in get_args(Level):
-        known = get_args(Level)
-        message = f"no level is called {given!r}{did_you_mean(str(given), known)}"
+def _ranking_with_level(row: Mapping[str, Any]) -> tuple[list[Message], dict[str, list[Message] | None], str | None]:
+    level, known = row.get("level"), get_args(Level)
+    if level is not None and level not in known:
+        message = f"no level is called {level!r}{did_you_mean(str(level), known)}"
         raise DataError(message, hint=", ".join(known), rule="data-level")
-    return given
+    return *formats.ranking_of(row), level
 
 
 def _as_json(source: Source, line: int, columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,27 +191,38 @@ def _as_json(source: Source, line: int, columns: Mapping[str, Any]) -> dict[str,
     return made
 
 
-class _Room:
-    """Counts the memory that a set takes, which all is in memory once it is read."""
+class _Reading:
+    """The reading of a set: its rows, how many were left out and why, and the memory that it takes, which all is in
+    memory once it is read."""
 
-    def __init__(self, source: Source) -> None:
-        self._source, self._taken = source, 0
+    def __init__(self, given: PromptSet, where: str, counts: Counter[str] | None = None) -> None:
+        self.source = Source(given, where)
+        self.counts = Counter[str]() if counts is None else counts
+        self._taken = 0
+
+    def rows(
+        self, parse: Callable[[Mapping[str, Any]], T], *, for_rewards: bool = False
+    ) -> Iterator[tuple[int, dict[str, Any], T]]:
+        """Of each row its line, its columns under our names, and what `parse` makes of them."""
+        for line, raw in cut(self.source.rows(), self.source.prompts.rows):
+            row = self.source.rename(line, raw, for_rewards=for_rewards)
+            try:
+                parsed = parse(row)
+            except DataError as error:
+                raise self.source.error(line, error.message, error.hint, rule=error.rule or "data-form") from None
+            yield line, row, parsed
 
     def take(self, line: int, *values: Any) -> None:
         self._taken += _memory(values)
         if self._taken > MOST_SET:
             message = f"the set takes more than {MOST_SET / 1e9:g} GB of memory up to here"
-            hint = f"read a part of it, by {self._source.where}.rows: ':{line - 1}', or leave columns out by `columns`"
-            raise self._source.error(line, message, hint, rule="data-set-size")
+            hint = f"read a part of it, by {self.source.where}.rows: ':{line - 1}', or leave columns out by `columns`"
+            raise self.source.error(line, message, hint, rule="data-set-size")
 
 
 def _memory(value: Any) -> int:
-    size = sys.getsizeof(value)
-    if isinstance(value, Mapping):
-        return size + sum(map(_memory, value.values()))
-    if isinstance(value, (list, tuple)):
-        return size + sum(map(_memory, value))
-    return size
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return sys.getsizeof(value) + sum(map(_memory, parts))
 
 
 def _uneven(source: Source, line: int, names: set[str], usual: set[str], first: int) -> None:

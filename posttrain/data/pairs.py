@@ -43,11 +43,16 @@ def best_and_worst(rows: Sequence[Row], margin: float) -> tuple[Row, Row] | None
 
     Rows without a score are no candidates; ties go to the earlier row.
     """
-    scored = [row for row in rows if row["score"] is not None]
-    if len(scored) < 2:
+    return _best_against_worst(rows, rows, margin)
+
+
+def _best_against_worst(better: Sequence[Row], worse: Sequence[Row], margin: float = 0.0) -> tuple[Row, Row] | None:
+    ups = [row for row in better if row["score"] is not None]
+    downs = [row for row in worse if row["score"] is not None]
+    if not ups or not downs:
         return None
-    chosen = max(scored, key=lambda row: row["score"])
-    rejected = min(scored, key=lambda row: row["score"])
+    chosen = max(ups, key=lambda row: row["score"])
+    rejected = min(downs, key=lambda row: row["score"])
     gap = chosen["score"] - rejected["score"]
     if gap <= 0 or gap < margin or text(chosen).strip() == text(rejected).strip():
         return None
@@ -58,21 +63,24 @@ def best_worst_pairs(groups: Iterable[list[dict[str, Any]]], margin: float, sour
     """A pair for each prompt (a group of its samples with their `score`) whose best and worst differ enough."""
     for rows in groups:
         pair = best_and_worst(rows, margin)
-        if pair is None:
-            continue
-        chosen, rejected = pair
-        yield {
-            "prompt_id": chosen["prompt_id"],
-            "prompt": chosen["prompt"],
-            "chosen": chosen["completion"],
-            "rejected": rejected["completion"],
-            "edited": None,
-            "margin": chosen["score"] - rejected["score"],
-            "level": None,
-            "source": source,
-            "split": "train",
-            "columns": chosen["columns"],
-        }
+        if pair is not None:
+            yield pair_row(*pair, source)
+
+
+def pair_row(chosen: Row, rejected: Row, source: str, level: Level | None = None) -> dict[str, Any]:
+    """The row of PAIRS of two scored answers to a prompt."""
+    return {
+        "prompt_id": chosen["prompt_id"],
+        "prompt": chosen["prompt"],
+        "chosen": chosen["completion"],
+        "rejected": rejected["completion"],
+        "edited": None,
+        "margin": chosen["score"] - rejected["score"],
+        "level": level,
+        "source": source,
+        "split": "train",
+        "columns": chosen["columns"],
+    }
 
 
 def once(tables: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -97,22 +105,5 @@ def ordered_pairs(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def across_policies(first: Sequence[Row], second: Sequence[Row]) -> tuple[Row, Row] | None:
     """The two answers, one of each policy, that differ most in `score`: (chosen, rejected)."""
-    candidates = [
-        pair
-        for better, worse in ((first, second), (second, first))
-        for pair in [_best_against_worst(better, worse)]
-        if pair is not None
-    ]
-    return max(candidates, key=lambda pair: pair[0]["score"] - pair[1]["score"], default=None)
-
-
-def _best_against_worst(better: Sequence[Row], worse: Sequence[Row]) -> tuple[Row, Row] | None:
-    ups = [row for row in better if row["score"] is not None]
-    downs = [row for row in worse if row["score"] is not None]
-    if not ups or not downs:
-        return None
-    chosen = max(ups, key=lambda row: row["score"])
-    rejected = min(downs, key=lambda row: row["score"])
-    if chosen["score"] <= rejected["score"] or text(chosen).strip() == text(rejected).strip():
-        return None
-    return chosen, rejected
+    pairs = (_best_against_worst(better, worse) for better, worse in ((first, second), (second, first)))
+    return max(filter(None, pairs), key=lambda pair: pair[0]["score"] - pair[1]["score"], default=None)

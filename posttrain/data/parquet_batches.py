@@ -35,7 +35,7 @@ class Metadata:
 
 
 def metadata(path: Path) -> Metadata:
-    """What a file says of itself. It is read in a child: on metadata that contradict each other Arrow ends the process.
+    """The metadata of a file, read in a child process: Arrow aborts the process on contradictory metadata.
 
     Raises:
         DataError: it inflates too much, has names of columns that are no UTF-8, or ended the child.

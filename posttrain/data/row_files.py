@@ -12,16 +12,15 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import reduce
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 import pyarrow as pa
 
 from posttrain.data import parquet_batches
-from posttrain.data.text_lines import MOST_ROW, Lines, csv_rows, open_lines
-from posttrain.errors import DataError
+from posttrain.data.text_lines import MOST_ROW, Lines, csv_rows, no_constant, open_lines, unreadable
+from posttrain.errors import DataError, in_file
 
 BATCH_ROWS, BATCH_BYTES = 8192, 1 << 24
 MOST_COLUMNS = 1000  # of all rows together, the keys of objects counted
@@ -44,15 +43,6 @@ class Part(NamedTuple):
     unread: Sequence[Unread]
 
 
-class RowFile(Protocol):
-    """`schema` is that of all rows; `parts` streams them, and what is unread, in the file's order."""
-
-    path: Path
-    schema: pa.Schema
-
-    def parts(self) -> Iterator[Part]: ...
-
-
 def open_rows(path: Path) -> RowFile:
     """The rows of a file. JSONL and CSV are read once here, to know their columns.
 
@@ -61,15 +51,16 @@ def open_rows(path: Path) -> RowFile:
     """
     if not path.exists():
         raise DataError("no such file", file=str(path), rule="data-no-such-file")
-    try:
-        if path.suffix == ".parquet":
-            return ParquetRows(path)
-        if path.name.endswith(ENDINGS):
-            return LineRows(path)
-    except _FAULTS as error:
-        _unreadable(path, error)
-    hint = "write JSONL, Parquet or CSV"
-    raise DataError(f"cannot read {path.suffix or 'this'} files", file=str(path), hint=hint, rule="data-file-kind")
+    with in_file(path):
+        try:
+            if path.suffix == ".parquet":
+                return ParquetRows(path)
+            if path.name.endswith(ENDINGS):
+                return LineRows(path)
+        except _FAULTS as error:
+            raise unreadable(path, error) from None
+        hint = "write JSONL, Parquet or CSV"
+        raise DataError(f"cannot read {path.suffix or 'this'} files", hint=hint, rule="data-file-kind")
 
 
 class ParquetRows:
@@ -80,7 +71,7 @@ class ParquetRows:
         self._known = parquet_batches.metadata(path)
         self.schema = self._known.schema
         if not self._known.rows:
-            raise DataError("the file holds no rows", file=str(path), rule="data-no-rows")
+            raise DataError("the file holds no rows", rule="data-no-rows")
 
     def parts(self) -> Iterator[Part]:
         first = 1
@@ -94,12 +85,12 @@ class ParquetRows:
                 unread += bad
                 first, read, size = first + batch.num_rows, read + batch.num_rows, size + batch.nbytes
                 if read >= BATCH_ROWS or size >= BATCH_BYTES:
-                    yield Part(_joined(begun), unread)
+                    yield Part(pa.concat_batches(begun), unread)
                     begun, unread, read, size = [], [], 0, 0
             if begun:
-                yield Part(_joined(begun), unread)
+                yield Part(pa.concat_batches(begun), unread)
         except _FAULTS as error:
-            _unreadable(self.path, error)
+            raise unreadable(self.path, error) from None
 
 
 def _good(batch: pa.RecordBatch, first: int) -> tuple[pa.RecordBatch, list[Unread]]:
@@ -118,13 +109,6 @@ def _good(batch: pa.RecordBatch, first: int) -> tuple[pa.RecordBatch, list[Unrea
     return batch.take(pa.array(good, pa.int64())) if bad else batch, list(bad.values())
 
 
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    batches = [batch for batch in batches if batch.num_rows] or batches[:1]
-    if len(batches) == 1:
-        return batches[0]
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
-
-
 class LineRows:
     """Rows of a JSONL or CSV file, plain or gz. CSV values are text, empty ones null."""
 
@@ -139,15 +123,12 @@ class LineRows:
                 schema = self._with(schema, rows)
         if schema is None:
             why = f"; line {unread[0].number}: {unread[0].reason}" if unread else ""
-            raise DataError(f"the file holds no rows{why}", file=str(path), rule="data-no-rows")
+            raise DataError(f"the file holds no rows{why}", rule="data-no-rows")
         for field in schema:
             if _without_children(field.type):
-                raise DataError(
-                    f"the column {field.name!r} holds empty objects only",
-                    file=str(path),
-                    hint="take the column out, or put something in",
-                    rule="data-empty-objects",
-                )
+                hint = "take the column out, or put something in"
+                message = f"the column {field.name!r} holds empty objects only"
+                raise DataError(message, hint=hint, rule="data-empty-objects")
         self.schema = schema
 
     def parts(self) -> Iterator[Part]:
@@ -155,7 +136,7 @@ class LineRows:
             for rows, bad in self._chunks():
                 yield Part(pa.RecordBatch.from_pylist([row for _, row in rows], self.schema), bad)
         except _FAULTS as error:
-            _unreadable(self.path, error)
+            raise unreadable(self.path, error) from None
 
     def _chunks(self) -> Iterator[tuple[list[tuple[int, dict[str, Any]]], list[Unread]]]:
         """Rows with their lines, and what is unread, some MB at a time."""
@@ -174,26 +155,26 @@ class LineRows:
             yield rows, unread
 
     def _with(self, schema: pa.Schema | None, rows: list[tuple[int, dict[str, Any]]]) -> pa.Schema:
+        made = schema
         try:
-            new = _schema([row for _, row in rows], self.path)
-            made = new if schema is None else _unified([schema, new])
+            made = _merged(schema, [row for _, row in rows])
         except (pa.ArrowException, OverflowError):
             for number, row in rows:  # which one?
                 try:
-                    new = _schema([row], self.path)
-                    schema = new if schema is None else _unified([schema, new])
+                    made = _merged(made, [row])
                 except (pa.ArrowException, OverflowError) as error:
                     said = str(error).splitlines()[0].removeprefix("Unable to merge: ")
                     hint = "give each column one type in all rows"
                     message = f"does not fit the rows before: {said}"
-                    raise DataError(
-                        message, file=str(self.path), line=number, hint=hint, rule="data-column-type"
-                    ) from None
-            assert schema is not None
-            made = schema
+                    raise DataError(message, line=number, hint=hint, rule="data-column-type") from None
+        assert made is not None
         if sum(_width(field.type) for field in made) > MOST_COLUMNS:
-            _too_wide(self.path)
+            _too_wide()
         return made
+
+
+# `schema` is that of all rows; `parts` streams them, and what is unread, in the file's order.
+RowFile = ParquetRows | LineRows
 
 
 def _jsonl(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | str]]:
@@ -209,7 +190,7 @@ def _row(raw: bytes) -> dict[str, Any] | str:
     if not raw.strip():
         return "empty line"
     try:
-        row = json.loads(raw.decode(), parse_constant=_no_constant)
+        row = json.loads(raw.decode(), parse_constant=no_constant)
         if _ESCAPED_SURROGATE.search(raw):
             json.dumps(row, ensure_ascii=False).encode()  # half of a surrogate pair is no character
     except UnicodeError:
@@ -237,17 +218,18 @@ def _csv(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | 
             yield number, length, {name: value or None for name, value in zip(header, values, strict=True)}
 
 
-def _schema(rows: list[dict[str, Any]], path: Path) -> pa.Schema:
-    """The columns of all rows (Arrow by itself looks at the first row only)."""
+def _merged(schema: pa.Schema | None, rows: list[dict[str, Any]]) -> pa.Schema:
+    """The columns of the schema and of all rows (Arrow by itself looks at the first row only)."""
     fields, width = [], 0
     for name in dict.fromkeys(chain.from_iterable(rows)):
         values = [row.get(name) for row in rows]
         kind = pa.infer_type(values)
         width += _width(kind)
         if width > MOST_COLUMNS:
-            _too_wide(path)
+            _too_wide()
         fields.append((name, pa.array(values, kind).type))
-    return pa.schema(fields)
+    new = pa.schema(fields)
+    return new if schema is None else pa.unify_schemas([schema, new], promote_options="permissive")
 
 
 def _width(kind: pa.DataType) -> int:
@@ -257,14 +239,10 @@ def _width(kind: pa.DataType) -> int:
     return _width(kind.value_type) if pa.types.is_list(kind) else 1
 
 
-def _too_wide(path: Path) -> NoReturn:
+def _too_wide() -> NoReturn:
     message = f"more than {MOST_COLUMNS:,} columns, counting the keys of objects"
     hint = "write what differs from row to row as text (JSON), or take it out"
-    raise DataError(message, file=str(path), hint=hint, rule="data-columns")
-
-
-def _unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    return reduce(lambda one, other: pa.unify_schemas([one, other], promote_options="permissive"), schemas)
+    raise DataError(message, hint=hint, rule="data-columns")
 
 
 def _valid(batch: pa.RecordBatch) -> bool:
@@ -280,16 +258,3 @@ def _without_children(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         return not kind.num_fields or any(_without_children(kind.field(i).type) for i in range(kind.num_fields))
     return pa.types.is_list(kind) and _without_children(kind.value_type)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unreadable(path: Path, error: Exception) -> NoReturn:
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, csv.Error):
-        raise DataError(f"invalid CSV: {said}", file=str(path), rule="data-csv") from None
-    if isinstance(error, OSError) and error.strerror:
-        raise DataError(f"cannot be read: {error.strerror}", file=str(path), rule="data-unreadable") from None
-    raise DataError(f"cannot be read: {said}", file=str(path), rule="data-corrupt") from None

@@ -37,7 +37,9 @@ def matching(prompts: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> 
     Raises:
         DataError: no prompt has one of the columns, or none matches.
     """
-    columns = [json.loads(prompt["columns"]) for prompt in prompts] if where else []
+    if not where:
+        return list(prompts)
+    columns = [json.loads(prompt["columns"]) for prompt in prompts]
     names = {name for row in columns for name in row}
     for name in where:
         if name not in names:
@@ -46,8 +48,6 @@ def matching(prompts: Sequence[Mapping[str, Any]], where: Mapping[str, Any]) -> 
                 hint=f"columns are {', '.join(sorted(names))}" if names else "the prompts have no columns of their own",
                 rule="data-where",
             )
-    if not where:
-        return list(prompts)
     found = [
         prompt
         for prompt, row in zip(prompts, columns, strict=True)

@@ -16,7 +16,7 @@ from typing import Any
 from posttrain import shipped
 from posttrain.config import PromptSet
 from posttrain.data.formats import has_prompt, kind
-from posttrain.data.text_lines import MOST_ROW, csv_rows, open_lines, too_long
+from posttrain.data.text_lines import MOST_ROW, csv_rows, no_constant, open_lines, too_long, unreadable
 from posttrain.errors import DataError, did_you_mean
 
 # Reward functions get these as arguments of their own.
@@ -39,10 +39,12 @@ class Source:
         self.unit = "line" if self.has_lines else "row"
         self._alone = where.startswith("--")  # an option named the file: no recipe has a key for it
 
-    def error(self, line: int | None, message: str, hint: str | None = None, *, rule: str) -> DataError:
+    def error(
+        self, line: int | None, message: str, hint: str | None = None, column: int | None = None, *, rule: str
+    ) -> DataError:
         if line is not None and not self.has_lines:
             return DataError(f"row {line}: {message}", file=self.name, hint=hint, rule=rule)
-        return DataError(message, file=self.name, line=line, hint=hint, rule=rule)
+        return DataError(message, file=self.name, line=line, column=column, hint=hint, rule=rule)
 
     def rows(self) -> Iterator[Row]:
         if self.prompts.path is None:
@@ -59,12 +61,8 @@ class Source:
     def _told(self, rows: Iterator[Row]) -> Iterator[Row]:
         try:
             yield from rows
-        except (OSError, EOFError) as error:
-            if isinstance(error, OSError) and error.strerror:
-                raise self.error(None, f"cannot be read: {error.strerror}", rule="data-unreadable") from None
-            raise self.error(
-                None, f"cannot be read: {error}", rule="data-corrupt"
-            ) from None  # gzip's words, or Arrow's
+        except (OSError, EOFError, csv.Error) as error:
+            raise unreadable(self.path, error) from None
 
     def rename(self, line: int, row: Mapping[str, Any], *, for_rewards: bool = False) -> dict[str, Any]:
         """The row under our column names. `for_rewards`: reward functions are given its columns by their names."""
@@ -116,18 +114,12 @@ class Source:
         if not text.strip():
             raise self.error(line, "the line is empty", "take it out: one JSON object a line", rule="data-empty-line")
         try:
-            row = json.loads(text.rstrip("\r\n"), parse_constant=_no_constant, object_pairs_hook=_unique)
+            row = json.loads(text.rstrip("\r\n"), parse_constant=no_constant, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
             message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             column = error.colno if isinstance(error, json.JSONDecodeError) else None
-            raise DataError(
-                f"invalid JSON: {message}",
-                file=self.name,
-                line=line,
-                column=column,
-                hint="one JSON object a line",
-                rule="data-invalid-json",
-            ) from None
+            hint = "one JSON object a line"
+            raise self.error(line, f"invalid JSON: {message}", hint, column, rule="data-invalid-json") from None
         if not isinstance(row, dict):
             message = f"not a JSON object but {kind(row)}"
             raise self.error(line, message, "one JSON object a line", rule="data-not-an-object")
@@ -149,8 +141,6 @@ class Source:
                         message = f"{len(values)} values for {len(header)} columns"
                         raise self.error(line, message, rule="data-csv")
                     yield line, {name: value or None for name, value in zip(header, values, strict=True)}
-        except csv.Error as error:
-            raise self.error(None, f"invalid CSV: {error}", rule="data-csv") from None
         except UnicodeDecodeError as error:
             message = f"not UTF-8 text (byte {error.start + 1} of a line)"
             raise self.error(None, message, "save the file as UTF-8", rule="data-not-utf8") from None
@@ -209,13 +199,9 @@ def _several(theirs: str | list[str] | None) -> list[str]:
     return [theirs] if isinstance(theirs, str) else theirs or []
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"duplicate key {twice!r}")
     return made

@@ -38,15 +38,18 @@ PAIRS = pa.schema(
         ("margin", pa.float64()),
         ("level", pa.string()),
         ("source", pa.string()),
-        (
-            "split",
-            pa.string(),
-        ),  # "train"; "heldout": never trained on, measures reward models; "watch": see recipe.watch
+        # "train"; "heldout": never trained on, measures reward models; "watch": see recipe.watch
+        ("split", pa.string()),
         ("columns", pa.string()),
     ]
 )
 # Tags of an evaluation's answers.
 GREEDY, SAMPLED = "greedy", "sampled"
+
+
+def column(table: Path, name: str) -> list[Any]:
+    """The values of one column, without reading the others."""
+    return pq.read_table(table, columns=[name])[name].to_pylist()
 
 
 def by_prompt(table: Path, columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import traceback
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
@@ -17,82 +18,38 @@ _NAME_IT = "mend it, or name another template in the recipe: model.chat_template
 def explained(error: Exception, tokenizer: Any) -> InputError | None:
     """A DataError where the template refused the messages on purpose, a ModelError where it is at fault itself; None
     where the error does not come from the template."""
-    file, line = _file(tokenizer), _line(error.__traceback__)
+    line = _line(error)
+    fault = functools.partial(ModelError, file=_file(tokenizer), line=line, hint=_NAME_IT)
     if isinstance(error, TemplateSyntaxError):
-        return ModelError(
-            f"the chat template cannot be read: {error.message}",
-            file=file,
-            line=error.lineno,
-            hint=_NAME_IT,
-            rule="template-syntax",
-        )
+        return fault(f"the chat template cannot be read: {error.message}", line=error.lineno, rule="template-syntax")
     if isinstance(error, SyntaxError) or (isinstance(error, RecursionError) and line is None):
-        return ModelError("the chat template is nested too deep", file=file, hint=_NAME_IT, rule="template-nesting")
+        return fault("the chat template is nested too deep", rule="template-nesting")
     if isinstance(error, SecurityError):
-        return ModelError(
-            f"the chat template does what templates may not: {error.message}",
-            file=file,
-            line=line,
-            hint=_NAME_IT,
-            rule="template-forbidden",
-        )
+        return fault(f"the chat template does what templates may not: {error.message}", rule="template-forbidden")
     if isinstance(error, UndefinedError):
-        return ModelError(
-            f"the chat template uses what is not there: {error.message}",
-            file=file,
-            line=line,
-            hint="guard it with `is defined`, or name another template: model.chat_template: FILE",
-            rule="template-undefined",
-        )
+        hint = "guard it with `is defined`, or name another template: model.chat_template: FILE"
+        message = f"the chat template uses what is not there: {error.message}"
+        return fault(message, hint=hint, rule="template-undefined")
     if type(error) is TemplateError:  # what raise_exception raises
-        return DataError(
-            f"the chat template refuses these messages: {error}",
-            hint="change the messages as it says, or name another template: model.chat_template: FILE",
-            rule="template-refuses",
-        )
+        hint = "change the messages as it says, or name another template: model.chat_template: FILE"
+        return DataError(f"the chat template refuses these messages: {error}", hint=hint, rule="template-refuses")
     if line is None and not isinstance(error, TemplateError):
         return None
-    return _while_running(error, file, line)
-
-
-def _while_running(error: Exception, file: str | None, line: int | None) -> ModelError:
     if isinstance(error, RecursionError):
-        return ModelError(
-            "the chat template calls itself without end", file=file, line=line, hint=_NAME_IT, rule="template-recursion"
-        )
+        return fault("the chat template calls itself without end", rule="template-recursion")
     if isinstance(error, ArithmeticError):
-        return ModelError(
-            f"the chat template computes what has no value: {error}",
-            file=file,
-            line=line,
-            hint=_NAME_IT,
-            rule="template-arithmetic",
-        )
+        return fault(f"the chat template computes what has no value: {error}", rule="template-arithmetic")
     if "no loader" in str(error):
-        return ModelError(
-            "the chat template includes, imports or extends another file, and there is none",
-            file=file,
-            line=line,
-            hint="put all of it into one file",
-            rule="template-include",
-        )
-    return ModelError(
-        f"the chat template uses a value in a way that its type does not have: {type(error).__name__}: {error}",
-        file=file,
-        line=line,
-        hint=_NAME_IT,
-        rule="template-types",
-    )
+        message = "the chat template includes, imports or extends another file, and there is none"
+        return fault(message, hint="put all of it into one file", rule="template-include")
+    message = "the chat template uses a value in a way that its type does not have"
+    return fault(f"{message}: {type(error).__name__}: {error}", rule="template-types")
 
 
-def _line(at: TracebackType | None) -> int | None:
+def _line(error: Exception) -> int | None:
     """The line of the template that was reached."""
-    found = None
-    while at is not None:
-        if at.tb_frame.f_code.co_filename == _OURS:
-            found = at.tb_lineno
-        at = at.tb_next
-    return found
+    walked = traceback.walk_tb(error.__traceback__)
+    return next((line for frame, line in reversed([*walked]) if frame.f_code.co_filename == _OURS), None)
 
 
 def _file(tokenizer: Any) -> str | None:

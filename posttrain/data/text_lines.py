@@ -97,3 +97,18 @@ def too_long(path: Path, line: int) -> DataError:
         hint="take the row out, or cut it",
         rule="data-row-size",
     )
+
+
+def no_constant(name: str) -> float:
+    """What `json` is to make of NaN and the infinities, which are none of JSON's values."""
+    raise ValueError(f"{name} is not JSON")
+
+
+def unreadable(path: Path, error: Exception) -> DataError:
+    """The error for a file that ends its reading: by the system, as no CSV, or as what its ending says it is."""
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, csv.Error):
+        return DataError(f"invalid CSV: {said}", file=str(path), rule="data-csv")
+    if isinstance(error, OSError) and error.strerror:
+        return DataError(f"cannot be read: {error.strerror}", file=str(path), rule="data-unreadable")
+    return DataError(f"cannot be read: {said}", file=str(path), rule="data-corrupt")

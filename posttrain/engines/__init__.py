@@ -13,24 +13,16 @@ __all__ = ["Capabilities", "Engine", "Request", "SamplingParams", "ServerSetting
 
 def load_engine(
     model_path: str | Path,
-    use: Literal["shared-prefix", "plain", "server"] = "shared-prefix",
+    use: Literal["shared-prefix", "plain"] = "shared-prefix",
     dtype: str = "auto",
     device: str = "cpu",
-    server: ServerSettings | None = None,
 ) -> Engine:
     """The engine of that name on a model folder. Where the shared-prefix engine does not fit the model,
-    the plain one comes back and its `fallback` says why. `server` belongs to `use="server"`, whose type and
-    device are the server's own.
+    the plain one comes back and its `fallback` says why. For a server: `server.ServerEngine`.
 
     Raises:
         ModelError: the folder cannot be loaded, or has no end token.
     """
-    if use == "server":
-        from posttrain.engines.server import ServerEngine
-
-        if server is None:
-            raise ValueError("which server is not said")
-        return ServerEngine(model_path, server)
     from posttrain.engines.attention import Unsupported
     from posttrain.engines.decoder import LeanDecoder
     from posttrain.engines.load import load

@@ -18,7 +18,15 @@ HIDDEN = torch.finfo(torch.float32).min / 2
 
 
 class Unsupported(Exception):
-    """The model asks of attention what is not built here; the message says what."""
+    """The model needs a feature of attention that is not implemented here; the message names it."""
+
+
+def check_equal(ours: torch.Tensor, wanted: torch.Tensor, tolerance: float, what: str) -> None:
+    """Raises Unsupported where values are further from the plain model's than `tolerance` times the largest of
+    those."""
+    apart, size = (ours.float() - wanted).abs().max().item(), wanted.abs().max().item()
+    if not apart <= tolerance * size:  # so also for NaN
+        raise Unsupported(f"its {what} differ from the plain model's by {apart:.2g} of {size:.2g}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from posttrain.engines.batches import by_length
+from posttrain.engines.load import read
 from posttrain.engines.protocol import context_length
 from posttrain.errors import ModelError, StageError
 from posttrain.system import keep_memory
@@ -26,15 +28,11 @@ class SequenceClassifier:
     """
 
     def __init__(self, path: Path, label: str, device: str) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            model: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot load a sequence classifier: {error}", file=str(path)) from error
+        model, self.tokenizer = read(AutoModelForSequenceClassification, path, torch.float32, "a sequence classifier")
         if not self.tokenizer.is_fast:
-            raise ModelError("long texts are cut by a fast tokenizer, and this model has none", file=str(path))
+            raise ModelError("splitting long texts needs a fast tokenizer, and this model has none", file=str(path))
         self.model = model.to(device).eval()
         self.at = _column(model.config, label, path)
         self.several = model.config.num_labels == 1 or model.config.problem_type == "multi_label_classification"
@@ -60,7 +58,7 @@ class SequenceClassifier:
             chances = logits.sigmoid() if self.several else logits.softmax(-1)
             for owner, chance in zip(owners, chances[:, self.at].tolist(), strict=True):
                 if math.isnan(chance):
-                    raise StageError("the classifier gave no number: its weights are at fault")
+                    raise StageError("the classifier's output is NaN: its weights are damaged")
                 found[owner] = max(found[owner], chance)
         return found
 
@@ -76,12 +74,8 @@ class SequenceClassifier:
             return_overflowing_tokens=True,
         )
         owners: list[int] = cut.pop("overflow_to_sample_mapping")
-        order = sorted((at for at, ids in enumerate(cut["input_ids"]) if ids), key=lambda at: len(cut["input_ids"][at]))
         names = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in cut]
-        while order:
-            some = [order.pop()]  # the longest first: where memory is too small this shows at once
-            while order and (len(some) + 1) * len(cut["input_ids"][some[0]]) <= _TOKENS:
-                some.append(order.pop())
+        for some in by_length([len(ids) for ids in cut["input_ids"]], _TOKENS):
             rows = {name: [cut[name][at] for at in some] for name in names}
             yield [owners[at] for at in some], self.tokenizer.pad(rows, return_tensors="pt")
 

@@ -6,32 +6,16 @@ Either is first compared with the plain model, and refused where it would not be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from functools import partial
 
 import torch
 
-from posttrain.engines.attention import Options, Unsupported
+from posttrain.engines.attention import Options, check_equal
 from posttrain.engines.fast_linear import replace_linears
 from posttrain.engines.fused_llama import LeanLlama
-from posttrain.engines.hf_attention import NAME, active, register
+from posttrain.engines.hf_attention import active, fitting, use_in
 from posttrain.engines.kv_cache import Pool, Prefix, Suffixes
 from posttrain.engines.load import Loaded
-
-
-class Decoder(Protocol):
-    """Two forwards: `prefill` for prompts, `step` for one token of every running row."""
-
-    kv_heads: int
-    token_bytes: int  # of a token's keys and values
-    device: torch.device
-
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
-        """The prompts' keys and values, and the logits after each prompt's last token, (prompts, vocab)."""
-        ...
-
-    def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
-        """Feeds one token a row, the rows of all cohorts one after the other; the next logits, (rows, vocab)."""
-        ...
 
 
 def fitting_decoder(loaded: Loaded) -> Decoder:
@@ -40,30 +24,16 @@ def fitting_decoder(loaded: Loaded) -> Decoder:
     Raises:
         Unsupported: none is; the model still serves the plain engine.
     """
-    model, on_cpu = loaded.model, loaded.model.device.type == "cpu"
-    probe = _Probe(loaded)
-    try:
-        # On a CPU the weights are float32 here, so that the comparison can be strict whatever is computed in later.
-        probe.compare(LeanDecoder(loaded, torch.float32 if on_cpu else loaded.dtype))
-        return LeanDecoder(loaded, loaded.dtype)
-    except Unsupported:
-        pass
-    before = model.config.get_text_config()._attn_implementation
-    try:
-        decoder = HookedDecoder(loaded)
-        probe.compare(decoder)
-    except Exception as error:
-        model.set_attn_implementation(before)
-        if isinstance(error, Unsupported):
-            raise
-        raise Unsupported(f"its forward failed with shared prefixes: {error}") from error
-    if on_cpu:
+    model, lean, hooked = loaded.model, partial(LeanDecoder, loaded), partial(HookedDecoder, loaded)
+    decoder = fitting(model, loaded.dtype, lean, hooked, _Probe(loaded).compare)
+    if isinstance(decoder, HookedDecoder) and model.device.type == "cpu":
         replace_linears(model, loaded.dtype)
     return decoder
 
 
 class LeanDecoder:
-    """`LeanLlama` with its attention."""
+    """`LeanLlama` with its attention: two forwards, `prefill` for prompts and `step` for one token of every running
+    row. `token_bytes`: of a token's keys and values."""
 
     def __init__(self, loaded: Loaded, dtype: torch.dtype) -> None:
         self.model, self.pad_id, self.device = LeanLlama(loaded.model, dtype), loaded.pad_id, loaded.model.device
@@ -71,7 +41,7 @@ class LeanDecoder:
         self.token_bytes = 2 * len(self.model.layers) * self.kv_heads * self.model.dim * self.model.kept.itemsize
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
-        """See `Decoder`."""
+        """The prompts' keys and values, and the logits after each prompt's last token, (prompts, vocab)."""
         prefix, ids, position = _padded(prompts, self.pad_id, self.device)
         model = self.model
 
@@ -85,7 +55,7 @@ class LeanDecoder:
         return prefix, model.logits(stream[start + prefix.lengths - 1])
 
     def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
-        """See `Decoder`."""
+        """Feeds one token a row, the rows of all cohorts one after the other; the next logits, (rows, vocab)."""
         model = self.model
 
         def attend(layer: int, joint: torch.Tensor, options: Options) -> torch.Tensor:
@@ -108,7 +78,7 @@ class LeanDecoder:
 
 
 class HookedDecoder:
-    """transformers' forward, its attention replaced."""
+    """The same of transformers' forward, its attention replaced."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.model, self.pad_id, self.device = loaded.model, loaded.pad_id, loaded.model.device
@@ -116,11 +86,10 @@ class HookedDecoder:
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.token_bytes = 2 * config.num_hidden_layers * self.kv_heads * dim * loaded.model.dtype.itemsize
-        register()
-        loaded.model.set_attn_implementation(NAME)
+        use_in(loaded.model)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
-        """See `Decoder`."""
+        """See `LeanDecoder`."""
         prefix, ids, position = _padded(prompts, self.pad_id, self.device)
         row, last = torch.arange(len(prompts), device=self.device), prefix.lengths - 1
         # The head is computed for the last token alone: a hook, as `logits_to_keep` wants one place for all rows.
@@ -135,7 +104,7 @@ class HookedDecoder:
         return prefix, out.logits[:, -1]
 
     def step(self, token: torch.Tensor, position: torch.Tensor, cohorts: Sequence[Suffixes]) -> torch.Tensor:
-        """See `Decoder`."""
+        """See `LeanDecoder`."""
         active.cohorts = cohorts
         try:
             out = self.model(input_ids=token[:, None], position_ids=position[:, None], use_cache=False)
@@ -144,6 +113,9 @@ class HookedDecoder:
         for cohort in cohorts:
             cohort.advance()
         return out.logits[:, -1]
+
+
+Decoder = LeanDecoder | HookedDecoder
 
 
 def _padded(
@@ -184,7 +156,4 @@ class _Probe:
             got.append(decoder.step(token, position + step, [suffixes]))
         tolerance = 1e-4 if self.model.dtype == torch.float32 else 5e-2
         for row, theirs in enumerate(self.wanted):
-            ours = torch.stack([logits[row] for logits in got]).float()
-            apart, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
-            if not apart <= tolerance * size:
-                raise Unsupported(f"its logits differ from the plain model's by {apart:.2g} of {size:.2g}")
+            check_equal(torch.stack([logits[row] for logits in got]), theirs, tolerance, "logits")

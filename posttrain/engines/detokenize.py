@@ -29,7 +29,7 @@ class StopStrings:
         )
 
     def ends(self, tokens: Sequence[int]) -> bool:
-        """Whether a stop string stands in the last tokens of an answer."""
+        """Whether the last tokens of an answer contain a stop string."""
         text = self.tokenizer.decode(list(tokens[-self.window :]), **_DECODE)
         return any(part in text for part in self.stop)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
+from posttrain.engines.batches import by_length
+from posttrain.engines.load import read
 from posttrain.engines.protocol import context_length
-from posttrain.errors import ModelError
 from posttrain.system import keep_memory
 
 _TOKENS = 8192  # in one forward, padding included
@@ -25,13 +26,9 @@ class Embedder:
     """
 
     def __init__(self, path: Path, device: str, longest: int = _LONGEST, special_tokens: bool = False) -> None:
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            model: Any = AutoModel.from_pretrained(path, dtype=torch.float32)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"cannot load a model to embed texts with: {error}", file=str(path)) from error
+        model, self.tokenizer = read(AutoModel, path, torch.float32, "a model to embed texts with")
         self.model = model.to(device).eval()
         self.longest = min(context_length(model.config), longest)
         self.special_tokens = special_tokens
@@ -46,17 +43,10 @@ class Embedder:
         options = {"add_special_tokens": self.special_tokens, "truncation": True, "max_length": self.longest}
         ids = self.tokenizer(some, **options)["input_ids"] if some else []
         found = np.zeros((len(texts), self.model.config.get_text_config().hidden_size), dtype=np.float32)
-        order = sorted((at for at, row in enumerate(ids) if row), key=lambda at: len(ids[at]))
-        while order:
-            some = [order.pop()]
-            width = len(ids[some[0]])
-            while order and (len(some) + 1) * width <= _TOKENS:
-                some.append(order.pop())
-            batch = torch.zeros(len(some), width, dtype=torch.long)
-            mask = torch.zeros(len(some), width)
-            for row, at in enumerate(some):  # padded at the end: no token sees what comes after it
-                batch[row, : len(ids[at])] = torch.tensor(ids[at])
-                mask[row, : len(ids[at])] = 1
+        for some in by_length([len(row) for row in ids], _TOKENS):
+            rows = [torch.tensor(ids[at]) for at in some]
+            batch = pad_sequence(rows, batch_first=True)  # at the end: no token sees what comes after it
+            mask = pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True)
             device = self.model.device
             states = self.model(batch.to(device), attention_mask=mask.to(device)).last_hidden_state.float().cpu()
             found[some] = ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()

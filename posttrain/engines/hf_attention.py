@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from posttrain.engines.packed_attention import Packed
 
 NAME = "posttrain_shared_prefix"
+
+L = TypeVar("L")
+H = TypeVar("H")
 
 
 class _Active(threading.local):
@@ -38,7 +41,7 @@ def attend(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls. query: (B, heads, T, D); key, value: (B, kv_heads, T, D). Returns (B, T, heads, D)."""
+    """Called by transformers. query: (B, heads, T, D); key, value: (B, kv_heads, T, D). Returns (B, T, heads, D)."""
     odd = [name for name in ("s_aux", "position_bias", "head_mask", "cache") if kwargs.get(name) is not None]
     if odd or attention_mask is not None:
         raise Unsupported(f"its attention uses {odd[0] if odd else 'a mask of its own'}")
@@ -51,18 +54,46 @@ def attend(
     if active.prefix is not None:
         return active.prefix.prefill(layer, query, key, value, options).transpose(1, 2), None
     query, key, value = query[:, :, 0], key[:, :, 0], value[:, :, 0]
-    if len(active.cohorts) == 1:
-        return active.cohorts[0].decode(layer, query, key, value, options)[:, None], None
-    parts, start = [], 0
-    for cohort in active.cohorts:
-        some = slice(start, start + cohort.rows)
-        parts.append(cohort.decode(layer, query[some], key[some], value[some], options))
-        start += cohort.rows
-    return torch.cat(parts)[:, None], None
+    counts = [cohort.rows for cohort in active.cohorts]
+    rows = zip(query.split(counts), key.split(counts), value.split(counts), strict=True)
+    parts = [cohort.decode(layer, *some, options) for cohort, some in zip(active.cohorts, rows, strict=True)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:, None], None
 
 
-def register() -> None:
-    """Makes `attend` known to transformers under NAME."""
+def use_in(model: Any) -> None:
+    """Gives a model `attend` for its attention."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
+    model.set_attn_implementation(NAME)
+
+
+def fitting(
+    model: Any,
+    dtype: torch.dtype,
+    lean: Callable[[torch.dtype], L],
+    hooked: Callable[[], H],
+    compare: Callable[[L | H], None],
+) -> L | H:
+    """The faster of two forwards that is the same function as the model: `lean`, its products in `dtype`, or else
+    `hooked`, the model's own with `attend`. `compare` raises Unsupported where one is not.
+
+    Raises:
+        Unsupported: neither is; the model is as it was.
+    """
+    try:
+        # On a CPU the weights are float32 here, so that the comparison can be strict whatever is computed in later.
+        compare(lean(torch.float32 if model.device.type == "cpu" else dtype))
+        return lean(dtype)
+    except Unsupported:
+        pass
+    before = model.config.get_text_config()._attn_implementation
+    try:
+        forward = hooked()
+        compare(forward)
+        return forward
+    except Exception as error:
+        model.set_attn_implementation(before)
+        if isinstance(error, Unsupported):
+            raise
+        raise Unsupported(f"its forward failed with shared prefixes: {error}") from error

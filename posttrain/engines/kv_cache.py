@@ -146,7 +146,8 @@ class Suffixes:
         written = place[rows.to(place.device)].flatten()
         for store in (self.keys, self.values):
             for layer, block in store.items():
-                store[layer] = self._longer(block, len(place) * self.kv_heads)
+                # As it is, with more rows at its end, uninitialised: `Pool.take` left room for `most_rows`.
+                store[layer] = block.as_strided((len(place) * self.kv_heads, *block.shape[1:]), block.stride())
                 store[layer].index_copy_(0, written, block.index_select(0, read))
         return rows.to(device)
 
@@ -195,10 +196,6 @@ class Suffixes:
         dim = like.shape[-1]
         return self.pool.take(like, (blocks, room, dim), self.most_rows * self.kv_heads, self.most)
 
-    def _longer(self, block: torch.Tensor, blocks: int) -> torch.Tensor:
-        """The same block with more rows at its end, uninitialised: `Pool.take` left room for `most_rows`."""
-        return block.as_strided((blocks, *block.shape[1:]), block.stride())
-
     def release(self) -> None:
         """Gives its memory back; nothing may be decoded afterwards."""
         self.pool.give([*self.keys.values(), *self.values.values()])
@@ -235,7 +232,9 @@ class Suffixes:
         on_grid = query if self.on_grid is None else query.index_select(0, self.on_grid)
         with half_products(options.half):
             shared = scaled(on_grid.view(blocks, -1, dim), prefix_keys, options)
-        bias = self._seen(options.window)
+        if options.window not in self._bias:
+            self._bias[options.window] = self.prefix.bias(self.filled, options.window)
+        bias = self._bias[options.window]
         if bias is not None:
             shared.view(self.prompt_count, -1, longest).add_(bias[:, None, :].to(shared.dtype))
         shared = shared.view(-1, groups * longest)
@@ -267,11 +266,6 @@ class Suffixes:
             queries = (start + head * groups)[:, None] + of_group
             self._pick = torch.cat([queries.flatten(), start + heads + head, start + heads + kv_heads + head])
         return self._pick
-
-    def _seen(self, window: int | None) -> torch.Tensor | None:
-        if window not in self._bias:
-            self._bias[window] = self.prefix.bias(self.filled, window)
-        return self._bias[window]
 
 
 def _chosen_prompts(prefix: Prefix, left: torch.Tensor, kv_heads: int) -> Prefix:

@@ -56,19 +56,30 @@ def load(path: str | Path, dtype: str, device: str) -> Loaded:
     Raises:
         ModelError: the folder cannot be read, or nothing in it says what ends an answer.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    found = read(AutoModelForCausalLM, path, loaded_dtype(dtype, device), "a causal language model")
+    return prepare(*found, dtype, device)
+
+
+def read(kind: Any, path: str | Path, dtype: torch.dtype, what: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a folder, by one of transformers' auto classes; `what` it is, for the error.
+
+    Raises:
+        ModelError: the folder cannot be read.
+    """
+    from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=loaded_dtype(dtype, device))
+        tokenizer = AutoTokenizer.from_pretrained(path)  # first, since it fails sooner
+        return kind.from_pretrained(path, dtype=dtype), tokenizer
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"cannot load a causal language model from {path}: {error}",
+            f"cannot load {what} from {path}: {error}",
             file=str(path),
-            hint="posttrain check says what is wrong with a recipe's model",
+            hint="name a folder that save_pretrained wrote; posttrain check says what is wrong with a recipe's model",
             rule="model-load",
         ) from error
-    return prepare(model, tokenizer, dtype, device)
 
 
 def prepare(model: Any, tokenizer: Any, dtype: str, device: str) -> Loaded:
@@ -106,7 +117,7 @@ def kept_dtype(chosen: torch.dtype, device: str) -> torch.dtype:
 
 
 def end_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:
-    """What ends an answer: the generation config's and the tokenizer's end tokens.
+    """The ids that end an answer: end tokens of the generation config and of the tokenizer.
 
     Raises:
         ModelError: there is none.

@@ -7,13 +7,14 @@ are retried for `patience` seconds, invalid replies a few times, refusals never.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from concurrent.futures import CancelledError, Future
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future, as_completed
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ _LATER = {408, 409, 425, 429}
 _LONGEST_PAUSE = 60.0  # seconds, however much longer a server asks for
 _ERROR_BYTES = 4096  # of what a server says of an error
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -99,7 +101,7 @@ class OpenAIClient:
         self._transport_error = httpx.TransportError
         try:
             if not urlsplit(url).hostname or urlsplit(url).port == 0:  # where the port is none, asking for it raises
-                raise ValueError("it names no host or port")
+                raise ValueError("no host, or no valid port")
             self._open = functools.partial(
                 httpx.AsyncClient,
                 base_url=url,
@@ -114,7 +116,7 @@ class OpenAIClient:
             self._idle = [self._open()]
         except (httpx.InvalidURL, ValueError) as error:
             raise InputError(
-                f"{called} has no address that can be asked: {error}",
+                f"{called} has no valid URL: {error}",
                 hint="`url` is http:// or https://, then the host's name and, after a colon, its port",
                 rule="server-address",
             ) from error
@@ -134,6 +136,18 @@ class OpenAIClient:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.submit(work).result()
+
+    def as_done(self, work: Iterable[tuple[K, Coroutine[Any, Any, T]]]) -> Iterator[tuple[K, T]]:
+        """Begins all of `work`; yields each one's key and result as they come. If one fails, or no more are taken, the
+        rest is cancelled."""
+        waiting = {self.submit(each): key for key, each in work}
+        try:
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+        except BaseException:
+            for each in waiting:
+                each.cancel()
+            raise
 
     def close(self) -> None:
         """End what is under way, and the connections."""
@@ -206,14 +220,17 @@ class OpenAIClient:
             async with asyncio.timeout(seconds), client.stream(method, path, json=body) as reply:
                 if 300 <= reply.status_code < 400:
                     to = reply.headers.get("location", "nowhere")[:300]
-                    raise Fault(f"it sends us on to {to}: redirects are not followed", rule="server-redirect", tries=1)
+                    raise Fault(f"it redirects to {to}: redirects are not followed", rule="server-redirect", tries=1)
                 if reply.status_code >= 400:
-                    said = Reply(reply.status_code, await _beginning(reply))
+                    begins = await _beginning(reply, _ERROR_BYTES - 1)  # compressed, it stays so: it is only shown
+                    said = Reply(reply.status_code, begins[:_ERROR_BYTES])
                     if reply.status_code >= 500 or reply.status_code in _LATER:
                         pause = _seconds(reply.headers.get("retry-after"))
                         raise Fault(said.said, rule="server-overloaded", tries=None, pause=pause)
                     return said
-                raw = await _whole(reply, longest)
+                raw = await _beginning(reply, longest)
+                if len(raw) > longest:
+                    raise _too_large(longest)
                 return Reply(reply.status_code, _decoded(raw, reply.headers.get("content-encoding", ""), longest))
         except TimeoutError:
             problem = f"the request timed out: no whole reply in {seconds:g} s"
@@ -224,23 +241,14 @@ class OpenAIClient:
             self._idle.append(client)
 
 
-async def _beginning(reply: Any) -> bytes:
-    """Of what is said of an error; the rest is not waited for. Compressed, it stays so: it is only shown."""
-    said = b""
-    async for part in reply.aiter_raw():
-        said += part
-        if len(said) >= _ERROR_BYTES:
-            break
-    return said[:_ERROR_BYTES]
-
-
-async def _whole(reply: Any, longest: int) -> bytes:
+async def _beginning(reply: Any, most: int) -> bytes:
+    """The body as it is sent, whole or little more than its first `most` bytes; the rest is not waited for."""
     parts, size = [], 0
     async for part in reply.aiter_raw():
         parts.append(part)
         size += len(part)
-        if size > longest:
-            raise _too_large(longest)
+        if size > most:
+            break
     return b"".join(parts)
 
 
@@ -250,27 +258,25 @@ def _decoded(raw: bytes, encoding: str, longest: int) -> bytes:
     if encoding in ("", "identity"):
         return raw
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise Fault(f"it is encoded as {encoding[:60]!r}, which was not asked for", rule="server-encoding")
+        raise Fault(f"the reply has the encoding {encoding[:60]!r}, which was not requested", rule="server-encoding")
     unpacking = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either header
     try:
         body = unpacking.decompress(raw, longest + 1)
     except zlib.error as error:
-        raise Fault(f"it is said to be {encoding}, and is not: {error}", rule="server-encoding") from error
+        raise Fault(f"the reply is not valid {encoding}: {error}", rule="server-encoding") from error
     if len(body) > longest:
         raise _too_large(longest)
     if not unpacking.eof or unpacking.unused_data:
-        raise Fault(f"it is no whole {encoding}", rule="server-encoding")
+        raise Fault(f"the reply is truncated {encoding}", rule="server-encoding")
     return body
 
 
 def _too_large(longest: int) -> Fault:
-    return Fault(f"the reply is longer than {longest:,} bytes, more than was asked for", rule="server-too-large")
+    return Fault(f"the reply is longer than {longest:,} bytes, more than was requested", rule="server-too-large")
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Of a date, nothing is known: clocks differ. What is no number, or below 0, is no wish."""
-    try:
-        wish = float(retry_after or 0)
-    except ValueError:
-        return 0.0
-    return wish if wish > 0 else 0.0  # not so for nan
+    """Seconds to wait by a Retry-After header; 0 for a date, since clocks differ, and for anything invalid."""
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(retry_after or 0))  # 0 of nan, too
+    return 0.0

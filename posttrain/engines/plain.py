@@ -21,7 +21,7 @@ class PlainEngine:
     """One completion a row, rows left-padded, nothing shared, nothing dropped before the whole batch is done."""
 
     name = "plain"
-    capabilities = Capabilities(token_ids=True, seeds=True, logprobs=True, stop_strings=True)
+    capabilities = Capabilities(token_ids=True, seeds=True, logprobs=True)
 
     def __init__(self, loaded: Loaded, rows: int = 64, fallback: str | None = None) -> None:
         self.loaded, self.rows, self.fallback, self._sound = loaded, rows, fallback, False

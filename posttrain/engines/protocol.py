@@ -59,12 +59,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The features of an engine: token ids, seeds, log-probs, stop strings."""
+    """The features of an engine that not every one has."""
 
     token_ids: bool
     seeds: bool
     logprobs: bool
-    stop_strings: bool
 
 
 class Engine(Protocol):

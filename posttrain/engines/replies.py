@@ -91,10 +91,10 @@ def parsed(kind: type[R], body: bytes) -> R:
         first = error.errors(include_url=False, include_context=False)[0]
         if first["type"] == "json_invalid":
             begins = reprlib.repr(body[:_SHOWN].decode(errors="replace"))
-            raise Fault(f"the reply is no JSON ({first['msg']}): {begins}", rule="server-no-json") from None
+            raise Fault(f"the reply is not JSON ({first['msg']}): {begins}", rule="server-no-json") from None
         place = ".".join(map(str, first["loc"])) or "the reply"
         what = f"{first['msg']}, not {type(first['input']).__name__}"
-        raise Fault(f"the reply has not the right shape: {place}: {what}", rule="server-wrong-shape") from None
+        raise Fault(f"the reply has the wrong structure: {place}: {what}", rule="server-wrong-shape") from None
 
 
 def only(choices: list[C]) -> C:
@@ -104,6 +104,6 @@ def only(choices: list[C]) -> C:
         Fault: there is none, there are several, or it says that it is another.
     """
     if len(choices) != 1 or choices[0].index != 0:
-        what = f"{len(choices)} answers" if len(choices) != 1 else "an answer of another place"
-        raise Fault(f"it gave {what} where one was asked for", rule="server-wrong-count")
+        what = f"{len(choices)} answers" if len(choices) != 1 else "an answer with another index"
+        raise Fault(f"it returned {what} where one was requested", rule="server-wrong-count")
     return choices[0]

@@ -7,15 +7,17 @@ completion is computed with its prompt, in batches sorted by length.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from posttrain.engines.attention import Options, Unsupported
+from posttrain.engines.attention import Options, Unsupported, check_equal
+from posttrain.engines.batches import by_length
 from posttrain.engines.fast_linear import replace_linears
 from posttrain.engines.fused_llama import LeanLlama
-from posttrain.engines.hf_attention import NAME, active, register
+from posttrain.engines.hf_attention import NAME, active, fitting, use_in
 from posttrain.engines.load import kept_dtype, loaded_dtype, pick_dtype, without_router_logits
 from posttrain.engines.packed_attention import Packed
 from posttrain.errors import ModelError
@@ -26,6 +28,14 @@ _TOKENS = 4096
 _PLAIN_TOKENS = 8192
 
 Ids = Sequence[int]
+
+
+def without_padding(answer: Ids, pad_id: Any) -> Ids:
+    """The answer without padding at its end: as transformers does, the score is read at the last token before it."""
+    end = len(answer)
+    while end and answer[end - 1] == pad_id:
+        end -= 1
+    return answer[:end]
 
 
 class Scorer:
@@ -68,22 +78,12 @@ class Scorer:
         answers = [[[(5 * at + row) % vocab for at in range(length)] for length in (3, 7)] for row in (1, 2)]
         texts = [prompt + answer for prompt, some in zip(prompts, answers, strict=True) for answer in some]
         wanted = torch.tensor(self._plain(texts))
-        strict = self.device.type == "cpu"
-        try:
-            lean = _Lean(self.model, torch.float32 if strict else dtype)
-            _compare(lean(prompts, answers), wanted, strict)
-            return _Lean(self.model, dtype)
-        except Unsupported:
-            pass
-        try:
-            hooked = _Hooked(self.model)
-            _compare(hooked(prompts, answers), wanted, strict)
-            return hooked
-        except Exception as error:
-            self.model.set_attn_implementation(self._own_attention)
-            if isinstance(error, Unsupported):
-                raise
-            raise Unsupported(f"the forward failed: {error}") from error
+        tolerance = 1e-4 if self.device.type == "cpu" else 5e-2
+
+        def compare(forward: _Forward) -> None:
+            check_equal(forward(prompts, answers).cpu(), wanted, tolerance, "scores")
+
+        return fitting(self.model, dtype, partial(_Lean, self.model), partial(_Hooked, self.model), compare)
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]]) -> list[list[float]]:
@@ -92,8 +92,9 @@ class Scorer:
         As transformers does, the last token that is not padding is read.
         """
         result = [[0.0] * len(some) for some in completions]
+        kept = [[tuple(without_padding(answer, self.pad_id)) for answer in some] for some in completions]
         pairs = [(at, k) for at, some in enumerate(completions) for k in range(len(some))]
-        alone = [pair for pair in pairs if self._forward is None or not self._kept(completions[pair[0]][pair[1]])]
+        alone = [(at, k) for at, k in pairs if self._forward is None or not kept[at][k]]
         texts = [[*prompts[at], *completions[at][k]] for at, k in alone]
         for (at, k), value in zip(alone, self._plain(texts), strict=True):
             result[at][k] = value
@@ -101,9 +102,8 @@ class Scorer:
             return result
         distinct: list[dict[tuple[int, ...], list[int]]] = [{} for _ in prompts]
         for at, k in pairs:
-            kept = self._kept(completions[at][k])
-            if kept:
-                distinct[at].setdefault(kept, []).append(k)
+            if kept[at][k]:
+                distinct[at].setdefault(kept[at][k], []).append(k)
         for chosen in self._batches(prompts, distinct):
             values = iter(self._shared([prompts[at] for at in chosen], [list(distinct[at]) for at in chosen]))
             for at in chosen:
@@ -112,13 +112,6 @@ class Scorer:
                     for k in of_answer:
                         result[at][k] = value
         return result
-
-    def _kept(self, answer: Ids) -> tuple[int, ...]:
-        """Without padding at its end: what is read is the last token before it."""
-        end = len(answer)
-        while end and answer[end - 1] == self.pad_id:
-            end -= 1
-        return tuple(answer[:end])
 
     def _batches(
         self, prompts: Sequence[Ids], distinct: Sequence[dict[tuple[int, ...], list[int]]]
@@ -147,17 +140,13 @@ class Scorer:
     @torch.inference_mode()
     def _plain(self, texts: Sequence[Ids]) -> list[float]:
         """Whole texts in batches sorted by length."""
-        order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
         scores = [0.0] * len(texts)
         hooked = isinstance(self._forward, _Hooked)
         if hooked and texts:
             self.model.set_attn_implementation(self._own_attention)
-        while order:
-            batch = [order.pop()]
-            while order and self.pad_id is not None and (len(batch) + 1) * len(texts[batch[0]]) <= _PLAIN_TOKENS:
-                batch.append(order.pop())
+        fill, most = self.pad_id or 0, 0 if self.pad_id is None else _PLAIN_TOKENS
+        for batch in by_length([len(text) for text in texts], most):
             longest = len(texts[batch[0]])
-            fill = self.pad_id or 0
             ids = torch.tensor([[*texts[at], *[fill] * (longest - len(texts[at]))] for at in batch])
             mask = torch.tensor([[1] * len(texts[at]) + [0] * (longest - len(texts[at])) for at in batch])
             out = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
@@ -188,8 +177,7 @@ class _Lean:
 class _Hooked:
     def __init__(self, model: Any) -> None:
         self.model, self.device = model, model.device
-        register()
-        model.set_attn_implementation(NAME)
+        use_in(model)
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> torch.Tensor:
@@ -207,12 +195,6 @@ class _Hooked:
 _Forward = _Lean | _Hooked
 
 
-def _compare(ours: torch.Tensor, wanted: torch.Tensor, strict: bool) -> None:
-    apart, size = (ours.cpu() - wanted).abs().max().item(), wanted.abs().max().item()
-    if not apart <= (1e-4 if strict else 5e-2) * size:
-        raise Unsupported(f"its scores differ from the plain model's by {apart:.2g} of {size:.2g}")
-
-
 def load_scorer(path: str | Path, dtype: str = "float32", device: str = "cpu") -> Scorer:
     """The reward model of a folder.
 
@@ -226,12 +208,3 @@ def load_scorer(path: str | Path, dtype: str = "float32", device: str = "cpu") -
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot load a reward model from {path}: {error}", file=str(path)) from error
     return Scorer(model, dtype, device)
-
-
-def score(
-    model: Any, tokenizer: Any, prompts: Sequence[Ids], completions: Sequence[Sequence[Ids]]
-) -> list[list[float]]:
-    """`Scorer.score` of a scorer, a model in memory or a model folder. Whoever scores often keeps a `Scorer`."""
-    if isinstance(model, (str, Path)):
-        model = load_scorer(model)
-    return (model if isinstance(model, Scorer) else Scorer(model)).score(prompts, completions)

@@ -13,7 +13,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, as_completed
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def _check_health(client: OpenAIClient, url: str, seconds: float, hint: str) -> 
     except Fault as fault:
         raise EngineError(f"no server answers at {url} ({fault.problem}): {hint}", rule=fault.rule) from fault
     if reply.status >= 400 and reply.status != 404:  # 404: it has no such page
-        raise EngineError(f"the server at {url} is not well: {reply.said}", rule="server-unhealthy")
+        raise EngineError(f"the server at {url} fails its health check: {reply.said}", rule="server-unhealthy")
 
 
 class ServerEngine:
@@ -140,26 +140,21 @@ class ServerEngine:
         client = self._connect(prompts[0])
         drawn, greedy = (self._body(each) for each in (params, replace(params, temperature=0.0)))
         made: list[dict[int, Completion]] = [{} for _ in requests]
-        waiting = {
-            client.submit(
+        work = (
+            (
+                (number, index),
                 client.post(
                     "/v1/completions",
                     {**(greedy if seed is None else drawn), "prompt": prompts[number], "seed": seed or 0},
                     _longest(len(request.prompt_ids), params),
                     functools.partial(self._read, len(request.prompt_ids), params),
-                )
-            ): (number, index)
+                ),
+            )
             for number, request in enumerate(requests)
             for index, seed in enumerate(request.seeds)
-        }
-        try:
-            for done in as_completed(waiting):
-                number, index = waiting[done]
-                made[number][index], _ = done.result()  # its one place, however often it was asked for
-        except BaseException:
-            for each in waiting:
-                each.cancel()
-            raise
+        )
+        for (number, index), (completion, _) in client.as_done(work):
+            made[number][index] = completion  # its one place, however often it was asked for
         return [[answers[index] for index in range(len(answers))] for answers in made]
 
     def close(self) -> None:
@@ -226,7 +221,11 @@ class ServerEngine:
         )
         self._client.on_failure = self._revive
         try:
-            self._check_health(self._client)
+            if self._own is not None:
+                self._client.run(self._own.wait_healthy(self._client))
+            else:
+                hint = f"start it with the weights in {self.policy}, or let the loop start it (`engine.server.start`)"
+                _check_health(self._client, str(self.settings.url), min(_ABOUT_SECONDS, self.waiting.reply), hint)
             self._check_weights(self._client, prompt)
         except BaseException:
             self.close()
@@ -237,13 +236,6 @@ class ServerEngine:
         async with self._reviving:
             if self._own is not None and self._client is not None and await self._own.revive(self._client):
                 self._client.restart_retry_time()
-
-    def _check_health(self, client: OpenAIClient) -> None:
-        if self._own is not None:
-            client.run(self._own.wait_healthy(client))
-            return
-        hint = f"start it with the weights in {self.policy}, or let the loop start it (`engine.server.start`)"
-        _check_health(client, str(self.settings.url), min(_ABOUT_SECONDS, self.waiting.reply), hint)
 
     def _check_weights(self, client: OpenAIClient, prompt: list[int] | str) -> None:
         """Checks that the server serves this policy's weights.

@@ -94,25 +94,15 @@ def _transformers(params: SamplingParams, ends: Ends) -> dict[str, Any]:
 
 
 DIALECTS = {
-    "vllm": Dialect(
-        Capabilities(token_ids=True, seeds=True, logprobs=True, stop_strings=True), True, 256, "/v1/models", _vllm
-    ),
+    "vllm": Dialect(Capabilities(token_ids=True, seeds=True, logprobs=True), True, 256, "/v1/models", _vllm),
     # Seeds count only where it was started with --enable-deterministic-inference; its log-probabilities are those at
     # the sampling temperature, ours are those at temperature 1.
-    "sglang": Dialect(
-        Capabilities(token_ids=True, seeds=False, logprobs=False, stop_strings=True),
-        True,
-        256,
-        "/get_model_info",
-        _exact,
-    ),
-    "tgi": Dialect(
-        Capabilities(token_ids=False, seeds=True, logprobs=False, stop_strings=True), False, 128, "/info", _tgi
-    ),
+    "sglang": Dialect(Capabilities(token_ids=True, seeds=False, logprobs=False), True, 256, "/get_model_info", _exact),
+    "tgi": Dialect(Capabilities(token_ids=False, seeds=True, logprobs=False), False, 128, "/info", _tgi),
     # A request sets the seed of the whole process as it arrives: with two at once they would take each other's. One
     # after the other costs nothing, since it computes them so.
     "transformers": Dialect(
-        Capabilities(token_ids=False, seeds=True, logprobs=False, stop_strings=True),
+        Capabilities(token_ids=False, seeds=True, logprobs=False),
         False,
         1,
         None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
@@ -47,7 +48,7 @@ class SharedPrefixEngine:
     """
 
     name = "shared-prefix"
-    capabilities = Capabilities(token_ids=True, seeds=True, logprobs=True, stop_strings=True)
+    capabilities = Capabilities(token_ids=True, seeds=True, logprobs=True)
     fallback: str | None = None
 
     def __init__(self, loaded: Loaded, at_once: int | None = None) -> None:
@@ -210,10 +211,7 @@ class _Run:
 def _parts(samples: Iterable[tuple[int, int]]) -> list[_Part]:
     """(request, sample) pairs as parts of samples that follow one another."""
     parts: list[_Part] = []
-    for request, at in sorted(samples):
-        last = parts[-1] if parts else None
-        if last is not None and last.request == request and last.first + last.count == at:
-            parts[-1] = _Part(request, last.first, last.count + 1)
-        else:
-            parts.append(_Part(request, at, 1))
+    for _, run in groupby(enumerate(sorted(samples)), key=lambda one: (one[1][0], one[1][1] - one[0])):
+        (_, (request, first)), *others = run
+        parts.append(_Part(request, first, 1 + len(others)))
     return parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Figure = dict[str, Any]  # {"value": float | None, "ci95": [low, high] | None, "n": int}
@@ -34,6 +34,12 @@ def mean(values: Sequence[float]) -> Figure:
     return {"value": value, "ci95": [value - half, value + half], "n": count}
 
 
+def known_mean(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are not None; None where none is known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def paired_difference(new: Sequence[float], old: Sequence[float], seed: int = 0) -> Figure:
     """Mean of new − old over the same prompts with its bootstrap 95 % interval (percentile, 2,000 resamples)."""
     import numpy as np
@@ -45,23 +51,14 @@ def paired_difference(new: Sequence[float], old: Sequence[float], seed: int = 0)
     if len(difference) < 2 or np.ptp(difference) == 0:
         value = float(difference.mean()) if len(difference) else 0.0
         return {"value": value, "ci95": [value, value], "n": len(difference)}
-    interval = bootstrap(
-        (difference,),
-        np.mean,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return {
-        "value": float(difference.mean()),
-        "ci95": [float(interval.low), float(interval.high)],
-        "n": len(difference),
-    }
+    random = np.random.default_rng(seed)
+    found = bootstrap((difference,), np.mean, n_resamples=2000, method="percentile", rng=random).confidence_interval
+    return {"value": float(difference.mean()), "ci95": [float(found.low), float(found.high)], "n": len(difference)}
 
 
-def in_words(figure: Mapping[str, Any] | None, digits: int = 3, none: str = "–") -> str:
+def in_words(figure: Mapping[str, Any] | None, none: str = "–") -> str:
     """`0.600 [0.550, 0.650]`: the value, and its interval where it has one. `none`: for what has no value."""
     if not figure or figure["value"] is None:
         return none
-    value, ends = f"{figure['value']:.{digits}f}", [f"{end:.{digits}f}" for end in figure["ci95"] or ()]
+    value, ends = f"{figure['value']:.3f}", [f"{end:.3f}" for end in figure["ci95"] or ()]
     return f"{value} [{', '.join(ends)}]" if ends else value

@@ -32,7 +32,7 @@ def topics(texts: Sequence[str], count: int, seed: int) -> list[str]:
     known = np.flatnonzero(np.asarray(x.getnnz(axis=1))) if x is not None else np.array([], dtype=int)
     if x is None or len(known) < count:
         raise DataError(
-            f"{len(texts)} prompts cannot be told apart in {count} topics: {len(known)} hold words that some share",
+            f"{len(texts)} prompts cannot be clustered into {count} topics: {len(known)} share a word with another",
             hint="lower annotate.topics, or leave it out",
             rule="data-topics",
         )

@@ -16,6 +16,11 @@ class Artifact:
     path: Path
 
 
+def present(**artifacts: Artifact | None) -> dict[str, Artifact]:
+    """Inputs by role, without those that are not there."""
+    return {role: artifact for role, artifact in artifacts.items() if artifact}
+
+
 @dataclass(frozen=True)
 class StageCall:
     """One stage of a round, as the loop submits it.
@@ -40,7 +45,7 @@ class StageCall:
 
 
 class Stages(Protocol):
-    """What the loop calls. `Runner` runs the stages; others only record them (`posttrain.planning.dry_run`)."""
+    """The loop's interface to a runner. `Runner` runs the stages; `posttrain.planning.dry_run` only records them."""
 
     def begin_round(self, number: int) -> None: ...
     def submit(self, call: StageCall) -> Artifact: ...

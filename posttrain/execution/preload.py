@@ -17,23 +17,15 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 
-import peft
-import pyarrow.parquet
+# What stages import within functions, if at all.
 import scipy.stats
 import torch._dynamo
 import transformers.generation.utils
 import transformers.integrations
 import transformers.models.llama.modeling_llama
-import trl.trainer.dpo_trainer
-import trl.trainer.reward_trainer
-import trl.trainer.sft_trainer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import posttrain.engines.reward_scorer
 import posttrain.engines.shared_prefix
-import posttrain.rewards.scoring
-import posttrain.rollouts
-import posttrain.training.architecture
 from posttrain.stages.registry import STAGES
 
 for _stage in STAGES:

@@ -13,10 +13,7 @@ from posttrain.storage.store import Store, artifact_key
 
 def old_key(old: Sequence[Mapping[str, Any]], number: int, name: str) -> str | None:
     """The key of a stage in `old`, the rounds of run.json before this command; None if it is not there."""
-    for entry in old:
-        if entry["round"] == number:
-            return entry["stages"].get(name)
-    return None
+    return next((entry["stages"].get(name) for entry in old if entry["round"] == number), None)
 
 
 def why(
@@ -26,7 +23,7 @@ def why(
     external_hashes: Mapping[str, str],
     made_here: Collection[str],
 ) -> list[str]:
-    """What differs from the manifest of the old artifact, one line each. Inputs made anew in this run (`made_here`) are
+    """Differences from the manifest of the old artifact, one line each. Inputs made anew in this run (`made_here`) are
     left out: the stages that made them are reported themselves."""
     reasons = differences(old["config"], config)
     reasons += changed_roles(old["outside"], external_hashes, "the content of {} changed")
@@ -94,7 +91,7 @@ def changed_roles(old: Mapping[str, str], new: Mapping[str, str], changed: str) 
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What changed between two JSON values, one line each: `dpo.learning_rate 0.0001 → 0.0002`."""
+    """The differences between two JSON values, one line each: `dpo.learning_rate 0.0001 → 0.0002`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
         return [

@@ -7,15 +7,15 @@ what other programs take in the meantime.
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import ResourceError
-from posttrain.models import weights
+from posttrain.errors import ModelError, ResourceError
+from posttrain.models import weight_files, weights
 from posttrain.stages.registry import STAGES
 from posttrain.system import bytes_in_words, gpu
 
@@ -38,29 +38,11 @@ def parameters(size: int) -> float:
 
 
 def counted(folder: Path) -> float:
-    """The number of parameters of a model folder, from the headers of its safetensors; estimated if those fail."""
-    files = sorted(folder.glob("*.safetensors"))
+    """The number of parameters of a model folder, from the headers of its weights; estimated if those fail."""
     try:
-        return float(sum(_in_header(file) for file in files))
-    except (OSError, ValueError, AttributeError, TypeError):
-        return parameters(sum(file.stat().st_size for file in files))
-
-
-def _in_header(file: Path) -> int:
-    """The format: 8 bytes, the header's length, little-endian; then the header, JSON with the shape of each tensor."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > file.stat().st_size:
-            raise ValueError("no header")
-        header = json.loads(stream.read(length))
-    total = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            count = 1
-            for length in tensor["shape"]:
-                count *= length
-            total += count
-    return total
+        return float(sum(math.prod(tensor.shape) for tensor in weight_files.headers(folder).values()))
+    except (ModelError, OSError):
+        return parameters(weights(folder))
 
 
 def training_memory(count: float, model: Mapping[str, Any]) -> float:
@@ -77,9 +59,6 @@ def training_disk(count: float, size: int, model: Mapping[str, Any]) -> float:
     return CHECKPOINTS * 3 * FLOAT * trained + size
 
 
-_SETS = ("train", "dev", "heldout")
-
-
 @dataclass(frozen=True)
 class Need:
     """Lower bounds, in bytes."""
@@ -91,12 +70,12 @@ class Need:
 def of_stage(stage: Mapping[str, Any], root: Path) -> Need:
     """The need of a stage (the content of its `stage.json`) of the run at `root`, less what is already in its work
     folder."""
-    inputs = {role: root / path for role, path in stage["inputs"].items()}
-    if STAGES[stage["stage"]].trained:
+    inputs, spec = {role: root / path for role, path in stage["inputs"].items()}, STAGES[stage["stage"]]
+    if spec.trained:
         model = stage["config"]["model"]
         count = counted(inputs["model"])
         need = Need(training_disk(count, weights(inputs["model"]), model), training_memory(count, model))
-    elif STAGES[stage["stage"]].samples:
+    elif spec.samples:
         served = "server" in stage["runtime"]  # then the weights are elsewhere
         need = Need(_answers(stage, inputs["prompts"]), 0.0 if served else max(map(weights, inputs.values())))
     else:
@@ -115,14 +94,14 @@ def check(need: Need, root: Path, what: str) -> None:
     if need.disk > free:
         raise ResourceError(
             f"{what} need about {bytes_in_words(need.disk)} on the disk, and {bytes_in_words(free)} are free at "
-            f"{there}; nothing was begun. Make room there (older runs, the cache of the Hub), or name another disk "
+            f"{there}; nothing was started. Free some there (older runs, the cache of the Hub), or name another disk "
             "by --run",
             rule="command-disk-room",
         )
     if need.memory > memory and not gpu():
         raise ResourceError(
             f"{what} need about {bytes_in_words(need.memory)} of memory, and {bytes_in_words(memory)} are free; "
-            "nothing was begun. Take a smaller model, train adapters (model.lora), or use a larger machine",
+            "nothing was started. Take a smaller model, train adapters (model.lora), or use a larger machine",
             rule="command-memory-room",
         )
 
@@ -133,10 +112,8 @@ def _answers(stage: Mapping[str, Any], prompts: Path) -> float:
 
     from posttrain.stages.amounts import PlannedStage, Sets, Shares, amounts
 
-    files = {name: prompts / f"{name}.parquet" for name in _SETS}
+    files = {name: prompts / f"{name}.parquet" for name in ("train", "dev", "heldout")}
     rows = {name: pq.read_metadata(path).num_rows if path.is_file() else 0 for name, path in files.items()}
     planned = PlannedStage(stage["key"], 0, stage["stage"], stage["stage"], stage["config"], {}, frozenset())
-    made = amounts([planned], Sets(rows["train"], rows["dev"], rows["heldout"], where=rows["train"]), Shares())[
-        stage["key"]
-    ]
-    return made.tokens * TOKEN * COPIES
+    made = amounts([planned], Sets(rows["train"], rows["dev"], rows["heldout"], where=rows["train"]), Shares())
+    return made[stage["key"]].tokens * TOKEN * COPIES

@@ -105,7 +105,7 @@ def explained(error: Exception, folder: Path) -> PosttrainError:
 def full_disk(error: BaseException, root: Path, stage: str = "") -> ResourceError:
     """The error for a full disk: which file, how much is free, and the size of artifacts and work."""
     path = getattr(error, "filename", None) or root
-    free, work = _free(root), _size(root / "work")
+    free, work = shutil.disk_usage(root).free, _size(root / "work")
     return ResourceError(
         f"{f'{stage}: ' if stage else ''}the disk is full: {path} could not be written. {free:,} bytes are free at "
         f"{root}, where artifacts take {_size(root / 'artifacts'):,} and work under way {work:,}. Nothing partial was "
@@ -132,10 +132,6 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _free(root: Path) -> int:
-    return shutil.disk_usage(root).free
 
 
 def _size(folder: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,20 @@ class Runner:
     """Runs the stages that the loop submits. `submit` only queues; `metrics` and `end` wait.
 
     While the keys are those of run.json, run.json stays as it is; from the first stage that differs, its later entries
-    are dropped.
+    are dropped. `after_round`: called for each round that is done, as `Watcher.round_done` is.
     """
 
-    def __init__(self, run: store.Store, launcher: Launcher, watcher: Watcher, workers: int, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        run: store.Store,
+        launcher: Launcher,
+        watcher: Watcher,
+        workers: int,
+        recipe: Recipe,
+        after_round: Sequence[Callable[[int, bool], None]] = (),
+    ) -> None:
         self.store, self.watcher, self.recipe = run, watcher, recipe
+        self.after_round = (watcher.round_done, *after_round)
         compute = recipe.compute
         self.queue = StageQueue(run, launcher, watcher, workers, compute.stages_at_once, compute.attempts)
         self.old: list[dict[str, Any]] = run.read_run().get("rounds", [])
@@ -115,7 +124,7 @@ class Runner:
         if lost:
             raise DamagedError(
                 f"{self.store.path(key)}: {', '.join(lost)} is gone or damaged. `posttrain verify {self.store.root} "
-                "--repair` sets it aside; the same command then does this stage anew"
+                "--repair` sets it aside; the same command then runs this stage again"
             )
         remove(self.store.work / key)  # left by a kill that came right after it was published
         self._compare(key)
@@ -134,8 +143,8 @@ class Runner:
         self.store.drop_aside(key)
         if stale:
             raise DamagedError(
-                f"{key} was done again and came out with other bits than before (another machine, or other versions?), "
-                f"so {len(stale)} artifacts that were made from it are set aside: the same command does those anew"
+                f"{key} was made again and is not what it was before (another machine, or other versions?), so "
+                f"{len(stale)} artifacts that were made from it are set aside: the same command makes those again"
             )
 
     @functools.cached_property
@@ -205,7 +214,8 @@ class Runner:
                 return
             self._shown += 1
             self.store.relink(self._known())
-            self.watcher.round_done(entry["round"], entry["round"] in self._ran)
+            for done in self.after_round:
+                done(entry["round"], entry["round"] in self._ran)
 
     def _known(self) -> list[dict[str, Any]]:
         """The rounds for run.json: finished stages of the rounds so far, and its later rounds while nothing differs."""

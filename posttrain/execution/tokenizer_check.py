@@ -54,8 +54,8 @@ def check(one: Fingerprint, name: str, other: Fingerprint, other_name: str) -> N
     differ = [words for part, words in _WORDS.items() if one[part] != other[part]]
     if differ:
         raise StageError(
-            f"{name} and {other_name} do not agree on what tokens mean: {' and '.join(differ)} differ. Nothing was "
-            "made of them. Take models of one family, unchanged; after a change of the template start a new run (--run)"
+            f"{name} and {other_name} have different tokenizers: {' and '.join(differ)} differ. Nothing was "
+            "published. Take models of one family, unchanged; after a change of the template start a new run (--run)"
         )
 
 

@@ -21,7 +21,7 @@ from posttrain.config.problems import in_our_words
 from posttrain.errors import RecipeError, did_you_mean
 from posttrain.filters.base import AcrossRounds, Filter, FilterContext, Mask, Verdict
 from posttrain.filters.best_of_k import BestOfK
-from posttrain.filters.chain import Count, FilterResult, Memory, Run, dropped_schema
+from posttrain.filters.chain import Count, FilterResult, Run, dropped_schema
 from posttrain.filters.classifier import Classifier
 from posttrain.filters.contamination import Overlap
 from posttrain.filters.duplicates import ExactDuplicates
@@ -39,6 +39,7 @@ from posttrain.filters.rows import message_text
 from posttrain.filters.semantic_duplicates import SemanticDuplicates
 from posttrain.filters.truncation import Truncated
 from posttrain.filters.unsafe import UnsafeWords
+from posttrain.storage.pieces import Pieces
 
 __all__ = [
     "FILTERS",
@@ -84,7 +85,7 @@ def run(
     batches: Iterable[pa.RecordBatch],
     filters: Sequence[Filter],
     context: FilterContext,
-    memory: Memory | None = None,
+    memory: Pieces | None = None,
 ) -> Run:
     """Filters rows in a stream, each filter on the rows that the ones before it kept.
 

@@ -48,13 +48,14 @@ def read_once(columns: Sequence[str] | None) -> Iterable[pa.RecordBatch]:
     )
 
 
+def dropped(verdicts: Iterable[Verdict | None]) -> dict[int, Verdict]:
+    """The verdicts of rows that have one, by index, from one for each row in turn."""
+    return {i: verdict for i, verdict in enumerate(verdicts) if verdict is not None}
+
+
 def each_answer(verdict: Callable[[str], Verdict | None]) -> Decide:
     """Decides row by row, from the answer's text alone."""
-
-    def decide(rows: Rows) -> dict[int, Verdict]:
-        return {i: found for i, found in enumerate(map(verdict, rows.answers)) if found is not None}
-
-    return decide
+    return lambda rows: dropped(map(verdict, rows.answers))
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from posttrain.errors import DataError
 from posttrain.filters.base import Decide, Filter, FilterContext, Mask, Verdict, read_once
 from posttrain.filters.rows import Rows
+from posttrain.storage.pieces import Pieces
 
-_VERDICTS = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("filter", pa.int32()),
-        ("reason", pa.string()),
-        ("figure", pa.float64()),
-        ("mask", pa.string()),  # JSON
-    ]
-)
 _ADDED = (("filter", pa.string()), ("reason", pa.string()), ("figure", pa.float64()))
 
 
@@ -83,18 +75,12 @@ class Count:
 Verdicts = Mapping[int, Verdict | Mask]  # by the row's index in the batch
 
 
-class Memory(Protocol):
-    """The store of verdicts, to resume a pass that was killed: `pieces.Pieces`."""
-
-    def read(self, name: str) -> pa.Table | None: ...
-    def keep(self, name: str, table: pa.Table) -> object: ...
-
-
 class Run:
     """One pass of filters over batches; iterating yields kept and dropped rows and updates `counts`.
 
     Each filter gets the rows that the ones before it kept: `counts[i].rows_out == counts[i + 1].rows_in`. With a
-    `memory`, only filters of scope `corpus` and `whole` process a finished batch again, to rebuild their state.
+    `memory` (its pieces: the verdicts on each batch), only filters of scope `corpus` and `whole` process a finished
+    batch again, to rebuild their state.
     """
 
     def __init__(
@@ -102,12 +88,12 @@ class Run:
         batches: Iterable[pa.RecordBatch],
         filters: Sequence[Filter],
         context: FilterContext,
-        memory: Memory | None = None,
+        memory: Pieces | None = None,
     ) -> None:
         self.counts = [Count(each.use) for each in filters]
         self.rows_in = self.rows_kept = 0
         if context.corpus is read_once and not isinstance(batches, Iterator):
-            context = replace(context, corpus=partial(_again, batches))
+            context = replace(context, corpus=partial(selected, batches))
         self._deciders: list[Decide] = []
         for place, (each, count) in enumerate(zip(filters, self.counts, strict=True)):
             start = perf_counter()
@@ -136,7 +122,7 @@ class Run:
     def _filter_batch(self, batch: pa.RecordBatch, number: int) -> FilterResult:
         schema = dropped_schema(batch.schema)
         rows, gone = Rows(batch), dict[int, tuple[str, Verdict]]()
-        name = f"verdicts-{number:06d}"
+        name = f"decided-{number:06d}"
         known = self._memory.read(name) if self._memory else None
         remembered = None if known is None else _by_filter(known, len(self._deciders))
         found: list[Verdicts] = []
@@ -187,25 +173,20 @@ def _apply(verdicts: Verdicts, rows: Rows, count: Count, gone: dict[int, tuple[s
 
 
 def _table(verdicts: Sequence[Verdicts]) -> pa.Table:
-    made = []
-    for at, found in enumerate(verdicts):
-        for index, said in found.items():
-            dropped = isinstance(said, Verdict)
-            reason, figure = said if dropped else (None, None)
-            mask = None if dropped else json.dumps([dict(said.found), dict(said.columns)])
-            made.append({"row": index, "filter": at, "reason": reason, "figure": figure, "mask": mask})
-    return pa.Table.from_pylist(made, _VERDICTS)
+    """Verdicts as JSON: of each the filter's place, the row, then what it holds."""
+    said = [[at, index, *verdict] for at, found in enumerate(verdicts) for index, verdict in found.items()]
+    return pa.table({"verdicts": [json.dumps(said, default=dict)]})
 
 
 def _by_filter(known: pa.Table, filters: int) -> list[Verdicts]:
     found: list[dict[int, Verdict | Mask]] = [{} for _ in range(filters)]
-    for row in known.to_pylist():
-        said = Mask(*json.loads(row["mask"])) if row["mask"] else Verdict(row["reason"], row["figure"])
-        found[row["filter"]][row["row"]] = said
+    for at, index, *said in json.loads(known["verdicts"][0].as_py()):
+        found[at][index] = Verdict(*said) if isinstance(said[0], str) else Mask(*said)
     return list(found)
 
 
-def _again(batches: Iterable[pa.RecordBatch], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+def selected(batches: Iterable[pa.RecordBatch], columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    """The batches with those of the columns that they have; None: all."""
     for batch in batches:
         yield batch if columns is None else batch.select([name for name in columns if name in batch.schema.names])
 
@@ -231,7 +212,7 @@ def whole_prompts(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]
         for key, _ in begun:
             if hash(key) in seen:
                 raise DataError(
-                    f"the rows of one prompt do not stand together (prompt {key!r:.80})",
+                    f"the rows of one prompt are not adjacent (prompt {key!r:.80})",
                     hint="sort the rows by prompt first",
                     rule="filter-not-grouped",
                 )

@@ -1,18 +1,18 @@
-"""Safety, NSFW, or whatever else a sequence-classification model tells."""
+"""A filter by the label of a sequence classifier: safety, NSFW or any other."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from posttrain import models
+from posttrain.config import Model
 from posttrain.config.keys import KeyedByName, name_of
 from posttrain.errors import ModelError
 from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
 from posttrain.filters.rows import Rows
-
-if TYPE_CHECKING:
-    from posttrain.models import Resolved
+from posttrain.system import device
 
 
 class Classifier(Filter):
@@ -35,7 +35,6 @@ class Classifier(Filter):
 
     def start(self, context: FilterContext) -> Decide:
         from posttrain.engines.classifier import SequenceClassifier
-        from posttrain.system import device
 
         classifier = SequenceClassifier(self._resolved().path, self.label, device())
 
@@ -53,12 +52,9 @@ class Classifier(Filter):
 
         return decide
 
-    def _resolved(self) -> Resolved:
-        from posttrain import models
-        from posttrain.config import Model
-
+    def _resolved(self) -> models.Resolved:
         try:
             return models.resolve(Model(path=self.model, revision=self.revision))
         except ModelError as error:
             hint = f"filters.model of 'classifier': a folder works without network, as in model: ./{self.model}"
-            raise ModelError(error.message, file=error.file, hint=hint, rule=error.rule) from error
+            raise error.replaced(hint=hint) from error

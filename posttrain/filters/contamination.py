@@ -1,7 +1,8 @@
-"""What is evaluated on must not be trained on."""
+"""Contamination: drops rows whose prompts overlap with evaluation prompts."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -10,13 +11,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from posttrain.errors import RecipeError
-from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
-from posttrain.filters.rows import Rows
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict, dropped
 
 # Numbers whole, words, and the signs that make 3+4 another question than 3-4. Other punctuation is not compared.
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d]+|[-+*/^=<>%]")
-
-Grams = list[tuple[str, ...]]
 
 
 class Overlap(Filter):
@@ -43,17 +41,8 @@ class Overlap(Filter):
                 rule="filter-no-evaluation",
             )
         verdict = overlap(context.evaluation_prompts, self.n, self.max_share)
-
-        def decide(rows: Rows) -> dict[int, Verdict]:
-            verdicts, last, found = {}, None, None
-            for i, prompt in enumerate(rows.prompts):
-                if prompt != last:  # the K rows of a prompt stand together
-                    last, found = prompt, verdict(prompt)
-                if found is not None:
-                    verdicts[i] = found
-            return verdicts
-
-        return decide
+        cached = functools.lru_cache(maxsize=1)(verdict)  # the K rows of a prompt stand together
+        return lambda rows: dropped(map(cached, rows.prompts))
 
 
 def overlap(evaluation_prompts: Iterable[str], n: int, max_share: float) -> Callable[[str], Verdict | None]:

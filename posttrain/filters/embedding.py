@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from posttrain.errors import ModelError, RecipeError
+from posttrain import models
+from posttrain.config import Model
+from posttrain.errors import ModelError
+from posttrain.filters.extras import check_installed
+from posttrain.storage.files import tree_hash
+from posttrain.system import device
 
 Points = npt.NDArray[np.float32]  # [texts, width], each of length 1; zero where a text holds nothing
 
@@ -25,12 +30,11 @@ def by_words(parts: Iterable[Sequence[str]], seed: int) -> tuple[Any, Points]:
     prompt lie on one point. Sees that the same words stand there, in whatever order, but not that other words mean
     the same.
     """
-    try:
-        from scipy.sparse import vstack
-        from sklearn.decomposition import TruncatedSVD
-        from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
-    except ImportError:
-        raise missing() from None
+    check_installed("quality", "semantic-duplicates")
+    from scipy.sparse import vstack
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
     vectorizer: Any = HashingVectorizer  # its types are told by its defaults, so that `norm=None` seems wrong
     hashing = vectorizer(n_features=_FEATURES, ngram_range=(1, 2), alternate_sign=False, norm=None)
     counted = [hashing.transform(texts) for texts in parts]
@@ -52,12 +56,11 @@ def by_model(parts: Iterable[Sequence[str]], name: str) -> Points:
         ModelError: the model does not exist, or cannot be fetched.
     """
     from posttrain.engines.embedder import Embedder
-    from posttrain.system import device
 
     try:
-        embed = Embedder(Path(resolved(name)), device(), _TOKENS, special_tokens=True)
+        embed = Embedder(resolved(name), device(), _TOKENS, special_tokens=True)
     except ModelError as error:
-        raise ModelError(error.message, file=error.file, hint=_OFFLINE, rule=error.rule) from error
+        raise error.replaced(hint=_OFFLINE) from error
     found = [embed(texts) for texts in parts]
     return unit(np.concatenate(found)) if found else np.zeros((0, 1), np.float32)
 
@@ -65,33 +68,19 @@ def by_model(parts: Iterable[Sequence[str]], name: str) -> Points:
 _OFFLINE = "name the folder of one that is here, or take `embed: tfidf`, which needs no model and no network"
 
 
-def resolved(name: str) -> str:
+def resolved(name: str) -> Path:
     """The folder of the model, fetched from the Hub if it is not on this machine."""
-    from posttrain import models
-    from posttrain.config import Model
-
     try:
-        return str(models.resolve(Model(path=name)).path)
+        return models.resolve(Model(path=name)).path
     except ModelError as error:
-        raise ModelError(
-            f"the embedding model {name}: {error.message}", file=error.file, hint=_OFFLINE, rule=error.rule
-        ) from None
+        raise error.replaced(message=f"the embedding model {name}: {error.message}", hint=_OFFLINE) from None
 
 
 def identity(name: str) -> str:
-    """The content hash of the model's folder, or its commit on the Hub."""
-    from posttrain import models
-    from posttrain.config import Model
-
-    return models.resolve(Model(path=resolved(name))).hash
+    """The content hash of the model's folder."""
+    return tree_hash(resolved(name))
 
 
 def unit(points: Any) -> Points:
     lengths = np.linalg.norm(points, axis=1, keepdims=True)
     return (points / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-
-
-def missing() -> RecipeError:
-    return RecipeError(
-        "semantic-duplicates needs scikit-learn", hint="pip install 'posttrain[quality]'", rule="filter-package"
-    )

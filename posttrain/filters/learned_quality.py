@@ -10,7 +10,9 @@ from pydantic import Field
 from posttrain.config.keys import KeyedAs
 from posttrain.errors import RecipeError
 from posttrain.filters.base import Decide, Filter, FilterContext, Verdict
+from posttrain.filters.quality_model import as_text, embedder, load
 from posttrain.filters.rows import Rows
+from posttrain.storage.files import tree_hash
 
 
 class LearnedQuality(Filter):
@@ -29,21 +31,16 @@ class LearnedQuality(Filter):
     )
 
     def external_hashes(self) -> dict[str, str]:
-        from posttrain.storage.files import tree_hash
-
         return {"classifier": tree_hash(Path(self.model))} if self.model else {}
 
     def start(self, context: FilterContext) -> Decide:
-        from posttrain.filters import quality_model
-        from posttrain.filters.quality_model import as_text, embedder
-
         folder = Path(self.model) if self.model else context.classifier
-        if folder is None or not quality_model.is_on(folder):
+        fitted = load(folder) if folder else None
+        if fitted is None:
             return lambda rows: {}
-        fitted = quality_model.load(folder)
         if not fitted.terms and context.policy is None:
             raise RecipeError(
-                "this learned classifier reads a policy's states, so it works in its own run alone",
+                "this classifier reads a policy's hidden states, so it works only in the run it was fitted in",
                 hint="fit one with `quality_classifier.features: tfidf`",
                 rule="filter-policy-states",
             )

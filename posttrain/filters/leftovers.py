@@ -1,4 +1,4 @@
-"""What templates leave behind: their code, places that nobody filled in, special tokens as text."""
+"""Residue of templates: template code, unfilled placeholders, special tokens as text."""
 
 from __future__ import annotations
 
@@ -46,18 +46,14 @@ class Residue(Filter):
         tokens = [token for token in context.special_tokens if len(token) > 2 and not token.isalnum()]
         special = re.compile("|".join(map(re.escape, tokens))) if tokens else None
 
-        def findings(text: str) -> tuple[Fault, int] | None:
+        def verdict(text: str) -> Verdict | None:
             if special and "special token" not in self.allow and (found := special.findall(text)):
-                return "special token", len(found)
+                return Verdict("special token", len(found))
             prose = _CODE.sub(" ", text) if "`" in text else text
             if "template code" not in self.allow and (found := _TEMPLATE.findall(prose)):
-                return "template code", len(found)
+                return Verdict("template code", len(found))
             if "placeholder" not in self.allow and (found := _PLACE.findall(prose)):
-                return "placeholder", len(found)
+                return Verdict("placeholder", len(found))
             return None
-
-        def verdict(text: str) -> Verdict | None:
-            found = findings(text)
-            return Verdict(*found) if found else None
 
         return each_answer(verdict)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without stubs
 
-from posttrain.filters.shingles import U64, Ints, Sets
+from posttrain.filters.shingles import ODD, U64, Ints, Sets, mixed
 
 MISSED = 0.02  # of the pairs that are just alike enough, no more than this share is overlooked
 MOST = 32  # rows that are compared in each band with one that is asked about; the earliest
 
 _LOW = np.uint64(0xFFFFFFFF)
-_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def band_size(threshold: float, num_perm: int) -> int:
@@ -27,14 +26,10 @@ def band_size(threshold: float, num_perm: int) -> int:
 def band_keys(sets: Sets, size: int, num_perm: int) -> U64:
     """[rows, bands], 32 bits each: rows that agree in a column share a band."""
     bands = num_perm // size
-    spread = sets.values.astype(np.uint64) * _ODD
+    spread = sets.values.astype(np.uint64) * ODD
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(spread, sets.offsets.astype(np.uint64), bands * size, 1)
     slots = np.array(matrix.to_rows(), np.uint64).reshape(len(sets), bands, size)
-    mixed = np.zeros((len(sets), bands), np.uint64)
-    for slot in range(size):
-        mixed = (mixed ^ slots[:, :, slot]) * _ODD
-        mixed ^= mixed >> np.uint64(29)
-    return mixed >> np.uint64(32)
+    return mixed(slots[:, :, slot] for slot in range(size))
 
 
 class Bands:

@@ -86,8 +86,7 @@ class _Kept:
         keys = band_keys(sets, self.size, self.num_perm)
         found: dict[int, tuple[int, float]] = {}
         for row, other, figure in self._alike(sets, self, *self.bands.candidates(keys)):
-            if row not in found:
-                found[row] = (other, figure)
+            found.setdefault(row, (other, figure))
         rest = np.array([row for row in range(len(sets)) if row not in found], np.int64)
         first = len(self)  # the number of the first row that is kept of these
         place = dict[int, int]()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv6Address, IPv6Network, ip_address
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from posttrain.errors import RecipeError
 from posttrain.filters.base import Decide, Filter, FilterContext, Mask, Verdict
+from posttrain.filters.extras import check_installed
 from posttrain.filters.rows import Rows
 from posttrain.filters.secret_patterns import NEEDLES, SECRETS
 
 Kind = Literal["private key", "token", "password", "e-mail", "IBAN", "card", "IP", "phone"]
-KINDS: tuple[Kind, ...] = ("private key", "token", "password", "e-mail", "IBAN", "card", "IP", "phone")
+KINDS: tuple[Kind, ...] = get_args(Kind)  # keys before what they may hold
 TEXTS = ("prompt", "completion", "chosen", "rejected", "edited", "messages")
 
 Spans = Iterator[tuple[int, int]]
@@ -52,7 +52,8 @@ class PersonalData(Filter):
     )
 
     def start(self, context: FilterContext) -> Decide:
-        finders = {kind: self._finder(kind) for kind in KINDS if kind in self.kinds}  # keys before what they may hold
+        wanted = [kind for kind in KINDS if kind in self.kinds]
+        finders = {kind: _phones(self.region) if kind == "phone" else _FINDERS[kind] for kind in wanted}
 
         def masked(text: str, found: Counter[str]) -> str:
             for kind, spans in finders.items():
@@ -80,17 +81,6 @@ class PersonalData(Filter):
             return verdicts
 
         return decide
-
-    def _finder(self, kind: Kind) -> Callable[[str], Spans]:
-        if kind in SECRETS:
-            return _matches(SECRETS[kind], NEEDLES[kind])
-        others: Mapping[str, Callable[[str], Spans]] = {
-            "e-mail": _matches(_EMAIL, "@"),
-            "IBAN": _ibans,
-            "card": _cards,
-            "IP": _ips,
-        }
-        return others[kind] if kind in others else _phones(self.region)
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
@@ -148,14 +138,9 @@ def _is_ip(text: str) -> bool:
 
 
 def _phones(region: str | None) -> Callable[[str], Spans]:
-    try:
-        import phonenumbers
-    except ImportError:
-        raise RecipeError(
-            "the filter 'pii' finds phone numbers by phonenumbers, which is not installed",
-            hint="pip install 'posttrain[pii]', or name `kinds` without phone",
-            rule="filter-package",
-        ) from None
+    check_installed("pii", "the filter 'pii'", ", or name `kinds` without phone")
+    import phonenumbers
+
     # The library is slow: it is asked only about texts with enough digits in a row.
     opened = r"[+＋(]?\d" if region else r"[+＋]\(?\d"
     likely = re.compile(opened + r"(?:[\s().\-/]{0,3}\d){6,}")
@@ -166,3 +151,12 @@ def _phones(region: str | None) -> Callable[[str], Spans]:
         return ((match.start, match.end) for match in phonenumbers.PhoneNumberMatcher(text, region))
 
     return find
+
+
+_FINDERS: dict[str, Callable[[str], Spans]] = {
+    **{kind: _matches(pattern, NEEDLES[kind]) for kind, pattern in SECRETS.items()},
+    "e-mail": _matches(_EMAIL, "@"),
+    "IBAN": _ibans,
+    "card": _cards,
+    "IP": _ips,
+}

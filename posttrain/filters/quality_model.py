@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from posttrain.errors import DataError, RecipeError
+from posttrain.errors import DataError
 from posttrain.evaluation.statistics import Figure
 from posttrain.system import device
 
@@ -28,7 +28,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Fitted:
-    """What was fitted. `terms`: of TF-IDF, a column each; empty where the features are a model's states.
+    """A fitted classifier. `terms`: of TF-IDF, a column each; empty where the features are a model's states.
 
     `scale` and `shift`, `weights`: a number a column; p = σ(weights · ((x − shift) · scale) + intercept).
     """
@@ -65,12 +65,18 @@ class Fitted:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS)
 
 
-def load(folder: Path) -> Fitted:
-    """What `Fitted.save` wrote. Raises DataError where it is not there."""
+def load(folder: Path) -> Fitted | None:
+    """Loads what `Fitted.save` wrote; None if it does not separate good from bad well enough to be used.
+
+    Raises DataError if it is missing.
+    """
     from safetensors.numpy import load_file
 
     try:
-        about, tensors = json.loads((folder / ABOUT).read_text("utf-8")), load_file(folder / WEIGHTS)
+        about = json.loads((folder / ABOUT).read_text("utf-8"))
+        if not about["on"]:
+            return None
+        tensors = load_file(folder / WEIGHTS)
         terms, intercept = tuple(about.pop("terms")), about.pop("intercept")
         return Fitted(terms, tensors["shift"], tensors["scale"], tensors["weights"], intercept, about)
     except (OSError, ValueError, KeyError) as error:
@@ -78,14 +84,6 @@ def load(folder: Path) -> Fitted:
         raise DataError(
             f"no learned classifier: {error}", file=str(folder), hint=hint, rule="filter-no-classifier"
         ) from error
-
-
-def is_on(folder: Path) -> bool:
-    """Whether the classifier there tells good from bad well enough to decide. Raises DataError as `load` does."""
-    try:
-        return bool(json.loads((folder / ABOUT).read_text("utf-8"))["on"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"no learned classifier: {error}", file=str(folder), rule="filter-no-classifier") from error
 
 
 def fit(texts: Sequence[str], good: Sequence[bool], embed: Embed | None = None) -> Fitted:
@@ -107,7 +105,7 @@ def fit(texts: Sequence[str], good: Sequence[bool], embed: Embed | None = None) 
             x = vectorizer.fit_transform(texts)
         except ValueError as error:  # no word stands in two texts
             raise DataError(
-                f"there is nothing to learn in these texts: {error}", rule="filter-nothing-to-learn"
+                f"no classifier can be fitted to these texts: {error}", rule="filter-nothing-to-learn"
             ) from error
         terms = tuple(map(str, vectorizer.get_feature_names_out()))
         shift, scale = np.zeros(len(terms)), vectorizer.idf_
@@ -155,29 +153,19 @@ def _area(chance: np.ndarray, truth: np.ndarray) -> float | None:
     return float((rankdata(chance)[truth].sum() - good * (good + 1) / 2) / (good * bad))
 
 
-def check_installed(what: str) -> None:
-    """Raises RecipeError where scikit-learn is not there."""
-    from importlib.util import find_spec
-
-    if find_spec("sklearn") is None:
-        raise RecipeError(f"{what} needs scikit-learn", hint="pip install 'posttrain[quality]'", rule="filter-package")
-
-
 _MOST_CHARACTERS = 20_000  # of a text
 
 
 def as_text(prompt: str, answer: str) -> str:
-    """What the classifier sees of a row."""
+    """The text of a row that the classifier reads."""
     return f"{prompt[:_MOST_CHARACTERS]}\n\n{answer[:_MOST_CHARACTERS]}"
 
 
+@functools.lru_cache(maxsize=1)
 def embedder(policy: Path | None) -> Embed | None:
     """What makes points of texts, with the policy's states; None without one: TF-IDF needs none."""
-    return None if policy is None else _loaded(policy)
-
-
-@functools.lru_cache(maxsize=1)
-def _loaded(policy: Path) -> Embed:
+    if policy is None:
+        return None
     from posttrain.engines.embedder import Embedder
 
     return Embedder(policy, device())

@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict
-from posttrain.filters.rows import Rows
+from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict, each_answer
 
 _OPENING = 300  # characters: what comes later is seldom the answer's gist
 _DO = (
@@ -73,7 +72,4 @@ class Refusals(Filter):
             rows_kept += 1
             return None
 
-        def decide(rows: Rows) -> dict[int, Verdict]:
-            return {i: found for i, found in enumerate(map(verdict, rows.answers)) if found is not None}
-
-        return decide
+        return each_answer(verdict)

@@ -110,7 +110,7 @@ class Rows:
 
     @property
     def prompt_keys(self) -> list[str]:
-        """What rows of one prompt have in common: `prompt_id`, or the prompt's text where there is no such column."""
+        """The key by which rows are grouped into prompts: `prompt_id`, or the prompt's text without this column."""
         return self.column("prompt_id") if self.has("prompt_id") else self.prompts
 
     def _array(self, name: str) -> Any:

@@ -14,6 +14,7 @@ from posttrain.config.section import MOST
 from posttrain.filters import embedding
 from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict
 from posttrain.filters.embedding import Points
+from posttrain.filters.extras import check_installed
 from posttrain.filters.rows import Rows
 from posttrain.filters.shingles import Ints
 
@@ -98,10 +99,9 @@ def clustered(points: Points, count: int | None, seed: int) -> Ints:
     count = min(count or -(-len(points) // IN_A_CLUSTER), len(points))
     if count <= 1:
         return np.zeros(len(points), np.int64)
-    try:
-        from sklearn.cluster import MiniBatchKMeans
-    except ImportError:
-        raise embedding.missing() from None
+    check_installed("quality", "semantic-duplicates")
+    from sklearn.cluster import MiniBatchKMeans
+
     kind: Any = MiniBatchKMeans  # its types are told by its defaults
     means = kind(count, random_state=seed % 2**32, n_init=1, batch_size=4096)
     return means.fit_predict(points).astype(np.int64)

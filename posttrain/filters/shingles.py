@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+ODD = np.uint64(0x9E3779B97F4A7C15)
 _PUNCTUATION = ".,;:!?\"'`´“”‘’«»„()[]{}<>*_~|…。，、！？；：（）「」"
 _LONG_WORD = 30  # characters a word; above it a text has no spaces, and is taken by characters
 
@@ -61,7 +61,9 @@ def shingles(texts: Sequence[str], n: int, most: int) -> Sets:
     starts = offsets(counts)[:-1]
     at = [np.flatnonzero(rows[: len(rows) - n + 1] == rows[n - 1 :])]
     at += [starts[counts == size] for size in range(1, n)]
-    grams = [_gram(words, first, size) for first, size in zip(at, (n, *range(1, n)), strict=True)]
+    grams = [
+        mixed(words[first + step] for step in range(size)) for first, size in zip(at, (n, *range(1, n)), strict=True)
+    ]
     # Row and hash in one number, so that one sort puts the sets in order.
     marked = [rows[first].astype(np.uint64) << np.uint64(32) | gram for first, gram in zip(at, grams, strict=True)]
     keys = np.sort(np.concatenate(marked))
@@ -99,13 +101,13 @@ def _hash(word: str) -> int:
     return int.from_bytes(blake2b(plain.encode(), digest_size=8).digest(), "little") or 1 if plain else 0
 
 
-def _gram(words: U64, first: Ints, size: int) -> U64:
-    """A 32-bit hash of the `size` words from each of these places on; their order counts."""
-    mixed = np.zeros(len(first), np.uint64)
-    for step in range(size):
-        mixed = (mixed ^ words[first + step]) * _ODD
-        mixed ^= mixed >> np.uint64(29)
-    return mixed >> np.uint64(32)
+def mixed(columns: Iterable[U64]) -> U64:
+    """A 32-bit hash of the values that stand at the same place of each column; their order counts."""
+    made = np.zeros(1, np.uint64)
+    for values in columns:
+        made = (made ^ values) * ODD
+        made ^= made >> np.uint64(29)
+    return made >> np.uint64(32)
 
 
 def jaccard(one: Sets, other: Sets, most: int) -> npt.NDArray[np.float64]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -25,19 +24,16 @@ from posttrain.filters.rows import Rows
 _TINY = 1e-9  # of the scores' own size: differences below are rounding
 
 
-@dataclass
 class TopShare:
     """The round's measures, from one pass over the columns prompt_id (or prompt), score and round of the whole corpus.
 
-    State: 24 bytes a row while it is read, then a number a prompt and two a round.
+    State: 24 bytes a row while it is read, then a number a prompt and two a round. Raises DataError where there is no
+    column of scores, or it holds no numbers.
     """
 
-    share: float
-    _centre: dict[int, float] = field(default_factory=dict)  # by hash of round and prompt
-    _round: dict[Hashable, tuple[float, float]] = field(default_factory=dict)  # s, and the least z of the best rows
-
-    def survey(self, corpus: Corpus) -> None:
-        """Read the scores. Raises DataError where there is no such column, or it holds no numbers."""
+    def __init__(self, share: float, corpus: Corpus) -> None:
+        self._centre: dict[int, float] = {}  # by hash of round and prompt
+        self._round: dict[Hashable, tuple[float, float]] = {}  # s, and the least z of the best rows
         groups: dict[int, int] = {}
         rounds: dict[Hashable, int] = {}
         group_of, round_of, scores = array("l"), array("l"), array("d")
@@ -56,7 +52,7 @@ class TopShare:
         m = np.where(single, (np.bincount(which, r) / np.bincount(which))[which], mean[group])
         for name, number in rounds.items():
             there = which == number
-            self._round[name] = _measures(r[there] - m[there], float(np.abs(r[there]).max()), self.share)
+            self._round[name] = _measures(r[there] - m[there], float(np.abs(r[there]).max()), share)
         centres = np.empty(len(groups))
         centres[group] = m
         self._centre = dict(zip(groups, centres.tolist(), strict=True))

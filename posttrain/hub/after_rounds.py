@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from posttrain.config import Push
 from posttrain.errors import PosttrainError
-from posttrain.execution.progress import Silent
 from posttrain.hub.client import HubClient
 from posttrain.hub.plan import Kind, data_repo, make, policy_key, promoted_rounds
 from posttrain.hub.upload import push, sign_in
@@ -18,7 +17,7 @@ from posttrain.storage.pushed import Pushed
 from posttrain.storage.store import Store
 
 
-class AfterRounds(Silent):
+class AfterRounds:
     """Pushes each finished round; call `finish` at the end. `say` receives messages."""
 
     def __init__(self, run: Store, section: Push, client: Callable[[], HubClient], say: Callable[[str], None]) -> None:
@@ -80,5 +79,5 @@ def pending(run: Store, section: Push, last: int) -> list[int]:
         number
         for number in promoted_rounds(run)
         if number <= last
-        and not all(pushed.has(run, repo, kind, number, policy_key(entries[number])) for repo, kind in repos)
+        and not all(pushed.has(run, repo, kind, number, policy_key(entries[number]["policy"])) for repo, kind in repos)
     ]

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 from posttrain.config.push import problem
 from posttrain.errors import DamagedError, InputError
 from posttrain.hub.data_card import TABLES, data_card
 from posttrain.hub.model_card import model_card
 from posttrain.hub.run_summary import RunSummary, summarize
+from posttrain.report.reading import Round, RunView, open_run
 from posttrain.storage import store
 from posttrain.storage.files import file_hash, tree_hash
 from posttrain.storage.redact import secrets_here
@@ -79,14 +80,13 @@ def make(run: Store, to: str, *, private: bool, data: bool, numbers: Sequence[in
         raise InputError(
             f"the repository's name {to!r} {wrong}", hint="for example: --to my-name/my-model", rule="hub-name"
         )
-    entries = {entry["round"]: entry for entry in _entries(run)}
-    chosen = [_promoted(entries, number) for number in numbers] if numbers is not None else [_last(run, entries)]
-    summaries = [summarize(run, entry["round"], secrets_here()) for entry in chosen]
-    checked = _Checked(run)
-    models = [_model(checked, to, entry, summary, data) for entry, summary in zip(chosen, summaries, strict=True)]
+    view, checked, secrets = open_run(run.root), _Checked(run), secrets_here()
+    chosen = [_promoted(view, number) for number in numbers] if numbers is not None else [_last(view)]
+    summaries = [summarize(run, view, one.number, secrets) for one in chosen]
+    models = [_model(checked, to, one, summary, data) for one, summary in zip(chosen, summaries, strict=True)]
     plans = [RepoPlan(to, "model", private, tuple(models))]
     if data:
-        tables = [_tables(checked, to, entry, summary) for entry, summary in zip(chosen, summaries, strict=True)]
+        tables = [_tables(checked, to, view, summary) for summary in summaries]
         plans.append(RepoPlan(data_repo(to), "dataset", private, tuple(one for one in tables if one)))
     return plans
 
@@ -101,43 +101,35 @@ def promoted_rounds(run: Store) -> list[int]:
     return [entry["round"] for entry in run.read_run().get("rounds", []) if entry["round"] and entry.get("promoted")]
 
 
-def policy_key(entry: dict[str, Any]) -> str:
-    """The key of the round's policy; for the base `base`."""
-    path = Path(entry["policy"])
+def policy_key(policy: str) -> str:
+    """The key of a round's policy, whose folder this is; for the base `base`."""
+    path = Path(policy)
     return "base" if path.is_absolute() else path.name
 
 
-def _entries(run: Store) -> list[dict[str, Any]]:
-    entries = run.read_run().get("rounds", [])
-    if not entries:
-        raise InputError(
-            "there is no run here", file=str(run.root), hint="start one: posttrain round --n 6", rule="command-no-run"
-        )
-    return entries
-
-
-def _last(run: Store, entries: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    promoted = promoted_rounds(run)
+def _last(view: RunView) -> Round:
+    done = [one for one in view.rounds if one.number and one.promoted is not None]
+    promoted = [one for one in done if one.promoted]
     if promoted:
-        return entries[promoted[-1]]
-    done = [number for number, entry in entries.items() if number and "promoted" in entry]
+        return promoted[-1]
     raise InputError(
         f"none of its {len(done)} finished rounds was promoted, so the policy is still the base model",
-        file=str(run.root),
+        file=str(view.root),
         hint="more rounds: posttrain round --n N; the base itself goes only where --round 0 says so",
         rule="hub-nothing-promoted",
     )
 
 
-def _promoted(entries: dict[int, dict[str, Any]], number: int) -> dict[str, Any]:
-    promoted = [str(each) for each, entry in entries.items() if each and entry.get("promoted")]
+def _promoted(view: RunView, number: int) -> Round:
+    promoted = [str(one.number) for one in view.rounds if one.number and one.promoted]
     there = f"promoted: {', '.join(promoted) or 'none'}; 0 is the base"
-    if number not in entries:
+    found = next((one for one in view.rounds if one.number == number), None)
+    if found is None:
         raise InputError(f"there is no round {number}", hint=there, rule="hub-no-round")
-    if not entries[number].get("promoted"):
-        state = "was not promoted" if "promoted" in entries[number] else "is not finished"
+    if not found.promoted:
+        state = "is not finished" if found.promoted is None else "was not promoted"
         raise InputError(f"round {number} {state}", hint=there, rule="hub-no-round")
-    return entries[number]
+    return found
 
 
 class _Checked:
@@ -155,19 +147,20 @@ class _Checked:
             if damaged:
                 raise DamagedError(
                     f"{folder}: {', '.join(damaged)} is gone or not what its manifest says; nothing was pushed. "
-                    "Remove this folder and run posttrain round again: the stage is then done anew"
+                    "Remove this folder and run posttrain round again: the stage then runs again"
                 )
             files = self.run.manifest(key)["files"]
             self._found[key] = [File(name, one["size"], one["sha256"], folder / name) for name, one in files.items()]
         return self._found[key]
 
 
-def _model(checked: _Checked, to: str, entry: dict[str, Any], summary: RunSummary, data: bool) -> RoundPlan:
-    folder = checked.run.root / entry["policy"]  # an absolute path (the base model's) stays itself
-    key = policy_key(entry)
-    if entry["round"] and key == "base":
+def _model(checked: _Checked, to: str, of: Round, summary: RunSummary, data: bool) -> RoundPlan:
+    assert of.policy is not None  # it is promoted
+    folder = checked.run.root / of.policy  # an absolute path (the base model's) stays itself
+    key = policy_key(of.policy)
+    if of.number and key == "base":
         raise InputError(
-            f"round {entry['round']} trained no policy: it is the base model",
+            f"round {of.number} trained no policy: it is the base model",
             hint="push it by --round 0",
             rule="hub-base-model",
         )
@@ -178,22 +171,23 @@ def _model(checked: _Checked, to: str, entry: dict[str, Any], summary: RunSummar
             "the policy is no model folder: it holds no config.json", file=str(folder), rule="hub-no-policy"
         )
     card = model_card(summary, to, data_repo(to) if data else None, adapter=any("adapter/" in f.path for f in kept))
-    return RoundPlan(entry["round"], key, (*kept, _made(CARD, card)))
+    return RoundPlan(of.number, key, (*kept, _made(CARD, card)))
 
 
-def _tables(checked: _Checked, to: str, entry: dict[str, Any], summary: RunSummary) -> RoundPlan | None:
+def _tables(checked: _Checked, to: str, view: RunView, summary: RunSummary) -> RoundPlan | None:
     """The tables of all rounds up to this one, since later rounds use data of earlier ones; None if there are none."""
     files = []
-    for earlier in _entries(checked.run)[: entry["round"] + 1]:
+    for earlier in view.rounds[: summary.number + 1]:
         for table in TABLES:
-            key = earlier["stages"].get(table.stage)
+            key = earlier.keys.get(table.stage)
             found = checked.files(key) if key else []
-            path = table.path(earlier["round"])
+            path = table.path(earlier.number)
             files += [File(path, f.size, f.sha256, f.source) for f in found if f.path == table.file]
     if not files:
         return None
     card = data_card(summary, data_repo(to), to, [file.path for file in files])
-    return RoundPlan(entry["round"], policy_key(entry), (*files, _made(CARD, card)))
+    key = policy_key(view.rounds[summary.number].policy or "")
+    return RoundPlan(summary.number, key, (*files, _made(CARD, card)))
 
 
 def _is_model_file(path: str) -> bool:

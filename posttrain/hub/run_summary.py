@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from posttrain.errors import DamagedError
-from posttrain.report.reading import RunView, open_run
+from posttrain.recipe.recipe import yaml_text
+from posttrain.report.lineage import lineage
+from posttrain.report.reading import RunView
 from posttrain.report.status import round_figures
 from posttrain.storage.redact import LEFT_OUT, without_secrets
 from posttrain.storage.store import Store
@@ -47,22 +48,17 @@ class RunSummary:
 
     def recipe_text(self) -> str:
         """The resolved recipe as YAML, without secrets and folders of the machine that it ran on."""
-        yaml = YAML(typ="safe", pure=True)
-        yaml.default_flow_style = False
-        yaml.allow_unicode = True
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        stream = io.StringIO()
-        yaml.dump(_shareable({key: value for key, value in self.recipe.items() if key != "push"}), stream)
-        return self.without_secrets(stream.getvalue()).strip()
+        text = yaml_text(_shareable({key: value for key, value in self.recipe.items() if key != "push"}))
+        return self.without_secrets(text).strip()
 
     def without_secrets(self, text: str) -> str:
         return without_secrets(text, self.secrets)
 
 
-def summarize(run: Store, number: int, secrets: frozenset[str]) -> RunSummary:
+def summarize(run: Store, view: RunView, number: int, secrets: frozenset[str]) -> RunSummary:
     """Summarizes the run up to round `number`. `secrets`: values that no card may contain."""
-    view = open_run(run.root)
     rounds = view.rounds[: number + 1]
+    origin = lineage(rounds)
     policy = Path(rounds[-1].policy or "")
     base_key = rounds[0].manifests.get("answers_dev", {}).get("input_keys", {}).get("policy")
     manifest = run.manifest(policy.name) if not policy.is_absolute() else {}
@@ -71,7 +67,7 @@ def summarize(run: Store, number: int, secrets: frozenset[str]) -> RunSummary:
         number=number,
         recipe=_recipe(view),
         rounds=[round_figures(one) for one in rounds],
-        chain=list(_chain(run, policy.name if manifest else base_key)),
+        chain=[*reversed(origin.models)] if origin else [base_key] if base_key else [],
         base_key=base_key,
         base_card=_base_card(Path(rounds[0].policy or "")),
         versions=last.get("versions", {}),
@@ -102,15 +98,6 @@ def _shareable(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(("/", "~")) and "\n" not in value:
         return f"./{Path(value).name}"
     return value
-
-
-def _chain(run: Store, key: str | None) -> Iterator[str]:
-    """The keys from the base model to `key`, by the model that each training started from; of an average the first."""
-    if key is None:
-        return
-    read = run.manifest(key)["input_keys"] if run.has(key) else {}
-    yield from _chain(run, read.get("model", read.get("model_1")))
-    yield key
 
 
 def _base_card(folder: Path) -> Mapping[str, Any]:

@@ -61,9 +61,7 @@ class _Repository:
 
     def __init__(self, plan: RepoPlan, client: HubClient) -> None:
         self.plan, self.client, self.api = plan, client, client.api
-        refs = client.call(
-            f"read the tags of {plan.repo}", lambda: self.api.list_repo_refs(plan.repo, repo_type=plan.kind)
-        )
+        refs = self._call(f"read the tags of {plan.repo}", self.api.list_repo_refs)
         self.tags = {ref.name: ref.target_commit for ref in refs.tags}
         self.branches = {ref.name: ref.target_commit for ref in refs.branches}
 
@@ -75,12 +73,7 @@ class _Repository:
         branch = self._branch(one.number)
         sent: list[File] = []
         commit = self.client.call(f"push {name}", lambda: self._commit(one, branch, sent))
-        self.client.call(
-            f"tag {name}",
-            lambda: self.api.create_tag(
-                self.plan.repo, tag=one.tag, revision=commit, repo_type=self.plan.kind, exist_ok=True
-            ),
-        )
+        self._call(f"tag {name}", self.api.create_tag, tag=one.tag, revision=commit, exist_ok=True)
         return self._pushed(one, commit, sent)
 
     def _same(self, one: RoundPlan) -> None:
@@ -100,11 +93,12 @@ class _Repository:
         if number >= max(there, default=0):
             return MAIN
         if EARLIER not in self.branches:
-            self.client.call(
-                f"make a branch of {self.plan.repo}",
-                lambda: self.api.create_branch(self.plan.repo, branch=EARLIER, repo_type=self.plan.kind, exist_ok=True),
-            )
+            self._call(f"make a branch of {self.plan.repo}", self.api.create_branch, branch=EARLIER, exist_ok=True)
         return EARLIER
+
+    def _call(self, what: str, method: Callable[..., Any], **more: Any) -> Any:
+        """Calls a method of the API for this repository, with retries."""
+        return self.client.call(what, lambda: method(self.plan.repo, repo_type=self.plan.kind, **more))
 
     def _commit(self, one: RoundPlan, branch: str, sent: list[File]) -> str:
         """The commit with all files of the round; made unless the branch has them. Safe to retry after any failure: a

@@ -10,13 +10,12 @@ import contextlib
 from pathlib import Path
 
 from posttrain.errors import InputError, ModelError
-from posttrain.models.weight_files import Tensor, headers
+from posttrain.models.weight_files import FLOATS, Tensor, headers
 from posttrain.storage import regular_files, user_cache
 
 _PIECE = 1 << 20  # bytes: what stays in a cache of the processor
 _LARGE = 1 << 30  # bytes of a folder's weights that are worth remembering
 _MOST = 1_000_000  # bytes of what is remembered: some 10,000 files; then it begins anew
-_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
 def check(folder: Path) -> None:
@@ -28,13 +27,10 @@ def check(folder: Path) -> None:
     new = {file: identity for file in files if (identity := _identity(file)) not in known}
     buffer = bytearray(_PIECE)
     for name, tensor in tensors.items():
-        if tensor.file in new and tensor.dtype in _FLOATS and not _is_finite(tensor, buffer):
-            raise ModelError(
-                f"{name} holds weights that are NaN or infinite",
-                file=str(tensor.file),
-                hint="fetch the file again, or go back to an earlier checkpoint of its training",
-                rule="model-weights-not-finite",
-            )
+        if tensor.file in new and tensor.dtype in FLOATS and not _is_finite(tensor, buffer):
+            problem = f"{name} holds weights that are NaN or infinite"
+            hint = "fetch the file again, or go back to an earlier checkpoint of its training"
+            raise ModelError(problem, file=str(tensor.file), hint=hint, rule="model-weights-not-finite")
     if large:
         _remember([identity for file, identity in new.items() if identity == _identity(file)])  # not changed meanwhile
 
@@ -71,17 +67,15 @@ def _remember(identities: list[str]) -> None:
 def _is_finite(tensor: Tensor, buffer: bytearray) -> bool:
     import torch
 
-    dtype = getattr(torch, _FLOATS[tensor.dtype])
+    dtype = getattr(torch, FLOATS[tensor.dtype])
     with tensor.file.open("rb", buffering=0) as file:
         file.seek(tensor.begin)
         left = tensor.end - tensor.begin
         while left:
             read = file.readinto(memoryview(buffer)[: min(left, _PIECE)])
-            if not read:
-                return True  # cut short meanwhile: whoever loads it will say so
             whole = read // dtype.itemsize * dtype.itemsize
             if not whole:
-                return True
+                return True  # cut short meanwhile: whoever loads it will say so
             file.seek(whole - read, 1)
             values = torch.frombuffer(buffer, dtype=dtype, count=whole // dtype.itemsize)
             # A sum is as fast as memory, and not finite where a value is not; where it overflows, each is asked.

@@ -8,7 +8,7 @@ from typing import Any
 
 from posttrain import shipped
 from posttrain.config import Model
-from posttrain.errors import ModelError
+from posttrain.errors import ModelError, in_file
 from posttrain.models import json_files, own_template, snapshots, weight_files
 from posttrain.storage.files import tree_hash
 
@@ -61,20 +61,17 @@ def inspect_model(model: Model) -> ModelSummary:
     Raises:
         ModelError: as `resolve`.
     """
-    path = _folder(model.path)
-    size = None
+    path, size = _folder(model.path), None
     if path is None:
         path, size = snapshots.fetch_settings(model.path, model.revision)
     path = path.resolve()
     if size is None:
         check_files(path, str(path))
-        size, here = weights(path), True
     else:
         check_settings(path)
-        here = False
     if model.chat_template is not None:
         path, _ = own_template.with_template(path, _stamp(path), model.chat_template)
-    return ModelSummary(path, size, here)
+    return ModelSummary(path, weights(path) if size is None else size, here=size is None)
 
 
 def _stamp(folder: Path) -> str:
@@ -91,7 +88,7 @@ def weights(folder: Path) -> int:
 def _folder(name: str) -> Path | None:
     """The folder of a model that is shipped or on this machine; None for a Hub id."""
     if "/" not in name:
-        return shipped.data_path(name)
+        return shipped.locate("data", name)
     if Path(name).is_dir():
         return Path(name)
     if name.startswith((".", "/")) or name.count("/") != 1:
@@ -136,7 +133,8 @@ def check_settings(folder: Path) -> None:
     """
     json_files.check_all(folder)
     config = json_files.read(folder / "config.json")
-    json_files.check_counts(config, folder / "config.json")
+    with in_file(folder / "config.json"):
+        json_files.check_counts(config)
     tokenizer = json_files.read(folder / "tokenizer_config.json")
     if "auto_map" in config:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -169,7 +167,7 @@ def special_tokens(folder: Path) -> list[str]:
         raise ModelError(
             "its added_tokens are no list of tokens",
             file=str(file),
-            hint="fetch the file again from where the model comes from",
+            hint=json_files.FETCH_AGAIN,
             rule="model-added-tokens",
         )
     return sorted(token["content"] for token in added if token["special"])

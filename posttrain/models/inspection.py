@@ -9,7 +9,7 @@ from typing import Any
 from posttrain.data.chat_template import check_template
 from posttrain.data.messages import Message
 from posttrain.errors import ModelError
-from posttrain.models import finite, own_template, settings, structure, tokenizer_files
+from posttrain.models import finite, json_files, own_template, settings, structure, tokenizer_files
 from posttrain.models.folder import check_files, check_settings
 from posttrain.storage import bounded
 
@@ -65,13 +65,7 @@ def _check_template(folder: Path, tokenizer: Any, prompts: Sequence[Sequence[Mes
     try:
         check_template(tokenizer, end_ids(folder), prompts)
     except ModelError as error:
-        raise ModelError(
-            error.message,
-            file=error.file or own_template.where(folder),
-            line=error.line,
-            hint=error.hint,
-            rule=error.rule,
-        ) from error
+        raise error.replaced(file=error.file or own_template.where(folder)) from error
     except Exception as error:
         if type(error) is not Exception:  # which is what tokenizers raises
             raise
@@ -106,12 +100,8 @@ def end_ids(folder: Path) -> list[int]:
 
 
 def _out_of_bounds(folder: Path, error: bounded.OutOfBoundsError) -> ModelError:
-    if error.how == "time":
-        how = f"takes more than {_SECONDS} seconds of a processor"
-    elif error.how == "memory":
-        how = f"takes more than {_MEMORY >> 30} GiB of memory"
-    else:
-        how = f"ends the process ({error.how})"
+    bounds = {"time": f"{_SECONDS} seconds of a processor", "memory": f"{_MEMORY >> 30} GiB of memory"}
+    how = f"takes more than {bounds[error.how]}" if error.how in bounds else f"ends the process ({error.how})"
     if error.doing == "template":
         return ModelError(
             f"rendering the first prompts with the chat template {how}",
@@ -129,6 +119,6 @@ def _out_of_bounds(folder: Path, error: bounded.OutOfBoundsError) -> ModelError:
     return ModelError(
         f"building the model of this config, without its weights, {how}",
         file=str(folder / "config.json"),
-        hint="take the config that belongs to the weights",
+        hint=json_files.OWN_CONFIG,
         rule="model-out-of-bounds",
     )

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import ModelError
+from posttrain.errors import ModelError, in_file
 from posttrain.storage import regular_files
 
 LFS = b"version https://git-lfs.github.com/spec/"  # how a file begins that stands for one of Git LFS
@@ -27,6 +27,8 @@ TOKENIZER = 256 << 20  # bytes of a tokenizer.json
 _DEEPEST = 64  # objects and lists in one another
 _LONGEST = 100_000  # members of one list, such as `layer_types`
 _MOST = 1024  # layers, experts or attention heads: several times those of models that are known
+FETCH_AGAIN = "fetch the file again from where the model comes from"
+OWN_CONFIG = "take the config that belongs to the weights"
 WITHOUT_MARK = "save it as UTF-8 without a byte-order mark (BOM), which some editors of Windows write"
 _COUNTS = ("layer", "layers", "expert", "experts", "head", "heads")  # how the names of these numbers end
 
@@ -40,36 +42,28 @@ def read(file: Path, largest: int = _LARGEST) -> dict[str, Any]:
     if not there(file):
         return {}
     check_start(file)
-    size = file.stat().st_size
-    if size > largest:
-        raise ModelError(
-            f"the file has {size:,} bytes; more than {largest:,} are not read",
-            file=str(file),
-            hint="fetch it again from where the model comes from",
-            rule="model-json-size",
-        )
+    with in_file(file):
+        size = file.stat().st_size
+        if size > largest:
+            problem = f"the file has {size:,} bytes; more than {largest:,} are not read"
+            raise ModelError(problem, hint=FETCH_AGAIN, rule="model-json-size")
+        return _object(file.read_bytes())
+
+
+def _object(text: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_bytes().decode("utf-8"))  # of bytes, it would take UTF-16 too
+        found = json.loads(text.decode("utf-8"))  # of bytes, it would take UTF-16 too
     except RecursionError:
-        raise _too_deep(file) from None
+        raise _too_deep() from None
     except ValueError as error:  # no UTF-8, or no JSON
         line = error.lineno if isinstance(error, json.JSONDecodeError) else None
-        raise ModelError(
-            f"this is no JSON: {error}",
-            file=str(file),
-            line=line,
-            hint="fetch the file again, or mend it",
-            rule="model-json",
-        ) from None
+        hint = "fetch the file again, or mend it"
+        raise ModelError(f"this is no JSON: {error}", line=line, hint=hint, rule="model-json") from None
     if not isinstance(found, dict):
-        raise ModelError(
-            f"this holds a {type(found).__name__}, where an object in braces is expected",
-            file=str(file),
-            hint="fetch the file again from where the model comes from",
-            rule="model-json-object",
-        )
+        problem = f"this holds a {type(found).__name__}, where an object in braces is expected"
+        raise ModelError(problem, hint=FETCH_AGAIN, rule="model-json-object")
     if _depth(found) > _DEEPEST:
-        raise _too_deep(file)
+        raise _too_deep()
     return found
 
 
@@ -90,9 +84,9 @@ def there(file: Path) -> bool:
     try:
         kind = regular_files.not_regular(file)
     except (FileNotFoundError, NotADirectoryError):
-        kind = "a link to nothing" if file.is_symlink() else None
-        if kind is None:
+        if not file.is_symlink():
             return False
+        kind = "a link to nothing"
     if kind is not None:
         raise ModelError(
             f"is {kind}, and a file of that name is read",
@@ -131,7 +125,7 @@ def check_no_pointer(file: Path) -> None:
         )
 
 
-def check_counts(config: dict[str, Any], file: Path) -> None:
+def check_counts(config: dict[str, Any]) -> None:
     """Raises ModelError where a config asks for so many layers, experts or heads that building it would take hours."""
     waiting: list[dict[str, Any]] = [config]
     while waiting:
@@ -139,32 +133,20 @@ def check_counts(config: dict[str, Any], file: Path) -> None:
             if isinstance(value, dict):
                 waiting.append(value)
             elif _is_count(key) and isinstance(value, int) and not isinstance(value, bool) and value > _MOST:
-                raise ModelError(
-                    f"{key} is {value:,}; more than {_MOST:,} are not built",
-                    file=str(file),
-                    hint="take the config that belongs to the weights",
-                    rule="model-config-size",
-                )
+                problem = f"{key} is {value:,}; more than {_MOST:,} are not built"
+                raise ModelError(problem, hint=OWN_CONFIG, rule="model-config-size")
             elif isinstance(value, list) and len(value) > _LONGEST:
-                raise ModelError(
-                    f"{key} is a list of {len(value):,}; more than {_LONGEST:,} are not read",
-                    file=str(file),
-                    hint="take the config that belongs to the weights",
-                    rule="model-config-list",
-                )
+                problem = f"{key} is a list of {len(value):,}; more than {_LONGEST:,} are not read"
+                raise ModelError(problem, hint=OWN_CONFIG, rule="model-config-list")
 
 
 def _is_count(key: str) -> bool:
     return key.rpartition("_")[2] in _COUNTS
 
 
-def _too_deep(file: Path) -> ModelError:
-    return ModelError(
-        f"objects and lists are nested more than {_DEEPEST} deep",
-        file=str(file),
-        hint="fetch the file again from where the model comes from",
-        rule="model-json-nesting",
-    )
+def _too_deep() -> ModelError:
+    problem = f"objects and lists are nested more than {_DEEPEST} deep"
+    return ModelError(problem, hint=FETCH_AGAIN, rule="model-json-nesting")
 
 
 def _depth(value: Any) -> int:

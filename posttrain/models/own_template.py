@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import ModelError
+from posttrain.errors import ModelError, in_file
 from posttrain.models import json_files
 from posttrain.storage import user_cache
 from posttrain.storage.files import canonical_json
@@ -20,13 +20,13 @@ _LARGEST = 1 << 20  # bytes of a template; the longest of well-known models has 
 
 
 def templates(folder: Path) -> dict[str, str]:
-    """The chat templates of a model folder by their names; one that stands alone is `default`.
+    """The chat templates of a model folder by name; a single one is called `default`.
 
     Raises:
         ModelError: they are no text, or have no names.
     """
-    file = folder / "tokenizer_config.json"
-    found = _named(json_files.read(file).get("chat_template"), file)
+    with in_file(folder / "tokenizer_config.json"):
+        found = _named(json_files.read(folder / "tokenizer_config.json").get("chat_template"))
     if json_files.there(folder / FILE):
         found["default"] = _text(folder / FILE)
     for path in sorted((folder / _MORE).glob("*.jinja")):
@@ -74,19 +74,16 @@ def _chosen(folder: Path, name: str) -> str:
     found = templates(folder)
     if name in found:
         return found[name]
-    if not found:
-        problem = "the model brings no chat template"
-    else:
-        problem = f"the model brings no chat template called {name!r}; it has {', '.join(sorted(found))}"
+    others = f" called {name!r}; it has {', '.join(sorted(found))}" if found else ""
     raise ModelError(
-        problem,
+        f"the model brings no chat template{others}",
         file=str(folder),
         hint="name one of these, or a file with a slash, as in ./template.jinja",
         rule="template-unknown-name",
     )
 
 
-def _named(said: Any, file: Path) -> dict[str, str]:
+def _named(said: Any) -> dict[str, str]:
     if said is None:
         return {}
     if isinstance(said, str):
@@ -97,7 +94,6 @@ def _named(said: Any, file: Path) -> dict[str, str]:
         return dict(said)
     raise ModelError(
         "chat_template is neither a text nor a list of names and templates",
-        file=str(file),
         hint=f"put the template into {FILE} beside it, and take chat_template out",
         rule="template-form",
     )
@@ -106,27 +102,18 @@ def _named(said: Any, file: Path) -> dict[str, str]:
 def _text(file: Path) -> str:
     json_files.there(file)  # or what is there in its place is told
     json_files.check_no_pointer(file)
-    if file.stat().st_size > _LARGEST:
-        raise ModelError(
-            f"the template has {file.stat().st_size:,} bytes; more than {_LARGEST:,} are not read",
-            file=str(file),
-            hint="name the file of a chat template",
-            rule="template-size",
-        )
-    try:
-        text = file.read_text("utf-8")
-    except UnicodeDecodeError:
-        raise ModelError(
-            "the template is no UTF-8", file=str(file), hint="save it as UTF-8", rule="template-encoding"
-        ) from None
-    if text.startswith("\ufeff"):
-        raise ModelError(
-            "the template begins with a byte-order mark, with which every prompt would begin",
-            file=str(file),
-            hint=json_files.WITHOUT_MARK,
-            rule="template-encoding",
-        )
-    return text
+    with in_file(file):
+        if file.stat().st_size > _LARGEST:
+            problem = f"the template has {file.stat().st_size:,} bytes; more than {_LARGEST:,} are not read"
+            raise ModelError(problem, hint="name the file of a chat template", rule="template-size")
+        try:
+            text = file.read_text("utf-8")
+        except UnicodeDecodeError:
+            raise ModelError("the template is no UTF-8", hint="save it as UTF-8", rule="template-encoding") from None
+        if text.startswith("\ufeff"):
+            problem = "the template begins with a byte-order mark, with which every prompt would begin"
+            raise ModelError(problem, hint=json_files.WITHOUT_MARK, rule="template-encoding")
+        return text
 
 
 def _link(folder: Path, text: str, target: Path) -> None:
@@ -137,7 +124,8 @@ def _link(folder: Path, text: str, target: Path) -> None:
         for path in folder.iterdir():
             if path.name not in _HOLD_TEMPLATES:
                 (part / path.name).symlink_to(path.absolute())
-        settings = {key: value for key, value in _settings(folder).items() if key != "chat_template"}
+        settings = json_files.read(folder / "tokenizer_config.json")
+        settings.pop("chat_template", None)
         (part / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
         (part / FILE).write_text(text, encoding="utf-8")
         try:
@@ -145,7 +133,3 @@ def _link(folder: Path, text: str, target: Path) -> None:
         except OSError:  # another command was faster
             if not target.is_dir():
                 raise
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    return json_files.read(folder / "tokenizer_config.json")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from posttrain.errors import DamagedError, ModelError
@@ -20,41 +22,40 @@ def fetch(name: str, revision: str | None) -> Path:
         ModelError: the Hub does not have it, or cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    with _reaching(name):
         return Path(snapshot_download(name, revision=revision, ignore_patterns=_NEVER))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise _unreachable(name, error) from error
 
 
 def fetch_settings(name: str, revision: str | None) -> tuple[Path, int | None]:
     """Fetches config and tokenizer of a Hub id. Returns the folder and the bytes of the weights, None if those are in
     the cache already."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
+    with contextlib.suppress(OSError):  # not here yet
         path = Path(snapshot_download(name, revision=revision, local_files_only=True))
         if any(path.glob("*.safetensors")):
             return path, None
-    except (LocalEntryNotFoundError, OSError):
-        pass  # not here yet
-    try:
+    with _reaching(name):
         files = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
         path = Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise _unreachable(name, error) from error
     return path, sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
 
 
-def _unreachable(name: str, error: Exception) -> ModelError:
-    cause = (str(error).splitlines() or [type(error).__name__])[0]
-    return ModelError(
-        f"cannot get {name} from the Hub: {cause}",
-        hint="check the name and the network, or name a folder that is here, as in ./folder",
-        rule="model-hub",
-    )
+@contextlib.contextmanager
+def _reaching(name: str) -> Iterator[None]:
+    """Raises ModelError: the Hub does not have the model `name`, or cannot be reached."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        yield
+    except (HFValidationError, OSError) as error:  # errors of HTTP among them
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"cannot get {name} from the Hub: {cause}",
+            hint="check the name and the network, or name a folder that is here, as in ./folder",
+            rule="model-hub",
+        ) from error
 
 
 def check_snapshot(path: Path) -> None:
@@ -66,16 +67,14 @@ def check_snapshot(path: Path) -> None:
         blob = file.resolve()
         if blob.parent.name != "blobs" or not blob.is_file():
             continue
-        git = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
-        found = file_hash(blob) if len(blob.name) == _SHA256 else _more(git, blob)
+        found = file_hash(blob) if len(blob.name) == _SHA256 else _git_hash(blob)
         if found != blob.name:
             raise DamagedError(
                 f"{file}: is not what came from the Hub; remove {blob}, and the same command fetches it again"
             )
 
 
-def _more(digest: hashlib._Hash, path: Path) -> str:
+def _git_hash(path: Path) -> str:
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: digest).hexdigest()

@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import ModelError
+from posttrain.errors import ModelError, in_file
 from posttrain.models import json_files
-from posttrain.models.weight_files import Tensor, headers
+from posttrain.models.weight_files import FLOATS, Tensor, headers, some
 
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _MASK = re.compile(r"\.(masked_bias|causal_mask)$|\.attn(\.attention)?\.bias$")
-_OWN = "take the config that belongs to the weights"
 
 
 def import_for(folder: Path) -> None:
@@ -37,19 +35,16 @@ def read_config(folder: Path) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    file = folder / "config.json"
-    name = json_files.read(file).get("model_type")
-    if str(name) not in CONFIG_MAPPING_NAMES:
-        raise ModelError(
-            f"model_type is {str(name)[:80]!r}, which this version of transformers does not have",
-            file=str(file),
-            hint="take a newer transformers, or a model whose architecture it has",
-            rule="model-type-unknown",
-        )
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except refusals() as error:
-        raise _refused(str(file), error) from error
+    with in_file(folder / "config.json"):
+        name = json_files.read(folder / "config.json").get("model_type")
+        if str(name) not in CONFIG_MAPPING_NAMES:
+            problem = f"model_type is {str(name)[:80]!r}, which this version of transformers does not have"
+            hint = "take a newer transformers, or a model whose architecture it has"
+            raise ModelError(problem, hint=hint, rule="model-type-unknown")
+        try:
+            return AutoConfig.from_pretrained(folder)
+        except refusals() as error:
+            raise _refused(error) from error
 
 
 def check(folder: Path, config: Any, tokens: int, *, weights: bool, trained: bool) -> list[str]:
@@ -63,41 +58,38 @@ def check(folder: Path, config: Any, tokens: int, *, weights: bool, trained: boo
         ModelError: transformers cannot build it; its weights are quantised by what is not installed; weights are
             missing, or have names or shapes that the model does not.
     """
-    from transformers import AutoModelForCausalLM
-
-    file = str(folder / "config.json")
-    known = AutoModelForCausalLM._model_mapping  # what from_pretrained asks
-    if type(config) not in known:
-        raise ModelError(
-            f"{config.model_type} is no causal language model in transformers",
-            file=file,
-            hint="take a model that writes text",
-            rule="model-not-causal",
-        )
-    kind: Any = known[type(config)]
-    if trained and (config.architectures or [""])[0] != kind.__name__:
-        raise ModelError(
-            f"`architectures` is {config.architectures}, and what writes text is {kind.__name__}",
-            file=file,
-            hint=f'where the weights are a language model\'s, set "architectures": ["{kind.__name__}"]',
-            rule="model-not-causal-class",
-        )
+    with in_file(folder / "config.json"):
+        kind = _causal_class(config, trained)
     embeds = getattr(config.get_text_config(), "vocab_size", None)
     if embeds is not None and tokens > embeds:
-        raise ModelError(
-            f"the tokenizer has {tokens} tokens, the model embeds {embeds}",
-            file=str(folder),
-            hint="use the tokenizer that the model was trained with",
-            rule="model-vocabulary",
-        )
-    _check_quantised(config, file)
-    if weights:
-        _check_floats(folder, config)
-    found = _build(kind, config, headers(folder) if weights else {}, file)
-    return _check_names(folder, kind, found) if weights else []
+        problem = f"the tokenizer has {tokens} tokens, the model embeds {embeds}"
+        hint = "use the tokenizer that the model was trained with"
+        raise ModelError(problem, file=str(folder), hint=hint, rule="model-vocabulary")
+    with in_file(folder / "config.json"):
+        _check_quantised(config)
+        if weights:
+            _check_floats(folder, config)
+        found = _build(kind, config, headers(folder) if weights else {})
+    with in_file(folder):
+        return _check_names(kind, found) if weights else []
 
 
-def _check_quantised(config: Any, file: str) -> None:
+def _causal_class(config: Any, trained: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    known = AutoModelForCausalLM._model_mapping  # what from_pretrained asks
+    if type(config) not in known:
+        problem = f"{config.model_type} is no causal language model in transformers"
+        raise ModelError(problem, hint="take a model that writes text", rule="model-not-causal")
+    kind: Any = known[type(config)]
+    if trained and (config.architectures or [""])[0] != kind.__name__:
+        problem = f"`architectures` is {config.architectures}, and the class that generates text is {kind.__name__}"
+        hint = f'where the weights are a language model\'s, set "architectures": ["{kind.__name__}"]'
+        raise ModelError(problem, hint=hint, rule="model-not-causal-class")
+    return kind
+
+
+def _check_quantised(config: Any) -> None:
     said = getattr(config, "quantization_config", None)
     if said is None:
         return
@@ -110,7 +102,6 @@ def _check_quantised(config: Any, file: str) -> None:
     except (ImportError, *refusals()) as error:
         raise ModelError(
             f"the weights are quantised by {method[:40]}, which cannot be read here: {first_line(error)}",
-            file=file,
             hint="take the model with weights that are not quantised, or install what reads these",
             rule="model-quantised",
         ) from error
@@ -121,7 +112,7 @@ def _check_floats(folder: Path, config: Any) -> None:
     if getattr(config, "quantization_config", None) is not None:
         return
     for name, tensor in headers(folder).items():
-        if name.endswith(".weight") and tensor.dtype not in _DTYPES:
+        if name.endswith(".weight") and tensor.dtype not in FLOATS:
             raise ModelError(
                 f"{name} is saved as {tensor.dtype}, and the config has no quantization_config that says what it means",
                 file=str(tensor.file),
@@ -130,7 +121,7 @@ def _check_floats(folder: Path, config: Any) -> None:
             )
 
 
-def _build(kind: Any, config: Any, tensors: Mapping[str, Tensor], file: str) -> Mapping[str, Any]:
+def _build(kind: Any, config: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
     """What from_pretrained says of missing, unexpected and mismatched keys; `tensors` are given as their shapes."""
     import torch
 
@@ -146,50 +137,39 @@ def _build(kind: Any, config: Any, tensors: Mapping[str, Tensor], file: str) -> 
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except ImportError as error:
-        raise _no_attention(config, file, error) from error
-    except refusals() as error:
-        if "attn_implementation" in str(error):
-            raise _no_attention(config, file, error) from error
-        raise _refused(file, error) from error
+    except (ImportError, *refusals()) as error:
+        if isinstance(error, ImportError) or "attn_implementation" in str(error):
+            raise _no_attention(config, error) from error
+        raise _refused(error) from error
     return found
 
 
 def _on_meta(tensor: Tensor) -> Any:
     import torch
 
-    dtype = getattr(torch, _DTYPES.get(tensor.dtype, "uint8"))
+    dtype = getattr(torch, FLOATS.get(tensor.dtype, "uint8"))
     return torch.empty(tensor.shape, dtype=dtype, device="meta")
 
 
-def _check_names(folder: Path, kind: Any, found: Mapping[str, Any]) -> list[str]:
+def _check_names(kind: Any, found: Mapping[str, Any]) -> list[str]:
     missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     shapes = sorted(found["mismatched_keys"], key=str)
     if shapes:
         name, saved, wanted = shapes[0]
         more = f"; and {len(shapes) - 1} more" if shapes[1:] else ""
-        raise ModelError(
-            f"{name} has the shape {tuple(saved)}, and by the config {tuple(wanted)}{more}",
-            file=str(folder),
-            hint=_OWN,
-            rule="model-weights-shape",
-        )
+        problem = f"{name} has the shape {tuple(saved)}, and by the config {tuple(wanted)}{more}"
+        raise ModelError(problem, hint=json_files.OWN_CONFIG, rule="model-weights-shape")
     if missing:
         others = f"; {_told(unexpected)} are there, which it does not have" if unexpected else ""
         raise ModelError(
             f"{_told(missing)} of {kind.__name__} are not among the weights, and would be left at random{others}",
-            file=str(folder),
             hint="save the model with save_pretrained, whose names these are; or take the config that belongs to it",
             rule="model-weights-missing",
         )
     inside = [name for name in unexpected if _inside(name, kind)]
     if inside:
-        raise ModelError(
-            f"{_told(inside)} are among the weights, which {kind.__name__} by this config does not have",
-            file=str(folder),
-            hint=_OWN,
-            rule="model-weights-unexpected",
-        )
+        problem = f"{_told(inside)} are among the weights, which {kind.__name__} by this config does not have"
+        raise ModelError(problem, hint=json_files.OWN_CONFIG, rule="model-weights-unexpected")
     return unexpected
 
 
@@ -205,31 +185,25 @@ def unused(names: Sequence[str]) -> str:
 
 
 def _told(names: Sequence[str]) -> str:
-    shown = ", ".join(name[:80] for name in names[:3])
-    return f"{len(names)} ({shown}{', …' if names[3:] else ''})"
+    return f"{len(names)} ({some(names)})"
 
 
-def _refused(file: str, error: BaseException) -> ModelError:
-    return ModelError(
-        f"transformers cannot build a model of this config: {first_line(error)}",
-        file=file,
-        hint=_OWN,
-        rule="model-config-values",
-    )
+def _refused(error: BaseException) -> ModelError:
+    problem = f"transformers cannot build a model of this config: {first_line(error)}"
+    return ModelError(problem, hint=json_files.OWN_CONFIG, rule="model-config-values")
 
 
-def _no_attention(config: Any, file: str, error: BaseException) -> ModelError:
+def _no_attention(config: Any, error: BaseException) -> ModelError:
     implementation = getattr(config, "_attn_implementation", None)
     return ModelError(
         f"the config asks for the attention {implementation!r}, which is not here: {first_line(error)}",
-        file=file,
         hint="take attn_implementation out of the config, or install what it needs",
         rule="model-attention",
     )
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """What transformers raises of files whose values it did not foresee."""
+    """The exceptions that transformers raises for files with unexpected values."""
     from huggingface_hub.errors import StrictDataclassError
 
     return (

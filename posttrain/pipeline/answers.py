@@ -6,71 +6,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.config import Evaluate, Pairs, Preferences, Samples
-from posttrain.execution.artifact import Artifact, StageCall, Stages
+from posttrain.execution.artifact import Artifact, StageCall, Stages, present
 from posttrain.recipe.recipe import Recipe
-
-Settings = Mapping[str, Any]
 
 
 class Answers:
     def __init__(self, recipe: Recipe, runner: Stages) -> None:
         self.recipe, self.runner = recipe, runner
 
-    def to_train(
+    def submit(
         self,
         role: str,
         prompts: Artifact,
         policy: Artifact,
-        settings: Settings,
+        selection: Mapping[str, Any],
+        settings: Mapping[str, Any],
         *,
         seed: int,
-        take: Mapping[str, Any],
-        where: Mapping[str, Any] = {},
         tag: str = "",
+        greedy: bool = False,
+        further: Sequence[float] = (),
         system: str | None = None,
         difficulty: Artifact | None = None,
     ) -> Artifact:
-        """Answers to training prompts: those that `difficulty` selected, else `take` of those that match `where`."""
-        return self._submit(
-            role,
-            {"prompts": prompts, "policy": policy, **({"difficulty": difficulty} if difficulty else {})},
-            {"set": "train", "take": take, "where": where},
-            settings,
-            seed=seed,
-            tag=tag,
-            system=system,
-        )
-
-    def to_evaluate(
-        self,
-        role: str,
-        on: str,
-        prompts: Artifact,
-        policy: Artifact,
-        *,
-        seed: int,
-        tag: str,
-        greedy: bool = False,
-        further: Sequence[float] = (),
-    ) -> Artifact:
-        """Answers to all prompts of the set `on`. `further`: more temperatures, with K // 2 samples each."""
-        settings = settings_of(self.recipe.evaluate)
-        inputs = {"prompts": prompts, "policy": policy}
-        return self._submit(role, inputs, {"set": on}, settings, seed=seed, tag=tag, greedy=greedy, further=further)
-
-    def _submit(
-        self,
-        role: str,
-        inputs: Mapping[str, Artifact],
-        selection: Mapping[str, Any],
-        settings: Settings,
-        *,
-        seed: int,
-        tag: str,
-        greedy: bool = False,
-        further: Sequence[float] = (),
-        system: str | None = None,
-    ) -> Artifact:
+        """Answers to the prompts that `difficulty` selected, else to those of the `selection`. `settings`: see
+        `settings_of`. `further`: more temperatures, with K // 2 samples each."""
         engine = self.recipe.engine
         return self.runner.submit(
             StageCall(
@@ -86,12 +46,22 @@ class Answers:
                     "engine": engine.model_dump(mode="json", exclude={"server"})
                     | ({"server": engine.server.kind} if engine.server else {}),
                 },
-                inputs=inputs,
+                inputs=present(prompts=prompts, policy=policy, difficulty=difficulty),
                 seed=seed,
                 runtime={"server": engine.server.model_dump(mode="json")} if engine.server else {},
                 role=f"answers_{role}",
             )
         )
+
+
+def to_train(take: Mapping[str, Any], where: Mapping[str, Any] = {}) -> dict[str, Any]:
+    """Selects `take` of the training prompts that match `where`."""
+    return {"set": "train", "take": take, "where": where}
+
+
+def to_evaluate(on: str) -> dict[str, Any]:
+    """Selects all prompts of a set."""
+    return {"set": on}
 
 
 def settings_of(section: Preferences | Samples | Pairs | Evaluate) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from posttrain import models, rewards
-from posttrain.config import JudgeModel, Model, by_round
+from posttrain.config import JudgeModel, Model, PromptSet, by_round
 from posttrain.data import load as loaders
 from posttrain.execution.artifact import Artifact
 from posttrain.recipe.recipe import Recipe
@@ -38,7 +38,13 @@ def external_inputs(recipe: Recipe) -> ExternalInputs:
     Raises:
         InputError: a model, reward file or prompt set is missing or cannot be read.
     """
-    base = models.resolve(recipe.model)
+
+    def content(sets: Iterable[PromptSet]) -> list[str]:
+        return [loaders.content_hash(each, recipe.prompts.system) for each in sets]
+
+    base, prompts = models.resolve(recipe.model), recipe.prompts
+    evaluated = {"dev": prompts.dev, "heldout": prompts.heldout, **({"real": prompts.real} if prompts.real else {})}
+    against = {f"against_{number}": loaders.content_hash(one) for number, one in enumerate(prompts.against, 1)}
     hashes = {entry.use: rewards.load(entry).identity for entry in recipe.reward_files()}
     watched = [judge for judge in recipe.judges() if not judge.is_model]
     hashes |= {judge.use: pairwise.load(judge.entry).identity for judge in watched}
@@ -46,17 +52,9 @@ def external_inputs(recipe: Recipe) -> ExternalInputs:
         Artifact(f"base-{base.hash[:16]}", base.path),
         {"base_model_name_or_path": base.hub_id, "revision": base.hash} if base.hub_id else None,
         hashes,
-        [loaders.content_hash(each, recipe.prompts.system) for each in by_round(recipe.prompts.train)],
-        {
-            name: loaders.content_hash(getattr(recipe.prompts, name), recipe.prompts.system)
-            for name in ("dev", "heldout")
-        }
-        | {f"against_{number}": loaders.content_hash(one) for number, one in enumerate(recipe.prompts.against, 1)}
-        | ({"real": loaders.content_hash(real, recipe.prompts.system)} if (real := recipe.prompts.real) else {}),
-        {
-            name: [loaders.content_hash(each, recipe.prompts.system) for each in sets]
-            for name, sets in recipe.given().items()
-        },
+        content(by_round(prompts.train)),
+        dict(zip(evaluated, content(evaluated.values()), strict=True)) | against,
+        {name: content(sets) for name, sets in recipe.given().items()},
         _reference(recipe.dpo.reference) if recipe.dpo else None,
         sorted({models.resolve(Model(path=path, revision=one.revision)).path for one, path in _local_judges(recipe)}),
     )

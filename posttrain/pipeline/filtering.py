@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from posttrain import models, shipped
-from posttrain.execution.artifact import Artifact, StageCall, Stages
-from posttrain.filters import quality_model
+from posttrain.execution.artifact import Artifact, StageCall, Stages, present
+from posttrain.filters.extras import check_installed
 from posttrain.pipeline.scored import in_key, not_in_key
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import rubric
@@ -25,9 +25,9 @@ class Filtering:
     def __init__(self, recipe: Recipe, runner: Stages, base: Artifact) -> None:
         self.recipe, self.runner, self.base = recipe, runner, base
         if recipe.quality_classifier:
-            quality_model.check_installed("quality_classifier")
+            check_installed("quality", "quality_classifier")
         if recipe.annotate and recipe.annotate.topics:
-            quality_model.check_installed("annotate.topics")
+            check_installed("quality", "annotate.topics")
         self._rated = {
             name: identity(rubric.load_for(name, rated.rubric), rated.judge)
             for name in ("tags", "difficulty")
@@ -66,7 +66,7 @@ class Filtering:
                 config={"classifier": section.in_key()},
                 inputs={
                     **{f"filters_{number:03}": table for number, table in enumerate(filtered, 1)},
-                    **({"policy": policy} if section.features == "policy" else {}),
+                    **present(policy=policy if section.features == "policy" else None),
                 },
                 seed=derive_seed(self.recipe.seed, "quality_classifier", number),
                 external_hashes={"labels": file_hash(labels)} if labels else {},
@@ -79,9 +79,9 @@ class Filtering:
         number: int,
         scored: Artifact,
         prompts: Artifact,
-        kept: Sequence[Artifact],
-        classifier: Artifact | None,
-        policy: Artifact | None,
+        kept: Sequence[Artifact] = (),
+        classifier: Artifact | None = None,
+        policy: Artifact | None = None,
     ) -> Artifact:
         """`kept`: the filters' tables of earlier rounds, for filters across rounds. `classifier`: the learned one;
         `policy`: the model whose hidden states it reads."""
@@ -91,19 +91,15 @@ class Filtering:
         tokens = {"special_tokens": models.special_tokens(self.base.path)} if reads_tokens else {}
         across = any(getattr(one, "across_rounds", False) for one in chain)
         learned = classifier if any(one.use == "learned-quality" for one in chain) else None
-        read = {
-            "quality_classifier": learned,
-            "policy": policy if learned and section and section.features == "policy" else None,
-        }
+        reads_states = learned and section and section.features == "policy"
         return self.runner.submit(
             StageCall(
                 "filters",
                 config={**in_key("filters", chain), **tokens},
                 inputs={
-                    "scored": scored,
-                    "prompts": prompts,
+                    **present(scored=scored, prompts=prompts, quality_classifier=learned),
+                    **present(policy=policy if reads_states else None),
                     **(earlier(kept) if across else {}),
-                    **{role: artifact for role, artifact in read.items() if artifact},
                 },
                 seed=derive_seed(self.recipe.seed, "filters", number),
                 external_hashes={
@@ -123,7 +119,7 @@ class Filtering:
             StageCall(
                 "diversity",
                 config={"collapse": section.in_key()},
-                inputs={"kept": kept[-1], **({"first": kept[0]} if len(kept) > 1 else {})},
+                inputs=present(kept=kept[-1], first=kept[0] if len(kept) > 1 else None),
                 seed=derive_seed(self.recipe.seed, "diversity"),
             )
         )

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from posttrain.config import RewardEntry
 from posttrain.config.keys import Keyed, name_of
 from posttrain.data.tables import SAMPLED
-from posttrain.execution.artifact import Artifact, StageCall, Stages
-from posttrain.pipeline.answers import Answers
+from posttrain.execution.artifact import Artifact, StageCall, Stages, present
+from posttrain.pipeline.answers import Answers, settings_of, to_evaluate
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
 
@@ -57,7 +57,7 @@ class Scoring:
             StageCall(
                 name,
                 config=fields["config"],
-                inputs={**inputs, **_reward_model(reward_model)},
+                inputs={**inputs, **present(reward_model=reward_model)},
                 seed=seed,
                 external_hashes={**fields["external_hashes"], **external_hashes},
                 runtime={**fields["runtime"], **runtime},
@@ -80,7 +80,7 @@ class Scoring:
         return {name_of(use): self.hashes[use] for use in uses}
 
     def candidate_rewards(self, reward_model: Artifact | None) -> tuple[list[RewardEntry], Artifact | None]:
-        """What scores candidates: functions, and the reward model where the recipe uses it and there is one."""
+        """The rewards that score candidates: functions, and the reward model if the recipe uses it and there is one."""
         models = [entry for entry in self.recipe.reward if entry.is_reward_model and reward_model]
         return self.recipe.functions() + models, reward_model if models else None
 
@@ -109,8 +109,9 @@ class Scoring:
     ) -> Artifact:
         """A policy's scored answers to the prompts of a set."""
         seed = derive_seed(self.same_draws(), SAMPLED)
-        answers = self.answers.to_evaluate(
-            on, on, prompts, policy, seed=seed, tag=SAMPLED, greedy=True, further=further
+        settings = settings_of(self.recipe.evaluate)
+        answers = self.answers.submit(
+            on, prompts, policy, to_evaluate(on), settings, seed=seed, tag=SAMPLED, greedy=True, further=further
         )
         measured = self.recipe.evaluate.measure
         return self.stage(
@@ -128,13 +129,16 @@ class Scoring:
         self, role: str, prompts: Artifact, policies: Mapping[str, Artifact], reward_model: Artifact | None
     ) -> Comparison:
         """Policies by name, compared by the scores that the gate compares."""
+        dev, settings = to_evaluate("dev"), settings_of(self.recipe.evaluate)
         answers = {
-            f"answers_{name}": self.answers.to_evaluate(
-                f"{role}_{name}", "dev", prompts, policy, seed=self.same_draws(), tag=SAMPLED
+            f"answers_{name}": self.answers.submit(
+                f"{role}_{name}", prompts, policy, dev, settings, seed=self.same_draws(), tag=SAMPLED
             )
             for name, policy in policies.items()
         }
-        return {**answers, **_reward_model(self.gate(reward_model))}, self.call_fields({}, self.recipe.functions())
+        return {**answers, **present(reward_model=self.gate(reward_model))}, self.call_fields(
+            {}, self.recipe.functions()
+        )
 
     def gate(self, reward_model: Artifact | None) -> Artifact | None:
         """The reward model scores where no function does; else None."""
@@ -143,10 +147,6 @@ class Scoring:
     def same_draws(self) -> int:
         """The same seed in every round: policies are compared on the same draws."""
         return derive_seed(self.recipe.seed, "evaluate", 0)
-
-
-def _reward_model(reward_model: Artifact | None) -> dict[str, Artifact]:
-    return {"reward_model": reward_model} if reward_model else {}
 
 
 def in_key(name: str, sections: Sequence[Keyed]) -> dict[str, Any]:

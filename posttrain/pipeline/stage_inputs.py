@@ -9,8 +9,8 @@ from typing import Any
 from posttrain.config import PromptSet, RewardEntry, RewardModel, Sft, Trained, by_round
 from posttrain.config.section import of_round
 from posttrain.config.training import TRAINED
-from posttrain.execution.artifact import Artifact, StageCall, Stages
-from posttrain.pipeline.answers import Answers, settings_of
+from posttrain.execution.artifact import Artifact, StageCall, Stages, present
+from posttrain.pipeline.answers import Answers, settings_of, to_train
 from posttrain.pipeline.externals import external_inputs
 from posttrain.pipeline.filtering import Filtering, earlier
 from posttrain.pipeline.hardware import settled
@@ -30,7 +30,8 @@ class Tables:
 
 
 class StageInputs:
-    """Submits the stages of a run: one method per stage, called by the loop in `posttrain.loop`."""
+    """Submits the stages of a run, one method per stage, called by the loop in `posttrain.loop`. `scoring` has those of
+    evaluations, `filtering` those between scores and training."""
 
     def __init__(self, recipe: Recipe, runner: Stages) -> None:
         self.runner, self.number = runner, 0
@@ -53,9 +54,6 @@ class StageInputs:
     def begin(self, number: int) -> None:
         self.number = number
         self.runner.begin_round(number)
-
-    def end(self, promoted: bool, policy: Artifact) -> None:
-        self.runner.end_round(promoted, policy)
 
     def reads_pairs(self, source: str) -> bool:
         """Whether any stage of the recipe learns from this source of pairs."""
@@ -122,16 +120,8 @@ class StageInputs:
         seed, take = self._seed("preferences"), self._take("preferences", section.prompts)
 
         def sampled_by(role: str, name: str, whom: Artifact) -> Artifact:
-            return self.answers.to_train(
-                role,
-                prompts,
-                whom,
-                settings_of(section),
-                seed=derive_seed(seed, name),
-                take=take,
-                where=section.where,
-                tag=name,
-            )
+            selection, own = to_train(take, section.where), derive_seed(seed, name)
+            return self.answers.submit(role, prompts, whom, selection, settings_of(section), seed=own, tag=name)
 
         answers = {
             "policy": sampled_by("preferences", "policy", policy),
@@ -164,60 +154,34 @@ class StageInputs:
         if section is None or count is None:
             return None
         take = self._take("samples", round(count * section.pool))
-        answers = self.answers.to_train(
-            "difficulty",
-            prompts,
-            policy,
-            {**settings_of(samples), "k": section.k, "top_p": 1.0},
-            seed=self._seed("difficulty"),
-            take=take,
+        settings = {**settings_of(samples), "k": section.k, "top_p": 1.0}
+        answers = self.answers.submit(
+            "difficulty", prompts, policy, to_train(take), settings, seed=self._seed("difficulty")
         )
         return self._scored(
             "difficulty",
-            {"wanted": section.wanted(self.number), "count": count, "take": take},
+            {"wanted": of_round(section.pass_rate, self.number), "count": count, "take": take},
             {"prompts": prompts, "answers": answers},
             self.recipe.functions(),
         )
 
     def samples(self, prompts: Artifact, policy: Artifact, difficulty: Artifact | None) -> Artifact:
         section = self.recipe.samples
-        return self.answers.to_train(
+        return self.answers.submit(
             "samples",
             prompts,
             policy,
+            to_train(self._take("samples", section.prompts)),
             settings_of(section),
             seed=self._seed("samples"),
-            take=self._take("samples", section.prompts),
             system=section.steering(self.number),
             difficulty=difficulty,
         )
 
-    def annotations(self, prompts: Artifact, samples: Artifact) -> Artifact | None:
-        return self.filtering.annotations(prompts, samples)
-
     def scores(self, samples: Artifact, reward_model: Artifact | None, annotations: Artifact | None = None) -> Artifact:
         """The samples with their scores. `annotations`: columns to add to them."""
-        inputs = {"answers": samples, **({"annotations": annotations} if annotations else {})}
+        inputs = present(answers=samples, annotations=annotations)
         return self._scored("scores", self.filtering.columns(), inputs, *self.scoring.candidate_rewards(reward_model))
-
-    def quality_classifier(self, filtered: Sequence[Artifact], policy: Artifact) -> Artifact | None:
-        return self.filtering.classifier(self.number, filtered, policy)
-
-    def filters(
-        self,
-        scored: Artifact,
-        prompts: Artifact,
-        kept: Sequence[Artifact] = (),
-        classifier: Artifact | None = None,
-        policy: Artifact | None = None,
-    ) -> Artifact:
-        return self.filtering.filters(self.number, scored, prompts, kept, classifier, policy)
-
-    def diversity(self, kept: Sequence[Artifact]) -> Artifact:
-        return self.filtering.diversity(kept)
-
-    def collapsed(self, diversity: Artifact) -> bool:
-        return self.filtering.collapsed(diversity)
 
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
         """SFT. `kept`: the filters' tables of all rounds so far."""
@@ -235,9 +199,9 @@ class StageInputs:
     def pairs(self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None) -> Artifact:
         section = self.recipe.pairs
         assert section
-        take = self._take("pairs", section.prompts)
-        answers = self.answers.to_train(
-            "pairs", prompts, policy, settings_of(section), seed=self._seed("pairs"), take=take
+        selection = to_train(self._take("pairs", section.prompts))
+        answers = self.answers.submit(
+            "pairs", prompts, policy, selection, settings_of(section), seed=self._seed("pairs")
         )
         rewards = self.scoring.candidate_rewards(reward_model)
         return self._scored("pairs", {"margin": section.margin}, {"answers": answers}, *rewards)
@@ -246,15 +210,10 @@ class StageInputs:
         """DPO's reference policy; None: the policy that DPO starts from."""
         assert self.recipe.dpo
         name = self.recipe.dpo.reference
-        if name == "start":
-            return None
-        if name == "initial":
-            return self.base
-        if name == "previous":
-            return previous
         if name == "averaged":
             return self.training.average(promoted) if promoted else self.base
-        return self.external.reference
+        named = {"start": None, "initial": self.base, "previous": previous}
+        return named.get(name, self.external.reference)
 
     def preference_optimisation(
         self,
@@ -273,7 +232,7 @@ class StageInputs:
                 "pairs": {"pairs": tables.pairs} if tables.pairs else {},
                 "preferences": _numbered(tables.preferences, getattr(section, "preferences", "latest")),
             }
-            chosen = {"model": policy, **({"reference": reference} if reference else {})}
+            chosen = present(model=policy, reference=reference)
             if name in self.external.given:
                 chosen["prompts"] = self._prompts  # what is given may be evaluated on
             return {**chosen, **{role: table for source in section.sources for role, table in there[source].items()}}
@@ -288,12 +247,6 @@ class StageInputs:
             return policy
         compare = self._on_dev("across_rounds", reward_model)
         return self.training.choose("across_rounds", [policy, *promoted[-others:]], 1, compare)
-
-    def evaluate_base(self, prompts: Artifact) -> Evaluated:
-        return self.scoring.evaluate_base(prompts, self.base)
-
-    def evaluate(self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None) -> Evaluated:
-        return self.scoring.evaluate(prompts, policy, reward_model)
 
     def promote(self, candidate: Evaluated, incumbent: Evaluated, reward_model: Artifact | None) -> tuple[bool, bool]:
         """Whether the candidate is promoted, and whether the test shows it to be better than the incumbent."""
@@ -321,26 +274,16 @@ class StageInputs:
         assert watch
         section, judges, functions = watch.reward_model, self.recipe.judges(), self.recipe.functions()
         uses = [judge.use for judge in judges if not judge.is_model]
-        second = self.runner.submit(
-            StageCall(
-                "reward_model",
-                config={"reward_model": section.in_key(), "model": self.recipe.model.in_key(), "split": "watch"},
-                inputs={"model": self.base, **_numbered(preferences, "all")},
-                seed=self._seed("watch_model"),
-                runtime={
-                    "reward_model": section.not_in_key(),
-                    **self.training.start(self.base),
-                    **self.training.how("watch_model", self.number),
-                },
-                role="watch_model",
-            )
+        inputs, seed = {"model": self.base, **_numbered(preferences, "all")}, self._seed("watch_model")
+        second = self.training.train(
+            "reward_model", self.number, section, inputs, seed, "watch_model", config={"split": "watch"}
         )
-        answers = {"policy": policy.heldout, "previous": previous.heldout, "base": base.heldout}
+        answers = {"policy": policy.heldout, "previous": previous.heldout, "base": base.heldout, "watch_model": second}
         self.runner.submit(
             StageCall(
                 "watch",
                 config={**in_key("judges", judges), **in_key("rewards", functions)},
-                inputs={**answers, "watch_model": second, **({"reward_model": reward_model} if reward_model else {})},
+                inputs={**answers, **present(reward_model=reward_model)},
                 seed=self._seed("watch"),
                 external_hashes=self.scoring.reward_hashes(uses),
                 runtime={

@@ -37,8 +37,8 @@ class Training:
         runtime = {"micro_batch": fitted} if fitted else {}
         seed = derive_seed(self.recipe.seed, name, number)
         made = [
-            self._variant(name, number, _in_round(one, number), inputs(one), runtime, each, role)
-            for one, each, role in variants(name, section, seed)
+            self.train(name, number, _in_round(one, number), inputs(one), own, role, runtime=runtime)
+            for one, own, role in variants(name, section, seed)
         ]
         self._last[name] = made[-1]
         return self.choose(name, made, len(made), compare) if section.variants else made[0]
@@ -110,7 +110,7 @@ class Training:
             )
         )
 
-    def how(self, role: str, number: int) -> dict[str, Any]:
+    def _how(self, role: str, number: int) -> dict[str, Any]:
         """Runtime of a training: minutes between checkpoints, and trackers with project and run name."""
         runtime: dict[str, Any] = {"checkpoint_minutes": self.recipe.compute.checkpoint_minutes}
         if self.recipe.report_to:
@@ -118,7 +118,7 @@ class Training:
             runtime["report"] = {"to": to, "project": project, "name": link_name(number, role)}
         return runtime
 
-    def start(self, start: Artifact) -> dict[str, Any]:
+    def _start(self, start: Artifact) -> dict[str, Any]:
         """Runtime of a training that keeps its adapter: the base model for the adapter's config. An artifact needs
         none: its folder is its name."""
         lora = self.recipe.model.lora
@@ -126,22 +126,25 @@ class Training:
             return {}
         return {"start": self.external.base_on_hub or {"base_model_name_or_path": start.key}}
 
-    def _variant(
+    def train(
         self,
         name: str,
         number: int,
         section: Trained,
         inputs: Inputs,
-        runtime: Mapping[str, Any],
         seed: int,
         role: str,
+        *,
+        config: Mapping[str, Any] = {},
+        runtime: Mapping[str, Any] = {},
     ) -> Artifact:
+        """One training of round `number`. `config` and `runtime`: further ones of it."""
         external_hashes, given = self.given(name, number)
         places = {key: place for key, place in self.recipe.places.items() if key.partition(".")[0] == name}
         return self.runner.submit(
             StageCall(
                 name,
-                config={name: section.in_key(), "model": self.recipe.model.in_key()},
+                config={name: section.in_key(), "model": self.recipe.model.in_key(), **config},
                 inputs=inputs,
                 seed=seed,
                 external_hashes=external_hashes,
@@ -150,8 +153,8 @@ class Training:
                     name: section.not_in_key(),
                     **given,
                     **runtime,
-                    **self.start(inputs["model"]),
-                    **self.how(role, number),
+                    **self._start(inputs["model"]),
+                    **self._how(role, number),
                 },
                 role=role,
             )
@@ -171,7 +174,7 @@ def variants(name: str, section: Trained, seed: int) -> list[tuple[Trained, int,
         return [(section, seed, name)]
     found = []
     for index in range(len(section.variants)):
-        other = section.variant_seed(index)
+        other = section.variants[index].get("seed", 0)
         own = derive_seed(seed, "variant", other) if other else seed
         found.append((section.variant(index), own, f"{name}_variant_{index + 1}"))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -68,12 +69,35 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
     recipe = load(name, overrides)
     checked = Checked(recipe)
     with tempfile.TemporaryDirectory(prefix="posttrain-check-", ignore_cleanup_errors=True) as folder:
-        run, launcher = Store(Path(folder) / "run"), launcher or _warmed()
-        with run.session():
-            try:
-                _check(checked, name, overrides, n, with_probe, launcher, run)
-            finally:
-                launcher.stop()
+        run, runs = Store(Path(folder) / "run"), launcher or _warmed()
+        with run.session(), contextlib.ExitStack() as at_end:
+            at_end.callback(runs.stop)
+            model = checked.run("model", lambda: _model(recipe.model))
+            checked.run("engine", lambda: (_engine(recipe), None))
+            checked.run("rewards", lambda: (golden_cases(recipe), None))
+            used = ", ".join(str(getattr(one, "use", "")) for one in recipe.filters)
+            checked.run("filters", lambda: (used or "none", None))
+            found = checked.run("prompts", lambda: _prompts(recipe, model, runs, run)) if model else None
+            if not found:
+                return checked
+            stages, prompts, sets = found
+            made = run.manifest(prompts.key)
+            if made["metrics"].get("unused_weights"):
+                checked.notes.append(structure.unused(made["metrics"]["unused_weights"]))
+            trains = any(getattr(recipe, name) for name in TRAINED)
+            if trains and not checked.run("training", lambda: _training(checked, stages)):
+                return checked
+            costs, shares, memory = dict[str, Cost](), Shares(), 0
+            impossible = _no_probe(model) if with_probe else None
+            if impossible:
+                checked.notes.append(f"no probe: {impossible}")
+            elif with_probe:
+                longest = recipe.samples.max_new_tokens
+                many = probe.completions(parameters(model.size), longest, "cuda" if gpu() else "cpu")
+                small = load(name, [*overrides, *probe.miniature(recipe, many)])
+                probe.write_few(prompts.path, run.root, max(4, many // (1 + recipe.evaluate.k)))
+                costs, shares, memory = _probe(checked, small, runs, run)
+            checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
     return checked
 
 
@@ -83,57 +107,16 @@ def _warmed() -> Launcher:
     return launcher
 
 
-def _check(
-    checked: Checked,
-    name: str,
-    overrides: Sequence[str],
-    n: int,
-    with_probe: bool,
-    launcher: Launcher,
-    run: Store,
-) -> None:
-    recipe = checked.recipe
-    model = checked.run("model", lambda: _model(recipe.model))
-    checked.run("engine", lambda: (_engine(recipe), None))
-    checked.run("rewards", lambda: (golden_cases(recipe), None))
-    checked.run("filters", lambda: (", ".join(str(getattr(one, "use", "")) for one in recipe.filters) or "none", None))
-    prompts = checked.run("prompts", lambda: _prompts(recipe, model, launcher, run)) if model else None
-    if not prompts:
-        return
-    artifact, sets, seconds = prompts
-    idle = run.manifest(artifact.key)["metrics"].get("unused_weights")
-    if idle:
-        checked.notes.append(structure.unused(idle))
-    if any(getattr(recipe, name) for name in TRAINED) and not checked.run(
-        "training", lambda: _training(checked, model, launcher, run)
-    ):
-        return
-    costs, shares, memory = dict[str, Cost](), Shares(), 0
-    impossible = _no_probe(model) if with_probe else None
-    if impossible:
-        checked.notes.append(f"no probe: {impossible}")
-    elif with_probe:
-        many = probe.completions(_parameters(model), recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
-        small = load(name, [*overrides, *probe.miniature(recipe, many)])
-        few = probe.write_few(artifact.path, run.root, max(4, many // (1 + recipe.evaluate.k)))
-        costs, shares, memory = _probe(checked, small, few, launcher, run)
-    checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, seconds)
-
-
 def _no_probe(model: ModelSummary) -> str | None:
     """Why the model cannot be probed on this machine; None if it can."""
     if not model.here:
         return "the weights are not here yet; the first round fetches them"
     import psutil
 
-    needs = training_memory(_parameters(model), {})
+    needs = training_memory(parameters(model.size), {})
     if not gpu() and needs > psutil.virtual_memory().available:
         return f"training takes about {bytes_in_words(needs)} of memory, and so much is not free here"
     return None
-
-
-def _parameters(model: ModelSummary) -> float:
-    return parameters(model.size)
 
 
 def golden_cases(recipe: Recipe) -> str:
@@ -167,7 +150,7 @@ def _engine(recipe: Recipe) -> str:
 
 def _prompts(
     recipe: Recipe, model: ModelSummary, launcher: Launcher, run: Store
-) -> tuple[str, tuple[Artifact, Sets, float]]:
+) -> tuple[str, tuple[StageInputs, Artifact, Sets]]:
     """Runs the prompts stage: files, columns, templates, lengths, and a trial call of each reward."""
     import pyarrow.parquet as pq
 
@@ -178,26 +161,18 @@ def _prompts(
     stages.base = Artifact(stages.base.key, model.path)
     artifact = stages.prompts()
     metrics = runner.metrics(artifact)
-    seconds = run.manifest(artifact.key)["seconds"]
     counts = {name: metrics[name]["prompts"] for name in ("train", "dev", "heldout")}
     where = counts["train"]
     if recipe.preferences and recipe.preferences.where:
         where = len(matching(pq.read_table(artifact.path / "train.parquet").to_pylist(), recipe.preferences.where))
     sets = Sets(**counts, where=where, given=metrics.get("given", {}))
-    said = "; ".join(
-        f"{name} {metrics[name].pop('prompts'):,}{_dropped(metrics[name])}" for name in ("train", "dev", "heldout")
-    )
-    return f"{said} ({time.monotonic() - started:.1f} s)", (artifact, sets, seconds)
+    said = "; ".join(f"{name} {metrics[name].pop('prompts'):,}{_dropped(metrics[name])}" for name in counts)
+    return f"{said} ({time.monotonic() - started:.1f} s)", (stages, artifact, sets)
 
 
-def _training(checked: Checked, model: ModelSummary, launcher: Launcher, run: Store) -> tuple[str, bool]:
+def _training(checked: Checked, stages: StageInputs) -> tuple[str, bool]:
     """Runs the trial stage: one optimizer step of each training, on few and short rows."""
-    recipe = checked.recipe
-    runner = Runner(run, launcher, Silent(), 1, recipe)
-    runner.begin_round(0)
     started = time.monotonic()
-    stages = StageInputs(recipe if model.here else _stood_in(recipe), runner)
-    stages.base = Artifact(stages.base.key, model.path)
     stages.settle()
     checked.notes += stages.trial()
     return f"one step of each in small ({time.monotonic() - started:.1f} s)", True
@@ -213,11 +188,10 @@ def _stood_in(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": Model(path="tiny-base")})
 
 
-def _probe(
-    checked: Checked, small: Recipe, few: dict[str, int], launcher: Launcher, run: Store
-) -> tuple[dict[str, Cost], Shares, int]:
+def _probe(checked: Checked, small: Recipe, launcher: Launcher, run: Store) -> tuple[dict[str, Cost], Shares, int]:
     """Runs one small round: the cost of each stage, the shares of rows kept, and a process's memory before any work."""
-    small = small.model_copy(update={"compute": small.compute.model_copy(update={"stages_at_once": at_once(small)})})
+    side_by_side = 1 if gpu() else min(cores(), 2)
+    small = small.model_copy(update={"compute": small.compute.model_copy(update={"stages_at_once": side_by_side})})
     try:
         play(small, _Miniature(run, launcher, Silent(), 1, small), 1)
     except _AllMeasured:
@@ -248,11 +222,6 @@ class _Miniature(Runner):
         return super().submit(call)
 
 
-def at_once(recipe: Recipe) -> int:
-    """Stages of the probe that run at once: two if there are the cores, one on a GPU."""
-    return 1 if gpu() else min(cores(), 2)
-
-
 def _plan(
     recipe: Recipe,
     model: ModelSummary,
@@ -268,7 +237,7 @@ def _plan(
         cores=1 if gpu() else many,
         workers=1 if gpu() or recipe.engine.server else recipe.compute.workers or many,
         at_once=recipe.compute.stages_at_once,
-        threads=1 if gpu() or _parameters(model) <= SMALL else many,
+        threads=1 if gpu() or parameters(model.size) <= SMALL else many,
         memory=memory,
     )
     planned = dry_run(recipe if model.here else _stood_in(recipe), n)
@@ -282,8 +251,6 @@ def check_run(recipe: Recipe, n: int, run: Store) -> None:
     Raises:
         ResourceError: disk or memory is too small.
     """
-    from posttrain.planning.dry_run import dry_run  # here, since planning imports the loop, which imports this
-
     there = len(run.read_run().get("rounds", []))
     size = inspect_model(recipe.model).size
     shape = recipe.model_copy(update={"model": Model(path="tiny-base")})  # small to hash; the stages are the same

@@ -41,14 +41,11 @@ def plan(
     for number in sorted({planned.number for planned in stages}):
         own = [planned for planned in stages if planned.number == number]
         parts = [_stage(planned, todo[planned.key], tasks[planned.key], costs, model_bytes) for planned in own]
-        gate = (
-            max((timeline.ends[planned.key] for planned in own if not planned.spec.background), default=before)
-            if timeline
-            else before
-        )
-        spent = gate - before if timeline else None
+        spent = None
+        if timeline:
+            gate = max((timeline.ends[planned.key] for planned in own if not planned.spec.background), default=before)
+            spent, before = gate - before, gate
         rounds.append({"round": number, "stages": parts, "seconds": spent, **_sums(parts)})
-        before = gate
     missing = {planned.stage for planned in stages if _is_work(todo[planned.key]) and not cost_of(planned.stage, costs)}
     return {
         "rounds": rounds,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.training import TRAINED
 from posttrain.execution.launcher import execute
 from posttrain.planning.costs import Measured, steps_and_passes, together
 from posttrain.recipe.recipe import Recipe
@@ -52,7 +53,7 @@ def miniature(recipe: Recipe, completions: int) -> list[str]:
         changes.append(f"preferences.prompts={max(8, completions // (2 * recipe.preferences.k))}")
     if recipe.pairs:
         changes.append(f"pairs.prompts={max(8, completions // recipe.pairs.k)}")
-    for name in [one.name for one in STAGES.values() if one.trained]:
+    for name in TRAINED:
         section = getattr(recipe, name)
         if section is not None:
             changes.append(f"{name}.max_steps={STEPS}")
@@ -61,18 +62,16 @@ def miniature(recipe: Recipe, completions: int) -> list[str]:
     return changes
 
 
-def write_few(prompts: Path, root: Path, dev: int) -> dict[str, int]:
-    """Writes the probe's evaluation prompts, spread over each set, at most `dev` of dev; returns their numbers."""
+def write_few(prompts: Path, root: Path, dev: int) -> None:
+    """Writes the probe's evaluation prompts, spread over each set, at most `dev` of dev."""
     import pyarrow.parquet as pq
 
-    folder, counts = root / FEW, {}
+    folder = root / FEW
     folder.mkdir(exist_ok=True)
     for name, wanted in {"dev": dev, "heldout": HELDOUT}.items():
         table = pq.read_table(prompts / f"{name}.parquet")
         few = table.take(list(range(0, table.num_rows, max(1, table.num_rows // wanted)))[:wanted])
         pq.write_table(few, folder / f"{name}.parquet")
-        counts[name] = few.num_rows
-    return counts
 
 
 def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> None:
@@ -100,8 +99,9 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
     units: float = sum(total for _, done, total in events if done == total) or metrics.get("rows", 1)
     step = None
     if STAGES[stage["stage"]].trained:
-        batch = stage["config"][stage["stage"]]["batch"]
-        passes = learned_from({stage["stage"]: metrics}).get(stage["stage"], 0) * STAGES[stage["stage"]].reference_reads
+        name = stage["stage"]
+        batch = stage["config"][name]["batch"]
+        passes = learned_from({name: metrics}).get(name, 0) * STAGES[name].reference_reads
         units = steps_and_passes(metrics["steps"], passes, batch)
         step = (events[-1][0] - events[0][0]) / max(len(events) - 1, 1)
     size = sum(file["size"] for file in read_json(root / "artifacts" / folder.name / store.MANIFEST)["files"].values())
@@ -156,7 +156,7 @@ def _load(stage: Mapping[str, Any], root: Path) -> None:
 
     if STAGES[stage["stage"]].samples and not stage["runtime"].get("server"):
         engine, policy = stage["config"]["engine"], str(root / stage["inputs"]["policy"])
-        loaded = rollouts._engine(policy, engine["use"], engine["dtype"], None)
+        loaded = rollouts._engine(policy, engine["use"], engine["dtype"])
         ids = tuple(rollouts._tokenizer(policy).encode("a b c d", add_special_tokens=False))
         loaded.generate([Request(ids, tuple(range(_WARM)))], SamplingParams(1.0, _WARM))
     elif "reward_model" in stage["inputs"]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from posttrain import shipped
-from posttrain.config.tree import Node, Path_, matches
+from posttrain.config.tree import Node, matches, walk
 from posttrain.errors import InputError
 from posttrain.recipe.load import PATHS
 from posttrain.recipe.reader import read
@@ -34,7 +34,10 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
     source = shipped.recipe_path(name)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
-            "is there already, and is no empty folder", file=str(target), hint="name a new folder", rule="recipe-target"
+            "exists already, and is not an empty folder",
+            file=str(target),
+            hint="name a new folder",
+            rule="recipe-target",
         )
     copy = _Copy()
     _add_recipe(source, copy)
@@ -51,7 +54,7 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
 
 
 def first_sentence(text: str) -> str:
-    """What a recipe says of itself: the first sentence of the comment on its top."""
+    """A recipe's description: the first sentence of the comment at its top."""
     top = re.match(r"(?:#.*\n)*", text)
     lines = [line[1:].strip() for line in (top[0] if top else "").splitlines()]
     comment = " ".join(line for line in lines if not line.startswith("yaml-language-server"))
@@ -62,19 +65,16 @@ def _add_recipe(source: Path, copy: _Copy) -> None:
     text, tree = source.read_text("utf-8"), read(source)
     lines = text.splitlines(keepends=True)
     # From the end, so that what is written in a line moves nothing that is still to be changed.
-    for node, kind in sorted(_named(tree, ()), key=_where, reverse=True):
-        assert isinstance(node.value, str)
-        here = f"./{node.value}.yaml" if kind == "recipes" else f"./{kind}/{node.value}"
-        row, column = _where(node)
+    for row, column, kind, name in sorted(_named(tree), reverse=True):
+        here = f"./{name}.yaml" if kind == "recipes" else f"./{kind}/{name}"
         line = lines[row - 1]
-        lines[row - 1] = line[: column - 1] + line[column - 1 :].replace(node.value, here, 1)
+        lines[row - 1] = line[: column - 1] + line[column - 1 :].replace(name, here, 1)
     copy.texts[source.name] = "".join(lines)
-    for node, kind in _named(tree, ()):
-        assert isinstance(node.value, str)
+    for _, _, kind, name in _named(tree):
         if kind == "recipes":
-            _add_recipe(shipped.recipe_path(node.value), copy)
+            _add_recipe(shipped.recipe_path(name), copy)
         else:
-            _add_file(kind, node.value, copy)
+            _add_file(kind, name, copy)
     copy.files[FILE] = shipped.folder("recipes") / FILE
 
 
@@ -86,20 +86,13 @@ def _add_file(kind: shipped.Kind, name: str, copy: _Copy) -> None:
             copy.files[f"{kind}/{beside}"] = root / beside
 
 
-def _named(node: Node, path: Path_) -> Iterator[tuple[Node, shipped.Kind]]:
-    """The shipped files that a recipe names, and recipes that it extends."""
-    if isinstance(node.value, dict | list):
-        below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
-        for key, child in below:
-            yield from _named(child, (*path, key))
-    elif isinstance(node.value, str) and "/" not in node.value:
-        if path == ("extends",):
-            yield node, "recipes"
-        for pattern, kind in PATHS.items():
-            if matches(pattern, path) and (shipped.folder(kind) / node.value).is_file():
-                yield node, kind
-
-
-def _where(node: Node | tuple[Node, shipped.Kind]) -> tuple[int, int]:
-    place = (node if isinstance(node, Node) else node[0]).place
-    return place.line or 0, place.column or 0
+def _named(tree: Node) -> Iterator[tuple[int, int, shipped.Kind, str]]:
+    """The shipped files that a recipe names, and recipes that it extends: line, column, kind, name."""
+    for path, node in walk(tree):
+        if isinstance(node.value, str) and "/" not in node.value:
+            row, column = node.place.line or 0, node.place.column or 0
+            if path == ("extends",):
+                yield row, column, "recipes", node.value
+            for pattern, kind in PATHS.items():
+                if matches(pattern, path) and (shipped.folder(kind) / node.value).is_file():
+                    yield row, column, kind, node.value

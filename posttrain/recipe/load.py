@@ -9,7 +9,7 @@ from pathlib import Path
 
 from posttrain import shipped
 from posttrain.config.problems import check
-from posttrain.config.tree import Node, Path_, Place, matches, merge, places
+from posttrain.config.tree import Node, Path_, Place, matches, merge, places, walk
 from posttrain.config.watch import SECOND
 from posttrain.engines.server_dialects import find_command
 from posttrain.errors import InputError, RecipeError
@@ -71,7 +71,7 @@ def load(name_or_path: str, overrides: Sequence[str] = (), *, files: bool = True
     assert isinstance(tree.value, dict)
     tree.value.setdefault("name", Node(path.stem, tree.place))
     check(Recipe, tree)
-    _resolve(tree, (), files)
+    _resolve(tree, files)
     return check(Recipe, tree).placed(places(tree))
 
 
@@ -121,13 +121,11 @@ def _short(path: Path) -> str:
     return relative if not relative.startswith("..") else str(path)
 
 
-def _resolve(node: Node, path: Path_, files: bool) -> None:
+def _resolve(tree: Node, files: bool) -> None:
     """Makes every path of the tree absolute and looks that it is there."""
-    if isinstance(node.value, (dict, list)):
-        below = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
-        for key, child in below:
-            _resolve(child, (*path, key), files)
-    elif isinstance(node.value, str):
+    for path, node in walk(tree):
+        if not isinstance(node.value, str):
+            continue
         kinds: list[shipped.Kind] = [kind for pattern, kind in PATHS.items() if matches(pattern, path)]
         if path == ("engine", "server", "start", 0):
             node.value = _program(node.value, node.place, files)

@@ -44,11 +44,11 @@ def override(text: str, tree: Node, folder: Path) -> Node:
     if not equals or not name.strip():
         raise Place(f"--set {text}", folder).error("no value", "write --set key.below=value", rule="recipe-set")
     if not value.strip():
-        raise place.error("no value", f"write {name.strip()}=null to take it away", rule="recipe-set")
+        raise place.error("no value", f"write {name.strip()}=null to remove it", rule="recipe-set")
     node = _set_value(value.strip(), place)
     keys = name.strip().split(".")
     if len(keys) > MOST_DEPTH:
-        raise place.error(f"more than {MOST_DEPTH} keys below one another", rule="recipe-nesting")
+        raise place.error(f"more than {MOST_DEPTH} nested keys", rule="recipe-nesting")
     if any(not key for key in keys):
         raise place.error("a key is empty", rule="recipe-set")
     return _wrap(keys, node, tree, place, ())
@@ -73,14 +73,11 @@ def _wrap(keys: list[str], leaf: Node, below: Node | None, place: Place, done: t
             message = f"'{name}' is a list of {len(below.value)}: {key!r} is not one of its numbers from 0"
             raise place.error(message, rule="recipe-set")
         items = list(below.value)
-        items[int(key)] = _replaced(items[int(key)], _wrap(rest, leaf, items[int(key)], place, (*done, key)))
+        old = items[int(key)]
+        items[int(key)] = merge(old, _wrap(rest, leaf, old, place, (*done, key)), {})
         return Node(items, place, key_place=place)
     if below is not None and below.value is not None and not isinstance(below.value, dict):
         message = f"'{'.'.join(done)}' is {below.value!r}, which has no keys below it"
         raise place.error(message, rule="recipe-set")
     child = below.child(key) if below is not None else None
     return Node({key: _wrap(rest, leaf, child, place, (*done, key))}, place, key_place=place)
-
-
-def _replaced(old: Node, new: Node) -> Node:
-    return merge(old, new, {})

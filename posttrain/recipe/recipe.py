@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, SerializeAsAny, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import SafeRepresenter
 
 from posttrain.config.annotate import ANNOTATED, Annotate
 from posttrain.config.collapse import Collapse
 from posttrain.config.engine import Compute, Engine
+from posttrain.config.kto import Kto
 from posttrain.config.model import Model
 from posttrain.config.prompts import Prompts, PromptSet, by_round
 from posttrain.config.push import Push
 from posttrain.config.quality_classifier import QualityClassifier
 from posttrain.config.rewards import RewardEntry
 from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
-from posttrain.config.section import Count, Section, below, complain
-from posttrain.config.training import Dpo, Kto, RewardModel, Sft
-from posttrain.config.tree import Places
+from posttrain.config.section import Count, Section, complain
+from posttrain.config.training import Dpo, RewardModel, Sft
+from posttrain.config.tree import Path_, Places
 from posttrain.config.watch import SECOND, Judge, Watch, as_the_first
 from posttrain.errors import did_you_mean
 
@@ -29,68 +30,87 @@ _ADD_OR_NULL = "add `preferences:`, or leave the reward model out by `reward_mod
 _ADD_OR_TAKE = "name a reward file that is not `for: preferences`, or add `reward_model:` and `use: reward-model`"
 
 
+def _filter(entry: Any) -> BaseModel:
+    """The filter that `use` names. Its own keys are checked by its class."""
+    from posttrain.filters import FILTERS  # here, since it imports pyarrow
+
+    if isinstance(entry, BaseModel):
+        return entry
+    name = entry.get("use") if isinstance(entry, dict) else None
+    known = f"filters are {', '.join(FILTERS)}"
+    if not isinstance(name, str):
+        complain((), "a filter is a mapping with `use: NAME`", known, rule="recipe-missing-key")
+    if name not in FILTERS:
+        message = f"unknown filter {name!r}{did_you_mean(name, FILTERS)}"
+        complain(("use",), message, known, rule="recipe-unknown-name")
+    return FILTERS[name].model_validate(entry)
+
+
 class Recipe(Section):
     """A whole recipe. `places`: file, line and column of each key, for errors that only show later."""
 
     _places: Places = PrivateAttr(default_factory=Places)
 
-    name: str = Field(pattern=r"^[^/\\\s.][^/\\]*$", description="Default: the file's name. Runs go to runs/NAME.")
-    model: Model = Field(description="The base model.")
-    seed: int = Field(default=0, ge=0, lt=2**32, description="With stage and round it determines all random draws.")
-    prompts: Prompts = Field(description="The prompts to train, choose and report on.")
-    reward: list[RewardEntry] = Field(min_length=1, description="The rewards, each with a weight.")
-    engine: Engine = Field(default_factory=Engine, description="The inference engine.")
-    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
-        default=[], description="Trackers that each training and each round reports to; files go to RUN/logs."
-    )
-    compute: Compute = Field(default_factory=Compute, description="How the work is run; changes no result.")
-    preferences: Preferences | None = Field(default=None, description="Preference pairs for the reward model.")
-    reward_model: RewardModel | None = Field(default=None, description="The reward model.")
-    samples: Samples = Field(description="The candidates that the filters select from.")
-    annotate: Annotate | None = Field(
-        default=None,
-        description="Topic, difficulty and pass rate of prompts, as columns of their samples.",
-    )
-    filters: list[SerializeAsAny[BaseModel]] = Field(
-        default=[], description="The filters of samples, in order: see docs/filters.md."
-    )
-    quality_classifier: QualityClassifier | None = Field(
-        default=None, description="A classifier fitted between rounds for the filter `learned-quality`."
-    )
-    collapse: Collapse | None = Field(
-        default=None, description="Diversity of the kept rows by round, with warnings and a stop rule."
-    )
-    sft: Sft | None = Field(default=None, description="SFT on the rows that the filters kept.")
-    pairs: Pairs | None = Field(default=None, description="Pairs sampled from the SFT model.")
-    dpo: Dpo | None = Field(default=None, description="DPO.")
-    kto: Kto | None = Field(default=None, description="KTO, after DPO if both are there.")
-    evaluate: Evaluate = Field(default_factory=Evaluate, description="Figures of each round.")
-    promote: Literal["always", "not-worse", "better"] = Field(
-        default="better", description="When a round's policy replaces the last: by a paired test on dev."
-    )
-    average_rounds: Count = Field(
-        default=1,
-        description="Average a round's policy with the last promoted ones, this many in all; the average is used "
-        "unless it is worse on dev. 1: no average.",
-    )
-    stop_after: Count | None = Field(
-        default=None,
-        description="Stop after this many rounds in a row whose policy the test did not show to be better than the "
-        "last promoted one.",
-    )
-    watch: Watch | None = Field(default=None, description="A second reward model and win rates, by round.")
-    push: Push | None = Field(default=None, description="Push promoted rounds to the Hub; null: no push.")
+    name: str = Field(pattern=r"^[^/\\\s.][^/\\]*$")
+    """Default: the file's name. Runs go to runs/NAME."""
+    model: Model
+    """The base model."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """With stage and round it determines all random draws."""
+    prompts: Prompts
+    """The prompts to train, choose and report on."""
+    reward: list[RewardEntry] = Field(min_length=1)
+    """The rewards, each with a weight."""
+    engine: Engine = Field(default_factory=Engine)
+    """The inference engine."""
+    report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field(default=[])
+    """Trackers that each training and each round reports to; files go to RUN/logs."""
+    compute: Compute = Field(default_factory=Compute)
+    """How the work is run; changes no result."""
+    preferences: Preferences | None = None
+    """Preference pairs for the reward model."""
+    reward_model: RewardModel | None = None
+    """The reward model."""
+    samples: Samples
+    """The candidates that the filters select from."""
+    annotate: Annotate | None = None
+    """Topic, difficulty and pass rate of prompts, as columns of their samples."""
+    filters: list[Annotated[SerializeAsAny[BaseModel], BeforeValidator(_filter)]] = Field(default=[])
+    """The filters of samples, in order: see docs/filters.md."""
+    quality_classifier: QualityClassifier | None = None
+    """A classifier fitted between rounds for the filter `learned-quality`."""
+    collapse: Collapse | None = None
+    """Diversity of the kept rows by round, with warnings and a stop rule."""
+    sft: Sft | None = None
+    """SFT on the rows that the filters kept."""
+    pairs: Pairs | None = None
+    """Pairs sampled from the SFT model."""
+    dpo: Dpo | None = None
+    """DPO."""
+    kto: Kto | None = None
+    """KTO, after DPO if both are there."""
+    evaluate: Evaluate = Field(default_factory=Evaluate)
+    """Figures of each round."""
+    promote: Literal["always", "not-worse", "better"] = "better"
+    """When a round's policy replaces the last: by a paired test on dev."""
+    average_rounds: Count = 1
+    """Average a round's policy with the last promoted ones, this many in all; the average is used unless it is worse on
+    dev. 1: no average."""
+    stop_after: Count | None = None
+    """Stop after this many rounds in a row whose policy the test did not show to be better than the last promoted
+    one."""
+    watch: Watch | None = None
+    """A second reward model and win rates, by round."""
+    push: Push | None = None
+    """Push promoted rounds to the Hub; null: no push."""
 
     @model_validator(mode="before")
     @classmethod
-    def _second_as_the_first(cls, given: Any) -> Any:
-        return as_the_first(given) if isinstance(given, dict) else given
-
-    @model_validator(mode="before")
-    @classmethod
-    def _same_length(cls, given: Any) -> Any:
-        """Sections without `max_new_tokens` take that of `samples`."""
-        samples = given.get("samples") if isinstance(given, dict) else None
+    def _filled_in(cls, given: Any) -> Any:
+        """The second reward model is as the first; sections without `max_new_tokens` take that of `samples`."""
+        if not isinstance(given, dict):
+            return given
+        given, samples = as_the_first(given), given.get("samples")
         if not isinstance(samples, dict) or "max_new_tokens" not in samples:
             return given
         given = {"evaluate": {}, **given}  # so that it is filled in there too
@@ -103,11 +123,6 @@ class Recipe(Section):
     @classmethod
     def _one_or_more(cls, given: Any) -> Any:
         return [given] if isinstance(given, str) else given
-
-    @field_validator("filters", mode="before")
-    @classmethod
-    def _parse_filters(cls, given: Any) -> Any:
-        return [_filter(index, entry) for index, entry in enumerate(given)] if isinstance(given, list) else given
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
@@ -158,31 +173,18 @@ class Recipe(Section):
         return self
 
     def _rewards_fit(self) -> None:
+        rewards = [(("reward", index), entry) for index, entry in enumerate(self.reward)]
         measured = [(("evaluate", "measure", index), entry) for index, entry in enumerate(self.evaluate.measure)]
         for loc, entry in measured:
             if entry.is_reward_model or entry.only_for:
                 complain(loc, "`measure` takes reward files, without `for`", rule="recipe-belongs")
-        names: set[str] = set()
-        for loc, entry in [*((("reward", index), entry) for index, entry in enumerate(self.reward)), *measured]:
-            if entry.name in names:
-                complain(
-                    loc,
-                    f"two rewards are called {entry.name!r}",
-                    "rename a file, or take one entry out",
-                    rule="recipe-name-taken",
-                )
-            names.add(entry.name)
+        names, files = set[str](), dict[str, str]()
+        for loc, entry in [*rewards, *measured]:
+            _is_told_apart(loc, "rewards", entry, names, files)
             if entry.is_reward_model and (entry.function or entry.only_for):
                 complain(loc, "a reward model has neither `function` nor `for`", rule="recipe-belongs")
-        files: dict[str, str] = {}
-        for loc, entry in [*((("reward", index), entry) for index, entry in enumerate(self.reward)), *measured]:
-            file = Path(entry.use).name
-            if files.setdefault(file, entry.use) != entry.use or file == "reward-model.py":
-                complain(
-                    loc,
-                    f"two reward files are called {file!r}" if file in files else "that name is taken",
-                    rule="recipe-name-taken",
-                )
+            if Path(entry.use).name == "reward-model.py":
+                complain(loc, "that name is taken", rule="recipe-name-taken")
         scoring = [e for e in self.reward if e.scores and (self.reward_model or not e.is_reward_model)]
         if not scoring:
             complain(("reward",), "no reward is left to score samples", _ADD_OR_TAKE, rule="recipe-no-reward")
@@ -209,7 +211,7 @@ class Recipe(Section):
         if balance.by in ANNOTATED and balance.by not in (self.annotate.columns if self.annotate else []):
             complain(
                 loc,
-                f"nothing finds out the {balance.by}",
+                f"no annotation gives the column {balance.by}",
                 f"add `annotate:` with what gives `{balance.by}`",
                 rule="recipe-needs-section",
             )
@@ -221,7 +223,10 @@ class Recipe(Section):
             if uses[index] == "learned-quality" and section is None and getattr(one, "model", None) is None:
                 hint = "add `quality_classifier: {}`, or name a fitted one by `model`"
                 complain(
-                    ("filters", index), "nothing fits the classifier that it reads", hint, rule="recipe-needs-section"
+                    ("filters", index),
+                    "the classifier that it reads is not fitted anywhere",
+                    hint,
+                    rule="recipe-needs-section",
                 )
         if section is not None and section.labels is None and not {*section.judged_by} & {*uses}:
             complain(
@@ -249,20 +254,11 @@ class Recipe(Section):
                 rule="recipe-values-clash",
             )
         files = {Path(entry.use).name: entry.use for entry in [*self.reward, *self.evaluate.measure]}
-        names: set[str] = set()
+        names = set[str]()
         for index, judge in enumerate(self.watch.judges or []):
-            file, loc = Path(judge.use).name, ("watch", "judges", index)
-            if judge.name in names:
-                complain(
-                    loc,
-                    f"two judges are called {judge.name!r}",
-                    "rename a file, or take one entry out",
-                    rule="recipe-name-taken",
-                )
-            names.add(judge.name)
-            if files.setdefault(file, judge.use) != judge.use:
-                complain(loc, f"two reward files are called {file!r}", rule="recipe-name-taken")
-            if file in ("reward-model", "reward-model.py", f"{SECOND}.py"):
+            loc = ("watch", "judges", index)
+            _is_told_apart(loc, "judges", judge, names, files)
+            if Path(judge.use).name in ("reward-model", "reward-model.py", f"{SECOND}.py"):
                 complain(
                     loc,
                     "that name is taken",
@@ -302,15 +298,8 @@ class Recipe(Section):
 
     def dump(self) -> str:
         """The recipe as YAML with all defaults; loading it gives an equal recipe."""
-        yaml = YAML(typ="safe", pure=True)
-        yaml.Representer = _Representer
-        yaml.default_flow_style = False
-        yaml.allow_unicode = True
-        yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-        yaml.width = 1 << 30  # a folded line does not always come back as it was
-        stream = io.StringIO()
-        yaml.dump(self.model_dump(mode="json", by_alias=True), stream)
-        return "# The recipe as resolved, every default written out.\n" + stream.getvalue()
+        text = yaml_text(self.model_dump(mode="json", by_alias=True))
+        return "# The recipe as resolved, every default written out.\n" + text
 
 
 class _Representer(SafeRepresenter):
@@ -322,28 +311,25 @@ class _Representer(SafeRepresenter):
 _Representer.add_representer(str, _Representer.text)
 
 
-def _filter(index: int, entry: Any) -> BaseModel:
-    from posttrain.filters import FILTERS  # here, since it imports pyarrow
+def yaml_text(value: Any) -> str:
+    """A JSON value as YAML, a key a line, in the order of its keys."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.default_flow_style = False
+    yaml.allow_unicode = True
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 1 << 30  # a folded line does not always come back as it was
+    stream = io.StringIO()
+    yaml.dump(value, stream)
+    return stream.getvalue()
 
-    if isinstance(entry, BaseModel):
-        return entry
-    name = entry.get("use") if isinstance(entry, dict) else None
-    if not isinstance(name, str):
-        complain(
-            (index,),
-            "a filter is a mapping with `use: NAME`",
-            f"filters are {', '.join(FILTERS)}",
-            rule="recipe-missing-key",
-        )
-    if name not in FILTERS:
-        complain(
-            (index, "use"),
-            f"unknown filter {name!r}{did_you_mean(name, FILTERS)}",
-            f"filters are {', '.join(FILTERS)}",
-            rule="recipe-unknown-name",
-        )
-    kind = FILTERS[name]
-    try:
-        return kind.model_validate(entry)
-    except ValidationError as error:
-        raise below((index,), error) from None
+
+def _is_told_apart(loc: Path_, what: str, entry: RewardEntry | Judge, names: set[str], files: dict[str, str]) -> None:
+    """Refuses an entry that is called as an earlier one, or whose file is called as another one's; adds it to both."""
+    if entry.name in names:
+        hint = "rename a file, or take one entry out"
+        complain(loc, f"two {what} are called {entry.name!r}", hint, rule="recipe-name-taken")
+    names.add(entry.name)
+    file = Path(entry.use).name
+    if files.setdefault(file, entry.use) != entry.use:
+        complain(loc, f"two reward files are called {file!r}", rule="recipe-name-taken")

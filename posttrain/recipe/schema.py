@@ -6,25 +6,18 @@ the recipe tells (`posttrain check`): a schema is for writing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from posttrain.config import trl_fields
-from posttrain.config.training import TRAINED, Trained
+from posttrain.config.trained import Trained
+from posttrain.config.training import TRAINED
 from posttrain.recipe.recipe import Recipe
 
 FILE = "recipe.schema.json"
 MODELINE = f"# yaml-language-server: $schema={FILE}"  # beside the recipe: true of the shipped ones and of copies
 
-_TYPES = {
-    "int": "integer",
-    "float": "number",
-    "bool": "boolean",
-    "str": "string",
-    "list": "array",
-    "dict": "object",
-    "null": "null",
-}
 _EXTENDS = {"type": "string", "description": "Takes another recipe, by name or path, and changes some of its keys."}
 
 
@@ -48,7 +41,7 @@ def schema() -> dict[str, Any]:
     made["properties"] = {"extends": _EXTENDS} | {key: _nullable(each) for key, each in made["properties"].items()}
     made["anyOf"] = [{"required": ["extends"]}, {"required": required}]
     about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A recipe of posttrain"}
-    return {**about, **_untitled(made)}
+    return {**about, **_readable(made)}
 
 
 def trl_properties(kind: type[Trained]) -> dict[str, Any]:
@@ -61,7 +54,7 @@ def trl_properties(kind: type[Trained]) -> dict[str, Any]:
 
 
 def _trl_property(kind: type[Trained], name: str, field: dict[str, Any]) -> dict[str, Any]:
-    types = [_TYPES[one] for one in field["types"]]
+    types = field["types"]
     made: dict[str, Any] = {"type": types if len(types) > 1 else types[0]}
     if "choices" in field and types != ["array"]:
         made["enum"] = [*field["choices"], *([None] if "null" in types else [])]
@@ -92,7 +85,7 @@ def _with_trl(section: dict[str, Any], kind: type[Trained]) -> None:
 
 
 def _filters(sections: dict[str, Any]) -> dict[str, Any]:
-    """One of the filters; each a section of its own, told apart by `use`."""
+    """The schema of a filter: one section per kind, discriminated by `use`."""
     from posttrain.filters import FILTERS  # here, since it imports pyarrow
 
     for kind in FILTERS.values():
@@ -136,17 +129,20 @@ def _items(node: Any) -> Iterator[dict[str, Any]]:
             yield from _items(child)
 
 
-def _untitled(node: Any, names: bool = False) -> Any:
-    """Without the titles that pydantic makes of names: an editor would show them before the descriptions.
+def _readable(node: Any, names: bool = False) -> Any:
+    """Without the titles that pydantic makes of names, which an editor would show before the descriptions; a
+    description's paragraphs each in one line.
 
     `names`: the keys of this mapping are names that the recipe chose, so a `title` among them is none.
     """
     if isinstance(node, list):
-        return [_untitled(child) for child in node]
+        return [_readable(child) for child in node]
     if not isinstance(node, dict):
         return node
     return {
-        key: _untitled(value, names=key in ("properties", "$defs") and not names)
+        key: re.sub(r"(?<!\n)\n(?!\n)", " ", value)
+        if key == "description" and not names
+        else _readable(value, names=key in ("properties", "$defs") and not names)
         for key, value in node.items()
         if names or key != "title"
     }

@@ -75,7 +75,7 @@ def _expand(node: Any, known: dict[int, _Size | None], place: Place) -> _Size:
         size = known[id(node)]
         if size is None:
             raise place.at(node.start_mark).error(
-                "an alias stands inside what it names", "write the value out", rule="recipe-alias-loop"
+                "an alias inside the value that it refers to", "write the value out", rule="recipe-alias-loop"
             )
         return size
     known[id(node)] = None
@@ -133,7 +133,7 @@ class Builder:
             if key in made:
                 first = made[key].key_place
                 line = first.line if first else "?"
-                raise place.error(f"{key!r} stands here twice, first in line {line}", rule="recipe-duplicate-key")
+                raise place.error(f"duplicate key {key!r}, first in line {line}", rule="recipe-duplicate-key")
             child = self.build(value_node)
             made[key] = Node(child.value, child.place, key_place=place)
         return made

@@ -96,22 +96,17 @@ class Scored:
 def scored(table: Path, shown: int) -> Scored:
     """`shown`: how many of the best and of the worst; of each prompt at most one. Equal ones in the prompts' order."""
     found = Scored()
-    rows = _scored_prompts(table, found.values)
-    best: list[tuple[float, int, dict[str, Any]]] = []
-    worst: list[tuple[float, int, dict[str, Any]]] = []
-    for at, group in enumerate(rows):
+    for group in _scored_prompts(table, found.values):
         known = [row for row in group if row["score"] is not None]
         if known:
-            top, low = max(known, key=lambda row: row["score"]), min(known, key=lambda row: row["score"])
-            _keep(best, (top["score"], -at, top), shown)
-            _keep(worst, (-low["score"], -at, low), shown)
-    found.best = [row for _, _, row in sorted(best, key=lambda one: one[:2], reverse=True)]
-    found.worst = [row for _, _, row in sorted(worst, key=lambda one: one[:2], reverse=True)]
+            top, low = max(known, key=_score), min(known, key=_score)
+            found.best = heapq.nlargest(shown, [*found.best, top], key=_score)
+            found.worst = heapq.nsmallest(shown, [*found.worst, low], key=_score)
     return found
 
 
-def _keep(heap: list[tuple[float, int, dict[str, Any]]], one: tuple[float, int, dict[str, Any]], most: int) -> None:
-    (heapq.heappush if len(heap) < most else heapq.heappushpop)(heap, one)
+def _score(row: Mapping[str, Any]) -> float:
+    return row["score"]
 
 
 def _scored_prompts(table: Path, values: dict[str, array[float]]) -> Iterator[list[dict[str, Any]]]:

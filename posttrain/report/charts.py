@@ -28,13 +28,19 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Curves over rounds with their intervals. `level`: where a reader compares with, such as no change."""
+class _Titled:
+    """What every chart has. `unit`: of its axis."""
 
     id: str
     title: str
     caption: str
     unit: str
+
+
+@dataclass(frozen=True)
+class Lines(_Titled):
+    """Curves over rounds with their intervals. `level`: where a reader compares with, such as no change."""
+
     series: tuple[Series, ...]
     level: float | None = None
 
@@ -55,13 +61,9 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Bars:
+class Bars(_Titled):
     """A bar a round, in parts: `parts[name]` holds one length for each of `rounds`."""
 
-    id: str
-    title: str
-    caption: str
-    unit: str
     rounds: tuple[int, ...]
     parts: Mapping[str, Sequence[float]]
 
@@ -77,13 +79,9 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Ridges:
+class Ridges(_Titled):
     """A histogram a round, one below the other. `counts[i]` is of `rounds[i]`, between `edges`."""
 
-    id: str
-    title: str
-    caption: str
-    unit: str
     rounds: tuple[int, ...]
     edges: Sequence[float]
     counts: Sequence[Sequence[int]]

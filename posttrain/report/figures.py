@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from posttrain.report.answers import Survey
-from posttrain.report.charts import Bars, Chart, Ridges, lines, series
+from posttrain.report.charts import Bars, Chart, Ridges, Series, lines, series
 from posttrain.report.reading import Round
 from posttrain.stages.registry import REFERENCED, STAGES, Group, learned_from, spec
 
@@ -28,7 +28,7 @@ def accuracy(rounds: Sequence[Round]) -> list[Chart]:
     for stage, name, said in (("heldout", "heldout", "held-out"), ("evaluate", "dev", "dev")):
         found = {one.number: one.metrics(stage).get(name, {}) for one in rounds}
         of_k = sorted({key for figures in found.values() for key in figures if PASS.fullmatch(key)})
-        curves = [series(key, {n: figures.get(key) for n, figures in found.items()}) for key in ("greedy", *of_k)]
+        curves = _curves(found, {key: key for key in ("greedy", *of_k)})
         sharpest = found.get(0, {}).get("pass@1_best_temperature")
         if sharpest:
             curves.append(
@@ -53,10 +53,7 @@ def _measured(rounds: Sequence[Round]) -> list[Chart]:
     )
     charts: list[Chart] = []
     for name in sorted({name for figures in found.values() for name in figures}):
-        curves = [
-            series(said, {n: figures.get(name, {}).get(key) for n, figures in found.items()})
-            for key, said in settings.items()
-        ]
+        curves = _curves({n: figures.get(name, {}) for n, figures in found.items()}, settings)
         charts += lines(f"measure-{_slug(name)}", f"Measured: {name}", caption, "mean", curves)
     return charts
 
@@ -76,19 +73,15 @@ def rewards(rounds: Sequence[Round]) -> list[Chart]:
     ]
     for other, said in OTHERS.items():
         changes = {one.number: one.metrics("watch").get("changes", {}).get(other, {}) for one in rounds}
-        curves = [
-            series(name, {n: change.get(key) for n, change in changes.items()})
-            for key, name in (
-                ("proxy_reward", "training reward model"),
-                ("heldout_reward", "held-out reward model"),
-            )
-        ]
+        names = {"proxy_reward": "training reward model", "heldout_reward": "held-out reward model"}
         caption = (
             f"How much more the round's answers to held-out prompts get than those of {said}, by the round's reward "
             "model and by a second one that nothing is chosen by. The first up and the second down: the policy pleases "
             f"its reward model. Paired; {INTERVALS[0].lower()}{INTERVALS[1:]}"
         )
-        charts += lines(f"watch-{other}", f"Reward against {said}", caption, "change in logit", curves, 0.0)
+        charts += lines(
+            f"watch-{other}", f"Reward against {said}", caption, "change in logit", _curves(changes, names), 0.0
+        )
     models = {"training reward model": "reward_model", "held-out reward model": "watch_model"}
     curves = [
         series(name, {one.number: one.metrics(role).get("pair_accuracy") for one in rounds})
@@ -103,12 +96,10 @@ def win_rates(rounds: Sequence[Round]) -> list[Chart]:
     charts: list[Chart] = []
     for other, said in OTHERS.items():
         found = {one.number: one.metrics("watch").get("win_rates", {}).get(other, {}) for one in rounds}
-        judges = list(dict.fromkeys(judge for wins in found.values() for judge in wins))
-        curves = [
-            series(f"{judge}{of}", {n: wins.get(judge, {}).get(key) for n, wins in found.items()})
-            for judge in judges
-            for key, of in (("raw", ""), ("length_controlled", ", at one length"))
-        ]
+        curves = []
+        for judge in dict.fromkeys(judge for wins in found.values() for judge in wins):
+            names = {"raw": judge, "length_controlled": f"{judge}, at one length"}
+            curves += _curves({n: wins.get(judge, {}) for n, wins in found.items()}, names)
         caption = (
             f"How often a judge prefers the round's greedy answer to that of {said}; ties are one half. At one length: "
             f"corrected for a taste for longer answers. {INTERVALS}"
@@ -160,6 +151,11 @@ def data(rounds: Sequence[Round]) -> list[Chart]:
         numbers = tuple(one.number for one in filtered)
         charts.append(Bars("flow", "Kept and dropped", caption, "samples", numbers, parts))
     return charts
+
+
+def _curves(found: Mapping[int, Mapping[str, Any]], names: Mapping[str, str]) -> list[Series]:
+    """A curve for each key of `names`, under its name there, of what was found by round."""
+    return [series(name, {n: figures.get(key) for n, figures in found.items()}) for key, name in names.items()]
 
 
 def filter_names(rounds: Sequence[Round]) -> list[str]:

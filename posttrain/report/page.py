@@ -24,7 +24,7 @@ _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"
 
 
 def html(view: RunView) -> str:
-    """The page. What could not be read is in `view.missing` afterwards, and at the top of the page."""
+    """The page. What could not be read is listed in `view.missing` and at the top of the page."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -187,7 +187,7 @@ def _compared(rows: Mapping[int, Mapping[str, Any]], weights: Mapping[int, Mappi
             continue
         text, left_out = shortened(said)
         pieces = [("same", text)] if before is None else changes(shortened(before)[0], text)
-        verdict = combine(_rewards(row), weights[number])
+        verdict = combine(json.loads(row["rewards"]), weights[number])
         given.append(
             {
                 "rounds": [number],
@@ -209,10 +209,6 @@ def _extreme(row: Mapping[str, Any]) -> dict[str, Any]:
         "score": row["score"],
         "rewards": {name: value for name, value in row["rewards"].items() if value is not None},
     }
-
-
-def _rewards(row: Mapping[str, Any]) -> Mapping[str, float | None]:
-    return json.loads(row["rewards"])
 
 
 def _versions(rounds: Sequence[Round]) -> list[str]:

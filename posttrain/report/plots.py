@@ -125,12 +125,9 @@ def _bars(axes: Axes, chart: Bars) -> None:
     for at, (name, lengths) in enumerate(chart.parts.items()):
         axes.barh(rows, lengths, left=start, height=0.7, color=_SERIES[at % COLOURS], label=name)
         start = [begin + length for begin, length in zip(start, lengths, strict=True)]
-    axes.set_yticks(rows, [f"round {number}" for number in chart.rounds])
-    axes.invert_yaxis()
-    axes.set_xlabel(chart.unit)
+    _rounds_downwards(axes, chart)
     axes.grid(axis="x", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(axis="y", length=0)
     _legend(axes, chart.legend)
 
 
@@ -141,11 +138,15 @@ def _ridges(axes: Axes, chart: Ridges) -> None:
         axes.stairs(heights, list(chart.edges), baseline=row, fill=True, color=_SERIES[0], alpha=0.75)
         axes.axhline(row, color=_GRID, linewidth=0.6)
         axes.vlines(chart.means[row], row, row - 0.85, color=_SERIES[1], linewidth=1.6)
+    _rounds_downwards(axes, chart)
+    axes.spines["left"].set_visible(False)
+
+
+def _rounds_downwards(axes: Axes, chart: Bars | Ridges) -> None:
     axes.set_yticks(range(len(chart.rounds)), [f"round {number}" for number in chart.rounds])
     axes.invert_yaxis()
     axes.set_xlabel(chart.unit)
     axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
 
 
 def _embeddable(svg: str, chart: Chart) -> str:

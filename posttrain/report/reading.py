@@ -121,7 +121,7 @@ def _round(store: Store, entry: Mapping[str, Any], missing: list[str], partial: 
         try:
             manifest = store.manifest(key)
             if not all(isinstance(manifest[name], dict) for name in ("metrics", "files", "input_keys", "config")):
-                raise DamagedError(f"{store.path(key)}: its artifact.json is not one")
+                raise DamagedError(f"{store.path(key)}: its artifact.json is not a manifest")
         except (DamagedError, KeyError):
             if not partial:
                 raise

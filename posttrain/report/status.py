@@ -109,23 +109,20 @@ def watch_lines(shown: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"warning: round {shown['round']}: {warning}" for warning in watch["warnings"])]
 
 
-def collapse_lines(shown: Mapping[str, Any]) -> list[str]:
-    """The warnings of the collapse watch."""
-    return [f"warning: round {shown['round']}: {text}" for text in shown.get("diversity", {}).get("warnings", ())]
-
-
 def after_round(of: Round) -> str:
     """A finished round, with its watch and collapse warnings, under the table's header."""
-    shown = round_figures(of)
-    watched = watch_lines(shown)
-    return "\n".join([HEADER, line(shown), *collapse_lines(shown), *([WATCH_HEADER, *watched] if watched else [])])
+    return table({"rounds": [round_figures(of)], "pushed": []})
 
 
 def table(figures: Mapping[str, Any]) -> str:
     """All rounds, a line each; below, those that were watched, and what was pushed."""
     watched = [line for shown in figures["rounds"] for line in watch_lines(shown)]
     rounds = [line(shown) for shown in figures["rounds"]]
-    fallen = [line for shown in figures["rounds"] for line in collapse_lines(shown)]
+    fallen = [
+        f"warning: round {shown['round']}: {text}"
+        for shown in figures["rounds"]
+        for text in shown.get("diversity", {}).get("warnings", ())
+    ]
     pushed = [f"pushed: round {one['round']}, {one['kind']} {one['repo']} at {one['tag']}" for one in figures["pushed"]]
     return "\n".join([HEADER, *rounds, *fallen, *(["", WATCH_HEADER, *watched] if watched else []), *pushed])
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.errors import InputError
-from posttrain.execution.progress import Silent
 from posttrain.report.reading import open_run
 from posttrain.report.status import round_figures
 from posttrain.storage.logs import FOLDER, at_home
@@ -78,7 +77,7 @@ def _tensorboard(folder: Path, number: int, figures: Mapping[str, float]) -> Non
     writer.close()
 
 
-class Tracked(Silent):
+class Tracked:
     """Sends each round, once it is done, to the recipe's trackers."""
 
     def __init__(self, run: Store, project: str, report_to: Sequence[str]) -> None:

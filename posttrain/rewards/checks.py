@@ -42,7 +42,7 @@ def check_not_empty(table: Path, *policies: Path) -> None:
     if found.empty >= MOST:
         raise StageError(
             f"the policy has collapsed: {found.empty:.0%} of its answers are empty. It is "
-            f"{' or '.join(policy.name for policy in policies)}; the last promoted one is whole, the run's folder "
+            f"{' or '.join(policy.name for policy in policies)}; the last promoted one is intact, in the run's folder "
             "`policy`. Lower the learning rate or the steps of the stage that trained it, or look at its data"
         )
 
@@ -72,6 +72,6 @@ def check_scores(scores: Sequence[float], same: Mapping[str, float]) -> None:
         named = ", ".join(f"{name}: {value:g}" for name, value in same.items())
         raise EmptyStageError(
             f"all {len(scores)} answers have the score {scores[0]:g} ({named}), so nothing can be learned from them. "
-            "Is the reward right (`posttrain check` asks its golden cases)? Otherwise take easier prompts, a larger k, "
-            "or a better model"
+            "Is the reward right (`posttrain check` scores its golden cases)? Otherwise take easier prompts, a larger "
+            "k, or a better model"
         )

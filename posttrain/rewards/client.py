@@ -102,7 +102,8 @@ class Process:
             self._send({"file": self._file, "path": sys.path})
 
     def call(self, function: str, given: Mapping[str, list[Any]], rows: int, seconds: float | None) -> list:
-        """The scores. Raises Raised or Wrong, or Ended or Overdue, after which the process is gone.
+        """The scores. Raises Raised or Wrong, or Ended or Overdue, after which the process is gone, as it is after an
+        import that failed.
 
         seconds: the time limit of the function; None: no limit.
         """
@@ -120,12 +121,15 @@ class Process:
                 raise  # an answer, or the process is gone
             except BaseException:  # in the middle of one: the next call would read the rest of it as its own
                 self._kill()
-                self.close()
                 raise
 
     def _import(self, seconds: float | None) -> None:
         self._group = int(self._reply(seconds)[1:])
-        _scores(self._reply(seconds), importing=True)
+        try:
+            _scores(self._reply(seconds), importing=True)
+        except Raised:
+            self.close()
+            raise
         self._ready = True
 
     def close(self) -> None:
@@ -146,8 +150,7 @@ class Process:
             os.close(trace)
 
     def _send(self, request: Mapping[str, Any]) -> None:
-        body = pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL)
-        self._channel.sendall(len(body).to_bytes(8, "big") + body)
+        self._channel.sendall(pickle.dumps(request, protocol=pickle.HIGHEST_PROTOCOL))
 
     def _reply(self, seconds: float | None) -> bytes:
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -184,7 +187,6 @@ class Process:
                 time.sleep(0.01)  # it is written in pieces
                 text = self._told()
         self._kill()
-        self.close()
         raise Overdue(self._line(text), not self._ready, bool(_READING.search(text)))
 
     def _ended(self) -> NoReturn:
@@ -195,13 +197,13 @@ class Process:
             said = b""
         text = self._told()
         self._kill()
-        self.close()
         raise Ended(int(said) if said else None, self._line(text), not self._ready)
 
     def _kill(self) -> None:
         if self._group is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._group, signal.SIGKILL)
+        self.close()
 
     def _told(self) -> str:
         try:
@@ -245,14 +247,6 @@ def process(file: str, sha256: str) -> Process:
             if not _processes[key].lock.locked():
                 _processes.pop(key).close()
         return found
-
-
-def end(file: str, sha256: str) -> None:
-    """Ends a process that crashed or hangs; the next call starts another."""
-    with _lock:
-        ended = _processes.pop((file, sha256), None)
-    if ended:
-        ended.close()
 
 
 def _forked() -> None:

@@ -34,9 +34,8 @@ def wrong(file: str, function: str, error: client.Wrong, rows: int) -> RewardErr
     where = {"file": file, "line": line_of(file, function)}
     hint = "one number for each completion, or None for no score"
     if error.kind == worker.NO_LIST:
-        return RewardError(
-            f"{function}() returned {error.texts[0]}, not a list", **where, hint=hint, rule="reward-no-list"
-        )
+        said = f"{function}() returned {error.texts[0]}, not a list"
+        return RewardError(said, **where, hint=hint, rule="reward-no-list")
     if error.kind == worker.UNREADABLE:
         kind, raised, text = error.texts
         said = f"{function}() returned {kind}, which cannot be read as a list: it raised {raised}"

@@ -14,27 +14,26 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from posttrain.config import RewardEntry
-from posttrain.data.messages import Message, Prompt
+from posttrain.data.messages import Prompt
 from posttrain.errors import PosttrainError, RewardError, did_you_mean
 from posttrain.rewards import client, faults, golden_cases
-from posttrain.rewards.protocol import DEFAULT, Runtime
+from posttrain.rewards.protocol import DEFAULT, Columns, Conversations, Runtime
 from posttrain.rewards.source import found, parameters
-
-POINTWISE = ("prompts", "completions")  # what a reward function is given beside columns
-_PROBES = ("", "0", "I do not know.\n\nAnswer: 42")
 
 
 @dataclass(frozen=True)
-class Reward:
-    """One reward function. Picklable: each process that asks starts one that imports the file.
+class FileFunction:
+    """A function in a file. Picklable: each process that asks starts one that imports the file.
 
     `needs` are the columns the function cannot be called without; `takes` all it takes, None for any.
     """
 
     reads_columns: ClassVar[bool] = True
+    arguments: ClassVar[tuple[str, ...]]  # what it is given beside columns: the prompts, then answers
+    probes: ClassVar[tuple[tuple[str, ...], ...]]  # made-up answers to a prompt, one for each argument of answers
 
     name: str
     file: str
@@ -44,19 +43,8 @@ class Reward:
     sha256: str = ""
     seconds: float | None = None  # that one call may take
 
-    def __call__(
-        self,
-        prompts: Sequence[Sequence[Message]],
-        completions: Sequence[Sequence[Message]],
-        columns: Mapping[str, Sequence[Any]],
-    ) -> list[float | None]:
-        """One score, or None, for each row. Raises as `ask` does."""
-        return self.ask({"prompts": prompts, "completions": completions}, columns)
-
-    def ask(
-        self, given: Mapping[str, Sequence[Sequence[Message]]], columns: Mapping[str, Sequence[Any]]
-    ) -> list[float | None]:
-        """The function's answer: one number, or None, for each row of `given` (lists of messages, by argument).
+    def ask(self, given: Sequence[Conversations], columns: Columns) -> list[float | None]:
+        """The function's answer: one number, or None, for each row of `given`, which are its `arguments`.
 
         Raises:
             RewardError: it raised, ended or crashed its process, or returned a wrong length, type or NaN.
@@ -64,12 +52,12 @@ class Reward:
             StageCrashedError: its process was killed.
         """
         taken = {name: list(values) for name, values in columns.items() if self.takes is None or name in self.takes}
-        messages = {name: [list(row) for row in rows] for name, rows in given.items()}
+        messages = {name: [list(row) for row in rows] for name, rows in zip(self.arguments, given, strict=True)}
         rows = len(messages["prompts"])
         try:
             return self._call({**messages, **taken}, rows, self.seconds)
         except client.Raised as error:
-            raise faults.raised(self.file, self.function, error, list(given)) from None
+            raise faults.raised(self.file, self.function, error, self.arguments) from None
         except client.Wrong as error:
             raise faults.wrong(self.file, self.function, error, rows) from None
         except client.Ended as error:
@@ -78,12 +66,7 @@ class Reward:
             raise self._overdue(late, messages, taken) from None
 
     def _call(self, given: Mapping[str, list[Any]], rows: int, seconds: float | None) -> list[float | None]:
-        try:
-            return client.process(self.file, self.sha256).call(self.function, given, rows, seconds)
-        except (client.Raised, client.Ended, client.Overdue) as error:
-            if error.importing or not isinstance(error, client.Raised):
-                client.end(self.file, self.sha256)
-            raise
+        return client.process(self.file, self.sha256).call(self.function, given, rows, seconds)
 
     @property
     def identity(self) -> str:
@@ -111,16 +94,10 @@ class Reward:
         if not few:
             return
         self.check_columns(list(few[0].columns))
-        rows = [(prompt, text) for prompt in few for text in _PROBES]
-        self(
-            [prompt.messages for prompt, _ in rows],
-            [[{"role": "assistant", "content": text}] for _, text in rows],
-            {name: [prompt.columns[name] for prompt, _ in rows] for name in few[0].columns},
-        )
-
-    def golden_cases(self) -> str:
-        """How many there are beside the file. Raises RewardError that lists those that do not come out."""
-        return golden_cases.asked(self)
+        rows = [(prompt, texts) for prompt in few for texts in self.probes]
+        answers = [[[{"role": "assistant", "content": text}] for text in texts] for _, texts in rows]
+        columns = {name: [prompt.columns[name] for prompt, _ in rows] for name in few[0].columns}
+        self.ask([[prompt.messages for prompt, _ in rows], *zip(*answers, strict=True)], columns)
 
     def _overdue(
         self, late: client.Overdue, messages: Mapping[str, list[Any]], taken: Mapping[str, list[Any]]
@@ -144,13 +121,35 @@ class Reward:
         return faults.overdue(self.file, self.function, late, self.seconds, len(prompts), None)
 
 
-def load(entry: RewardEntry, runtime: Runtime = DEFAULT, given: Sequence[str] = POINTWISE) -> Reward:
-    """The reward of a recipe's entry. The file is read, not run. `given`: what its function is called with beside
-    columns, by name.
+class Reward(FileFunction):
+    """A function that judges one answer at a time."""
+
+    arguments = ("prompts", "completions")
+    probes = (("",), ("0",), ("I do not know.\n\nAnswer: 42",))
+
+    def __call__(self, prompts: Conversations, completions: Conversations, columns: Columns) -> list[float | None]:
+        """One score, or None, for each row. Raises as `ask` does."""
+        return self.ask([prompts, completions], columns)
+
+    def golden_cases(self) -> str:
+        """How many there are beside the file. Raises RewardError that lists those that do not come out."""
+        return golden_cases.asked(self)
+
+
+F = TypeVar("F", bound=FileFunction)
+
+
+def load_as(kind: type[F], entry: RewardEntry, runtime: Runtime) -> F:
+    """The function of a recipe's entry. The file is read, not run.
 
     Raises RewardError when there is no such file or function, or it cannot be parsed.
     """
     path, text, name, function = found(entry)
-    needs, takes = parameters(path, function, given)
+    needs, takes = parameters(path, function, kind.arguments)
     seconds = None if runtime.minutes is None else 60 * runtime.minutes
-    return Reward(entry.name, str(path), name, needs, takes, hashlib.sha256(text.encode()).hexdigest(), seconds)
+    return kind(entry.name, str(path), name, needs, takes, hashlib.sha256(text.encode()).hexdigest(), seconds)
+
+
+def load(entry: RewardEntry, runtime: Runtime = DEFAULT) -> Reward:
+    """The reward of a recipe's entry. Raises RewardError as `load_as` does."""
+    return load_as(Reward, entry, runtime)

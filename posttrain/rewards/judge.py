@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -18,6 +19,7 @@ from posttrain.rewards.judge_cache import LEDGER, Entry, Ledger
 from posttrain.rewards.judge_client import Endpoint, Question
 from posttrain.rewards.judge_local import Local
 from posttrain.rewards.rubric import Rubric
+from posttrain.storage.pieces import cut
 
 _CHUNK = 256  # texts between two looks at how the judge does
 _ENOUGH = 20  # texts of which more than half have no score, and the judge is no judge
@@ -64,9 +66,8 @@ class Judge:
         if left:
             with self._connected() as client:
                 try:
-                    for start in range(0, len(left), _CHUNK):
-                        some = {name: named[name] for name in left[start : start + _CHUNK]}
-                        known |= self._judge(client, some, key)
+                    for names in cut(left, _CHUNK):
+                        known |= self._judge(client, {name: named[name] for name in names}, key)
                 finally:
                     if self.ledger and client.faults:
                         self.ledger.count(key, client.faults)
@@ -83,13 +84,13 @@ class Judge:
             (entry,) = self._attempts(client, {"": plain})
         if entry.decided is None:
             raise EngineError(
-                f"the judge {self.model.called} did not answer in the form that was asked for, {entry.attempts} "
-                f"times, on a plain question. Last: {_cut(entry.answer)}. {_MORE}",
+                f"the judge {self.model.called} did not answer in the required form, {entry.attempts} times, "
+                f"on a plain question. Last: {_cut(entry.answer)}. {_MORE}",
                 rule="judge-form",
             )
 
-    def _connected(self) -> Endpoint | Local:
-        return Local(self.model) if self.model.path else Endpoint(self.model)
+    def _connected(self) -> contextlib.closing[Endpoint | Local]:
+        return contextlib.closing(Local(self.model) if self.model.path else Endpoint(self.model))
 
     def _judge(self, client: Endpoint | Local, texts: Mapping[str, Text], key: str) -> dict[str, str | None]:
         """Judgements of these texts, by hash, cached as they come; those without a score are written last."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from posttrain.storage.pieces import cut
+
 LEDGER = "judged.sqlite"
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS said (judge TEXT, text TEXT, decided TEXT, attempts INTEGER, resent INTEGER, "
@@ -43,8 +45,7 @@ class Ledger:
         """The judgements of those of these texts that have one."""
         found: dict[str, str | None] = {}
         with self._open() as file:
-            for start in range(0, len(texts), _MANY):
-                some = texts[start : start + _MANY]
+            for some in cut(texts, _MANY):
                 marks = ",".join("?" * len(some))
                 found |= file.execute(
                     f"SELECT text, decided FROM said WHERE judge = ? AND text IN ({marks})", (judge, *some)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 
 from posttrain.config import JudgeModel
@@ -40,7 +39,7 @@ class Reply:
 
 
 class Endpoint:
-    """Sends `at_once` requests at a time to a server. A context manager: connections are kept open within it."""
+    """Sends `at_once` requests at a time to a server. Connections are kept open until `close`."""
 
     def __init__(self, model: JudgeModel) -> None:
         self.model = model
@@ -54,10 +53,7 @@ class Endpoint:
         )
         self._longest = _longest(model)
 
-    def __enter__(self) -> Endpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._client.close()
 
     @property
@@ -72,14 +68,7 @@ class Endpoint:
             EngineError: the server refuses all our requests, fails for longer than `patience`, or gives replies that
                 are not chat completions.
         """
-        waiting = {self._client.submit(self._ask(question)): index for index, question in enumerate(questions)}
-        try:
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
-        except BaseException:
-            for each in waiting:
-                each.cancel()
-            raise
+        return self._client.as_done((index, self._ask(question)) for index, question in enumerate(questions))
 
     async def _ask(self, question: Question) -> Reply:
         body = {
@@ -103,7 +92,7 @@ class Endpoint:
         if refused.status in (401, 403):
             named = f"the key in {self.model.api_key_env}" if self.model.api_key_env else "`api_key_env`"
             return EngineError(
-                f"the judge {self.model.called} does not let us in: {refused.problem}. Check {named}", rule="judge-key"
+                f"the judge {self.model.called} denies access: {refused.problem}. Check {named}", rule="judge-key"
             )
         return EngineError(
             f"the judge {self.model.called} refuses requests: {refused.problem}. Check `url` (most end with /v1) and "
@@ -125,7 +114,7 @@ def _headers(model: JudgeModel) -> dict[str, str]:
     key = os.environ.get(model.api_key_env, "").strip()
     if not key:
         raise RewardError(
-            f"the judge {model.called} needs a key, and the environment variable {model.api_key_env} is not set",
+            f"the judge {model.called} needs an API key, and the environment variable {model.api_key_env} is not set",
             hint=f"export {model.api_key_env}=…",
             rule="judge-key-not-set",
         )

@@ -12,6 +12,7 @@ from posttrain import models
 from posttrain.config import JudgeModel, Model
 from posttrain.errors import DataError
 from posttrain.rewards.judge_client import Question, Reply
+from posttrain.storage.pieces import cut
 from posttrain.system import device
 
 _TOGETHER = 32  # questions in one call: what is kept when a kill comes is whole calls
@@ -27,11 +28,8 @@ class Local:
             models.resolve(Model(path=str(model.path), revision=model.revision)).path
         )
 
-    def __enter__(self) -> Local:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    def close(self) -> None:
+        """Nothing is open."""
 
     def replies(self, questions: Sequence[Question]) -> Iterator[tuple[int, Reply]]:
         """Each question's index and reply. All questions have the same temperature."""
@@ -45,8 +43,7 @@ class Local:
             else:
                 ready.append((index, Request(tuple(ids), (question.seed,))))
         ready.sort(key=lambda one: len(one[1].prompt_ids))
-        for start in range(0, len(ready), _TOGETHER):
-            some = ready[start : start + _TOGETHER]
+        for some in cut(ready, _TOGETHER):
             params = SamplingParams(questions[some[0][0]].temperature, self.model.max_tokens)
             for (index, _), (said,) in zip(
                 some, self._engine.generate([request for _, request in some], params), strict=True

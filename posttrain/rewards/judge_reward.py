@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from posttrain.config import RewardEntry
-from posttrain.data.messages import Message, Prompt
+from posttrain.data.messages import Prompt
 from posttrain.rewards import judge as judges
 from posttrain.rewards import rubric as rubrics
 from posttrain.rewards.judge import Judge
 from posttrain.rewards.judge_prompt import spoken
-from posttrain.rewards.protocol import DEFAULT, Runtime
+from posttrain.rewards.protocol import DEFAULT, Columns, Conversations, Runtime
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,7 @@ class JudgeReward:
     def identity(self) -> str:
         return self.judge.identity
 
-    def __call__(
-        self,
-        prompts: Sequence[Sequence[Message]],
-        completions: Sequence[Sequence[Message]],
-        columns: Mapping[str, Sequence[Any]],
-    ) -> list[float | None]:
+    def __call__(self, prompts: Conversations, completions: Conversations, columns: Columns) -> list[float | None]:
         """One score in [0, 1], or None, for each row. Raises EngineError as `Judge.scores` does."""
         texts = [(spoken(prompt), spoken(answer)) for prompt, answer in zip(prompts, completions, strict=True)]
         scores = self.judge.scores(texts)

@@ -19,7 +19,7 @@ KINDS: dict[str, Callable[[RewardEntry, Runtime], RewardFunction]] = {
 
 
 def load(entry: RewardEntry, runtime: Runtime = DEFAULT) -> RewardFunction:
-    """The reward of a recipe's entry. Its file is read; nothing is run or asked.
+    """The reward of a recipe's entry. Its file is read, but nothing is run and no judge is called.
 
     Raises RewardError when the file is not there, or not what its kind needs.
     """

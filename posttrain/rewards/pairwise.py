@@ -8,75 +8,43 @@ the better one, or None for no score. Judges have a position bias, so each pair 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
 from posttrain.config import RewardEntry
-from posttrain.data.messages import Message, Prompt
 from posttrain.errors import RewardError
-from posttrain.rewards import functions, kinds
-from posttrain.rewards.functions import Reward
-from posttrain.rewards.protocol import DEFAULT, RewardFunction, Runtime
+from posttrain.rewards import kinds
+from posttrain.rewards.functions import FileFunction, load_as
+from posttrain.rewards.protocol import DEFAULT, Columns, Conversations, RewardFunction, Runtime
 from posttrain.rewards.source import arguments
 
-PAIRWISE = ("prompts", "first", "second")
-Answers = Sequence[Sequence[Message]]
 
+class Pairwise(FileFunction):
+    """A function that compares two answers."""
 
-@dataclass(frozen=True)
-class Pairwise:
-    """One such function. Picklable, as a Reward is."""
-
-    reads_columns: ClassVar[bool] = True
-
-    function: Reward
-
-    @property
-    def name(self) -> str:
-        return self.function.name
-
-    @property
-    def identity(self) -> str:
-        return self.function.identity
+    arguments = ("prompts", "first", "second")
+    probes = (("I do not know.", "42"), ("42", "I do not know."))
 
     def __call__(
-        self, prompts: Answers, first: Answers, second: Answers, columns: Mapping[str, Sequence[Any]]
+        self, prompts: Conversations, first: Conversations, second: Conversations, columns: Columns
     ) -> list[float | None]:
-        """How far the first answer is preferred, in [0, 1], or None, for each prompt: see `winrate.agreed`.
-
-        Raises RewardError as a reward does, and where what it returned is no probability.
-        """
-        there = self._ask(prompts, first, second, columns)
-        back = self._ask(prompts, second, first, columns)
+        """How far the first answer is preferred, in [0, 1], or None, for each prompt: see `agreed`. Raises as `ask`
+        does."""
+        there = self.ask([prompts, first, second], columns)
+        back = self.ask([prompts, second, first], columns)
         return [agreed(one, other) for one, other in zip(there, back, strict=True)]
 
-    def _ask(
-        self, prompts: Answers, first: Answers, second: Answers, columns: Mapping[str, Sequence[Any]]
-    ) -> list[float | None]:
-        said = self.function.ask(dict(zip(PAIRWISE, (prompts, first, second), strict=True)), columns)
+    def ask(self, given: Sequence[Conversations], columns: Columns) -> list[float | None]:
+        """The function's answer, once. Raises RewardError as a reward does, and where it is no probability."""
+        said = super().ask(given, columns)
         for value in said:
             if value is not None and not 0 <= value <= 1:
                 raise RewardError(
-                    f"{self.function.function}() returned {value}, which is no probability",
-                    file=self.function.file,
+                    f"{self.function}() returned {value}, which is no probability",
+                    file=self.file,
                     hint="a number in [0, 1]: how probable it is that the first answer is better",
                     rule="reward-probability",
                 )
         return said
-
-    def check_columns(self, columns: Sequence[str]) -> None:
-        """Raises RewardError when the prompt set lacks a column that the function cannot do without."""
-        self.function.check_columns(columns)
-
-    def probe(self, prompts: Sequence[Prompt]) -> None:
-        """Calls the function on a few prompts and made-up answers, so that it fails before anything is sampled."""
-        few = list(prompts[:4])
-        if few:
-            self.check_columns(list(few[0].columns))
-            columns = {name: [prompt.columns[name] for prompt in few] for name in few[0].columns}
-            answers = [[{"role": "assistant", "content": text}] for text in ("I do not know.", "42")]
-            self([prompt.messages for prompt in few], answers[:1] * len(few), answers[1:] * len(few), columns)
 
 
 def load(entry: RewardEntry, runtime: Runtime = DEFAULT) -> RewardFunction | Pairwise:
@@ -86,7 +54,7 @@ def load(entry: RewardEntry, runtime: Runtime = DEFAULT) -> RewardFunction | Pai
     """
     named = arguments(entry) if entry.use.endswith(".py") else set()
     if {"first", "second"} <= named and "completions" not in named:
-        return Pairwise(functions.load(entry, runtime, PAIRWISE))
+        return load_as(Pairwise, entry, runtime)
     return kinds.load(entry, runtime)
 
 

@@ -1,4 +1,4 @@
-"""What every kind of reward can do: see `kinds` for which kinds there are."""
+"""The interface of rewards; `kinds` lists its implementations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from posttrain.data.messages import Message, Prompt
+
+Conversations = Sequence[Sequence[Message]]  # the messages of a prompt, or of an answer, for each row
+Columns = Mapping[str, Sequence[Any]]  # of the prompt set, by name: a value for each row
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class RewardBase(Protocol):
 
     @property
     def name(self) -> str:
-        """What its figures are called."""
+        """Its name in metrics and tables."""
         ...
 
     @property
@@ -40,25 +43,18 @@ class RewardBase(Protocol):
 
     def check_columns(self, columns: Sequence[str]) -> None:
         """Raises RewardError when the prompt set lacks a column that it cannot do without."""
-        ...
 
     def probe(self, prompts: Sequence[Prompt]) -> None:
         """Asks once, so that a reward that cannot judge fails before anything is sampled.
 
         Raises RewardError or EngineError.
         """
-        ...
 
 
 class RewardFunction(RewardBase, Protocol):
     """Judges one answer at a time."""
 
-    def __call__(
-        self,
-        prompts: Sequence[Sequence[Message]],
-        completions: Sequence[Sequence[Message]],
-        columns: Mapping[str, Sequence[Any]],
-    ) -> list[float | None]:
+    def __call__(self, prompts: Conversations, completions: Conversations, columns: Columns) -> list[float | None]:
         """One score, or None, for each row. A right answer has a score of at least 0.5: see `combine`."""
         ...
 
@@ -67,4 +63,3 @@ class RewardFunction(RewardBase, Protocol):
 
         Raises RewardError where one does not come out.
         """
-        ...

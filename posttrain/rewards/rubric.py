@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from posttrain import shipped
-from posttrain.errors import RewardError
+from posttrain.errors import RewardError, in_file
 
 _HINT = "it begins with ---, then `lowest: 1` and `highest: 5` (or `tags: 5`), then ---, then the text"
 
@@ -54,25 +54,24 @@ class Rubric:
 def load(use: str) -> Rubric:
     """Loads a rubric by shipped name or path. Raises RewardError with the line if it cannot be read."""
     path = shipped.locate("reward", use)
-    if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST):
-        raise RewardError(
-            f"no regular file of at most {_LARGEST:,} bytes", file=str(path), rule="judge-rubric-unreadable"
-        )
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError:
-        raise RewardError("not UTF-8 text", file=str(path), rule="judge-rubric-unreadable") from None
-    except OSError as error:
-        raise RewardError(f"cannot be read: {error.strerror}", file=str(path), rule="judge-rubric-unreadable") from None
-    lines = text.splitlines()
-    if path.suffix != ".md" or not lines or lines[0].strip() != "---" or "---" not in map(str.strip, lines[1:]):
-        raise RewardError("not a rubric", file=str(path), hint=_HINT, rule="judge-rubric-form")
-    end = 1 + [line.strip() for line in lines[1:]].index("---")
-    lowest, highest, tags = _scale("\n".join(lines[1:end]), path)
-    body = "\n".join(lines[end + 1 :]).strip()
-    if not body:
-        raise RewardError("the rubric has no text", file=str(path), line=end + 1, hint=_HINT, rule="judge-rubric-form")
-    return Rubric(str(path), body, lowest, highest, tags, hashlib.sha256(text.encode()).hexdigest())
+    with in_file(path):
+        if path.exists() and not (path.is_file() and path.stat().st_size <= _LARGEST):
+            raise RewardError(f"no regular file of at most {_LARGEST:,} bytes", rule="judge-rubric-unreadable")
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError:
+            raise RewardError("not UTF-8 text", rule="judge-rubric-unreadable") from None
+        except OSError as error:
+            raise RewardError(f"cannot be read: {error.strerror}", rule="judge-rubric-unreadable") from None
+        lines = text.splitlines()
+        if path.suffix != ".md" or not lines or lines[0].strip() != "---" or "---" not in map(str.strip, lines[1:]):
+            raise RewardError("not a rubric", hint=_HINT, rule="judge-rubric-form")
+        end = 1 + [line.strip() for line in lines[1:]].index("---")
+        lowest, highest, tags = _scale("\n".join(lines[1:end]))
+        body = "\n".join(lines[end + 1 :]).strip()
+        if not body:
+            raise RewardError("the rubric has no text", line=end + 1, hint=_HINT, rule="judge-rubric-form")
+        return Rubric(str(path), body, lowest, highest, tags, hashlib.sha256(text.encode()).hexdigest())
 
 
 def load_for(what: str, use: str) -> Rubric:
@@ -81,12 +80,8 @@ def load_for(what: str, use: str) -> Rubric:
         return load_scoring(use)
     rubric = load(use)
     if not rubric.tags:
-        raise RewardError(
-            "this rubric asks for a score, not for tags",
-            file=rubric.file,
-            hint="tags.md has `tags: 6`",
-            rule="judge-rubric-kind",
-        )
+        message, hint = "this rubric asks for a score, not for tags", "tags.md has `tags: 6`"
+        raise RewardError(message, file=rubric.file, hint=hint, rule="judge-rubric-kind")
     return rubric
 
 
@@ -100,14 +95,12 @@ def load_scoring(use: str) -> Rubric:
     return rubric
 
 
-def _scale(head: str, path: Path) -> tuple[int, int, int]:
-    try:
-        given = YAML(typ="safe", pure=True).load(
-            head if len(head) <= _LONGEST_HEAD else ""
-        )  # a longer one says nothing that counts
+def _scale(head: str) -> tuple[int, int, int]:
+    try:  # a longer head says nothing that counts
+        given = YAML(typ="safe", pure=True).load(head if len(head) <= _LONGEST_HEAD else "")
     except (YAMLError, ValueError, RecursionError) as error:  # the last two: numbers and nesting without end
         said = (str(error).splitlines() or [""])[0]
-        raise RewardError(f"not valid YAML: {said}", file=str(path), hint=_HINT, rule="judge-rubric-form") from None
+        raise RewardError(f"not valid YAML: {said}", hint=_HINT, rule="judge-rubric-form") from None
     given = given if isinstance(given, dict) else {}
     numbers = {name: value for name, value in given.items() if isinstance(value, int) and not isinstance(value, bool)}
     if numbers == given and set(given) == {"tags"} and 0 < numbers["tags"] <= _HIGHEST:
@@ -116,5 +109,5 @@ def _scale(head: str, path: Path) -> tuple[int, int, int]:
     if numbers == given and set(given) == {"lowest", "highest"} and 0 <= lowest < highest <= _HIGHEST:
         return lowest, highest, 0
     raise RewardError(
-        "which answers there are is not said", file=str(path), line=1, hint=_HINT, rule="judge-rubric-form"
+        "the rubric does not say which answers are possible", line=1, hint=_HINT, rule="judge-rubric-form"
     )

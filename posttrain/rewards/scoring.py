@@ -34,14 +34,14 @@ _ROWS, _FEW = 2048, 64  # of a slice
 
 @dataclass(frozen=True)
 class Scorers:
-    """What scores a completion: reward functions, judges with a rubric and a reward model's folder."""
+    """The scorers of completions: reward functions, judges with a rubric, and the folder of a reward model."""
 
     rewards: tuple[RewardFunction, ...] = ()
     reward_model: str | None = None
 
 
 def load_scorers(job: Job) -> tuple[Scorers, dict[str, float]]:
-    """What the job scores answers with (its config `rewards` and input `reward_model`), and each weight by name."""
+    """The scorers of a job, from its config `rewards` and its input `reward_model`, and their weights by name."""
     entries = job.sections("rewards", RewardEntry)
     functions = load_rewards([entry for entry in entries if not entry.is_reward_model], job)
     model = job.inputs.get("reward_model")
@@ -57,15 +57,10 @@ def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[RewardFunctio
 def score_shards(job: Job, answers: Path, scorers: Scorers, name: str = "scored") -> list[Path]:
     """Scores the table `answers` into files of about 2,048 rows, in its order; after a kill only unfinished ones are
     scored again. `name`: their folder in the job's scratch."""
-    slices_ = [_Slice(str(answers), start, stop, scorers) for start, stop in slices(answers)]
-    total, done = sum(one.stop - one.start for one in slices_), 0
-
-    def count(rows: int) -> None:
-        nonlocal done
-        done += rows
-        job.progress(done, total, "scores")
-
-    return run_shards(_score_slice, slices_, job.scratch / name, processes(job.workers), count)
+    parts = slices(answers)
+    count = job.counter(sum(stop - start for start, stop in parts), "scores")
+    work = functools.partial(_score_slice, answers, scorers)
+    return run_shards(work, parts, job.scratch / name, processes(job.workers), count)
 
 
 def score_table(job: Job, answers: Path, scorers: Scorers, target: Path) -> Path:
@@ -74,18 +69,8 @@ def score_table(job: Job, answers: Path, scorers: Scorers, target: Path) -> Path
     return target
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """Rows start..stop of a table of answers, to be scored by any process."""
-
-    path: str
-    start: int
-    stop: int
-    scorers: Scorers
-
-
-def _score_slice(shard: _Slice) -> pa.Table:
-    return score_rows(_rows(Path(shard.path), shard.start, shard.stop), shard.scorers)
+def _score_slice(path: Path, scorers: Scorers, rows: tuple[int, int]) -> pa.Table:
+    return score_rows(_rows(path, *rows), scorers)
 
 
 def _rows(path: Path, start: int, stop: int) -> pa.Table:
@@ -122,19 +107,14 @@ def score_rows(answers: pa.Table, scorers: Scorers) -> pa.Table:
     values = reward_values(rows, scorers.rewards)
     if scorers.reward_model is not None:
         values[REWARD_MODEL] = model_rewards(rows, scorers.reward_model)
-    names = list(values)
-    column = [
-        json.dumps(dict(zip(names, row, strict=True))) for row in zip(*(values[name] for name in names), strict=True)
-    ]
-    if not names:
-        column = ["{}"] * len(rows)
+    column = [json.dumps({name: given[at] for name, given in values.items()}) for at in range(len(rows))]
     return answers.append_column("rewards", pa.array(column, pa.string()))
 
 
 def reward_values(
     rows: Sequence[Mapping[str, Any]], functions: Sequence[RewardFunction]
 ) -> dict[str, Sequence[float | None]]:
-    """What each reward function says of each row: {reward name: one value or None a row}."""
+    """The scores by each reward function: {reward name: one value or None per row}."""
     if not functions:
         return {}
     columns = columns_of(rows)

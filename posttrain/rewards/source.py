@@ -8,7 +8,7 @@ from pathlib import Path
 
 from posttrain import shipped
 from posttrain.config import RewardEntry
-from posttrain.errors import RewardError, did_you_mean
+from posttrain.errors import RewardError, did_you_mean, in_file
 
 
 def arguments(entry: RewardEntry) -> set[str]:
@@ -20,17 +20,15 @@ def arguments(entry: RewardEntry) -> set[str]:
 def found(entry: RewardEntry) -> tuple[Path, str, str, ast.FunctionDef]:
     """The file of an entry, its text, the function's name and the function."""
     path = shipped.locate("reward", entry.use)
-    text = text_of(path)
-    functions = _public_functions(path, text)
-    name = entry.function or _only(path, functions)
-    if name not in functions:
-        raise RewardError(
-            f"no function {name!r}{did_you_mean(name, functions)}",
-            file=str(path),
-            hint=f"it has {', '.join(functions) or 'none'}",
-            rule="reward-no-function",
-        )
-    return path, text, name, functions[name]
+    with in_file(path):
+        text = text_of(path)
+        functions = _public_functions(path, text)
+        name = entry.function or _only(functions)
+        if name not in functions:
+            message = f"no function {name!r}{did_you_mean(name, functions)}"
+            hint = f"it has {', '.join(functions) or 'none'}"
+            raise RewardError(message, hint=hint, rule="reward-no-function")
+        return path, text, name, functions[name]
 
 
 def text_of(path: Path) -> str:
@@ -49,31 +47,26 @@ def text_of(path: Path) -> str:
 def _public_functions(path: Path, text: str) -> dict[str, ast.FunctionDef]:
     if path.suffix != ".py":
         hint = "a reward is a .py file with a function"
-        raise RewardError("not a Python file", file=str(path), hint=hint, rule="reward-not-python")
+        raise RewardError("not a Python file", hint=hint, rule="reward-not-python")
     try:
         tree = ast.parse(text, str(path))
     except SyntaxError as error:
-        place = {"file": str(path), "line": error.lineno, "column": error.offset}
-        raise RewardError(f"not Python: {error.msg}", **place, rule="reward-not-python") from None
+        said, line, column = f"not Python: {error.msg}", error.lineno, error.offset
+        raise RewardError(said, line=line, column=column, rule="reward-not-python") from None
     except (ValueError, RecursionError, MemoryError) as error:  # zero bytes; nesting that its parser gives up on
-        raise RewardError(
-            f"not Python: {error or 'nested too deep'}", file=str(path), rule="reward-not-python"
-        ) from None
+        raise RewardError(f"not Python: {error or 'nested too deep'}", rule="reward-not-python") from None
     return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"}
 
 
-def _only(path: Path, functions: Mapping[str, ast.FunctionDef]) -> str:
+def _only(functions: Mapping[str, ast.FunctionDef]) -> str:
     if len(functions) == 1:
         return next(iter(functions))
     if not functions:
         hint = "def f(prompts, completions, **columns)"
-        raise RewardError("there is no public function", file=str(path), hint=hint, rule="reward-no-function")
-    raise RewardError(
-        f"there are several functions: {', '.join(functions)}",
-        file=str(path),
-        hint="say which: `function: NAME` in the recipe, or begin the names of the others with _",
-        rule="reward-several-functions",
-    )
+        raise RewardError("there is no public function", hint=hint, rule="reward-no-function")
+    hint = "say which: `function: NAME` in the recipe, or begin the names of the others with _"
+    message = f"there are several functions: {', '.join(functions)}"
+    raise RewardError(message, hint=hint, rule="reward-several-functions")
 
 
 def parameters(

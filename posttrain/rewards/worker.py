@@ -25,6 +25,7 @@ import sys
 import time
 from array import array
 from collections.abc import Callable
+from io import BufferedReader
 from types import ModuleType
 from typing import Any
 
@@ -81,7 +82,8 @@ def _serve(channel: int, trace: int) -> None:
     faulthandler.register(signal.SIGUSR2, trace, all_threads=False)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
-    me, begin = os.getpid(), _receive(channel)
+    requests = os.fdopen(channel, "rb")
+    me, begin = os.getpid(), _receive(requests)
     if begin is None:
         return
     sys.path[:] = begin["path"]
@@ -89,7 +91,7 @@ def _serve(channel: int, trace: int) -> None:
     _send(channel, READY + b"%d" % me)
     failed = _attempted(lambda: _run(begin["file"], module), module)
     _send(channel, RAISED + failed if failed else READY)
-    while not failed and (call := _receive(channel)) is not None:
+    while not failed and (call := _receive(requests)) is not None:
         reply = _called(module, **call)
         if os.getpid() != me:  # the function forked, and came back twice
             os._exit(0)
@@ -191,21 +193,12 @@ def _texts(*texts: str) -> bytes:
     return "\0".join(text.replace("\0", " ") for text in texts).encode("utf-8", "backslashreplace")
 
 
-def _receive(channel: int) -> Any:
+def _receive(requests: BufferedReader) -> Any:
     """The next request; None at the end of the channel."""
-    size = _read(channel, 8)
-    body = _read(channel, int.from_bytes(size, "big")) if size else None
-    return pickle.loads(body) if body else None
-
-
-def _read(channel: int, size: int) -> bytes | None:
-    got = bytearray()
-    while len(got) < size:
-        part = os.read(channel, min(size - len(got), 1 << 20))
-        if not part:
-            return None
-        got += part
-    return bytes(got)
+    try:
+        return pickle.load(requests)
+    except EOFError:
+        return None
 
 
 def _send(channel: int, reply: bytes) -> None:

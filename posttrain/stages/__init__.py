@@ -31,8 +31,7 @@ def run_stage(name: str, job: Job) -> dict[str, Any]:
     except (ModelError, RewardError) as error:
         if name == "prompts":  # this stage checks all inputs, before any other runs
             raise
-        place = {"file": error.file, "line": error.line, "column": error.column, "hint": error.hint, "rule": error.rule}
-        raise type(error)(_named(name, error.message), **place) from error
+        raise error.replaced(message=_named(name, error.message)) from error
 
 
 def _named(stage: str, message: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.config.section import of_round
@@ -77,21 +77,21 @@ class Book:
     stages: Mapping[str, PlannedStage]
     done: dict[str, Amounts]
 
-    def read(self, planned: PlannedStage, *beginnings: str) -> list[str]:
-        """The keys of what a stage reads, of roles with one of these prefixes."""
-        return [key for role, key in planned.inputs.items() if role.startswith(beginnings) and key in self.done]
+    def read(self, planned: PlannedStage, *beginnings: str) -> list[Amounts]:
+        """The amounts of what a stage reads, of roles with one of these prefixes."""
+        found = [key for role, key in planned.inputs.items() if role.startswith(beginnings)]
+        return [self.done[key] for key in found if key in self.done]
 
-    def sampled(self, prompts: int, per_prompt: int, longest: int) -> Amounts:
-        """Answers to prompts."""
-        completions = prompts * per_prompt
-        length = longest if self.shares.length is None else min(self.shares.length, longest)
-        return Amounts(prompts, completions, round(completions * length), completions, made=completions)
-
-    def pairs(self, key: str, watch: bool = False) -> float:
-        """Of a table of preferences, the pairs that train: see `posttrain.data.pairs.split`."""
-        config = self.stages[key].config
-        second = config.get("watch", 0.0)
-        return self.done[key].made * (second if watch else 1 - config["preferences"]["heldout"] - second)
+    def pairs(self, planned: PlannedStage, watch: bool = False) -> float:
+        """Of the preferences that a stage reads, the pairs that train: see `posttrain.data.pairs.split`."""
+        pairs = 0.0
+        for role, key in planned.inputs.items():
+            if role.startswith("preferences_") and key in self.done:
+                config = self.stages[key].config
+                second = config.get("watch", 0.0)
+                share = second if watch else 1 - config["preferences"]["heldout"] - second
+                pairs += self.done[key].made * share
+        return pairs
 
 
 def amounts(stages: Sequence[PlannedStage], sets: Sets, shares: Shares) -> dict[str, Amounts]:
@@ -111,92 +111,74 @@ def training_steps(section: Mapping[str, Any], rows: float) -> int:
     return math.ceil(section["num_train_epochs"] * per_epoch)
 
 
-def _taken(planned: PlannedStage, available: int) -> int:
-    count = planned.config["take"]["count"]
-    return available if count is None else min(count, available)
-
-
 def _answers(planned: PlannedStage, book: Book) -> Amounts:
     """K answers per prompt, plus the greedy one where `greedy` is set, plus K // 2 at each further temperature."""
     config, settings = planned.config, planned.config["answers"]
     if config["set"] == "train":
-        prompts = _taken(planned, book.sets.where if config["where"] else book.sets.train)
+        prompts, count = book.sets.where if config["where"] else book.sets.train, config["take"]["count"]
+        prompts = prompts if count is None else min(count, prompts)
     else:
         prompts = getattr(book.sets, config["set"])
-    per_prompt = settings["k"] + config["greedy"] + len(config["further"]) * max(1, settings["k"] // 2)
-    return book.sampled(prompts, per_prompt, settings["max_new_tokens"])
+    completions = prompts * (settings["k"] + config["greedy"] + len(config["further"]) * max(1, settings["k"] // 2))
+    longest = settings["max_new_tokens"]
+    length = longest if book.shares.length is None else min(book.shares.length, longest)
+    return Amounts(prompts, completions, round(completions * length), completions, made=completions)
 
 
-def _scored(planned: PlannedStage, book: Book, left: float | None = None) -> Amounts:
-    """Answers that rewards score. `left`: rows kept per prompt; None: all."""
-    read = [book.done[key] for key in book.read(planned, "answers", "policy", "previous")]
+def _scored(planned: PlannedStage, book: Book) -> Amounts:
+    """Answers that rewards score. All are left, or so many per prompt as become pairs."""
+    read = book.read(planned, "answers", "policy", "previous")
     prompts, rows = max((one.prompts for one in read), default=0), sum(one.rows for one in read)
+    left = {"preferences": book.shares.preferences, "pairs": book.shares.pairs}.get(planned.stage)
     return Amounts(prompts, rows=rows, made=rows if left is None else prompts * left)
 
 
-def _preferences(planned: PlannedStage, book: Book) -> Amounts:
-    return _scored(planned, book, book.shares.preferences)
-
-
-def _pairs(planned: PlannedStage, book: Book) -> Amounts:
-    return _scored(planned, book, book.shares.pairs)
-
-
 def _filters(planned: PlannedStage, book: Book) -> Amounts:
-    (scored,) = (book.done[key] for key in book.read(planned, "scored"))
+    (scored,) = book.read(planned, "scored")
     return Amounts(scored.prompts, rows=scored.rows, made=scored.rows * book.shares.kept)
 
 
 def _watch(planned: PlannedStage, book: Book) -> Amounts:
-    return Amounts(rows=sum(book.done[key].rows for key in book.read(planned, "policy", "previous", "base")))
+    return Amounts(rows=sum(one.rows for one in book.read(planned, "policy", "previous", "base")))
 
 
 def _sft(planned: PlannedStage, book: Book) -> Amounts:
-    mix = planned.config["sft"]["mix"]
-    keys = {"fresh": book.read(planned, "kept"), "earlier": book.read(planned, "earlier_")}
-    rows = sum(
-        book.done[key].made * mix[name]["share"] * mix[name]["repeats"] for name, found in keys.items() for key in found
-    )
-    return _trained(planned.config["sft"], rows)
+    mix, rows = planned.config["sft"]["mix"], 0.0
+    for name, role in (("fresh", "kept"), ("earlier", "earlier_")):
+        rows += sum(one.made * mix[name]["share"] * mix[name]["repeats"] for one in book.read(planned, role))
+    return _trained(planned, rows)
 
 
 def _reward_model(planned: PlannedStage, book: Book) -> Amounts:
-    second = planned.config.get("split") == "watch"
-    rows = sum(book.pairs(key, second) for key in book.read(planned, "preferences_"))
-    return _trained(planned.config["reward_model"], rows)
+    return _trained(planned, book.pairs(planned, planned.config.get("split") == "watch"))
 
 
 def _dpo(planned: PlannedStage, book: Book) -> Amounts:
-    """A round's samples give at most one pair per prompt, best and worst. The reference reads every pair once."""
-    rows = sum(book.done[key].prompts for key in book.read(planned, "samples"))
-    rows += sum(book.done[key].made for key in book.read(planned, "pairs"))
-    rows += sum(book.pairs(key) for key in book.read(planned, "preferences_"))
-    return _against_reference(planned, rows)
+    """A round's samples give at most one pair per prompt, best and worst."""
+    rows = sum(one.prompts for one in book.read(planned, "samples"))
+    rows += sum(one.made for one in book.read(planned, "pairs"))
+    return _trained(planned, rows + book.pairs(planned))
 
 
 def _single_answers(planned: PlannedStage, book: Book) -> Amounts:
     """Every answer that it reads is one row."""
-    rows = sum(book.done[key].rows for key in book.read(planned, "samples"))
     given = book.sets.given.get(planned.stage)
-    return _against_reference(planned, rows + (of_round(given, planned.number) if given else 0))
+    rows = sum(one.rows for one in book.read(planned, "samples"))
+    return _trained(planned, rows + (of_round(given, planned.number) if given else 0))
 
 
-def _against_reference(planned: PlannedStage, rows: float) -> Amounts:
-    made = _trained(planned.config[planned.stage], rows)
-    return replace(made, passes=made.rows * planned.spec.reference_reads)
-
-
-def _trained(section: Mapping[str, Any], rows: float) -> Amounts:
-    return Amounts(rows=round(rows), steps=training_steps(section, rows))
+def _trained(planned: PlannedStage, rows: float) -> Amounts:
+    steps, reads = training_steps(planned.config[planned.stage], rows), planned.spec.reference_reads
+    return Amounts(rows=round(rows), steps=steps, passes=round(rows) * reads)
 
 
 _STAGES: dict[str, Callable[[PlannedStage, Book], Amounts]] = {
     "answers": _answers,
-    "preferences": _preferences,
+    "preferences": _scored,
     "difficulty": _scored,
     "scores": _scored,
     "filters": _filters,
-    "pairs": _pairs,
+    "pairs": _scored,
     "evaluate": _scored,
     "heldout": _scored,
     "choose": _scored,

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.config import Annotate, Rated
+from posttrain.data.tables import column
 from posttrain.evaluation.topics import topics
 from posttrain.filters.rows import message_text
 from posttrain.job import Job
@@ -17,16 +18,9 @@ from posttrain.rewards import rubric as rubrics
 from posttrain.rewards.judge import Judge, load
 from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.judge_prompt import spoken
+from posttrain.rewards.prompt_stats import COLUMNS, PASS_RATE
 
-SCHEMA = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("topic", pa.string()),
-        ("tags", pa.list_(pa.string())),
-        ("intentions", pa.int32()),
-        ("difficulty", pa.int32()),
-    ]
-)
+SCHEMA = pa.schema([pa.field("prompt_id", pa.string()), *(one for one in COLUMNS if one.name != PASS_RATE)])
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -41,9 +35,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     section = job.section("annotate", Annotate)
     prompts = pq.read_table(job.inputs["prompts"] / "train.parquet", columns=["id", "prompt"]).to_pylist()
-    sampled = set(
-        pq.read_table(job.inputs["answers"] / "answers.parquet", columns=["prompt_id"])["prompt_id"].to_pylist()
-    )
+    sampled = set(column(job.inputs["answers"] / "answers.parquet", "prompt_id"))
     found: dict[str, dict[str, Any]] = {row["id"]: {"prompt_id": row["id"]} for row in prompts if row["id"] in sampled}
     texts = {row["id"]: spoken(row["prompt"]) for row in prompts if row["id"] in sampled}
     if section.topics:

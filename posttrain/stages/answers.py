@@ -4,11 +4,13 @@ an edited reward samples nothing again (Llama 3, section 4.2.2)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from posttrain.data.selection import matching, take
+from posttrain.data.tables import column
 from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
 from posttrain.rewards.checks import check_not_empty
@@ -26,26 +28,20 @@ def run(job: Job) -> dict[str, Any]:
         DataError: no prompt matches `where`.
         StageError: nearly all answers to training prompts are empty.
     """
-    prompts = _prompts(job)
-    settings = [_sampling(job, job.config["tag"], job.seed, **job.config["answers"], greedy=job.config["greedy"])]
-    for temperature in job.config["further"]:
-        tag = f"T={temperature}"
-        half = {**job.config["answers"], "k": max(1, settings[0].k // 2), "temperature": temperature}
-        settings.append(_sampling(job, tag, derive_seed(job.seed, tag), **half))
+    prompts, settings = _prompts(job), _settings(job)
     size = job.config["engine"]["shard_tokens"]
     shards = [shard for one in settings for shard in plan(prompts, one, size)]
     target = job.out / "answers.parquet"
-    count = run_rollouts(shards, job.scratch / "shards", target, job.workers, job.progress)
+    count = run_rollouts(shards, job, target)
     if job.config["set"] == "train":
         check_not_empty(target, job.inputs["policy"])
-    table = pq.read_table(target, columns=["n_tokens", "finish"])
-    lengths = table["n_tokens"].to_pylist()
+    lengths = column(target, "n_tokens")
     return {
         "prompts": len(prompts),
         "completions": count,
         "tokens": sum(lengths),
         "mean_length": sum(lengths) / count,
-        "finished": table["finish"].to_pylist().count("stop") / count,
+        "finished": column(target, "finish").count("stop") / count,
         **sampled_by(job),
         **sampled_slowly(target),
     }
@@ -54,21 +50,19 @@ def run(job: Job) -> dict[str, Any]:
 def _prompts(job: Job) -> Sequence[Mapping[str, Any]]:
     prompts: list[Mapping[str, Any]] = pq.read_table(job.inputs["prompts"] / f"{job.config['set']}.parquet").to_pylist()
     if "difficulty" in job.inputs:
-        wanted = set(pq.read_table(job.inputs["difficulty"] / "taken.parquet")["prompt_id"].to_pylist())
+        wanted = set(column(job.inputs["difficulty"] / "taken.parquet", "prompt_id"))
         return [prompt for prompt in prompts if prompt["id"] in wanted]
     return take(matching(prompts, job.config["where"]), **job.config["take"]) if "take" in job.config else prompts
 
 
-def _sampling(
-    job: Job, tag: str, seed: int, k: int, temperature: float, top_p: float, max_new_tokens: int, greedy: bool = False
-) -> Sampling:
-    return Sampling(
-        policy=str(job.inputs["policy"]),
-        params=SamplingParams(temperature, max_new_tokens, top_p),
-        k=k,
-        seed=seed,
-        tag=tag,
-        greedy=greedy,
-        system=job.config["system"],
-        **engine(job),
-    )
+def _settings(job: Job) -> list[Sampling]:
+    """The K answers, and K // 2 at each further temperature."""
+    policy, asked = str(job.inputs["policy"]), job.config["answers"]
+    options = {"tag": job.config["tag"], "greedy": job.config["greedy"], "system": job.config["system"], **engine(job)}
+    params = SamplingParams(asked["temperature"], asked["max_new_tokens"], asked["top_p"])
+    settings = [Sampling(policy, params, asked["k"], job.seed, **options)]
+    for temperature in job.config["further"]:
+        tag, params = f"T={temperature}", replace(params, temperature=temperature)
+        options |= {"tag": tag, "greedy": False}
+        settings.append(Sampling(policy, params, max(1, asked["k"] // 2), derive_seed(job.seed, tag), **options))
+    return settings

@@ -10,6 +10,6 @@ from posttrain.training.averaging import average
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: model_1, model_2, … Writes a model folder."""
-    folders = [job.inputs[name] for name in sorted(job.inputs, key=lambda name: int(name.rpartition("_")[2]))]
+    folders = [job.inputs[name] for name in job.numbered("model")]
     average(folders, job.out)
     return {"models": len(folders)}

@@ -33,10 +33,10 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         StageError: no dev prompt or pair has a score, so nothing can be compared.
     """
-    roles = sorted((role for role in job.inputs if role.startswith("model_")), key=lambda role: int(role[6:]))
+    roles = job.numbered("model")
     alone = roles[: job.config["choose"]["alone"]]
     candidates = {MEAN: job.inputs[MEAN], **{role: job.inputs[role] for role in alone}}
-    on_pairs = any(role.startswith("preferences_") for role in job.inputs)
+    on_pairs = bool(job.numbered("preferences"))
     figures = {
         name: _on_pairs(job, name, path) if on_pairs else _on_dev(job, name.removeprefix("model_"))
         for name, path in candidates.items()

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from posttrain.data.selection import nearest, take
 from posttrain.data.tables import by_prompt
+from posttrain.evaluation.statistics import known_mean
 from posttrain.job import Job
 from posttrain.rewards.combine import RIGHT, combine
 from posttrain.rewards.scoring import load_scorers, score_table
@@ -27,8 +28,8 @@ def run(job: Job) -> dict[str, Any]:
     tried = score_table(job, job.inputs["answers"] / "answers.parquet", scorers, job.scratch / "scored.parquet")
     found: dict[str, float | None] = {}
     for rows in by_prompt(tried, ["prompt_id", "tag", "rewards"]):
-        scores = [score for row in rows if (score := combine(row["rewards"], weights)) is not None]
-        found[rows[0]["prompt_id"]] = sum(score >= RIGHT for score in scores) / len(scores) if scores else None
+        scores = [combine(row["rewards"], weights) for row in rows]
+        found[rows[0]["prompt_id"]] = known_mean(None if score is None else score >= RIGHT for score in scores)
     rates = [(prompt["id"], found[prompt["id"]]) for prompt in pool]
     taken = nearest(rates, job.config["wanted"], job.config["count"])
     table = pa.table({"prompt_id": taken, "pass_rate": pa.array([found[name] for name in taken], pa.float64())})
@@ -36,10 +37,5 @@ def run(job: Job) -> dict[str, Any]:
     return {
         "pool": len(pool),
         "taken": len(taken),
-        "pass_rate": {"pool": _mean(list(found.values())), "taken": _mean([found[name] for name in taken])},
+        "pass_rate": {"pool": known_mean(found.values()), "taken": known_mean(found[name] for name in taken)},
     }
-
-
-def _mean(rates: list[float | None]) -> float | None:
-    known = [rate for rate in rates if rate is not None]
-    return sum(known) / len(known) if known else None

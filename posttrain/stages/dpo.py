@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -19,9 +18,8 @@ from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.models import check_same_tokens
 from posttrain.storage.pieces import Pieces
-from posttrain.training.lora import lora_config
 from posttrain.training.rows import EXAMPLES, pair_rows
-from posttrain.training.run import arguments, train
+from posttrain.training.run import arguments, train, trainer_options
 from posttrain.training.trainers import Llama3DPOTrainer, PairCollator
 
 
@@ -39,12 +37,7 @@ def run(job: Job) -> dict[str, Any]:
     reference = job.inputs.get("reference")
     if reference:
         check_same_tokens(job.inputs["model"], reference)
-    metrics = train(
-        "dpo",
-        job,
-        args,
-        lambda: trainer(job, section, args, rows, tokenizer),
-    )
+    metrics = train("dpo", job, args, lambda: trainer(job, section, args, rows, tokenizer))
     counts = {name: len(source) for name, source in sources.items()}
     return {**metrics, "pairs": len(rows), "too_long": too_long, "sources": counts}
 
@@ -52,18 +45,15 @@ def run(job: Job) -> dict[str, Any]:
 def trainer(
     job: Job, section: Dpo, args: DPOConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> Llama3DPOTrainer:
-    """The trainer for `rows` of `pair_rows`. Computes the reference's log-probs when it is built."""
+    """The trainer for `rows` of `pair_rows`. Computes the reference's log-probs when it is built, of rows of similar
+    length together; training shuffles."""
     options: Any = args.model_init_kwargs
     eager = options["attn_implementation"] == "eager"
     pad: Any = tokenizer.pad_token_id or 0
     reference = job.inputs.get("reference")
     return Llama3DPOTrainer(
-        model=str(job.inputs["model"]),
-        ref_model=_load(reference, args) if reference else None,
-        args=args,
-        train_dataset=rows.sort("length"),  # the reference takes them in this order; training shuffles
-        processing_class=tokenizer,
-        peft_config=lora_config(job, TaskType.CAUSAL_LM),
+        **trainer_options(job, args, rows.sort("length"), tokenizer, TaskType.CAUSAL_LM),
+        ref_model=AutoModelForCausalLM.from_pretrained(reference, **options) if reference else None,
         data_collator=PairCollator(pad, section.packed, eager, section.mask_format),
         nll_weight=section.nll_weight,
         pieces=Pieces(job.scratch / "reference"),
@@ -80,11 +70,6 @@ def examples() -> Dataset:
             for prompt, one, other in EXAMPLES
         ]
     )
-
-
-def _load(reference: Path, args: DPOConfig) -> Any:
-    options: Any = args.model_init_kwargs or {}
-    return AutoModelForCausalLM.from_pretrained(reference, **options)
 
 
 def _pairs(job: Job, source: str, margin: float) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from posttrain import filters
 from posttrain.config.keys import join
+from posttrain.data.tables import column
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.rewards.judge_cache import judge_metrics
@@ -35,7 +36,7 @@ def run(job: Job) -> dict[str, Any]:
         filters.message_text(row)
         for name in ("dev", "heldout", "against")
         if (job.inputs["prompts"] / f"{name}.parquet").exists()
-        for row in pq.read_table(job.inputs["prompts"] / f"{name}.parquet")["prompt"].to_pylist()
+        for row in column(job.inputs["prompts"] / f"{name}.parquet", "prompt")
     ]
 
     def corpus(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -75,6 +76,6 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _earlier(job: Job) -> Iterator[pa.RecordBatch]:
-    for name in sorted(name for name in job.inputs if name.startswith("earlier_")):
+    for name in job.numbered("earlier"):
         with pq.ParquetFile(job.inputs[name] / "kept.parquet") as table:
             yield from table.iter_batches(ROWS, columns=["prompt", "completion"])

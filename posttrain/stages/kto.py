@@ -6,24 +6,22 @@ import json
 from collections import Counter
 from typing import Any
 
-import pyarrow.parquet as pq
 from datasets import Dataset
 from peft import TaskType
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import KTOConfig
 
 from posttrain.config import PromptSet
-from posttrain.config.training import Kto
+from posttrain.config.kto import Kto
 from posttrain.data.load import read_labelled
-from posttrain.data.tables import by_prompt
+from posttrain.data.tables import by_prompt, column
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.models import context_length
 from posttrain.storage.pieces import Pieces
 from posttrain.training.kto import LabelledCollator, StepKTOTrainer, in_steps, labelled_rows
-from posttrain.training.lora import lora_config
 from posttrain.training.rows import EXAMPLES
-from posttrain.training.run import arguments, train
+from posttrain.training.run import arguments, train, trainer_options
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -63,11 +61,7 @@ def trainer(
     `section`: `args` holds all of it."""
     pad: Any = tokenizer.pad_token_id or 0
     return StepKTOTrainer(
-        model=str(job.inputs["model"]),
-        args=args,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        peft_config=lora_config(job, TaskType.CAUSAL_LM),
+        **trainer_options(job, args, rows, tokenizer, TaskType.CAUSAL_LM),
         data_collator=LabelledCollator(pad),
         pieces=Pieces(job.scratch / "reference"),
     )
@@ -101,8 +95,8 @@ def _sampled(job: Job, section: Kto, dropped: Counter[str]) -> list[dict[str, An
 def _given(job: Job, section: Kto, dropped: Counter[str]) -> list[dict[str, Any]]:
     """The round's given answers, without those to evaluation prompts."""
     settings = job.runtime["given"]
-    known = [pq.read_table(job.inputs["prompts"] / f"{name}.parquet", columns=["id"]) for name in ("dev", "heldout")]
-    evaluated = {one for table in known for one in table["id"].to_pylist()}
+    sets = [job.inputs["prompts"] / f"{name}.parquet" for name in ("dev", "heldout")]
+    evaluated = {one for table in sets for one in column(table, "id")}
     rows = []
     given = PromptSet.model_validate(settings["set"])
     for one in read_labelled(given, settings["system"], where="kto.given", counts=dropped):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.data.pairs import best_worst_pairs
-from posttrain.data.tables import PAIRS, by_prompt
+from posttrain.data.tables import PAIRS, by_prompt, column
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.rewards.combine import REWARD_MODEL, combine, spread
@@ -38,8 +38,8 @@ def run(job: Job) -> dict[str, Any]:
         for rows in by_prompt(rows_path, columns)
     )
     pairs = list(best_worst_pairs(groups, margin, "pairs"))
-    ids = pq.read_table(rows_path, columns=["prompt_id"])["prompt_id"]
-    prompts = len(ids.unique())
+    ids = column(rows_path, "prompt_id")
+    prompts = len(set(ids))
     if not pairs:
         k = len(ids) // prompts
         raise EmptyStageError(

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,10 +18,9 @@ from transformers import AutoTokenizer
 
 from posttrain.config import Preferences, PromptSet
 from posttrain.data import load as loaders
-from posttrain.data.messages import Preference
-from posttrain.data.pairs import GIVEN, across_policies, level, split
+from posttrain.data.pairs import GIVEN, across_policies, level, pair_row, split
 from posttrain.data.selection import matching, take
-from posttrain.data.tables import PAIRS, by_prompt
+from posttrain.data.tables import PAIRS, by_prompt, column
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.models import context_length
@@ -72,15 +69,18 @@ def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[st
     if "given" not in job.runtime:
         return []
     given = job.runtime["given"]
-    known = [pq.read_table(job.inputs["prompts"] / f"{name}.parquet", columns=["id"]) for name in ("dev", "heldout")]
-    evaluated = {one for table in known for one in table["id"].to_pylist()}
-    fits = _fits(job.inputs["model"])
+    sets = [job.inputs["prompts"] / f"{name}.parquet" for name in ("dev", "heldout")]
+    evaluated = {one for table in sets for one in column(table, "id")}
+    rendered = Rendering(AutoTokenizer.from_pretrained(job.inputs["model"]))
+    context = context_length(job.inputs["model"])
     pairs = []
     for pair in loaders.read_preferences(PromptSet.model_validate(given["set"]), given["system"], counts=counts):
         if pair.prompt.id in evaluated:
             counts["in an evaluation set"] += 1
             continue
-        if not fits(pair):
+        answers = [answer for answer in (pair.edited, pair.chosen, pair.rejected) if answer]
+        prompt, tokens = rendered(pair.prompt.messages, answers)
+        if len(prompt) + max(len(ids) for ids, _ in tokens) > context:
             counts["too long"] += 1
             continue
         counts[pair.level or "no level"] += 1
@@ -92,25 +92,12 @@ def _given(job: Job, section: Preferences, counts: Counter[str]) -> list[dict[st
                     "chosen": list(pair.chosen),
                     "rejected": list(pair.rejected),
                     "edited": list(pair.edited) if pair.edited else None,
-                    "margin": None,
                     "level": pair.level,
                     "source": GIVEN,
                     "columns": json.dumps(dict(pair.prompt.columns), ensure_ascii=False),
                 }
             )
     return pairs
-
-
-def _fits(model: Path) -> Callable[[Preference], bool]:
-    """A function that says whether a prompt with each of its answers fits the model's context."""
-    rendered, context = Rendering(AutoTokenizer.from_pretrained(model)), context_length(model)
-
-    def fits(pair: Preference) -> bool:
-        answers = [answer for answer in (pair.edited, pair.chosen, pair.rejected) if answer]
-        prompt, tokens = rendered(pair.prompt.messages, answers)
-        return len(prompt) + max(len(ids) for ids, _ in tokens) <= context
-
-    return fits
 
 
 def _sampled(job: Job, section: Preferences, counts: Counter[str]) -> tuple[int, list[dict[str, Any]]]:
@@ -135,29 +122,15 @@ def _sampled(job: Job, section: Preferences, counts: Counter[str]) -> tuple[int,
     pairs = []
     for prompt in prompts:
         if prompt["id"] not in policy or prompt["id"] not in previous:
-            counts["no opinion"] += 1
+            counts["no score"] += 1
             continue
         pair = across_policies(policy[prompt["id"]], previous[prompt["id"]])
         if pair is None:
             counts["tie"] += 1
             continue
         chosen, rejected = pair
-        margin = chosen["score"] - rejected["score"]
-        name = level(margin, section.levels.model_dump())
+        name = level(chosen["score"] - rejected["score"], section.levels.model_dump())
         counts[name] += 1
-        if name not in section.keep:
-            continue
-        pairs.append(
-            {
-                "prompt_id": prompt["id"],
-                "prompt": prompt["prompt"],
-                "chosen": chosen["completion"],
-                "rejected": rejected["completion"],
-                "edited": None,
-                "margin": margin,
-                "level": name,
-                "source": f"{chosen['tag']} over {rejected['tag']}",
-                "columns": prompt["columns"],
-            }
-        )
+        if name in section.keep:
+            pairs.append(pair_row(chosen, rejected, f"{chosen['tag']} over {rejected['tag']}", name))
     return len(prompts), pairs

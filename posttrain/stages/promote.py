@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ def run(job: Job) -> dict[str, Any]:
     fallen = collapsed(*(shares(job.inputs[role] / "dev.parquet") for role in ("candidate", "incumbent")))
     if fallen and job.config["promote"] == "always":
         raise StageError(
-            f"promote: the policy has collapsed: {fallen}. Of the round before it is whole: the run's folder `policy`. "
+            f"promote: the policy has collapsed: {fallen}. The one before is intact, in the run's folder `policy`. "
             "Lower the learning rate or the steps of what trained it, or let the gate leave it out (promote: better)"
         )
     decision = {"rule": job.config["promote"], "promoted": not fallen and decide(job.config["promote"], difference)}
@@ -75,23 +74,18 @@ def prompt_figures(
     columns = ["prompt_id", "tag", "rewards", "prompt", "completion"]
     groups = (rows for rows in by_prompt(table, columns) if rows[0]["tag"] == SAMPLED)
     if functions or reward_model is None:
-        return dict(_means((rows, [combine(row["rewards"], functions) for row in rows]) for rows in groups))
+        scored = {
+            rows[0]["prompt_id"]: statistics.known_mean(combine(row["rewards"], functions) for row in rows)
+            for rows in groups
+        }
+        return {prompt: mean for prompt, mean in scored.items() if mean is not None}
 
     def mean_scores(some: list[list[dict[str, Any]]]) -> pa.Table:
-        means = list(_means((rows, model_rewards(rows, reward_model)) for rows in some))
-        return pa.table({"prompt_id": [prompt for prompt, _ in means], "mean": [mean for _, mean in means]})
+        means = [statistics.known_mean(model_rewards(rows, reward_model)) for rows in some]
+        return pa.table({"prompt_id": [rows[0]["prompt_id"] for rows in some], "mean": means})
 
     found: dict[str, float] = {}
     while some := list(itertools.islice(groups, _PROMPTS)):
         means = pieces.made(f"prompts-{len(found)}", functools.partial(mean_scores, some))
         found |= dict(zip(means["prompt_id"].to_pylist(), means["mean"].to_pylist(), strict=True))
     return found
-
-
-def _means(
-    scored: Iterable[tuple[list[dict[str, Any]], Sequence[float | None]]],
-) -> Iterator[tuple[str, float]]:
-    for rows, values in scored:
-        scores = [score for score in values if score is not None]
-        if scores:
-            yield rows[0]["prompt_id"], sum(scores) / len(scores)

@@ -67,7 +67,11 @@ def run(job: Job) -> dict[str, Any]:
         models.check_same_tokens(model, Path(job.runtime["reference"]))
     room = _Room(tokenizer, models.context_length(model), job.config["max_new_tokens"], sets.too_long == "drop")
     metrics: dict[str, Any] = {"unused_weights": unused} if unused else {}
-    against = _against(sets)
+    against = [
+        prompt
+        for index, one in enumerate(sets.against)
+        for prompt in loaders.read_prompts(one, where=f"prompts.against.{index}")
+    ]
     if against:
         _write(against, job.out / "against.parquet")
     evaluated_on = [message_text(prompt.messages) for prompt in against]
@@ -107,7 +111,7 @@ def _real(
             rows.append({"id": prompt.id, "prompt": list(prompt.messages), "completion": list(completion)})
     if not rows:
         raise DataError(
-            "no row is left that is not evaluated on",
+            "no row is left: the prompts of all are in an evaluation set",
             file=real.path or real.dataset_name,
             hint="give rows whose prompts are not in dev, heldout or against",
             rule="data-real-evaluated-on",
@@ -155,7 +159,7 @@ def _read(
             kept.append(prompt)
     if not kept:
         raise DataError(
-            "no prompt is left: all are evaluated on, or too long",
+            "no prompt is left: all are in an evaluation set, or too long",
             file=place,
             hint="give other prompts, or lower max_new_tokens",
             rule="data-no-prompt-left",
@@ -176,15 +180,6 @@ def _fits(room: _Room, prompt: Prompt, systems: Sequence[str | None], place: str
             rule="data-prompt-too-long",
         )
     return length + room.new <= room.context
-
-
-def _against(sets: Prompts) -> list[Prompt]:
-    """The prompts of the further evaluation sets."""
-    return [
-        prompt
-        for index, one in enumerate(sets.against)
-        for prompt in loaders.read_prompts(one, where=f"prompts.against.{index}")
-    ]
 
 
 def _contamination(evaluated_on: Sequence[str], near: Decontaminate | None) -> Callable[[Prompt], str | None]:
@@ -218,7 +213,7 @@ def _length(tokenizer: Any, prompt: Prompt, system: str | None, place: str | Non
     try:
         return len(render_prompt(tokenizer, under(system, prompt.messages)))
     except DataError as error:
-        raise DataError(error.message, file=place, line=prompt.line, hint=error.hint, rule=error.rule) from error
+        raise error.replaced(file=place, line=prompt.line) from error
 
 
 def _rewards_of(job: Job, name: str) -> list[RewardBase]:
@@ -240,8 +235,7 @@ def _check_rewards(asked: Sequence[RewardBase], prompts: list[Prompt], place: st
         try:
             reward.check_columns(list(prompts[0].columns) if prompts else [])
         except RewardError as error:
-            said = f"{error.message}, and {place} has none"
-            raise RewardError(said, file=error.file, hint=error.hint, rule=error.rule) from error
+            raise error.replaced(message=f"{error.message}, and {place} has none") from error
         reward.probe(prompts)
 
 

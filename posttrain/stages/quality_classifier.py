@@ -38,7 +38,7 @@ def run(job: Job) -> dict[str, Any]:
         DataError: the file of labels cannot be read.
     """
     section = job.section("classifier", QualityClassifier)
-    rows = [row for role in sorted(job.inputs) if role != "policy" for row in judged(job.inputs[role], section)]
+    rows = [row for role in job.numbered("filters") for row in judged(job.inputs[role], section)]
     if section.labels:
         rows += labelled(shipped.locate("data", section.labels))
     heldout = [derive_seed(job.seed, "heldout", row.prompt) / 2**31 < section.heldout for row in rows]
@@ -86,7 +86,8 @@ def labelled(path: Path) -> list[Labelled]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            prompt, answer = (part if isinstance(part, str) else message_text(part) for part in _parts(row))
+            parts = row["prompt"], row["completion"]
+            prompt, answer = (part if isinstance(part, str) else message_text(part) for part in parts)
             if not isinstance(row["good"], bool):
                 raise ValueError("`good` is neither true nor false")
         except (ValueError, KeyError, TypeError) as error:
@@ -94,7 +95,3 @@ def labelled(path: Path) -> list[Labelled]:
             raise DataError(f"no verdict: {error}", file=str(path), line=number, hint=hint) from error
         found.append(Labelled(prompt, as_text(prompt, answer), row["good"]))
     return found
-
-
-def _parts(row: Any) -> tuple[Any, Any]:
-    return row["prompt"], row["completion"]

@@ -43,7 +43,7 @@ class StageSpec:
 
     @property
     def samples(self) -> bool:
-        """Whether it asks a model for completions."""
+        """Whether it samples completions from a model."""
         return self.unit == "completions"
 
 

@@ -22,10 +22,9 @@ from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rewards.scoring import model_rewards, scored_slowly
 from posttrain.storage.pieces import Pieces, cut
-from posttrain.training.lora import lora_config
 from posttrain.training.ranking import LLAMA2_MARGINS, RankingCollator, RankingTrainer, ranked_rows
 from posttrain.training.rows import EXAMPLES
-from posttrain.training.run import arguments, train
+from posttrain.training.run import arguments, train, trainer_options
 
 _PAIRS = 2048  # held-out pairs that are scored together, and kept
 
@@ -37,7 +36,7 @@ def run(job: Job) -> dict[str, Any]:
     Its accuracy is measured on the held-out pairs of the latest preferences, on which no reward model is trained.
     """
     section = job.section("reward_model", RewardModel)
-    tables = [pq.read_table(job.inputs[name] / "pairs.parquet").to_pylist() for name in _preferences(job)]
+    tables = [pq.read_table(job.inputs[name] / "pairs.parquet").to_pylist() for name in job.numbered("preferences")]
     split = job.config.get("split", "train")
     name = "reward_model" if split == "train" else f"{split}.reward_model"  # as the recipe calls it
     training = [row for row in once(tables) if row["split"] == split]
@@ -49,12 +48,7 @@ def run(job: Job) -> dict[str, Any]:
     rows, dropped = ranked_rows(tokenizer, training, section.trl.get("max_length"), margins, section.max_similarity)
     if not len(rows):
         raise EmptyStageError(f"{name}: no pair is left of {len(training)}: {json.dumps(dropped)}")
-    metrics = train(
-        name,
-        job,
-        args,
-        lambda: trainer(job, section, args, rows, tokenizer),
-    )
+    metrics = train(name, job, args, lambda: trainer(job, section, args, rows, tokenizer))
     accuracy = statistics.proportion(pairs_right(heldout_pairs(job), str(job.out), Pieces(job.scratch / "heldout")))
     fallback = [*metrics.pop("fallback", []), *scored_slowly(str(job.out))]
     extra = {"fallback": fallback} if fallback else {}
@@ -70,12 +64,8 @@ def trainer(
     pad: Any = tokenizer.pad_token_id
     reward_head.provide(job.inputs["model"])
     return RankingTrainer(
-        model=str(job.inputs["model"]),
-        args=args,
-        train_dataset=rows,
+        **trainer_options(job, args, rows, tokenizer, TaskType.SEQ_CLS),
         data_collator=RankingCollator(pad, packed=section.packed, additive=eager),
-        processing_class=tokenizer,
-        peft_config=lora_config(job, TaskType.SEQ_CLS),
     )
 
 
@@ -90,13 +80,9 @@ def examples() -> Dataset:
     )
 
 
-def _preferences(job: Job) -> list[str]:
-    return sorted((name for name in job.inputs if name.startswith("preferences_")), key=lambda n: int(n.split("_")[1]))
-
-
 def heldout_pairs(job: Job) -> list[dict[str, Any]]:
     """The pairs of the latest preferences that no reward model is trained on."""
-    table = pq.read_table(job.inputs[_preferences(job)[-1]] / "pairs.parquet").to_pylist()
+    table = pq.read_table(job.inputs[job.numbered("preferences")[-1]] / "pairs.parquet").to_pylist()
     return [row for row in table if row["split"] == "heldout"]
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain.data.tables import column
 from posttrain.errors import EmptyStageError
+from posttrain.evaluation.statistics import known_mean
 from posttrain.job import Job
 from posttrain.rewards import prompt_stats
 from posttrain.rewards.checks import check_scores, constant
@@ -26,9 +28,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     scorers, weights = load_scorers(job)
     paths = score_shards(job, job.inputs["answers"] / "answers.parquet", scorers)
-    values = [
-        json.loads(text) for path in paths for text in pq.read_table(path, columns=["rewards"])["rewards"].to_pylist()
-    ]
+    values = [json.loads(text) for path in paths for text in column(path, "rewards")]
     mean, deviation = spread([row[REWARD_MODEL] for row in values if REWARD_MODEL in row])
     scores = [combine(row, weights, mean, deviation) for row in values]
     known_scores = [score for score in scores if score is not None]
@@ -45,14 +45,14 @@ def run(job: Job) -> dict[str, Any]:
     with pq.ParquetWriter(job.out / "scored.parquet", schema, compression="zstd") as writer:
         for path in paths:
             table = pq.read_table(path)
-            column = pa.array(scores[start : start + table.num_rows], pa.float64())
-            writer.write_table(prompt_stats.annotated(table.append_column("score", column), names, known))
+            of_rows = pa.array(scores[start : start + table.num_rows], pa.float64())
+            writer.write_table(prompt_stats.annotated(table.append_column("score", of_rows), names, known))
             start += table.num_rows
     return {
         "rows": len(scores),
         "unscored": len(scores) - len(known_scores),
         "mean": sum(known_scores) / len(known_scores),
-        "rewards": {name: _mean([row.get(name) for row in values]) for name in weights},
+        "rewards": {name: known_mean(row.get(name) for row in values) for name in weights},
         **({"constant": same} if same else {}),
         "logits": {"mean": mean, "deviation": deviation},
         **judge_metrics(job.scratch),
@@ -66,8 +66,3 @@ def _annotations(job: Job) -> dict[str, dict[str, Any]]:
     return {
         row["prompt_id"]: row for row in pq.read_table(job.inputs["annotations"] / "annotations.parquet").to_pylist()
     }
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

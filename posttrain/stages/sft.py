@@ -16,10 +16,9 @@ from posttrain.config import Sft
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.training.balancing import balanced
-from posttrain.training.lora import lora_config
 from posttrain.training.mixing import annealed, drawn, guaranteed, mixed, passes
 from posttrain.training.rows import EXAMPLES, IGNORED, sft_rows
-from posttrain.training.run import arguments, train
+from posttrain.training.run import arguments, train, trainer_options
 from posttrain.training.trainers import AnswerSFTTrainer
 
 
@@ -29,9 +28,8 @@ def run(job: Job) -> dict[str, Any]:
     """
     section = job.section("sft", Sft)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
-    earlier = sorted(name for name in job.inputs if name.startswith("earlier_"))
     by = section.mix.balance.by if section.mix.balance else None
-    sources = {"fresh": _kept(job, ["kept"], by), "earlier": _kept(job, earlier, by)}
+    sources = {"fresh": _kept(job, ["kept"], by), "earlier": _kept(job, job.numbered("earlier"), by)}
     chosen = mixed(sources, {"fresh": section.mix.fresh, "earlier": section.mix.earlier}, job.seed)
     extra = {}
     if section.mix.balance:
@@ -51,12 +49,7 @@ def run(job: Job) -> dict[str, Any]:
         rows = rows.select(annealed(scores, list(rows["length"]), section.anneal, epochs, batch, job.seed))
         over = {"num_train_epochs": 1.0, "train_sampling_strategy": "sequential"}  # the order is in the rows
     args = arguments(SFTConfig, section, job, **over)
-    metrics = train(
-        "sft",
-        job,
-        args,
-        lambda: trainer(job, section, args, rows, tokenizer),
-    )
+    metrics = train("sft", job, args, lambda: trainer(job, section, args, rows, tokenizer))
     counts = {name: len(source) for name, source in sources.items()}
     if real:
         counts |= {"real": len(real), "real_in_mix": len(chosen) - others}
@@ -67,13 +60,7 @@ def trainer(
     job: Job, section: Sft, args: SFTConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> AnswerSFTTrainer:
     """The trainer for `rows` of `sft_rows`. Does not use `section`: `args` holds all of it."""
-    return AnswerSFTTrainer.made(
-        model=str(job.inputs["model"]),
-        args=args,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        peft_config=lora_config(job, TaskType.CAUSAL_LM),
-    )
+    return AnswerSFTTrainer.made(**trainer_options(job, args, rows, tokenizer, TaskType.CAUSAL_LM))
 
 
 def examples() -> Dataset:

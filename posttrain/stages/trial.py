@@ -90,10 +90,10 @@ def _with_any_adapters(config: Mapping[str, Any]) -> dict[str, Any]:
 def _placed(error: RecipeError, job: Job, training: dict[str, Any]) -> RecipeError:
     """The error with the line of its key, or of the nearest key above it that is in the recipe."""
     keys, places = error.message.partition(":")[0].split("."), job.runtime.get("places", {})
-    inherited = [f"{name}.{keys[-1]}" for name in (training["stage"],)]  # of a variant, or of the watch's model
+    inherited = f"{training['stage']}.{keys[-1]}"  # of a variant, or of the watch's model
     above = [".".join(keys[:count]) for count in range(len(keys), 0, -1)]
-    for name in [above[0], *inherited, *above[1:]]:
+    for name in [above[0], inherited, *above[1:]]:
         if name in places:
             file, line, column = places[name]
-            return RecipeError(error.message, file=file, line=line, column=column, hint=error.hint, rule=error.rule)
+            return error.replaced(file=file, line=line, column=column)
     return error

@@ -13,6 +13,7 @@ comparison per prompt, so that comparisons are independent and expensive judges 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from posttrain.config import Judge, RewardEntry
 from posttrain.config.watch import SECOND
 from posttrain.data.tables import GREEDY, SAMPLED, SCORED_ANSWERS, by_prompt
 from posttrain.errors import RewardError, StageError
-from posttrain.evaluation import win_rate
+from posttrain.evaluation import statistics, win_rate
 from posttrain.evaluation.compare import BASE, OTHERS, POLICY, summary
 from posttrain.job import Job
 from posttrain.rewards import RewardFunction, Runtime, pairwise
@@ -45,7 +46,7 @@ COMPARED = pa.schema(
 
 @dataclass(frozen=True)
 class Panel:
-    """What scores and what compares. `models`: {reward name: folder}; `weights`: of the reward functions for accuracy.
+    """Scorers and judges. `models`: {reward name: folder}; `weights`: of the reward functions for accuracy.
 
     `functions`: reward functions among `judges` whose scores are not in the tables yet.
     """
@@ -55,16 +56,6 @@ class Panel:
     judges: tuple[str, ...]
     functions: tuple[RewardFunction, ...]
     pairwise: tuple[Pairwise, ...]
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """Rows start..stop of the pooled answers, to be compared by any process."""
-
-    path: str
-    start: int
-    stop: int
-    panel: Panel
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -78,15 +69,9 @@ def run(job: Job) -> dict[str, Any]:
     sides = [side for side in (POLICY, *OTHERS) if side != BASE or job.inputs[BASE] != job.inputs["previous"]]
     panel = _panel(job)
     pooled = job.scratch / "pooled.parquet"
-    total, done = _pool({side: job.inputs[side] / "heldout.parquet" for side in sides}, pooled), 0
-
-    def count(rows: int) -> None:
-        nonlocal done
-        done += rows
-        job.progress(done, total, "comparisons")
-
-    shards = [_Slice(str(pooled), start, stop, panel) for start, stop in slices(pooled)]
-    paths = run_shards(_compared, shards, job.scratch / "shards", processes(job.workers), count)
+    count = job.counter(_pool({side: job.inputs[side] / "heldout.parquet" for side in sides}, pooled), "comparisons")
+    work = functools.partial(_compared, pooled, panel)
+    paths = run_shards(work, slices(pooled), job.scratch / "shards", processes(job.workers), count)
     table = pa.concat_tables(pq.read_table(path) for path in paths)
     pq.write_table(table, job.out / "compared.parquet", compression="zstd")
     result = summary(table.to_pylist(), panel.judges, job.seed)
@@ -137,10 +122,10 @@ def _answers(table: Path) -> Iterator[list[dict[str, Any]]]:
     return (rows for rows in by_prompt(table) if rows[0]["tag"] in (GREEDY, SAMPLED))
 
 
-def _compared(shard: _Slice) -> pa.Table:
-    """Rows of COMPARED: one per prompt and sampling setting."""
-    panel = shard.panel
-    rows = pq.read_table(shard.path).slice(shard.start, shard.stop - shard.start).to_pylist()
+def _compared(pooled: Path, panel: Panel, rows_of: tuple[int, int]) -> pa.Table:
+    """Rows of COMPARED, one per prompt and sampling setting, from the pooled answers from start to stop."""
+    start, stop = rows_of
+    rows = pq.read_table(pooled).slice(start, stop - start).to_pylist()
     scores = [json.loads(row["rewards"]) for row in rows]
     for name, values in _new_scores(rows, panel).items():
         for score, value in zip(scores, values, strict=True):
@@ -187,8 +172,7 @@ def _figures(answers: Sequence[Mapping[str, Any]], weights: Mapping[str, float])
         "length": [answer["n_tokens"] for answer in answers],
         "accuracy": [None if verdict is None else float(verdict >= RIGHT) for verdict in verdicts],
     }
-    known = {name: [value for value in some if value is not None] for name, some in values.items()}
-    return {name: sum(some) / len(some) if some else None for name, some in known.items()}
+    return {name: statistics.known_mean(some) for name, some in values.items()}
 
 
 def _verdicts(
@@ -237,11 +221,4 @@ def _named(judge: str) -> Iterator[None]:
     except StageError as error:
         raise type(error)(f"watch: judge {judge}: {error}") from error
     except RewardError as error:
-        raise RewardError(
-            f"watch: judge {judge}: {error.message}",
-            file=error.file,
-            line=error.line,
-            column=error.column,
-            hint=error.hint,
-            rule=error.rule,
-        ) from error
+        raise error.replaced(message=f"watch: judge {judge}: {error.message}") from error

@@ -34,8 +34,10 @@ def held(path: Path) -> Iterator[None]:
     """
     with path.open("a+", encoding="utf-8") as file:
         kernel = _flock(file)
-        owner = _owner(file)
-        if kernel is False or (owner and _may_live(owner, kernel) and _beats(path)):
+        file.seek(0)
+        owner = file.read().strip()
+        here = owner.endswith(f" on {socket.gethostname()}") and kernel  # the kernel speaks for this host
+        if kernel is False or (owner and not here and _beats(path)):
             raise LockedError(
                 f"{path.parent}: {owner or 'another process'} is working on this run; wait for it, stop it, or choose "
                 "another --run"
@@ -73,17 +75,6 @@ def _flock(file: IO[str]) -> bool | None:
     except OSError as error:
         return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
-
-
-def _owner(file: IO[str]) -> str:
-    file.seek(0)
-    return file.read().strip()
-
-
-def _may_live(owner: str, kernel: bool | None) -> bool:
-    """Whether the owner named in the file may still be alive although the kernel lock is free."""
-    here = owner.endswith(f" on {socket.gethostname()}")
-    return not (here and kernel)  # the kernel speaks for this host
 
 
 def _beats(path: Path) -> bool:

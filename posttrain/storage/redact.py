@@ -64,11 +64,7 @@ def escape_libraries() -> None:
     """Escapes what libraries log or warn in this process from now on."""
     logging.setLogRecordFactory(_Record)
     plain = warnings.formatwarning
-
-    def formatted(*args: Any, **more: Any) -> str:
-        return printable(plain(*args, **more))
-
-    warnings.formatwarning = formatted
+    warnings.formatwarning = lambda *args, **more: printable(plain(*args, **more))
 
 
 def redact(text: str) -> str:

@@ -49,29 +49,24 @@ def open_regular(path: Path) -> BufferedReader:
         raise
 
 
-def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
-    """Reads a small file.
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
+    """Reads a small UTF-8 file, with `\\n` as line ends.
 
     Raises:
         NotRegularError, OSError: as above.
         TooLargeError: it has more than `most` bytes.
+        UnicodeDecodeError: it is no UTF-8.
     """
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        content = file.read(most + 1) if size <= most else b""
-    if size > most or len(content) > most:
+        content = file.read(most + 1)
+    if len(content) > most:
         raise TooLargeError(
             f"the file has more than {most // 1_000_000} MB, the most that is read here",
             file=str(path),
             hint="name the right file, or make it smaller",
             rule="data-file-size",
         )
-    return content
-
-
-def read_text(path: Path, most: int = MOST_TEXT) -> str:
-    """Reads a small UTF-8 file, with `\\n` as line ends. Raises UnicodeDecodeError, or as `read_bytes` does."""
-    return read_bytes(path, most).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def not_regular(path: Path) -> str | None:

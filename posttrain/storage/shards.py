@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,44 +42,32 @@ def run_shards(
         paths[index] = path
         progress(rows)
 
-    if threads > 1 and len(missing) > 1:
-        pool = ThreadPoolExecutor(threads)
-        waiting = {pool.submit(_do, work, shards[index], pieces, index): index for index in missing}
-        try:
-            for future in as_completed(waiting):
-                done(waiting[future], *future.result())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # whoever waits for an answer is told by the one that raised
-        return [paths[index] for index in range(len(shards))]
-    if workers <= 1 or len(missing) <= 1:
+    if len(missing) <= 1 or max(threads, workers) <= 1:
         for index in missing:
             done(index, *_do(work, shards[index], pieces, index))
         return [paths[index] for index in range(len(shards))]
-    # A stage is a fresh process with the libraries imported and no thread of torch's yet: workers are forked from it.
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_start_worker) as pool:
+    pool: Executor
+    if threads > 1:
+        pool = ThreadPoolExecutor(threads)
+    else:  # a stage is a fresh process with the libraries imported and no thread of torch's yet: workers are forked
+        context = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(min(workers, len(missing)), context, initializer=die_with_parent)
+    try:
         waiting = {pool.submit(_do, work, shards[index], pieces, index): index for index in missing}
-        try:
-            while waiting:
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    done(waiting.pop(future), *future.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # what is wrong with one shard is told before the others are done
-            raise
+        for future in as_completed(waiting):
+            done(waiting[future], *future.result())
+    finally:  # what is wrong with one shard is told before the others are done; a thread may wait for an answer
+        pool.shutdown(wait=threads <= 1, cancel_futures=True)
     return [paths[index] for index in range(len(shards))]
 
 
-def processes(workers: int, served: bool = False) -> int:
-    """The processes for sharded work: 1 on a GPU or with a server, which one process keeps busy; else `workers`."""
-    return workers if device() == "cpu" and not served else 1
+def processes(workers: int) -> int:
+    """The processes for sharded work: 1 on a GPU, which one process keeps busy; else `workers`."""
+    return workers if device() == "cpu" else 1
 
 
 def _name(index: int) -> str:
     return f"shard-{index:05d}"
-
-
-def _start_worker() -> None:
-    die_with_parent()
 
 
 def _do(work: Callable[[T], pa.Table], shard: T, pieces: Pieces, index: int) -> tuple[Path, int]:

@@ -58,10 +58,8 @@ def publish(work: Path, artifacts: Path, manifest: Mapping[str, Any]) -> Path:
     out = work / "out"
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != MANIFEST)
     described = {str(path.relative_to(out)): {"size": path.stat().st_size, "sha256": file_hash(path)} for path in files}
-    for path in files:
+    for path in [*files, *(path for path in out.rglob("*") if path.is_dir())]:
         fsync(path)
-    for folder in (path for path in out.rglob("*") if path.is_dir()):
-        fsync(folder)
     earlier = _with_files(artifacts, work.name, described)
     same = {"same_as": earlier} if earlier else {}
     write_durably(out / MANIFEST, sealed({**manifest, **same, "files": described}))
@@ -297,12 +295,10 @@ class Store:
             part.symlink_to(target)
             part.replace(link)
 
-    @contextlib.contextmanager
-    def lock(self, name: str = "lock") -> Iterator[None]:
+    def lock(self, name: str = "lock") -> contextlib.AbstractContextManager[None]:
         """Locks the run for this process. Locks of another `name` are independent: a run can be pushed while it runs,
         but by one process at a time.
 
         Raises LockedError that names the owner.
         """
-        with lock.held(self.root / name):
-            yield
+        return lock.held(self.root / name)

@@ -1,1 +1,1 @@
-"""What the trained stages share: TRL's trainers and their configuration, data as token ids, checkpoints."""
+"""Shared by the trained stages: TRL's trainers and their configuration, data as token ids, checkpoints."""

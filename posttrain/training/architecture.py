@@ -20,14 +20,9 @@ from posttrain.training.lora import peft_config
 def has_linear(folder: Path, names: str | list[str], lora: Mapping[str, Any] | None, *, reward_model: bool) -> bool:
     """Whether the model in `folder`, as it is trained, has a linear layer that matches `names`, read like
     `optim_target_modules`."""
-    config = AutoConfig.from_pretrained(folder)
-    task, kind = TaskType.CAUSAL_LM, AutoModelForCausalLM
-    if reward_model:
-        reward_head.provide(folder)
-        config.num_labels = 1
-        task, kind = TaskType.SEQ_CLS, AutoModelForSequenceClassification
+    config, task = AutoConfig.from_pretrained(folder), TaskType.SEQ_CLS if reward_model else TaskType.CAUSAL_LM
     with torch.device("meta"):  # names alone
-        model: Any = kind.from_config(config)
+        model: Any = _scorer(folder, config) if reward_model else AutoModelForCausalLM.from_config(config)
         if lora:
             model = get_peft_model(model, peft_config(Lora.model_validate(lora), task, config.model_type))
     return any(
@@ -55,9 +50,7 @@ def check(folder: Path, lora: Mapping[str, Any] | None, reward_model: bool) -> N
     with torch.device("meta"):  # shapes alone
         policy = AutoModelForCausalLM.from_config(config)
         if reward_model:
-            reward_head.provide(folder)
-            config.num_labels = 1
-            scorer = AutoModelForSequenceClassification.from_config(config)
+            scorer = _scorer(folder, config)
             if not hasattr(scorer, "score"):
                 raise ModelError(
                     f"transformers' {type(scorer).__name__} has no linear head called score, so it gives no reward at "
@@ -70,12 +63,18 @@ def check(folder: Path, lora: Mapping[str, Any] | None, reward_model: bool) -> N
             _check_adapters(folder, policy, Lora.model_validate(lora))
 
 
+def _scorer(folder: Path, config: Any) -> Any:
+    reward_head.provide(folder)
+    config.num_labels = 1
+    return AutoModelForSequenceClassification.from_config(config)
+
+
 def _check_adapters(folder: Path, policy: Any, lora: Lora) -> None:
     try:
         get_peft_model(policy, peft_config(lora, TaskType.CAUSAL_LM, policy.config.model_type))
     except ValueError as error:
         raise ModelError(
-            f"peft puts no adapters on {policy.config.model_type!r}: {error}",
+            f"peft cannot add adapters to {policy.config.model_type!r}: {error}",
             file=str(folder),
             hint="name other layers in model.lora.target_modules, or train all weights (model.lora: null)",
             rule="architecture-lora",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from posttrain.errors import ModelError
+from posttrain.models.weight_files import Tensor, headers
 from posttrain.storage.store import MANIFEST
 
 
@@ -28,15 +29,13 @@ def average(folders: Sequence[Path], out: Path) -> None:
         raise ModelError("there is no model to average", hint="name a variant, or take the averaging out")
     first, *others = folders
     _check_same_tokens(folders)
-    weights = [_weights(folder) for folder in folders]
-    for folder, found in zip(others, weights[1:], strict=True):
-        if found.keys() != weights[0].keys():
-            name = sorted(found.keys() ^ weights[0].keys())[0]
-            raise ModelError(f"cannot average it with {first}: only one of them has {name}", file=str(folder))
-    for part in sorted(first.glob("*.safetensors")):
-        with safe_open(part, framework="pt") as file:
-            names = list(file.keys())
-        save_file({name: _mean(name, folders, weights) for name in names}, out / part.name, {"format": "pt"})
+    ours, *theirs = weights = [headers(folder) for folder in folders]
+    for folder, found in zip(others, theirs, strict=True):
+        _check_alike(first, ours, folder, found)
+    for part in sorted({weight.file for weight in ours.values()}):
+        names = [name for name, weight in ours.items() if weight.file == part]
+        means = {name: _mean(name, [found[name].file for found in weights]) for name in names}
+        save_file(means, out / part.name, {"format": "pt"})
     for path in sorted(first.iterdir()):  # what lies below, such as an adapter, is the first one's alone
         if path.is_file() and path.suffix != ".safetensors" and path.name != MANIFEST:
             shutil.copy2(path, out / path.name)
@@ -53,32 +52,28 @@ def _check_same_tokens(folders: Sequence[Path]) -> None:
             )
 
 
-def _weights(folder: Path) -> dict[str, Path]:
-    """{weight name: its file}."""
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            found.update(dict.fromkeys(file.keys(), path))
-    if not found:
-        raise ModelError("there are no weights to average", file=str(folder))
-    return found
-
-
-def _mean(name: str, folders: Sequence[Path], weights: Sequence[dict[str, Path]]) -> torch.Tensor:
-    total: torch.Tensor | None = None
-    dtype = torch.float32
-    for folder, where in zip(folders, weights, strict=True):
-        with safe_open(where[name], framework="pt") as file:
-            weight = file.get_tensor(name)
-        if total is None:
-            total, dtype = weight.double(), weight.dtype
-        elif weight.shape != total.shape:
-            shapes = f"{tuple(total.shape)} and {tuple(weight.shape)}"
+def _check_alike(first: Path, ours: Mapping[str, Tensor], folder: Path, theirs: Mapping[str, Tensor]) -> None:
+    unshared = sorted(ours.keys() ^ theirs.keys())
+    if unshared:
+        raise ModelError(f"cannot average it with {first}: only one of them has {unshared[0]}", file=str(folder))
+    for name, weight in ours.items():
+        if weight.shape != theirs[name].shape:
+            shapes = f"{weight.shape} and {theirs[name].shape}"
             raise ModelError(f"cannot average {name}: its shapes are {shapes}", file=str(folder))
-        else:
-            total += weight.double()
-    assert total is not None
-    mean = (total / len(folders)).to(dtype)
+
+
+def _mean(name: str, files: Sequence[Path]) -> torch.Tensor:
+    first, *others = files
+    weight = _read(name, first)
+    total = weight.double()
+    for file in others:
+        total += _read(name, file).double()
+    mean = (total / len(files)).to(weight.dtype)
     if not torch.isfinite(mean).all():
-        raise ModelError(f"the average of {name} is not finite: one of the models is damaged", file=str(folders[0]))
+        raise ModelError(f"the average of {name} is not finite: one of the models is damaged", file=str(first.parent))
     return mean
+
+
+def _read(name: str, file: Path) -> torch.Tensor:
+    with safe_open(file, framework="pt") as opened:
+        return opened.get_tensor(name)

@@ -45,20 +45,20 @@ def as_recipe_error(where: str, trial: Trial, name: str, raised: Exception) -> R
     if name.startswith("lr_scheduler"):
         return RecipeError(
             f"{key}: this scheduler cannot be made from {value} {quoted}",
-            hint=f"what a scheduler wants stands in {where}.lr_scheduler_kwargs; those that wait for an evaluation "
-            "cannot be had; `cosine`, `linear` and `constant_with_warmup` want nothing",
+            hint=f"its arguments are {where}.lr_scheduler_kwargs; schedulers that need an evaluation cannot be used; "
+            "`cosine`, `linear` and `constant_with_warmup` need no arguments",
             rule="training-scheduler",
         )
     if name.startswith(("optim", "adam_")):
         return RecipeError(
             f"{key}: no optimizer can be made from {value} {quoted}",
-            hint=f"see {where}.optim, optim_args and optim_target_modules; `adamw_torch` wants nothing",
+            hint=f"see {where}.optim, optim_args and optim_target_modules; `adamw_torch` needs no arguments",
             rule="training-optimizer",
         )
     if name.startswith("dataloader_"):
         return RecipeError(
             f"{key}: the rows cannot be loaded with {value} {quoted}",
-            hint=f"what needs workers needs {where}.dataloader_num_workers of 1 or more; or leave {key} out",
+            hint=f"options of workers need {where}.dataloader_num_workers of 1 or more; or leave {key} out",
             rule="training-data-loader",
         )
     if name in ("tf32", "bf16", "torch_compile", "torch_compile_backend", "torch_compile_mode"):
@@ -69,8 +69,8 @@ def as_recipe_error(where: str, trial: Trial, name: str, raised: Exception) -> R
         )
     if name.startswith(("fsdp", "ddp", "activation_", "gradient_checkpointing", "torch_empty_cache")):
         return RecipeError(
-            f"{key}: memory cannot be spared by {value} here {quoted}",
-            hint=f"leave {key} out: a stage runs in one process; what is offloaded needs a GPU",
+            f"{key}: {value} cannot save memory here {quoted}",
+            hint=f"leave {key} out: a stage runs in one process, and offloading needs a GPU",
             rule="training-memory-option",
         )
     return RecipeError(

@@ -31,16 +31,14 @@ class Checkpoints(TrainerCallback):
         self._minutes, self._last = minutes, time.monotonic()
 
     def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         if self._resumed and self._epoch_began is not None:
             torch.set_rng_state(self._epoch_began)
             self._resumed = False
         self._epoch_began = torch.get_rng_state()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if self._minutes is not None and time.monotonic() - self._last >= 60 * self._minutes:
             control.should_save = True
         if control.should_save or state.global_step >= state.max_steps:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import KTOTrainer
 
@@ -20,10 +20,9 @@ from posttrain.data.chat_template import OTHER
 from posttrain.storage.pieces import Pieces
 from posttrain.training.layout import separate
 from posttrain.training.rows import Rendering
-from posttrain.training.trainers import KeepsReference
+from posttrain.training.trainers import KeepsReference, TokenizedRows
 
-_COLUMNS = ["prompt_ids", "completion_ids", "trained", "label", "ref_logps"]
-_OF_KL = ["KL_completion_ids", "KL_trained", "ref_KL_logps"]
+_OF_KL = ("KL_completion_ids", "KL_trained", "ref_KL_logps")
 
 
 def labelled_rows(
@@ -112,13 +111,15 @@ class LabelledCollator:
         return batch | {name: torch.tensor([row[name] for row in rows]) for name in known}
 
 
-class StepKTOTrainer(KeepsReference, KTOTrainer):
+class StepKTOTrainer(TokenizedRows, KeepsReference, KTOTrainer):
     """TRL's KTO trainer on rows of `in_steps`, with the KL term of a whole optimizer step.
 
     TRL estimates and clamps it per micro-batch, and refuses micro-batches of one row, whose answer would be paired with
     itself: the result would depend on how many rows fit into memory. Here the log ratios of all rows of a step are
     computed before its first micro-batch, with the same weights and as many forward passes as TRL's.
     """
+
+    columns = ("prompt_ids", "completion_ids", "trained", "label", "ref_logps", *_OF_KL)
 
     def __init__(self, *, pieces: Pieces, **options: Any) -> None:
         """`pieces`: where the reference's log-probs are kept, so that a training that is resumed need not ask again."""
@@ -133,14 +134,6 @@ class StepKTOTrainer(KeepsReference, KTOTrainer):
         finally:
             args.per_device_train_batch_size = micro_batch
         self._train_batch_size = args.train_batch_size
-
-    def _prepare_dataset(  # pyright: ignore[reportIncompatibleMethodOverride] # arguments are passed on unread
-        self, dataset: Dataset | IterableDataset, *args: Any
-    ) -> Dataset | IterableDataset:
-        return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = [*_COLUMNS, *_OF_KL]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -35,6 +35,13 @@ class Layout(NamedTuple):
     spans: list[list[Span]]
 
 
+def laid_out(
+    prompts: Sequence[Tokens], responses: Sequence[Sequence[Tokens]], pad: int, *, pack: bool, additive: bool
+) -> Layout:
+    """`packed` rows if `pack` is set, else `separate` ones."""
+    return packed(prompts, responses, pad, additive) if pack else separate(prompts, responses, pad)
+
+
 def packed(prompts: Sequence[Tokens], responses: Sequence[Sequence[Tokens]], pad: int, additive: bool) -> Layout:
     """One sequence per prompt, (B, L): its responses follow it, each with the positions that it would have alone, and
     attend to the prompt and themselves. So their logits are those of separate rows.

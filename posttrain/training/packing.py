@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from posttrain.system import ran_out
-from posttrain.training.layout import packed, separate
+from posttrain.training.layout import laid_out, separate
 
 # How far log-probs, or rewards, of packed rows may be from those of separate ones, in float32; in coarser types, as a
 # share of the largest.
@@ -78,7 +78,8 @@ def refusal(model: Any, longest: int, measured: Callable[[bool], torch.Tensor]) 
         # and the separate rows, which it is written for, fail with it again where it was not the packing's.
         if ran_out(error):
             raise
-        return f"{config.model_type} fails on packed rows ({type(error).__name__}: {_first_line(error)})"
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        return f"{config.model_type} fails on packed rows ({type(error).__name__}: {said})"
     apart, size = (ours - wanted).abs().max().item(), wanted.abs().max().item()
     coarse = any(weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters())
     if not torch.isfinite(wanted).all():  # broken weights, which the training itself tells
@@ -92,11 +93,7 @@ def answer_log_probs(model: Any, pad: int, is_packed: bool, additive: bool, **fo
     """The values for DPO: log-probs of the responses of `probe_rows`, (tokens,). `forward`: further arguments of the
     training's forward."""
     rows = probe_rows(model, pad)
-    made = (
-        packed(rows.prompts, rows.responses, pad, additive)
-        if is_packed
-        else separate(rows.prompts, rows.responses, pad)
-    )
+    made = laid_out(rows.prompts, rows.responses, pad, pack=is_packed, additive=additive)
     inputs = {name: value.to(model.device) for name, value in made.inputs.items()}
     logits = model(**inputs, use_cache=False, **forward).logits.float().flatten(0, 1)
     at = [place for spans in made.spans for span in spans for place in span.predicted_at()]
@@ -128,11 +125,6 @@ def _chosen(logits: torch.Tensor, ids: Ids) -> torch.Tensor:
     return logits.log_softmax(-1).gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0]
 
 
-def fallback_message(reason: str) -> str:
-    """The note for metrics and terminal."""
-    return f"rows are not packed, which takes longer: {reason}"
-
-
 def _shortest_window(config: Any) -> int | None:
     """The smallest attention window of any layer, in tokens; None if all layers have full attention."""
     kinds = getattr(config, "layer_types", None)
@@ -140,10 +132,6 @@ def _shortest_window(config: Any) -> int | None:
         return None
     found = [getattr(config, name, None) for name in _WINDOWS]
     return min((window for window in found if isinstance(window, int) and window > 0), default=None)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 @contextmanager

@@ -14,14 +14,15 @@ from difflib import SequenceMatcher
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import RewardTrainer
 
+from posttrain.engines.reward_scorer import without_padding
 from posttrain.training import packing
-from posttrain.training.layout import packed, separate
+from posttrain.training.layout import laid_out
 from posttrain.training.rows import Rendering
-from posttrain.training.trainers import KeepsLength
+from posttrain.training.trainers import TokenizedRows
 
 # Llama 2, table 27 (the larger margins): 1, 2/3, 1/3 and 0 by level. Llama 3 has none.
 LLAMA2_MARGINS = {"significantly_better": 1.0, "better": 2 / 3, "slightly_better": 1 / 3, "marginally_better": 0.0}
@@ -46,7 +47,7 @@ def ranked_rows(
     for row in rows:
         ranking = [row[side] for side in ("edited", "chosen", "rejected") if row.get(side)]
         prompt, answers = rendered(row["prompt"], ranking)
-        responses = [_without_padding(ids, tokenizer.pad_token_id) for ids, _ in answers]
+        responses = [without_padding(ids, tokenizer.pad_token_id) for ids, _ in answers]
         if max_length is not None and len(prompt) + max(map(len, responses)) > max_length:
             dropped["too_long"] += 1
         elif max_similarity is not None and _similarity(*responses[-2:]) >= max_similarity:
@@ -56,13 +57,6 @@ def ranked_rows(
             length = len(prompt) + sum(map(len, responses))
             prepared.append({"prompt_ids": prompt, "responses": responses, "margin": margin, "length": length})
     return Dataset.from_list(prepared), dropped
-
-
-def _without_padding(ids: list[int], pad: Any) -> list[int]:
-    end = len(ids)
-    while end and ids[end - 1] == pad:
-        end -= 1
-    return ids[:end]
 
 
 def _similarity(one: Sequence[int], other: Sequence[int]) -> float:
@@ -83,10 +77,7 @@ class RankingCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         prompts, responses = [row["prompt_ids"] for row in rows], [row["responses"] for row in rows]
-        if self.packed:
-            inputs, _, spans = packed(prompts, responses, self.pad_token_id, self.additive)
-        else:
-            inputs, _, spans = separate(prompts, responses, self.pad_token_id)
+        inputs, _, spans = laid_out(prompts, responses, self.pad_token_id, pack=self.packed, additive=self.additive)
         last = torch.full((len(rows), max(map(len, responses))), -1)
         for number, row in enumerate(spans):
             last[number, : len(row)] = torch.tensor([span.last() for span in row])
@@ -109,9 +100,11 @@ def ranking_loss(rewards: torch.Tensor, there: torch.Tensor, margin: torch.Tenso
     return (losses.sum((1, 2)) / pairs.sum((1, 2))).mean()
 
 
-class RankingTrainer(KeepsLength, RewardTrainer):
+class RankingTrainer(TokenizedRows, RewardTrainer):
     """TRL's reward trainer on rankings: a data set of `ranked_rows` and a `RankingCollator`. If the model does not
     support packed rows, the collator makes separate ones, and `fallback` says why."""
+
+    columns = ("prompt_ids", "responses", "margin", "length")
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -121,14 +114,6 @@ class RankingTrainer(KeepsLength, RewardTrainer):
             longest = max(options["train_dataset"]["length"])
             self.fallback = packing.refusal(self.model, longest, functools.partial(_ends, self.model, collator))
             collator.packed = self.fallback is None
-
-    def _prepare_dataset(  # pyright: ignore[reportIncompatibleMethodOverride] # arguments are passed on unread
-        self, dataset: Dataset | IterableDataset, *args: Any
-    ) -> Dataset | IterableDataset:
-        return dataset
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["prompt_ids", "responses", "margin", "length"]
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride] # TRL's own is untyped
         self, model: Any, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **_: Any

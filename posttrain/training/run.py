@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import datasets
 import torch
-from peft import PeftModel
+from peft import PeftModel, TaskType
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,8 +32,7 @@ from posttrain.storage.checkpoint_seals import latest_whole
 from posttrain.storage.files import write_durably
 from posttrain.system import keep_memory, ran_out
 from posttrain.training.checkpoints import Checkpoints, mean_loss
-from posttrain.training.lora import four_bits, merged
-from posttrain.training.packing import fallback_message
+from posttrain.training.lora import four_bits, lora_config, merged
 from posttrain.training.trackers import trackers
 
 # Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
@@ -95,20 +94,14 @@ class Watch(TrainerCallback):
     def __init__(self, stage: str, job: Job) -> None:
         self.stage, self.job = stage, job
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.job.progress(state.global_step, state.max_steps, "steps")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         last = state.log_history[-1]
         for name in ("loss", "grad_norm"):
             if not math.isfinite(float(last.get(name, 0.0))):
-                raise NonFiniteError(
-                    f"{self.stage}: {name} became {last[name]} by step {state.global_step}; nothing was published. "
-                    f"{began(self.job)} Lower the learning rate, or look at the data of this stage.",
-                    state.global_step,
-                )
+                raise not_finite(self.stage, self.job, f"{name} became {last[name]}", state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Checks the weights before the checkpoint is sealed: nothing resumes from weights that are not finite."""
@@ -122,16 +115,31 @@ def check_finite(stage: str, job: Job, weights: Iterable[tuple[str, torch.Tensor
     """Raises NonFiniteError: a weight is not finite."""
     for name, weight in weights:
         if not torch.isfinite(weight).all():
-            raise NonFiniteError(
-                f"{stage}: {name} holds a value that is not finite by step {step}; nothing was published. {began(job)}",
-                step,
-            )
+            raise not_finite(stage, job, f"{name} holds a value that is not finite", step)
 
 
-def began(job: Job) -> str:
-    """The sentence of an error that names what the training started from: the last good model."""
+def not_finite(stage: str, job: Job, problem: str, step: int) -> NonFiniteError:
+    """The error names what the training started from: the last good model."""
     model = job.inputs.get("model")
-    return f"It began from {model.name}, which is whole." if model else ""
+    began = f"It began from {model.name}, which is whole. " if model else ""
+    return NonFiniteError(
+        f"{stage}: {problem} by step {step}; nothing was published. {began}Lower the learning rate, or look at the "
+        "data of this stage.",
+        step,
+    )
+
+
+def trainer_options(
+    job: Job, args: TrainingArguments, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, task: TaskType
+) -> dict[str, Any]:
+    """What TRL's trainers have in common: the job's model, with its LoRA for this task, trained on these rows."""
+    return {
+        "model": str(job.inputs["model"]),
+        "args": args,
+        "train_dataset": rows,
+        "processing_class": tokenizer,
+        "peft_config": lora_config(job, task),
+    }
 
 
 def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trainer]) -> dict[str, Any]:
@@ -192,7 +200,7 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     loss = mean_loss(trainer.state.log_history)
     if loss is None or not math.isfinite(loss):
-        raise NonFiniteError(f"{stage}: the training loss is {loss}; nothing was published. {began(job)}")
+        raise not_finite(stage, job, f"the training loss is {loss}", trainer.state.global_step)
     save(stage, trainer, job)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     why: str | None = getattr(trainer, "fallback", None)
@@ -202,7 +210,7 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
         "first_loss": history[0]["loss"] if history else None,
         "last": {name: value for name, value in (history[-1] if history else {}).items() if name != "step"},
         "resumed_at": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
-        **({"fallback": [fallback_message(why)]} if why else {}),
+        **({"fallback": [f"rows are not packed, which takes longer: {why}"]} if why else {}),
     }
 
 

@@ -13,28 +13,16 @@ from posttrain.models.structure import first_line
 LLAMA = "a small Llama"
 # What transformers raises of sizes that do not go together.
 REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError, ImportError)
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 # Each name that configs of transformers have for a size, and how large it is in small. What a type derives from these
 # (heads of a hidden size) stays whole: all are multiples of one another.
 SMALL = {
-    "num_hidden_layers": 2,
-    "n_layer": 2,
-    "num_layers": 2,
-    "hidden_size": 32,
-    "n_embd": 32,
-    "d_model": 32,
-    "word_embed_proj_dim": 32,
-    "intermediate_size": 64,
-    "ffn_dim": 64,
-    "n_inner": 64,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "num_attention_heads": 4,
-    "n_head": 4,
-    "num_key_value_heads": 2,
+    **dict.fromkeys((*_LAYERS, "num_key_value_heads", "num_experts_per_tok"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_local_experts", "num_experts"), 4),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner"), 64),
     "head_dim": 8,
-    "num_local_experts": 4,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
     "num_hidden_groups": 1,
 }
 
@@ -66,7 +54,7 @@ def _small(config: PretrainedConfig) -> PretrainedConfig:
     sizes: dict[str, Any] = {
         name: min(size, settings[name]) for name, size in SMALL.items() if isinstance(settings.get(name), int)
     }
-    layers = next((sizes[name] for name in ("num_hidden_layers", "n_layer", "num_layers") if name in sizes), None)
+    layers = next((sizes[name] for name in _LAYERS if name in sizes), None)
     kinds = settings.get("layer_types")
     if layers and isinstance(kinds, list):  # one of each kind, first those that come first
         sizes["layer_types"] = [*dict.fromkeys(kinds), *kinds][:layers]

@@ -9,27 +9,30 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from trl import DPOTrainer, SFTTrainer
 
 from posttrain.data.chat_template import OTHER, TEXT
 from posttrain.storage.pieces import Pieces
 from posttrain.training.answers import head_at_answers
-from posttrain.training.layout import packed, separate
+from posttrain.training.layout import laid_out
 from posttrain.training.packing import answer_log_probs, refusal, text_log_probs
 
+_REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")  # the reference's log-probs of each side
 _REFERENCE_ROWS = 256  # rows whose log-probs by the reference are kept together, to resume from
 
 
-class KeepsLength:
-    """Keeps the column `length` for `group_by_length`: a trainer drops columns that its model does not take."""
+class TokenizedRows:
+    """For a trainer whose rows are token ids already: nothing is prepared, and `columns` are what it keeps of a row.
+    `length` is among them where rows are grouped by it."""
 
-    _signature_columns: list[str] | None
+    columns: tuple[str, ...]
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()  # pyright: ignore[reportAttributeAccessIssue] # the trainer's
-        if self._signature_columns is not None and "length" not in self._signature_columns:
-            self._signature_columns.append("length")
+        self._signature_columns = [*self.columns]
 
 
 @dataclass
@@ -50,10 +53,7 @@ class PairCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         prompts = [row["prompt_ids"] for row in rows]
         responses = [[row["chosen_ids"], row["rejected_ids"]] for row in rows]
-        if self.packed:
-            inputs, there, spans = packed(prompts, responses, self.pad_token_id, self.additive)
-        else:
-            inputs, there, spans = separate(prompts, responses, self.pad_token_id)
+        inputs, there, spans = laid_out(prompts, responses, self.pad_token_id, pack=self.packed, additive=self.additive)
         sides = [(number, side) for side in (0, 1) for number in range(len(rows))]
         longest = max(len(responses[number][side]) for number, side in sides)
         ids = torch.full((len(sides), 1 + longest), self.pad_token_id)
@@ -75,7 +75,7 @@ class PairCollator:
                 "trained": trained[:, 1:],
             },
         }
-        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+        for name in _REFERENCE:
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows])
         return batch
@@ -107,7 +107,7 @@ class KeepsReference:
         return concatenate_datasets([dataset, Dataset(pa.concat_tables(tables))], axis=1)
 
 
-class Llama3DPOTrainer(KeepsLength, KeepsReference, DPOTrainer):
+class Llama3DPOTrainer(TokenizedRows, KeepsReference, DPOTrainer):
     """DPO as in Llama 3, section 4.1.4. The data set is already tokenized (`posttrain.training.rows.pair_rows`).
 
     The preference loss leaves out what the template writes after an answer, on both sides: common to chosen and
@@ -117,6 +117,8 @@ class Llama3DPOTrainer(KeepsLength, KeepsReference, DPOTrainer):
     averaged over sequences. TRL's own `sft` loss averages over the tokens of the micro-batch, so it depends on how rows
     are batched.
     """
+
+    columns = ("prompt_ids", "chosen_ids", "chosen_parts", "rejected_ids", "rejected_parts", "length", *_REFERENCE)
 
     def __init__(self, *, nll_weight: float, pieces: Pieces, **options: Any) -> None:
         """`pieces`: where the reference's log-probs are kept, for a training that resumes."""
@@ -154,18 +156,6 @@ class Llama3DPOTrainer(KeepsLength, KeepsReference, DPOTrainer):
     def compute_ref_log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
         self._attach()
         return super().compute_ref_log_probs(model, inputs)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if self._signature_columns is not None and "chosen_parts" not in self._signature_columns:
-            self._signature_columns += ["chosen_parts", "rejected_parts"]
-
-    def _prepare_dataset(  # pyright: ignore[reportIncompatibleMethodOverride] # arguments are passed on unread
-        self, dataset: Dataset | IterableDataset, *args: Any
-    ) -> Dataset | IterableDataset:
-        if "prompt_ids" in (dataset.column_names or []):
-            return dataset
-        return super()._prepare_dataset(dataset, *args)
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         self._attach()

@@ -20,20 +20,11 @@ from posttrain.config import Trained, trl_fields
 from posttrain.config.training import TRAINED
 from posttrain.job import Job
 from posttrain.system import device
+from posttrain.training import stand_in
 from posttrain.training.run import OURS, arguments
 
 # What a library says of options that do not fit. Anything else is a mistake of ours, and is raised as it is.
-REFUSALS = (
-    ImportError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    IndexError,
-    AssertionError,
-    RuntimeError,
-    OSError,
-)
+REFUSALS = (*stand_in.REFUSALS, OSError)
 _COMPILES = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 # One step, of both rows, and nothing on the disk.
 _ONE_STEP = {

@@ -251,7 +251,7 @@ def test_a_folder_that_is_there_is_not_written_into(folder: Path):
     (folder / "out").mkdir()
     command(source)
     before = (folder / "out" / "kept.parquet").read_bytes()
-    with pytest.raises(InputError, match="out is there already") as caught:
+    with pytest.raises(InputError, match="out exists already") as caught:
         command(source)
     assert (caught.value.rule, caught.value.hint) == ("filter-output", "name another folder by --out, or remove it")
     assert (folder / "out" / "kept.parquet").read_bytes() == before

@@ -71,7 +71,7 @@ def test_the_comments_stay(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_empty_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"no empty folder \[recipe-target\]"):
+    with pytest.raises(InputError, match=r"not an empty folder \[recipe-target\]"):
         copy_recipe("quickstart", tmp_path)
     with pytest.raises(InputError, match=r"did you mean 'quickstart'\? \[recipe-not-shipped\]"):
         copy_recipe("quickstar", tmp_path / "new")

@@ -115,7 +115,7 @@ class TestMessages:
             (
                 '{"prompt": "a", "prompt": "b"}\n',
                 ":1: ",
-                "invalid JSON: the key 'prompt' stands there twice",
+                "invalid JSON: duplicate key 'prompt'",
                 "data-invalid-json",
             ),
             ('["a"]\n', ":1: ", "not a JSON object but a list", "data-not-an-object"),

@@ -111,7 +111,7 @@ def test_a_body_of_another_shape(either: Asked, body: bytes, rule: str) -> None:
 @pytest.mark.parametrize("times", [0, 2, 3])
 def test_more_or_fewer_answers_than_were_asked_for(either: Asked, times: int) -> None:
     either.sends({**either.good, "choices": either.good["choices"] * times})
-    with pytest.raises(EngineError, match=r"one was asked for.*\[server-wrong-count\]"):
+    with pytest.raises(EngineError, match=r"one was requested.*\[server-wrong-count\]"):
         either.ask()
 
 
@@ -354,7 +354,7 @@ def test_what_a_server_says_it_serves(vllm: Asked, said: bytes, rule: str) -> No
 
 def test_a_server_that_is_not_well(vllm: Asked) -> None:
     vllm.server.pages["/health"] = Sent(plain(b"no", status="401 No"))
-    with pytest.raises(EngineError, match=r"is not well: 401 no.*\[server-unhealthy\]"):
+    with pytest.raises(EngineError, match=r"fails its health check: 401 no.*\[server-unhealthy\]"):
         vllm.ask()
 
 

@@ -6,9 +6,9 @@ import random
 
 import pytest
 import torch
-from support.tiny_models import PAD, reward_model, tokenizer
+from support.tiny_models import PAD, reward_model
 
-from posttrain.engines.reward_scorer import Scorer, load_scorer, score
+from posttrain.engines.reward_scorer import Scorer, load_scorer
 from posttrain.errors import ModelError
 
 _draw = random.Random(0)
@@ -82,7 +82,6 @@ def test_a_folder_and_a_model_are_scored_alike(tmp_path) -> None:
     reward_model("llama").save_pretrained(tmp_path)
     wanted = Scorer(reward_model("llama")).score(PROMPTS, COMPLETIONS)
     assert load_scorer(tmp_path).score(PROMPTS, COMPLETIONS) == wanted
-    assert score(reward_model("llama"), tokenizer(), PROMPTS, COMPLETIONS) == wanted
     with pytest.raises(ModelError, match="cannot load a reward model"):
         load_scorer(tmp_path / "missing")
 

@@ -208,7 +208,7 @@ def test_the_random_arm_draws_evenly_among_the_same_candidates():
 def test_rows_of_one_prompt_must_stand_together():
     rows = scored("a", 0.1) + scored("b", 0.1) + scored("a", 0.2)
     for size in (1, 2, 3):
-        with pytest.raises(DataError, match="do not stand together"):
+        with pytest.raises(DataError, match="are not adjacent"):
             filter_rows(rows, {"use": "best-of-k"}, size=size)
 
 

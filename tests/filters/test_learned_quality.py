@@ -142,9 +142,11 @@ class TestFitting:
     def test_what_is_kept_is_json_and_safetensors_and_says_the_same(self, tmp_path: Path) -> None:
         texts = [row["completion"] for row in rows(50, True, 1) + rows(50, False, 1)]
         made = quality_model.fit(texts, [True] * 50 + [False] * 50)
+        made.about["on"] = True
         made.save(tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier.json", "weights.safetensors"]
         back = quality_model.load(tmp_path)
+        assert back is not None
         assert back.probabilities(texts) == pytest.approx(made.probabilities(texts), abs=1e-12)
 
     def test_its_probabilities_are_those_of_scikit_learns_own_pipeline(self) -> None:
@@ -234,7 +236,7 @@ class TestThePolicysStates:
             json.dumps({**json.loads((tmp_path / "out" / "classifier.json").read_text()), "on": True})
         )
         assert len(dropped_by(tmp_path / "out", rows(20, False, 2), policy)) > 0
-        with pytest.raises(RecipeError, match=r"works in its own run alone \[filter-policy-states\]"):
+        with pytest.raises(RecipeError, match=r"works only in the run it was fitted in \[filter-policy-states\]"):
             dropped_by(tmp_path / "out", rows(2, False, 2))
 
 
@@ -264,9 +266,9 @@ class TestInTheLoop:
     @pytest.mark.parametrize(
         ("overrides", "says"),
         [
-            (["filters=[{use: learned-quality}]"], "nothing fits the classifier"),
+            (["filters=[{use: learned-quality}]"], "the classifier that it reads is not fitted"),
             (["quality_classifier={}"], "no such filter is there"),
-            (["quality_classifier={judged_by: []}"], "there is nothing to learn from"),
+            (["quality_classifier={judged_by: []}"], "no source of labels is given"),
             (["quality_classifier={feature: policy}"], "did you mean 'features'?"),
         ],
     )

@@ -174,7 +174,7 @@ class TestRewardAndJudge:
         assert filter_rows(self.ROWS, {"use": "quality", "judge": key})[0] == ["a3"]
 
     def test_nobody_decides(self) -> None:
-        with pytest.raises(RecipeError, match=r"nobody decides \[recipe-needs-key\]"):
+        with pytest.raises(RecipeError, match=r"neither `share` nor `judge` is given \[recipe-needs-key\]"):
             filters.parse([{"use": "quality", "share": None}])
 
 
@@ -253,11 +253,11 @@ class TestInARecipe:
         ("old", "new", "line", "expected"),
         [
             ("judge: {path: ./judge}", "judge: {path: ./judges}", 7, "no such model folder"),
-            (", judge: {path: ./judge}", "", 7, "who judges by this rubric is not said"),
-            ("{use: word-problems.py}", "{use: word-problems.py, judge: {path: ./judge}}", 8, "those end with .md"),
+            (", judge: {path: ./judge}", "", 7, "a rubric needs a judge model"),
+            ("{use: word-problems.py}", "{use: word-problems.py, judge: {path: ./judge}}", 8, "that ends with .md"),
             ("./mine.md\n", "./their.md\n", 12, "no such file"),
             ("model: m/n/o", "modell: b", 13, "unknown key 'modell' in 'filters.0.judge', did you mean 'model'?"),
-            (", model: m/n/o", "", 13, "which model of the server judges is not said"),
+            (", model: m/n/o", "", 13, "the name of the model on the server is missing"),
             ("model: m/n/o", "model: b, api_key_env: sk-123", 13, "should match pattern"),
             ("model: b", "model: b, path: ./judge", 14, "either `url` and `model`, or `path`"),
         ],

@@ -96,7 +96,7 @@ def test_prose_does_not_end_on_a_letter(text: str, found: bool):
 
 
 def test_residue_knows_the_tokens_of_the_shipped_model():
-    tokens = models.special_tokens(shipped.data_path("tiny-base"))
+    tokens = models.special_tokens(shipped.locate("data", "tiny-base"))
     assert "<|end|>" in tokens
     rows = [{"prompt": "p", "completion": text} for text in ("12<|end|>", "12", "Dear [Your Name],")]
     kept, dropped, _ = filter_rows(rows, {"use": "residue"}, special_tokens=tokens)

@@ -21,8 +21,8 @@ from posttrain.storage.files import read_json
 from posttrain.storage.store import Store
 
 TRAINED = {name for name, one in STAGES.items() if one.trained}
-READERS = shipped.reward_path("readers.py")
-CHECK = shipped.reward_path("word-problems.py")
+READERS = shipped.locate("reward", "readers.py")
+CHECK = shipped.locate("reward", "word-problems.py")
 
 
 def said(path: Path) -> str:

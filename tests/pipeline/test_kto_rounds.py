@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.loop_runs import EVALUATED, ROUND, go
 
-from posttrain.config.training import Kto, Threshold
+from posttrain.config.kto import Kto, Threshold
 from posttrain.errors import InputError, RecipeError
 from posttrain.recipe.load import load
 from posttrain.report.reading import open_run
@@ -117,13 +117,13 @@ def test_one_threshold_is_both() -> None:
     [
         ("{rows_from: given}", "rows_from", "no rows are given", "recipe-needs-key"),
         ("{given: {path: edited-notes.jsonl}}", "given", "nothing reads these rows", "recipe-needs-key"),
-        ("{threshold: {good: 0.2, bad: 0.8}}", "threshold", "cannot be bad from above", "recipe-values-clash"),
+        ("{threshold: {good: 0.2, bad: 0.8}}", "threshold", "`bad` must not be above `good`", "recipe-values-clash"),
         ("{threshold: {good: 0.2}}", "threshold", "bad", "recipe-missing-key"),
         ("{threshold: high}", "threshold", "threshold", "recipe-type"),
         (
             "{per_device_train_batch_size: 1, gradient_accumulation_steps: 1}",
             "per_device_train_batch_size",
-            "this has one row",
+            "a step has one row",
             "recipe-values-clash",
         ),
         ("{desirable_weight: -1}", "desirable_weight", "must be at least 0", "recipe-range"),

@@ -151,13 +151,13 @@ class TestMessages:
             (
                 "learning_rate: 5e-7",
                 "packing: true",
-                "wrong.yaml:11:3: packing fills rows of `max_length` tokens",
+                "wrong.yaml:11:3: packing needs `max_length`",
                 "recipe-needs-key",
             ),
             (
                 "learning_rate: 5e-7",
                 "{packing: true, max_length: 64, packing_strategy: wrapped}",
-                "`wrapped` lets examples see each other",
+                "with `wrapped`, examples attend to one another",
                 "recipe-packing",
             ),
             (
@@ -172,12 +172,12 @@ class TestMessages:
                 "wrong.yaml:11:3: 'bf16' must be true or false or null, not 1",
                 "recipe-type",
             ),
-            ("5e-7", "fast", "wrong.yaml:11:3: 'learning_rate' must be a number, not 'fast'", "recipe-type"),
+            ("5e-7", "fast", "wrong.yaml:11:3: 'learning_rate' must be a number, not \"fast\"", "recipe-type"),
             ("5e-7", "-1", "wrong.yaml:11:3: 'learning_rate' must be above 0, not -1", "recipe-range"),
             (
                 "learning_rate: 5e-7",
                 "loss_type: nl",
-                "wrong.yaml:11:3: 'loss_type' has no choice 'nl', did you mean 'nll'",
+                "wrong.yaml:11:3: 'loss_type' has no choice \"nl\", did you mean 'nll'",
                 "recipe-choice",
             ),
             ("k: 4", "k: 0", "wrong.yaml:9:6: 'samples.k' must be greater than or equal to 1, not 0", "recipe-range"),
@@ -189,7 +189,7 @@ class TestMessages:
             (
                 "  k: 4\n",
                 "  k: 4\n  k: 5\n",
-                "wrong.yaml:10:3: 'k' stands here twice, first in line 9",
+                "wrong.yaml:10:3: duplicate key 'k', first in line 9",
                 "recipe-duplicate-key",
             ),
             ("./dev.jsonl", "./" + "9" * 400, "wrong.yaml:4:15: no such file: ", "recipe-no-such-file"),
@@ -556,9 +556,9 @@ class TestServer:
     @pytest.mark.parametrize(
         ("old", "new", "line", "expected", "rule"),
         [
-            ("use: server", "use: plain", 14, "no server is asked with `use: plain`", "recipe-belongs"),
+            ("use: server", "use: plain", 14, "`use: plain` does not use a server", "recipe-belongs"),
             ("    start:", "    url: http://a\n    start:", 14, "either `start` or `url`", "recipe-one-of"),
-            ('"x {model}"', "x", 16, "the command has no {model}", "recipe-server-command"),
+            ('"x {model}"', "x", 16, "the command lacks {model}", "recipe-server-command"),
             (
                 "-m,",
                 "-m, --continuous-batching,",
@@ -573,7 +573,7 @@ class TestServer:
                 "  use: server",
                 "  use: server\n  dtype: bfloat16",
                 14,
-                "a server computes in the type",
+                "the dtype of a server is set",
                 "recipe-belongs",
             ),
         ],
@@ -586,7 +586,7 @@ class TestServer:
         assert (error.line, error.rule) == (line, rule)
 
     def test_use_server_without_one(self, folder: Path) -> None:
-        assert "which server is not said" in str(fails("small.yaml", "engine.use=server"))
+        assert "`server` is missing" in str(fails("small.yaml", "engine.use=server"))
 
     def test_what_a_filter_needs_and_the_engine_lacks(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(FILTERS["length"], "needs", frozenset({"logprobs"}))

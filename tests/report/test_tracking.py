@@ -13,7 +13,6 @@ from trl import SFTConfig, SFTTrainer
 
 from posttrain.config import Sft
 from posttrain.errors import InputError, RecipeError
-from posttrain.execution.progress import Silent, Watchers
 from posttrain.job import Job
 from posttrain.recipe.load import load
 from posttrain.report import tracking
@@ -66,17 +65,11 @@ def test_a_training_reports_under_the_name_of_its_round_and_stage(tmp_path: Path
 
 
 def test_each_round_is_a_point_of_the_series(tmp_path: Path) -> None:
-    seen: list[int] = []
-
-    class Rounds(Silent):
-        def round_done(self, number: int, ran: bool) -> None:
-            seen.append(number)
-
-    go(tmp_path / "run", 2)
-    watcher = Watchers(Rounds(), tracking.Tracked(Store(tmp_path / "run"), "mine", ["tensorboard"]))
-    for number, did in [(0, True), (1, True), (1, False), (2, True)]:
-        watcher.round_done(number, did)
-    assert seen == [0, 1, 1, 2]
+    seen: list[tuple[int, bool]] = []
+    tracked = tracking.Tracked(Store(tmp_path / "run"), "mine", ["tensorboard"])
+    for n in (1, 2):
+        go(tmp_path / "run", n, after_round=[lambda *round_: seen.append(round_), tracked.round_done])
+    assert seen == [(0, True), (1, True), (0, False), (1, False), (2, True)]
     found = scalars(tmp_path / "run" / "logs" / "rounds")
     assert found["heldout/greedy"] == [(0, 0.5), (1, 0.5), (2, 0.5)]
     assert found["dev/mean_length"] == [(0, 20.0), (1, 20.0), (2, 20.0)]

@@ -315,7 +315,9 @@ class TestAsAReward:
     def test_a_judge_that_cannot_do_it_fails_before_anything_is_sampled(self) -> None:
         with serving(FakeJudge(lambda question: "Nice.")) as url:
             reward = load_reward(RewardEntry(use="quality.md", judge=model(url)))
-            with pytest.raises(EngineError, match=r"did not answer in the form .*, 3 times.*'Nice.'.*\[judge-form\]"):
+            with pytest.raises(
+                EngineError, match=r"did not answer in the required form, 3 times.*'Nice.'.*\[judge-form\]"
+            ):
                 reward.probe([])
 
 
@@ -341,7 +343,7 @@ def test_a_local_model_is_asked_through_our_own_engine(monkeypatch: pytest.Monke
 
 def test_a_local_model_of_small_context_refuses_what_does_not_fit(tmp_path: Path) -> None:
     parrot.save(tmp_path / "model")
-    with judge_local.Local(JudgeModel(path=str(tmp_path / "model"), max_tokens=8)) as asked:
-        replies = dict(asked.replies([Question("short", 0.0, 1), Question("x" * 200, 0.0, 1)]))
+    asked = judge_local.Local(JudgeModel(path=str(tmp_path / "model"), max_tokens=8))
+    replies = dict(asked.replies([Question("short", 0.0, 1), Question("x" * 200, 0.0, 1)]))
     assert replies[0].refused is None and replies[0].cut_off
     assert replies[1].refused is not None and "exceed the context of 64" in replies[1].refused

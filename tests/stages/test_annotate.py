@@ -43,7 +43,7 @@ class TestTopics:
 
     @pytest.mark.parametrize("texts", [[], ["1 2 3"], ["one"] * 3, ["alone", "single", "solitary"]])
     def test_too_few_to_tell_apart(self, texts: list[str]) -> None:
-        with pytest.raises(DataError, match=r"cannot be told apart in 5 topics.*\[data-topics\]"):
+        with pytest.raises(DataError, match=r"cannot be clustered into 5 topics.*\[data-topics\]"):
             topics(texts, 5, 0)
 
 
@@ -227,12 +227,12 @@ class TestInTheLoop:
     @pytest.mark.parametrize(
         ("overrides", "says"),
         [
-            (["sft.mix.balance={by: topic}"], "nothing finds out the topic"),
-            (["annotate.topics=4", "sft.mix.balance={by: difficulty}"], "nothing finds out the difficulty"),
+            (["sft.mix.balance={by: topic}"], "no annotation gives the column topic"),
+            (["annotate.topics=4", "sft.mix.balance={by: difficulty}"], "no annotation gives the column difficulty"),
             (["sft.mix.balance={by: tags}"], "a prompt has several tags"),
             (["sft.mix.balance={by: x, shares: {a: 0.7, b: 0.4}}"], "add up to 1 at most"),
-            (["sft.mix.balance={by: x, shares: {a: 0.0}}"], "no value has a share"),
-            (["annotate={pass_rate: false}"], "nothing is to be found out"),
+            (["sft.mix.balance={by: x, shares: {a: 0.0}}"], "all shares are 0"),
+            (["annotate={pass_rate: false}"], "no annotation is selected"),
             (["annotate.topics=1"], "greater than or equal to 2"),
             (["annotate.tags={rubric: tags.md}"], "'judge' is missing"),
         ],
@@ -273,7 +273,7 @@ def test_sft_learns_from_the_balanced_rows(tmp_path: Path, by: str) -> None:
     for name in ("out", "scratch"):
         (tmp_path / name).mkdir()
     config = {"sft": section.model_dump(), "model": {"dtype": "float32", "lora": None}}
-    inputs = {"model": shipped.data_path("tiny-base"), "kept": tmp_path / "kept"}
+    inputs = {"model": shipped.locate("data", "tiny-base"), "kept": tmp_path / "kept"}
     metrics = run_stage("sft", Job(config, inputs, tmp_path / "out", tmp_path / "scratch", 0))
     assert metrics["balance"] == {"letter": {"in": 2, "out": 4}, "sum": {"in": 6, "out": 4}}
     assert (metrics["rows"], metrics["mix"]) == (8, 8)

@@ -23,7 +23,7 @@ from posttrain.job import Job
 from posttrain.stages import prompts, run_stage
 from posttrain.stages.choose import choose
 
-BASE = shipped.data_path("tiny-base")
+BASE = shipped.locate("data", "tiny-base")
 
 
 def by_prompt(*values: float) -> dict[str, float]:
@@ -49,7 +49,9 @@ def test_models_that_nothing_on_dev_judges_are_an_error() -> None:
 
 def dev(folder: Path, count: int = 6) -> Path:
     """The prompts artifact, with the first dev prompts of the quickstart that have an answer."""
-    rows = [json.loads(line) for line in shipped.data_path("word-problems.dev.jsonl").read_text("utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in shipped.locate("data", "word-problems.dev.jsonl").read_text("utf-8").splitlines()
+    ]
     rows = [row for row in rows if row["answer"] is not None][: 3 * count]
     paths = {}
     for at, name in enumerate(("dev", "train", "heldout")):

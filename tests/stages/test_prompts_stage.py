@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.tiny_models import tokenizer
 
-from posttrain.config.training import Kto
+from posttrain.config.kto import Kto
 from posttrain.errors import DataError, InputError, ModelError, RewardError
 from posttrain.job import Job
 from posttrain.stages import prompts

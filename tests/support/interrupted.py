@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.config import Dpo, RewardModel, Sft
-from posttrain.config.training import Kto
+from posttrain.config.kto import Kto
 from posttrain.data.tables import MESSAGES, PAIRS
 from posttrain.job import Job
 from posttrain.stages import run_stage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from posttrain.errors import PosttrainError
@@ -104,13 +104,19 @@ class Reasons(Silent):
         self.said.append(reason)
 
 
-def go(root: Path, n: int, *overrides: str, launcher: FakeLauncher | None = None) -> tuple[list[str], list[str]]:
+def go(
+    root: Path,
+    n: int,
+    *overrides: str,
+    launcher: FakeLauncher | None = None,
+    after_round: Sequence[Callable[[int, bool], None]] = (),
+) -> tuple[list[str], list[str]]:
     """Stages that ran, and what was said about running again."""
     launcher, reasons = launcher or FakeLauncher(), Reasons()
     recipe = load("quickstart", ["dpo.learning_rate=1e-4", "compute.stages_at_once=1", *overrides])
     run = Store(root)
     with run.session():
-        play(recipe, Runner(run, launcher, reasons, 1, recipe), n)
+        play(recipe, Runner(run, launcher, reasons, 1, recipe, after_round), n)
     return launcher.ran, reasons.said
 
 

@@ -18,7 +18,7 @@ from support.dpo import BASE, by_hand, policy, says
 from transformers import AutoTokenizer
 from trl import KTOConfig
 
-from posttrain.config.training import Kto
+from posttrain.config.kto import Kto
 from posttrain.data.messages import prompt_id
 from posttrain.data.tables import SCORED_ANSWERS
 from posttrain.errors import EmptyStageError, StageError
