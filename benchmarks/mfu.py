@@ -26,6 +26,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,7 +35,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.utils import logging
 
 from posttrain import load_recipe, shipped
-from posttrain.engines.load import pick_dtype
 from posttrain.job import Job
 from posttrain.stages import run_stage
 
@@ -145,13 +145,15 @@ def write_rows(folder: Path, length: int, tokens: int) -> float:
     return statistics.mean(lengths)
 
 
-def train(model: Path, kept: Path, length: int, batch: int, steps: int) -> float:
-    """Tokens a second of the sft stage's steps after the first few."""
+def train(model: Path, kept: Path, length: int, batch: int, steps: int, fast: dict[str, Any]) -> float:
+    """Tokens a second of the sft stage's steps after the first few. `fast`: what the stage `hardware` found."""
     settings = {"packing": "true", "max_length": length, "per_device_train_batch_size": batch, "max_steps": steps}
     settings |= {"logging_steps": steps, "save_steps": steps}  # once, at the end: with the tokens of all steps
     recipe = load_recipe("quickstart", [f"sft.{name}={value}" for name, value in settings.items()])
     assert recipe.sft
-    config = {"sft": recipe.sft.model_dump(mode="json"), "model": {"dtype": "bfloat16", "lora": None}}
+    section = {**recipe.sft.model_dump(mode="json"), "bf16": fast["training"]["name"] == "bfloat16"}
+    named = {"dtype": "bfloat16", "lora": None, "attention": fast["attention"]["name"]}
+    config = {"sft": section, "model": named}
     ended: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         out, scratch = Path(folder, "out"), Path(folder, "scratch")
@@ -173,14 +175,15 @@ def measure(name: str, length: int, batch: int, steps: int, repeats: int) -> Fig
         parameters = write_model(size, model)
         mean_row = write_rows(kept, length, (steps + 1) * batch * length)
         top = peak(device)
-        rates = [train(model, kept, length, batch, steps) for _ in range(repeats)]
+        fast = run_stage("hardware", Job({}, {"model": model}, Path(folder), Path(folder), 0))
+        rates = [train(model, kept, length, batch, steps, fast) for _ in range(repeats)]
     if device.type == "cuda":
         named, memory = torch.cuda.get_device_name(), torch.cuda.max_memory_allocated() / 2**20
     else:
         named, memory = "CPU", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     operations = flops_per_token(size, parameters, mean_row)
     rate = statistics.median(rates)
-    dtype = "bf16 autocast" if pick_dtype("auto", device.type) == torch.bfloat16 else "float32"
+    dtype = "bf16 autocast" if fast["training"]["name"] == "bfloat16" else "float32"
     return Figure(named, dtype, name, length, batch, mean_row, parameters, rate, operations, top, memory)
 
 

@@ -90,10 +90,10 @@ def work(run: Path, number: int, stage: str) -> Work:
     keys = manifest["input_keys"]
     inputs = {role: run / "artifacts" / key for role, key in keys.items() if not key.startswith("base-")}
     inputs = {"model": models.resolve(recipe.model).path, **inputs}
-    section = getattr(recipe, stage).model_dump(mode="json")
+    section = {**getattr(recipe, stage).model_dump(mode="json"), "bf16": manifest["config"][stage]["bf16"]}
     if stage == "reward_model":
         section.pop("max_steps", None)
-    config = {stage: section, "model": recipe.model.model_dump(mode="json", include={"dtype", "lora"})}
+    config = {stage: section, "model": manifest["config"]["model"]}
     tokenizer = AutoTokenizer.from_pretrained(inputs["model"])
     if stage == "sft":
         rows = pq.read_table(inputs["kept"] / "kept.parquet", columns=["prompt", "completion"]).to_pylist()
