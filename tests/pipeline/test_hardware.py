@@ -83,7 +83,7 @@ def test_the_choice_does_not_depend_on_the_machine_by_its_key() -> None:
 def test_the_stage_measures_the_shapes_of_the_model(tmp_path: Path) -> None:
     from posttrain.stages import hardware
 
-    model = shipped.data_path("tiny-base")
+    model = shipped.locate("data", "tiny-base")
     found = hardware.run(Job({}, {"model": model}, tmp_path / "out", tmp_path / "scratch", seed=0))
     assert found["engine"]["name"] in ("float32", "bfloat16") and len(found["engine"]["ratios"]) == 3
     assert found["training"]["name"] in ("float32", "bfloat16")
