@@ -33,9 +33,9 @@ _FALLBACK = b"fallback"  # among a table's own words: why the engine was not the
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are sampled. `use`, `dtype` and `server` as in `load_engine`: see `engine`. `system`: the system
-    message for prompts without their own; the rows hold the prompts without it. `greedy`: also a greedy completion,
-    before the K, under the tag GREEDY: together with them it costs little."""
+    """How answers are sampled. `use` and `dtype` as in the recipe's `engine`, `server` as `engine` gives it.
+    `system`: the system message for prompts without their own; the rows hold the prompts without it. `greedy`: also a
+    greedy completion, before the K, under the tag GREEDY: together with them it costs little."""
 
     policy: str
     params: SamplingParams

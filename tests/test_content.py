@@ -41,10 +41,16 @@ def test_an_unknown_name_lists_the_near_one() -> None:
     assert e.value.hint is not None and "word-problems.py" in e.value.hint
 
 
-@pytest.mark.parametrize("name", ["../pyproject.toml", ".", "..", "", "__pycache__"])
+@pytest.mark.parametrize("name", [".", "..", "", "__pycache__"])
 def test_nothing_but_what_is_shipped_is_reached(name: str) -> None:
+    for kind in ("data", "reward", "recipes"):
+        with pytest.raises(InputError):
+            shipped.locate(kind, name)
+
+
+def test_a_recipe_of_that_name_is_not_looked_for_outside() -> None:
     with pytest.raises(InputError):
-        shipped.recipe_path(name)
+        shipped.recipe_path("../pyproject.toml")
 
 
 def test_a_data_folder_of_another_package_is_not_ours(installed: Path) -> None:

@@ -35,9 +35,8 @@ def test_the_source_holds_none_of_what_runs_code_from_a_file() -> None:
     found = [
         f"{path.name}: {line.strip()}" for path in SOURCE for line in path.read_text().splitlines() if bad.search(line)
     ]
-    assert [
-        line for line in found if not line.startswith("worker.py: exec(compile(source.read(), file")
-    ] == []  # a reward
+    rewards = ("worker.py: exec(compile(source.read(), file", "worker.py: return pickle.load(requests)")
+    assert [line for line in found if not line.startswith(rewards)] == []  # a reward, and what its stage asks of it
 
 
 class TestModels:

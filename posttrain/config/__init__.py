@@ -16,3 +16,31 @@ from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
 from posttrain.config.trained import Trained
 from posttrain.config.training import Anneal, Balance, Dpo, RewardModel, Sft, Source
 from posttrain.config.watch import Judge
+
+__all__ = [
+    "Anneal",
+    "Annotate",
+    "Balance",
+    "Decontaminate",
+    "Dpo",
+    "Engine",
+    "Evaluate",
+    "Judge",
+    "JudgeModel",
+    "Lora",
+    "Model",
+    "Pairs",
+    "Preferences",
+    "PromptSet",
+    "Prompts",
+    "Push",
+    "QualityClassifier",
+    "Rated",
+    "RewardEntry",
+    "RewardModel",
+    "Samples",
+    "Sft",
+    "Source",
+    "Trained",
+    "by_round",
+]

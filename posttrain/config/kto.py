@@ -76,7 +76,8 @@ class Kto(Trained):
             complain(
                 ("per_device_train_batch_size",),
                 "KTO estimates the KL term from answers to other prompts of the same step, and a step has one row",
-                "2 or more rows with gradient_accumulation_steps; or loss_type: apo_zero_unpaired, without this term",
+                "make per_device_train_batch_size × gradient_accumulation_steps at least 2; or set loss_type: "
+                "apo_zero_unpaired, which has no KL term",
                 rule="recipe-values-clash",
             )
         for name in ("desirable_weight", "undesirable_weight"):

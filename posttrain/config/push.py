@@ -18,8 +18,11 @@ def problem(repo: str) -> str | None:
         return "is not of the form owner/name"
     try:
         validate_repo_id(repo)
-    except HFValidationError as error:
-        return f"is not allowed: {error}"
+    except HFValidationError:
+        return (
+            "is not allowed on the Hub: letters, digits, '-', '_' and '.', at most 96 after the slash, without '--' or "
+            "'..', no '-' or '.' at either end of a part, and no '.git' at the end"
+        )
     return None
 
 

@@ -18,8 +18,8 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 class Trained(Section):
     """A trained stage: a few keys of ours, plus TRL's fields under their own names.
 
-    A subclass says all that other modules must know of it, and stands in `TRAINED`. `trainer`: the stage's name;
-    `trl_config`: TRL's class of its fields; `refused`: those of them that it may not set, and why, beside
+    A subclass says all that other modules must know of it, and stands in `training.TRAINED`. `trainer`: the stage's
+    name; `trl_config`: TRL's class of its fields; `refused`: those of them that it may not set, and why, beside
     `trl_fields.REFUSED`; `shown`: those that are written out beside `trl_fields.SHOWN`; `made_with`: our keys that its
     trainer is made with; `one_or_more`: our lists that may be written as one of their items.
     """

@@ -3,7 +3,7 @@
 Names, types, choices and defaults are in `trl_fields.json`, generated from the installed TRL by
 `python -m posttrain.config.training`, so that validating a recipe imports neither torch nor trl; a test compares the
 file with TRL. Refused fields, renamed fields and ranges are defined here; those of a single trained stage with its
-section (`posttrain.config.training`).
+section (`posttrain.config.training`, `posttrain.config.kto`).
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def _wrong_value(name: str, value: object, field: dict[str, Any]) -> KeyProblem 
         for item in value if isinstance(value, list) else [value]:
             if item is not None and item not in choices:
                 near = did_you_mean(str(item), choices)
-                message = f"'{name}' has no choice {said(item)}{near} ({', '.join(choices)})"
+                message = f"'{name}' has no choice {str(item)!r}{near} ({', '.join(choices)})"
                 return KeyProblem(message, rule="recipe-choice")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high, included = bounds(name)

@@ -54,7 +54,7 @@ def _best_against_worst(better: Sequence[Row], worse: Sequence[Row], margin: flo
     chosen = max(ups, key=lambda row: row["score"])
     rejected = min(downs, key=lambda row: row["score"])
     gap = chosen["score"] - rejected["score"]
-    if gap <= 0 or gap < margin or text(chosen).strip() == text(rejected).strip():
+    if not gap > 0 or gap < margin or text(chosen).strip() == text(rejected).strip():
         return None
     return chosen, rejected
 

@@ -173,8 +173,9 @@ class LineRows:
         return made
 
 
-# `schema` is that of all rows; `parts` streams them, and what is unread, in the file's order.
 RowFile = ParquetRows | LineRows
+"""A file of rows: its `path`; `schema`, that of all rows; `parts()`, which streams the rows, and what could not be read
+as one, in the file's order."""
 
 
 def _jsonl(lines: Lines, path: Path) -> Iterator[tuple[int, int, dict[str, Any] | str]]:

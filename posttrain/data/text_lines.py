@@ -7,7 +7,7 @@ import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NoReturn, cast
 
 from posttrain.errors import DataError
 from posttrain.storage.regular_files import open_regular
@@ -99,13 +99,13 @@ def too_long(path: Path, line: int) -> DataError:
     )
 
 
-def no_constant(name: str) -> float:
-    """What `json` is to make of NaN and the infinities, which are none of JSON's values."""
+def no_constant(name: str) -> NoReturn:
+    """For `parse_constant` of `json`. Raises ValueError: NaN and the infinities are not JSON."""
     raise ValueError(f"{name} is not JSON")
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    """The error for a file that ends its reading: by the system, as no CSV, or as what its ending says it is."""
+    """The error for a file whose reading failed: refused by the system, or not of the format that its name says."""
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, csv.Error):
         return DataError(f"invalid CSV: {said}", file=str(path), rule="data-csv")

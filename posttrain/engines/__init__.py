@@ -32,6 +32,8 @@ def load_engine(
     loaded = load(model_path, dtype, device)
     if use == "plain":
         return PlainEngine(loaded)
+    if use != "shared-prefix":
+        raise ValueError(f"no engine {use!r} runs in this process")
     try:
         engine = SharedPrefixEngine(loaded)
         if isinstance(engine.decoder, LeanDecoder):

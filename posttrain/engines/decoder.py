@@ -78,7 +78,7 @@ class LeanDecoder:
 
 
 class HookedDecoder:
-    """The same of transformers' forward, its attention replaced."""
+    """The same two forwards (see `LeanDecoder`) by transformers' own forward, with its attention replaced."""
 
     def __init__(self, loaded: Loaded) -> None:
         self.model, self.pad_id, self.device = loaded.model, loaded.pad_id, loaded.model.device

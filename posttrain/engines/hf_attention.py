@@ -54,10 +54,12 @@ def attend(
     if active.prefix is not None:
         return active.prefix.prefill(layer, query, key, value, options).transpose(1, 2), None
     query, key, value = query[:, :, 0], key[:, :, 0], value[:, :, 0]
+    if len(active.cohorts) == 1:  # the usual case, once a layer and token
+        return active.cohorts[0].decode(layer, query, key, value, options)[:, None], None
     counts = [cohort.rows for cohort in active.cohorts]
     rows = zip(query.split(counts), key.split(counts), value.split(counts), strict=True)
     parts = [cohort.decode(layer, *some, options) for cohort, some in zip(active.cohorts, rows, strict=True)]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:, None], None
+    return torch.cat(parts)[:, None], None
 
 
 def use_in(model: Any) -> None:

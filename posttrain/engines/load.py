@@ -77,7 +77,7 @@ def read(kind: Any, path: str | Path, dtype: torch.dtype, what: str) -> tuple[An
         raise ModelError(
             f"cannot load {what} from {path}: {error}",
             file=str(path),
-            hint="name a folder that save_pretrained wrote; posttrain check says what is wrong with a recipe's model",
+            hint="name a folder that save_pretrained wrote; for a recipe's model `posttrain check` says what is wrong",
             rule="model-load",
         ) from error
 

@@ -267,7 +267,7 @@ def _decoded(raw: bytes, encoding: str, longest: int) -> bytes:
     if len(body) > longest:
         raise _too_large(longest)
     if not unpacking.eof or unpacking.unused_data:
-        raise Fault(f"the reply is truncated {encoding}", rule="server-encoding")
+        raise Fault(f"the reply is not exactly one {encoding} stream", rule="server-encoding")
     return body
 
 

@@ -139,7 +139,9 @@ class Scorer:
 
     @torch.inference_mode()
     def _plain(self, texts: Sequence[Ids]) -> list[float]:
-        """Whole texts in batches sorted by length."""
+        """Whole texts in batches sorted by length. Raises ValueError where one has no token."""
+        if not all(texts):
+            raise ValueError("a text without a token has no score")
         scores = [0.0] * len(texts)
         hooked = isinstance(self._forward, _Hooked)
         if hooked and texts:

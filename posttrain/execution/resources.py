@@ -94,8 +94,8 @@ def check(need: Need, root: Path, what: str) -> None:
     if need.disk > free:
         raise ResourceError(
             f"{what} need about {bytes_in_words(need.disk)} on the disk, and {bytes_in_words(free)} are free at "
-            f"{there}; nothing was started. Free some there (older runs, the cache of the Hub), or name another disk "
-            "by --run",
+            f"{there}; nothing was started. Free some space there (older runs, the cache of the Hub), or name another "
+            "disk by --run",
             rule="command-disk-room",
         )
     if need.memory > memory and not gpu():

@@ -11,6 +11,7 @@ from itertools import groupby
 from time import perf_counter
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from posttrain.errors import DataError
@@ -103,16 +104,18 @@ class Run:
         self._memory = memory
         self._batches = whole_prompts(batches) if any(each.scope == "prompt" for each in filters) else batches
 
-    def figures(self) -> dict[str, Any]:
-        """The counts so far, as plain JSON. `dropped`: rows by `filter: reason`."""
+    def figures(self, before: Count | None = None) -> dict[str, Any]:
+        """The counts so far, as plain JSON. `dropped`: rows by `filter: reason`. `before`: of what was dropped before
+        the first filter, as by reading."""
+        counts = [*([before] if before else []), *self.counts]
         dropped: Counter[str] = Counter()
-        for count in self.counts:
+        for count in counts:
             dropped.update({f"{count.filter}: {reason}": number for reason, number in count.reasons.items()})
         return {
-            "rows": self.rows_in,
+            "rows": before.rows_in if before else self.rows_in,
             "kept": self.rows_kept,
             "dropped": dict(dropped),
-            "filters": [count.figures() for count in self.counts],
+            "filters": [count.figures() for count in counts],
         }
 
     def __iter__(self) -> Iterator[FilterResult]:
@@ -175,7 +178,15 @@ def _apply(verdicts: Verdicts, rows: Rows, count: Count, gone: dict[int, tuple[s
 def _table(verdicts: Sequence[Verdicts]) -> pa.Table:
     """Verdicts as JSON: of each the filter's place, the row, then what it holds."""
     said = [[at, index, *verdict] for at, found in enumerate(verdicts) for index, verdict in found.items()]
-    return pa.table({"verdicts": [json.dumps(said, default=dict)]})
+    return pa.table({"verdicts": [json.dumps(said, default=_plain)]})
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, np.generic):  # a filter's figure
+        return value.item()
+    raise TypeError(f"a verdict holds a {type(value).__name__}")
 
 
 def _by_filter(known: pa.Table, filters: int) -> list[Verdicts]:

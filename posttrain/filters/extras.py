@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from importlib import import_module
 
 from posttrain.errors import RecipeError
 
@@ -14,9 +14,16 @@ _PACKAGES = {  # by extra: the module that is imported, and its package
 
 
 def check_installed(extra: str, what: str, otherwise: str = "") -> None:
-    """Raises RecipeError where the extra's package, which `what` needs, is not installed. `otherwise`: what else can be
-    done, for the hint."""
+    """Raises RecipeError where the extra's package, which `what` needs, is not installed or cannot be imported.
+    `otherwise`: what else can be done, for the hint."""
     module, package = _PACKAGES[extra]
-    if find_spec(module) is None:
-        hint = f"pip install 'posttrain[{extra}]'{otherwise}"
-        raise RecipeError(f"{what} needs {package}, which is not installed", hint=hint, rule="filter-package")
+    try:
+        import_module(module)
+    except ModuleNotFoundError as error:
+        why = "is not installed" if error.name == module else f"cannot be imported: {error}"
+    except ImportError as error:  # built for another Python, or against another library
+        why = f"cannot be imported: {error}"
+    else:
+        return
+    hint = f"pip install 'posttrain[{extra}]'{otherwise}"
+    raise RecipeError(f"{what} needs {package}, which {why}", hint=hint, rule="filter-package")

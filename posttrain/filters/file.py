@@ -72,8 +72,7 @@ def filter_file(
         dropped.close()
     judges = judge_metrics(scratch)
     shutil.rmtree(scratch, ignore_errors=True)
-    passage.counts, passage.rows_in = [reading, *passage.counts], reading.rows_in  # what is no row is dropped first
-    return {**passage.figures(), **judges}
+    return {**passage.figures(before=reading), **judges}
 
 
 def evaluation_prompts(path: Path) -> list[str]:

@@ -110,7 +110,8 @@ class Rows:
 
     @property
     def prompt_keys(self) -> list[str]:
-        """The key by which rows are grouped into prompts: `prompt_id`, or the prompt's text without this column."""
+        """The key by which rows are grouped into prompts: `prompt_id`, or where there is no such
+        column the prompt's text."""
         return self.column("prompt_id") if self.has("prompt_id") else self.prompts
 
     def _array(self, name: str) -> Any:

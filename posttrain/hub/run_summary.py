@@ -48,8 +48,8 @@ class RunSummary:
 
     def recipe_text(self) -> str:
         """The resolved recipe as YAML, without secrets and folders of the machine that it ran on."""
-        text = yaml_text(_shareable({key: value for key, value in self.recipe.items() if key != "push"}))
-        return self.without_secrets(text).strip()
+        recipe = {key: value for key, value in self.recipe.items() if key != "push"}
+        return self.without_secrets(yaml_text(_shareable(recipe, self.secrets))).strip()
 
     def without_secrets(self, text: str) -> str:
         return without_secrets(text, self.secrets)
@@ -86,18 +86,19 @@ def _recipe(run: RunView) -> Mapping[str, Any]:
     return read
 
 
-def _shareable(value: Any) -> Any:
-    """A recipe's value without local details: the last name of a path, only the kind of a server."""
+def _shareable(value: Any, secrets: frozenset[str]) -> Any:
+    """A recipe's value without local details: the last name of a path, only the kind of a server. Secrets go before
+    YAML writes the value, which may quote it so that they are no longer found."""
     if isinstance(value, dict):
         hidden = {key for key, inner in value.items() if isinstance(inner, str) and _SECRET_KEY.search(str(key))}
         if "kind" in value and ("url" in value or "start" in value):  # a server's command or address can hold keys
             hidden |= {key for key in ("url", "start") if value.get(key)}
-        return {key: LEFT_OUT if key in hidden else _shareable(inner) for key, inner in value.items()}
+        return {key: LEFT_OUT if key in hidden else _shareable(inner, secrets) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_shareable(inner) for inner in value]
+        return [_shareable(inner, secrets) for inner in value]
     if isinstance(value, str) and value.startswith(("/", "~")) and "\n" not in value:
-        return f"./{Path(value).name}"
-    return value
+        value = f"./{Path(value).name}"
+    return without_secrets(value, secrets) if isinstance(value, str) else value
 
 
 def _base_card(folder: Path) -> Mapping[str, Any]:

@@ -92,6 +92,9 @@ def parameters(
 
 
 def line_of(file: str, function: str) -> int | None:
-    """The line of a function in the file."""
-    found = _public_functions(Path(file), text_of(Path(file))).get(function)
+    """The line of a function in the file; None where there is none, as in a file that was changed since."""
+    try:
+        found = _public_functions(Path(file), text_of(Path(file))).get(function)
+    except RewardError:
+        return None
     return found.lineno if found else None

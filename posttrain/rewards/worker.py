@@ -194,10 +194,10 @@ def _texts(*texts: str) -> bytes:
 
 
 def _receive(requests: BufferedReader) -> Any:
-    """The next request; None at the end of the channel."""
+    """The next request; None at the end of the channel, also in the middle of a request."""
     try:
         return pickle.load(requests)
-    except EOFError:
+    except (EOFError, pickle.UnpicklingError):
         return None
 
 

@@ -497,7 +497,7 @@ def test_nothing_that_is_secret_is_on_a_card(
     monkeypatch.setenv("SOME_API_KEY", secret)
     recipe = run.root / "recipe.yaml"
     text = recipe.read_text().replace("word-problems.train.jsonl", f"{tmp_path}/customers.jsonl")
-    text = text.replace("too_long: stop", f"too_long: stop\n  system: Use {secret} or {cached}")
+    text = text.replace("too_long: stop", f'too_long: stop\n  system: "Use {secret} or\\n{cached}\\nall of it"')
     text = text.replace("server: null", "server: {kind: vllm, url: 'http://u:pw@10.0.0.7/', start: [x, --api-key, k]}")
     recipe.write_text(text.replace("  system: null\n", ""))
     cards = [one.card for plan in planned(run, data=True) for one in plan.rounds]
@@ -631,6 +631,9 @@ def test_the_recipes_key_changes_no_artifact_and_names_are_checked(tmp_path: Pat
     assert go(tmp_path / "run", 1, "push={to: me/mine, private: true, data: true}") == ([], [])
     with pytest.raises(RecipeError, match=r"'mine' is not of the form owner/name \[recipe-hub-name\]"):
         load("quickstart", ["push.to=mine"])
+    for name in ("a/b.git", "a/-b", "a/" + "b" * 97):
+        with pytest.raises(RecipeError, match=rf"'{name}' is not allowed on the Hub: letters.*\[recipe-hub-name\]"):
+            load("quickstart", [f"push.to={name}"])
     with pytest.raises(RecipeError, match="unknown key"):
         load("quickstart", ["push={to: me/mine, secret: x}"])
 

@@ -84,7 +84,17 @@ def test_one_round_runs_end_to_end(model: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     made = {link.name: store.damaged_files(link.resolve()) for link in (run / "round-1").iterdir()}
-    assert {"answers-samples", "reward-model", "scores", "filtered", "sft", "dpo", "evaluate", "heldout"} <= made.keys()
+    assert {
+        "answers-samples",
+        "preferences",
+        "reward-model",
+        "scores",
+        "filtered",
+        "sft",
+        "pairs",
+        "dpo",
+        "evaluate",
+    } <= made.keys()
     assert not any(made.values()), made
     heldout = read_json(run / "round-1" / "heldout" / "artifact.json")["metrics"]["heldout"]
     assert heldout["greedy"]["n"] == 20

@@ -177,7 +177,7 @@ class TestMessages:
             (
                 "learning_rate: 5e-7",
                 "loss_type: nl",
-                "wrong.yaml:11:3: 'loss_type' has no choice \"nl\", did you mean 'nll'",
+                "wrong.yaml:11:3: 'loss_type' has no choice 'nl', did you mean 'nll'",
                 "recipe-choice",
             ),
             ("k: 4", "k: 0", "wrong.yaml:9:6: 'samples.k' must be greater than or equal to 1, not 0", "recipe-range"),
