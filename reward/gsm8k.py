@@ -23,7 +23,7 @@ _LONGEST = 200
 
 
 def correct(prompts: list, completions: list, answer: list[str | None], **columns: list) -> list[float | None]:
-    """One score for each completion, a list of one assistant message. No opinion where `answer` is None."""
+    """One score for each completion, a list of one assistant message. No score where `answer` is None."""
     return [
         None if reference is None else float(_right(completion[-1]["content"], reference))
         for completion, reference in zip(completions, answer, strict=True)

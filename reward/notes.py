@@ -6,7 +6,7 @@
 
 Whether name and thing are those of the prompt is not asked: a reward model of a million parameters learns manner and
 form, but not to compare words (tried: its pick of 8 was then no better than a random one).
-A prompt with an answer to check, or one that is no request for a note, gets no opinion.
+A prompt with an answer to check, or one that is no request for a note, gets no score.
 """
 
 from __future__ import annotations

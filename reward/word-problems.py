@@ -1,7 +1,7 @@
 """Checks the answer of a word problem: 1.0 when the completion ends in "Answer: N" with the right N, else 0.0.
 
 A completion that names more than one answer is wrong, whatever the last one says. A row without an answer (a request
-for a note) gets no opinion.
+for a note) gets no score.
 """
 
 from __future__ import annotations
