@@ -253,6 +253,13 @@ LANGUAGES = {
 _LANGUAGE = Language(tuple(LANGUAGES))
 
 
+# The first part of the names of IFEval's kinds; ours have others.
+IFEVAL = _pool(
+    "change_case combination detectable_content detectable_format keywords language length_constraints punctuation "
+    "startend"
+)
+
+
 # ---- the parts of a text -------------------------------------------------------------------------------------------
 # Regular expressions here take time linear in the text, also on hostile ones: no two repetitions that can share text.
 
@@ -479,7 +486,7 @@ def _nth_paragraph_first_word(text: str, num_paragraphs: int, nth_paragraph: int
 
 @_kind(
     "keywords:existence",
-    "Include the words {keywords}.",
+    "Include {keywords}.",
     "Your reply must mention {keywords}.",
     "Make sure that {keywords} can be found in your reply.",
     keywords=Texts(_NOUNS, range(1, 4)),
@@ -503,9 +510,9 @@ def _frequency(text: str, relation: str, keyword: str, frequency: int) -> bool:
 
 @_kind(
     "keywords:forbidden_words",
-    "Do not use the words {forbidden_words}.",
+    "Do not use {forbidden_words}.",
     "Avoid {forbidden_words} altogether.",
-    "The words {forbidden_words} must not occur.",
+    "You must not write {forbidden_words} anywhere.",
     forbidden_words=Texts(_COMMON, range(1, 4)),
 )
 def _forbidden_words(text: str, forbidden_words: list[str]) -> bool:
@@ -631,7 +638,7 @@ def _bullets(text: str) -> list[str]:
     "Highlight at least {num_highlights} parts in markdown, like *this part*.",
     "At least {num_highlights} passages should be *highlighted* with asterisks.",
     "Put asterisks around at least {num_highlights} parts, as in *a highlighted part*.",
-    num_highlights=Count(range(1, 5)),
+    num_highlights=Count(range(2, 5)),
 )
 def _number_highlighted_sections(text: str, num_highlights: int) -> bool:
     emphasis = re.compile(r"(?<!\*)(\*{1,3})(?=[^\s*])[^*\n]*+(?<=\S)\1(?!\*)")
@@ -753,7 +760,7 @@ def _quotation(text: str) -> bool:
     "Use at most {n} words.",
     "Keep it to {n} words or fewer.",
     "No more than {n} words, please.",
-    n=Count(range(20, 121, 10)),
+    n=Count(range(30, 121, 10)),
 )
 def _words_at_most(text: str, n: int) -> bool:
     return len(_words(text)) <= n
@@ -1067,7 +1074,7 @@ def _without_mark(text: str, mark: str) -> bool:
     "Ask exactly {n} questions.",
     "Your reply should contain {n} questions, each with a question mark, no more and no fewer.",
     "Use exactly {n} question marks.",
-    n=Count(range(1, 4)),
+    n=Count(range(2, 5)),
 )
 def _questions(text: str, n: int) -> bool:
     return text.count("?") == n and sum(sentence.rstrip(_CLOSERS).endswith("?") for sentence in _sentences(text)) == n
@@ -1078,7 +1085,7 @@ def _questions(text: str, n: int) -> bool:
     "Use parentheses at least {n} times (like this).",
     "Put at least {n} remarks in parentheses.",
     "At least {n} passages should stand in parentheses.",
-    n=Count(range(1, 4)),
+    n=Count(range(2, 5)),
 )
 def _parentheses(text: str, n: int) -> bool:
     return sum(bool(_WORD.search(each)) for each in re.findall(r"\(([^()]++)\)", text)) >= n
