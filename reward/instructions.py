@@ -46,15 +46,15 @@ def share_followed(
 
 def _verdicts(text: str, kinds: Any, parameters: Any, prompt: Any) -> list[bool]:
     """Whether each constraint of a row holds; none for a row without constraints."""
-    row = f"in the row {str(prompt)[-120:]!r}"
     if not kinds:
         return []
+    row = f"in the row {prompt[-1]['content'][:120]!r}"
     if not isinstance(kinds, list) or not isinstance(parameters, list) or len(kinds) != len(parameters):
         lists = f"not {kinds!r} and {parameters!r}"
         raise ValueError(f"instruction_id_list and kwargs are lists of the same length, {lists}, {row}")
     checks = []
     for name, given in zip(kinds, parameters, strict=True):
-        if name not in KINDS:
+        if not isinstance(name, str) or name not in KINDS:
             raise ValueError(f"there is no kind of constraint {name!r}, {row}")
         read = {key: value for key, value in given.items() if value is not None} if isinstance(given, dict) else given
         fault = KINDS[name].fault(read)
@@ -537,7 +537,7 @@ def _letter_frequency(text: str, letter: str, let_relation: str, let_frequency: 
 
 @_kind(
     "change_case:capital_word_frequency",
-    "Write {capital_relation} {capital_frequency} words in all capital letters.",
+    "Put {capital_relation} {capital_frequency} words in capital letters throughout.",
     "Words in full capitals should occur {capital_relation} {capital_frequency} times.",
     "Use {capital_relation} {capital_frequency} fully capitalized words.",
     capital_relation=_RELATION,
@@ -1443,7 +1443,7 @@ def _several_answers(text: str, n: int) -> bool:
 
 @_kind(
     "answers:repeat_at_end",
-    "After your answer, repeat the request above word for word (without this sentence) and write nothing after it.",
+    "After your answer, repeat the request above to the letter (without this sentence) and write nothing after it.",
     "Answer first; then copy the request exactly, up to but without this sentence, as the end of your reply.",
     "Close your reply by repeating the request above without any change, leaving out this sentence.",
     request=Request(()),

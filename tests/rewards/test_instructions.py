@@ -36,7 +36,8 @@ def test_all_kinds_of_ifeval_and_more_than_35_of_ours():
     assert len(of_ifeval) == 25 and len(KINDS) - 25 >= 35
     for name, kind in KINDS.items():
         assert len(set(kind.phrasings)) >= 3, name
-        assert all(f"{{{each}}}" in phrasing for phrasing in kind.phrasings for each in kind.parameters), name
+        said = [each for each, parameter in kind.parameters.items() if not isinstance(parameter, REWARD.Request)]
+        assert all(f"{{{each}}}" in phrasing for phrasing in kind.phrasings for each in said), name
 
 
 @pytest.mark.parametrize("function", ["all_followed", "share_followed"])
@@ -96,7 +97,7 @@ def test_every_kind_has_golden_cases_on_both_sides():
 )
 @pytest.mark.parametrize("text", ["It is long.", ""])
 def test_a_wrong_row_is_an_error_and_never_a_pass(text: str, kinds: Any, kwargs: Any, said: str):
-    with pytest.raises((ValueError, TypeError)) as raised:
+    with pytest.raises(ValueError) as raised:
         score(text, kinds, kwargs)
     assert said in str(raised.value) and "Name a river." in str(raised.value)
 
@@ -148,19 +149,22 @@ def test_sentences_are_counted_by_the_rule_of_the_page(text: str, count: int):
 
 HOSTILE = (
     "a", "[", "[a", "*", "* ", "**a", "<", "<<", "<<a", "\n", "-\n", "#", "# ", ".", ". ", '."', "a.", ", ", "|", "|\n",
-    "```\n", "(", "(a", "1", "1.", '"', "p.s", " \n", "a\n\n", "---\n", "***", "*** ", "\ud800", "> ", "section 1\n", "A ",
-    "é", "{", '["', "'a'-", "\t", "a: b\n", "- [ ] a\n", "http://", "the quick brown fox jumps over the lazy dog. ",
+    "```\n", "(", "(a", "1", "1.", '"', "p.s", " \n", "a\n\n", "---\n", "***", "*** ", "\ud800", "> ", "section 1\n",
+    "A ", "é", "{",
+    '["', "'a'-", "\t", "a: b\n", "- [ ] a\n", "http://", "the quick brown fox jumps over the lazy dog. ",
 )  # fmt: skip
 
 
-def test_long_and_strange_answers_take_linear_time():
-    """45 answers of 30,000 characters, each by all kinds: a pattern that backtracks takes minutes for one of them."""
-    names = list(KINDS)
-    kwargs = [KINDS[name].draw(Random(name), "Name a river.") for name in names]
+@pytest.mark.parametrize("length", [10_000, pytest.param(100_000, marks=pytest.mark.long)])
+def test_long_and_strange_answers_take_linear_time(length: int):
+    """A pattern that backtracks over the square of 100,000 characters takes more than ten times the seconds allowed."""
+    kwargs = {name: kind.draw(Random(name), "Name a river.") for name, kind in KINDS.items()}
     for part in HOSTILE:
-        begun = time.process_time()
-        score("x" + (part * 30_000)[:30_000] + "x", names, kwargs, "share_followed")
-        assert time.process_time() - begun < 5, part
+        text = "x" + (part * length)[:length] + "x"
+        for name, given in kwargs.items():
+            begun = time.process_time()
+            score(text, [name], [given])
+            assert time.process_time() - begun < 5, (name, part)
 
 
 @pytest.mark.parametrize("text", ["", " \n\t", "\ud800", "\x00", "\u200b", "\ufeff", "\U0001f642", "\n" * 100_000])
