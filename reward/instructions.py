@@ -268,7 +268,7 @@ _LIST_MARK = re.compile(r"\s*(?:[-*+•]|\d{1,4}[.)])\s+(?=\S)")
 _HEADING = re.compile(r"\s{0,3}#{1,6}\s+(?=\S)")
 _END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]*_»]*+(?=\s|\Z)|[。！？।॥]++[”」』）]*+")
 _CLOSERS = "\"'”’)]*_»”」』） "
-_NO_END = _pool("mr mrs ms dr prof st vs e.g i.e fig")  # a full stop after these ends no sentence,
+_NO_END = _pool("mr mrs ms dr prof st vs e.g i.e fig p.s p.p.s")  # a full stop after these ends no sentence,
 _END_BEFORE_CAPITAL = _pool("a.m p.m etc u.s u.k jr sr inc ltd co approx")  # after these before a capital letter only
 
 
@@ -309,14 +309,16 @@ def _blocks(text: str) -> Iterator[str]:
 
 def _ends(block: str, start: int, mark: re.Match[str]) -> bool:
     after = block[mark.end() : mark.end() + 3].lstrip()
-    if mark[0] != ".":
-        goes_on = len(mark[0]) > 1 and mark[0][-1] not in "!?*_"  # an ellipsis, or a quotation within a sentence
-        return not (goes_on and after[:1].islower())
-    before = block[max(start, mark.start() - 20) : mark.start()].split()
-    last = before[-1].lstrip("(\"'“‘[*_") if before else ""
-    if last.lower() in _NO_END or (len(last) == 1 and last.isupper() and last != "I"):
-        return False
-    return last.lower() not in _END_BEFORE_CAPITAL or not after or after[0].isupper()
+    stop = mark[0].rstrip(_CLOSERS)
+    if stop == ".":
+        before = block[max(start, mark.start() - 20) : mark.start()].split()
+        last = before[-1].lstrip("(\"'“‘[*_") if before else ""
+        if last.lower() in _NO_END or (len(last) == 1 and last.isupper() and last != "I"):
+            return False
+        if last.lower() in _END_BEFORE_CAPITAL and after and not after[0].isupper():
+            return False
+    goes_on = mark[0][-1] in "\"'”’)]»" or (stop != "." and not stop.strip(".…"))
+    return not (goes_on and after[:1].islower())
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -381,7 +383,7 @@ def _different(texts: list[str]) -> bool:
 
 _NO_PROSE = re.compile(r"https?://\S+|[\d<>*_#|`~\[\]{}()\"“”]+")
 _FEWEST = 12  # letters; fewer have no language
-_SURE = 0.4  # of the whole text
+_SURE = 0.35  # of the whole text
 _SURE_OF_LINE = 0.85  # that a line of it is in another language
 _LONG_LINE = 60  # letters that a line has before it is asked by itself
 _NEAR = ({"hi", "mr", "ne"}, {"ru", "uk", "bg"}, {"pt", "es", "gl"}, {"fa", "ur", "ar"})  # taken for one another

@@ -133,6 +133,7 @@ SENTENCES = [
     ("Mr. Lee and Dr. A. Smith paid 3.50 at 5 p.m. on Monday, e.g. in coins.", 1),
     ("We met at 5 p.m. Then it rained, etc. and so on.", 2),
     ("So do I. And you?", 2),
+    ("**P.S.** Ask Dr. Lee.", 1),
     ("# The River\n\nIt is long.", 1),
     ("Two things:\n1. The river.\n2. The mill\n\nThat is all", 4),
     ("one line\nof a poem\nwithout marks", 1),
