@@ -12,6 +12,7 @@ under what docs/instructions.md says of the kind.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import random
 import re
@@ -65,13 +66,13 @@ def our_checker() -> Checker:
 
 def their_checker() -> Checker:
     """By lm-eval's IFEval task, as its strict accuracy does. Raises ImportError where it is not installed."""
-    from langdetect import DetectorFactory
-    from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
+    langdetect = importlib.import_module("langdetect")
+    registry = importlib.import_module("lm_eval.tasks.ifeval.instructions_registry")
 
     def check(kind: str, parameters: Mapping[str, Any], text: str) -> str:
         random.seed(0)
-        DetectorFactory.seed = 0
-        checker = INSTRUCTION_DICT[kind](kind)
+        langdetect.DetectorFactory.seed = 0
+        checker = registry.INSTRUCTION_DICT[kind](kind)
         checker.build_description(**{name: value for name, value in parameters.items() if value})
         try:
             return FOLLOWED if text.strip() and checker.check_following(text) else NOT

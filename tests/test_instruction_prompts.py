@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from support.followers import follow
 
+from posttrain.filters.contamination import overlap
+
 ROOT = Path(__file__).parents[1]
 DATA = runpy.run_path(str(ROOT / "data" / "instructions.py"))
 REWARD, KINDS = DATA["REWARD"], DATA["KINDS"]
@@ -121,6 +123,14 @@ def test_every_prompt_can_be_followed(seed: int):
             assert REWARD.all_followed(*messages, *columns) == [1.0], (row, answer)
 
 
+def test_few_training_prompts_overlap_our_own_evaluation_prompts_as_the_page_says():
+    evaluation = [row["prompt"] for split in ("dev", "heldout") for row in SHIPPED[split]]
+    measures = [overlap(evaluation, 8, share) for share in (0.9, 0.5)]
+    dropped = [sum(measure(row["prompt"]) is not None for row in SHIPPED["train"]) for measure in measures]
+    page = (ROOT / "docs" / "instructions.md").read_text("utf-8")
+    assert f"drops {dropped[0]} of the 1,500, the default {dropped[1]}." in page
+
+
 @pytest.mark.skipif(not IFEVAL.is_file(), reason="IFEval's prompts are not here")
 def test_no_prompt_of_ifeval_is_among_ours():
     """No run of eight words is shared but in the three options that IFEval's `constrained_response` is about."""
@@ -134,3 +144,5 @@ def test_no_prompt_of_ifeval_is_among_ours():
     shared = Counter(run for row in ALL for run in runs(row["prompt"]) & of_theirs)
     options = "my answer is yes my answer is no {}my answer is maybe"
     assert set(shared) <= runs(options.format("")) | runs(options.format("or ")), shared.most_common(5)
+    overlaps = overlap([row["prompt"] for row in rows(IFEVAL)], 8, 0.5)
+    assert not any(overlaps(row["prompt"]) for row in ALL)
