@@ -98,7 +98,7 @@ APART = {
     "words:last_sentence": "end",
     "case:word_capital": "change_case:english_lowercase",
     "case:first_line_capital": "case",
-    "detectable_format:multiple_sections": "change_case:english_capital change_case:english_lowercase",
+    "detectable_format:multiple_sections": "case",
     "punctuation:no_comma": "start:phrase end:last_line",
     "marks:last": "end",
     "marks:every_sentence": "start end structure detectable_format:title",

@@ -34,6 +34,7 @@ class Draft:
     """Sentences without their marks, by paragraph, and what stands around them."""
 
     paragraphs: list[list[str]]
+    counted: bool = False  # whether a constraint counts the sentences
     filler: str = "so"
     mark: str = "."
     last_mark: str = ""
@@ -55,8 +56,8 @@ class Draft:
     def spread(self, word: str, times: int) -> None:
         """One word to the shortest sentence, as often as that; never to the last one, whose last word may be set."""
         for _ in range(times):
-            places = [(at, of) for at, paragraph in enumerate(self.paragraphs) for of in range(len(paragraph))][:-1]
-            at, of = min(places, key=lambda place: len(self.paragraphs[place[0]][place[1]].split()))
+            places = [(at, of) for at, paragraph in enumerate(self.paragraphs) for of in range(len(paragraph))]
+            at, of = min(places[:-1] or places, key=lambda place: len(self.paragraphs[place[0]][place[1]].split()))
             self.add(word, at, of)
 
     def text(self) -> str:
@@ -80,7 +81,8 @@ def follow(kinds: list[str], kwargs: list[dict[str, Any]]) -> str:
     """An answer that follows the constraints, if they can be followed together."""
     given = dict(zip(kinds, kwargs, strict=True))
     values = [value for each in kwargs for value in each.items()]
-    draft = Draft(_paragraphs(given))
+    counts = ("length_constraints:number_sentences", "length:sentences", "length:paragraph_sentences")
+    draft = Draft(_paragraphs(given), counted=any(kind in counts for kind in kinds))
     for kind, each in given.items():
         _letters(draft, kind, each)
     for kind, each in given.items():
@@ -130,7 +132,7 @@ def _paragraphs(given: dict[str, dict[str, Any]]) -> list[list[str]]:
             case "length:sentence_words_at_most":
                 sentences = 3
     if "marks:questions" in given and "length:paragraph_sentences" not in given:
-        sentences = 5
+        sentences = 5 if paragraphs == 1 else 2
     pool = iter([OTHER[language]] * 20 if language else ENGLISH * 4)
     return [[next(pool) for _ in range(sentences)] for _ in range(paragraphs)]
 
@@ -241,13 +243,13 @@ def _words(draft: Draft, kind: str, given: dict[str, Any]) -> None:
             draft.spread("7", n)
         case "start:phrase":
             draft.opening = given["phrase"]
-            if given["phrase"].endswith(".") and len(draft.paragraphs[0]) > 2:
+            if given["phrase"].endswith(".") and draft.counted and len(draft.paragraphs[0]) > 1:
                 del draft.paragraphs[0][-1]  # it is one of the sentences that are counted
         case "start:word":
             draft.paragraphs[0][0] = f"{word} {draft.paragraphs[0][0]}"
         case "startend:end_checker":
             draft.closing = given["end_phrase"]
-            if len(draft.paragraphs) > 1 and len(draft.paragraphs[-1]) > 1:
+            if draft.counted and len(draft.paragraphs[-1]) > 1:
                 del draft.paragraphs[-1][-1]
 
 
