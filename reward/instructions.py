@@ -46,7 +46,7 @@ def share_followed(
 
 def _verdicts(text: str, kinds: Any, parameters: Any, prompt: Any) -> list[bool]:
     """Whether each constraint of a row holds; none for a row without constraints."""
-    if not kinds:
+    if kinds in (None, []) and parameters in (None, []):
         return []
     row = f"in the row {prompt[-1]['content'][:120]!r}"
     if not isinstance(kinds, list) or not isinstance(parameters, list) or len(kinds) != len(parameters):
@@ -135,7 +135,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Texts:
-    """A list of different texts; a draw takes a few of a pool, or one of `sets`."""
+    """A list of texts; a draw takes a few different ones of a pool, or one of `sets`."""
 
     drawn: tuple[str, ...] = ()
     count: range = range(1, 4)
@@ -244,11 +244,13 @@ _RELATION = Choice(("at least", "less than"))
 _WORD_PARAMETER = Text(_NOUNS, r"\S{1,100}", "one word")
 _LETTER = Text(tuple("abcdefghilmnoprstuwy"), r"\S", "one character")
 LANGUAGES = {
-    "ar": "Arabic", "bg": "Bulgarian", "bn": "Bengali", "de": "German", "en": "English", "es": "Spanish",
-    "fa": "Persian", "fi": "Finnish", "fr": "French", "gu": "Gujarati", "he": "Hebrew", "hi": "Hindi",
-    "it": "Italian", "ja": "Japanese", "kn": "Kannada", "ko": "Korean", "ml": "Malayalam", "mr": "Marathi",
-    "ne": "Nepali", "pa": "Punjabi", "pl": "Polish", "pt": "Portuguese", "ru": "Russian", "sw": "Swahili",
-    "ta": "Tamil", "te": "Telugu", "th": "Thai", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese",
+    "ar": "Arabic", "bg": "Bulgarian", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German",
+    "el": "Greek", "en": "English", "es": "Spanish", "fa": "Persian", "fi": "Finnish", "fr": "French",
+    "gu": "Gujarati", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian", "id": "Indonesian", "it": "Italian",
+    "ja": "Japanese", "kn": "Kannada", "ko": "Korean", "ml": "Malayalam", "mr": "Marathi", "ne": "Nepali",
+    "nl": "Dutch", "no": "Norwegian", "pa": "Punjabi", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian",
+    "ru": "Russian", "sv": "Swedish", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai", "tr": "Turkish",
+    "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese",
 }  # fmt: skip
 _LANGUAGE = Language(tuple(LANGUAGES))
 
@@ -386,7 +388,10 @@ _FEWEST = 12  # letters; fewer have no language
 _SURE = 0.35  # of the whole text
 _SURE_OF_LINE = 0.85  # that a line of it is in another language
 _LONG_LINE = 60  # letters that a line has before it is asked by itself
-_NEAR = ({"hi", "mr", "ne"}, {"ru", "uk", "bg"}, {"pt", "es", "gl"}, {"fa", "ur", "ar"})  # taken for one another
+_NEAR = (  # languages that the model takes for one another
+    {"hi", "mr", "ne"}, {"ru", "uk", "bg"}, {"pt", "es", "gl"}, {"fa", "ur", "ar"}, {"no", "da", "sv"}, {"id", "ms"},
+    {"cs", "sk"}, {"zh", "yue", "wuu"},
+)  # fmt: skip
 
 
 def _in_language(text: str, code: str) -> bool:

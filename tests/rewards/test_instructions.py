@@ -91,6 +91,8 @@ def test_every_kind_has_golden_cases_on_both_sides():
             "nth_paragraph is at most num_paragraphs",
         ),
         (["punctuation:no_comma"], [], "lists of the same length"),
+        ([], [{"n": 1}], "lists of the same length"),
+        ("", None, "lists of the same length"),
         (["punctuation:no_comma"], None, "lists of the same length"),
         ("punctuation:no_comma", "{}", "lists of the same length"),
     ],
