@@ -619,7 +619,7 @@ def _number_placeholders(text: str, num_placeholders: int) -> bool:
     postscript_marker=Choice(("P.S.", "P.P.S")),
 )
 def _postscript(text: str, postscript_marker: str) -> bool:
-    letters = r"\.\s?".join(map(re.escape, postscript_marker.strip().rstrip(".").split(".")))
+    letters = r"\.\s?".join(postscript_marker.rstrip(".").split("."))
     found = re.search(rf"(?<=\s)[*_]{{0,3}}{letters}(?!\w)", text, re.IGNORECASE)
     return found is not None and bool(_WORD.search(text, found.end()))
 
@@ -723,7 +723,7 @@ def _constrained_response(text: str) -> bool:
 )
 def _two_responses(text: str) -> bool:
     parts = _parts(text, r"(?<!\*)\*{6}(?!\*)")
-    return len(parts) == 2 and all(parts) and _different(parts)
+    return len(parts) == 2 and _different(parts)
 
 
 @_kind(
