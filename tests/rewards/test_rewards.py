@@ -204,7 +204,7 @@ def shipped_functions() -> Iterator[tuple[str, str]]:
 
 
 class TestGoldenCases:
-    @pytest.mark.parametrize(("name", "function"), shipped_functions())
+    @pytest.mark.parametrize(("name", "function"), list(shipped_functions()))
     def test_shipped_rewards(self, name: str, function: str) -> None:
         reward = load(RewardEntry(use=name, function=function))
         assert Path(reward.file).with_suffix(".cases.jsonl").is_file()
