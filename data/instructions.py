@@ -24,7 +24,7 @@ from typing import Any
 HERE = Path(__file__).parent
 SEED = 20241
 SIZES = {"train": 1500, "dev": 160, "heldout": 240}
-# In no training or dev prompt. Half of them are IFEval's; ours are the nearest to those, which would give them away.
+# In no training or dev prompt. Five are IFEval's; the others are ours that come nearest to those, and would teach them.
 HELD_OUT = (
     "startend:quotation",
     "detectable_format:title",
