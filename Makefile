@@ -29,9 +29,10 @@ unit: $(VENV)/installed-dev
 test-long: $(VENV)/installed-dev
 	$(BIN)/pytest -n auto --dist loadfile -m long
 
-# The page of the recipe's keys and the schema, after a change of a key or its description.
+# The page of the recipe's keys and the schema, after a change of a key or its description; the table of constraints.
 docs: $(VENV)/installed
 	$(BIN)/python docs/recipe_page.py
+	$(BIN)/python docs/instructions_page.py
 
 # The table of docs/models.md: a tiny round of each model type, some five minutes.
 architectures: $(VENV)/installed-dev

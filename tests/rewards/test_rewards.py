@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import pickle
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,10 +194,19 @@ class TestProbe:
         load(entry(tmp_path, GOOD)).probe([])
 
 
+def shipped_functions() -> Iterator[tuple[str, str]]:
+    """Every shipped reward's file, and each public function in it."""
+    for name in shipped.names("reward"):
+        if name.endswith(".py"):
+            tree = ast.parse(shipped.reward_path(name).read_text("utf-8"))
+            functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+            yield from ((name, function) for function in functions if function[0] != "_")
+
+
 class TestGoldenCases:
-    @pytest.mark.parametrize("name", [name for name in shipped.names("reward") if name.endswith(".py")])
-    def test_shipped_rewards(self, name: str) -> None:
-        reward = load(RewardEntry(use=name))
+    @pytest.mark.parametrize(("name", "function"), list(shipped_functions()))
+    def test_shipped_rewards(self, name: str, function: str) -> None:
+        reward = load(RewardEntry(use=name, function=function))
         assert Path(reward.file).with_suffix(".cases.jsonl").is_file()
         assert wrong_cases(reward) == []
 
