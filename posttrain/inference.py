@@ -51,8 +51,9 @@ def evaluate(
             try:
                 runner.begin_round(0)
                 stages = StageInputs(recipe, runner)
-                stages.settle()
-                answers = stages.scoring.scored_answers(on, stages.prompts(), stages.base)
+                prompts = stages.prompts()
+                stages.settle(prompts)
+                answers = stages.scoring.scored_answers(on, prompts, stages.base)
                 return runner.metrics(answers)[on]
             finally:
                 runner.stop()

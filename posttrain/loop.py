@@ -42,8 +42,8 @@ def play(recipe: Recipe, runner: Stages, n: int) -> Artifact:
     stages = StageInputs(recipe, runner)
     try:
         runner.begin_round(0)
-        stages.settle()
         prompts = stages.prompts()
+        stages.settle(prompts)
         stages.trial()
         evaluation = stages.scoring.evaluate_base(prompts, stages.base)
         runner.end_round(promoted=True, policy=stages.base)

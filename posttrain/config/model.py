@@ -36,7 +36,7 @@ class Model(Section):
     """Branch, tag or commit of a Hub id."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which models are saved."""
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    attention: Annotated[Literal["auto", "eager", "sdpa"], KeyedUnlessDefault()] = "auto"
     """Attention of a training, by its name in transformers; auto: the one that is measured to be faster with the
     model's shapes."""
     lora: Lora | None = None

@@ -39,15 +39,15 @@ def pick_dtype(dtype: str, device: str, model: Any = None) -> torch.dtype:
         ModelError: a name other than auto, float32, bfloat16 or float16.
     """
     if dtype == "auto":
-        dtype = _measured(tuple(linear_shapes(model).items()) if model is not None else (), device)
+        dtype = _measured(tuple(linear_shapes(model).items())) if device == "cpu" else sampling_dtype({}, device).name
     if dtype not in DTYPES:
         raise ModelError(f"no dtype {dtype!r}", hint=f"use auto, {', '.join(DTYPES)}", rule="model-engine-dtype")
     return DTYPES[dtype]
 
 
 @functools.cache
-def _measured(shapes: tuple[tuple[tuple[int, int], int], ...], device: str) -> str:
-    return sampling_dtype(dict(shapes), device).name
+def _measured(shapes: tuple[tuple[tuple[int, int], int], ...]) -> str:
+    return sampling_dtype(dict(shapes), "cpu").name
 
 
 def load(path: str | Path, dtype: str, device: str) -> Loaded:

@@ -47,8 +47,10 @@ class StageInputs:
         self.filtering = Filtering(recipe, runner, self.base)
         self.training = Training(recipe, runner, self.external)
 
-    def settle(self) -> None:
-        """Resolves every `auto` of the recipe, by a stage that measures this machine, and waits for it."""
+    def settle(self, prompts: Artifact) -> None:
+        """Resolves every `auto` of the recipe by a stage that measures this machine. Waits for the prompts, so that
+        wrong inputs leave no run and nothing disturbs the measurement, and for the stage."""
+        self.runner.metrics(prompts)
         self._use(settled(self.recipe, self.runner, self.base))
 
     def begin(self, number: int) -> None:

@@ -85,7 +85,7 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
             if made["metrics"].get("unused_weights"):
                 checked.notes.append(structure.unused(made["metrics"]["unused_weights"]))
             trains = any(getattr(recipe, name) for name in TRAINED)
-            if trains and not checked.run("training", lambda: _training(checked, stages)):
+            if trains and not checked.run("training", lambda: _training(checked, stages, prompts)):
                 return checked
             costs, shares, memory = dict[str, Cost](), Shares(), 0
             impossible = _no_probe(model) if with_probe else None
@@ -170,10 +170,10 @@ def _prompts(
     return f"{said} ({time.monotonic() - started:.1f} s)", (stages, artifact, sets)
 
 
-def _training(checked: Checked, stages: StageInputs) -> tuple[str, bool]:
+def _training(checked: Checked, stages: StageInputs, prompts: Artifact) -> tuple[str, bool]:
     """Runs the trial stage: one optimizer step of each training, on few and short rows."""
     started = time.monotonic()
-    stages.settle()
+    stages.settle(prompts)
     checked.notes += stages.trial()
     return f"one step of each in small ({time.monotonic() - started:.1f} s)", True
 

@@ -27,9 +27,9 @@ def planned(n: int, *overrides: str, shares: Shares = SHARES) -> dict[str, Amoun
 def test_a_rehearsal_goes_through_the_loop_and_knows_what_waits_for_what() -> None:
     stages = {planned.key: planned for planned in dry_run(load("quickstart"), 2)}
     assert [key for key in stages if key.startswith("1/")] == [f"1/{name}" for name in ROUND]
-    trial = {"0/hardware", "0/trial"}  # which the loop itself waited for
-    assert stages["1/scores"].waits == {"1/answers_samples", "1/reward_model"} | trial
-    assert stages["1/answers_samples"].waits == {"0/prompts"} | trial
+    waited = {"0/prompts", "0/hardware", "0/trial"}  # for these the loop itself waited
+    assert stages["1/scores"].waits == {"1/answers_samples", "1/reward_model"} | waited
+    assert stages["1/answers_samples"].waits == waited
     assert "1/promote" in stages["2/answers_samples"].waits  # the loop itself waits at the gate
     assert stages["1/answers_heldout"].spec.background and not stages["1/answers_dev"].spec.background
     assert stages["1/heldout"].spec.background and not stages["1/evaluate"].spec.background
