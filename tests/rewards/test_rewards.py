@@ -198,7 +198,7 @@ def shipped_functions() -> Iterator[tuple[str, str]]:
     """Every shipped reward's file, and each public function in it."""
     for name in shipped.names("reward"):
         if name.endswith(".py"):
-            tree = ast.parse(shipped.reward_path(name).read_text("utf-8"))
+            tree = ast.parse(shipped.locate("reward", name).read_text("utf-8"))
             functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
             yield from ((name, function) for function in functions if function[0] != "_")
 
