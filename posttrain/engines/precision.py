@@ -74,7 +74,7 @@ def linear_shapes(model: torch.nn.Module) -> dict[tuple[int, int], int]:
     """(out, in) of the model's linear layers, GPT-2's Conv1D too, and the number of each. The model may be on the meta
     device. Experts that are kept as one three-dimensional weight are not in it."""
     weights = (linear_weight(layer) for layer in model.modules())
-    return dict(Counter(tuple(weight.shape) for weight, _ in filter(None, weights)))
+    return dict(Counter((weight.shape[0], weight.shape[1]) for weight, _ in filter(None, weights)))
 
 
 def seconds(work: Callable[[], object], at_least: float = 0.002) -> float:
