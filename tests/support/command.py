@@ -6,7 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Nothing is measured, so that two runs have the same bits however busy the machine is.
+TYPES = {
+    "engine.dtype": "float32",
+    "model.attention": "sdpa",
+    "reward_model.bf16": "false",
+    "sft.bf16": "false",
+    "dpo.bf16": "false",
+}
 REDUCED = [
+    *(f"{key}={value}" for key, value in TYPES.items()),
     "prompts.train.rows=:240",
     "prompts.dev.rows=:48",
     "prompts.heldout.rows=:48",

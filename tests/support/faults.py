@@ -19,10 +19,12 @@ from pathlib import Path
 
 from posttrain.storage import store
 from posttrain.storage.files import file_hash
+from support.command import TYPES
 
 HERE = Path(__file__).parent
 # The quickstart in seconds, with several shards and checkpoints in every stage.
 REDUCED = {
+    **TYPES,
     "prompts.train.rows": ":160",
     "prompts.dev.rows": ":24",
     "prompts.heldout.rows": ":24",
