@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.engines.fast_linear import Product
 from posttrain.engines.load import load
@@ -154,8 +154,7 @@ def measure(given: argparse.Namespace) -> list[Figure]:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     prompts = prompts_of(given.file, tokenizer, given.prompts, given.longest)
     with torch.device("meta"):
-        config = AutoModelForCausalLM.from_pretrained(given.model).config
-        shapes = linear_shapes(AutoModelForCausalLM.from_config(config))
+        shapes = linear_shapes(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(given.model)))
     sides = [best_of_generate(given.model, pad, prompts, given.k, given.new)]
     sides += [ours(given.model, dtype, prompts, given.k, given.new) for dtype in given.dtypes]
     tokens = len(prompts) * given.k * given.new

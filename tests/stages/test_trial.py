@@ -167,7 +167,7 @@ def test_a_round_ends_at_the_line_with_nothing_sampled(tmp_path: Path, monkeypat
     assert isinstance(done.exception, RecipeError)  # which `main` makes exit code 2
     assert "mine.yaml:7:5" in str(done.exception) and done.exception.rule == "training-package-absent"
     made = {path.name.rpartition("-")[0] for path in tmp_path.glob("runs/mine/artifacts/*")}
-    assert made <= {"prompts"}
+    assert made <= {"hardware", "prompts"}
 
 
 @pytest.mark.slow

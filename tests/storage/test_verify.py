@@ -61,7 +61,7 @@ def root(whole: Path, tmp_path: Path) -> Path:
 def test_a_run_is_whole(whole: Path) -> None:
     said = verify.inspect(Store(whole))
     assert said["findings"] == said["runs_again"] == []
-    assert said["artifacts"] == 2 + len(EVALUATED) + 2 * len(ROUND)
+    assert said["artifacts"] == 3 + len(EVALUATED) + 2 * len(ROUND)
     assert said["files"] == 2 * said["artifacts"]
 
 
