@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from posttrain.engines.precision import Choice, clearly_faster, one_thread, products, seconds
+from posttrain.engines.precision import Choice, clearly_faster, one_thread, products, sampling_dtype, seconds
 
 _ROW = 128  # tokens
 _MICRO_BATCH = 4
@@ -38,7 +38,7 @@ def training_dtype(shapes: Mapping[tuple[int, int], int], heads: Heads, device: 
     shapes: as in `engines.precision`. On a GPU nothing is measured: bfloat16 where it has it, and sdpa.
     """
     if device.startswith("cuda"):
-        return Choice("bfloat16" if torch.cuda.is_bf16_supported() else "float32", ()), Choice("sdpa", ())
+        return sampling_dtype(shapes, device), Choice("sdpa", ())
     with one_thread():
         ways: dict[str, tuple[Choice, Callable[[], float]]] = {}
         for dtype in (torch.float32, torch.bfloat16):

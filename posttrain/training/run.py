@@ -73,7 +73,7 @@ def fields(section: Trained, job: Job, cuda: bool, **over: Any) -> dict[str, Any
         chosen["use_cpu"] = True
         chosen.setdefault("bf16", False)  # TRL's default is True, which a CPU refuses
         chosen.setdefault("activation_checkpointing", False)
-    named = job.config["model"].get("attention", "sdpa") if "model" in job.config else "sdpa"
+    named = job.config.get("model", {}).get("attention")
     attention = "eager" if named == "eager" or not has_sdpa(job.inputs.get("model")) else "sdpa"
     chosen["model_init_kwargs"] = {"attn_implementation": attention, "dtype": "float32", **four_bits(job)}
     return chosen
