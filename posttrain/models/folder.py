@@ -103,8 +103,8 @@ def check_files(folder: Path, name: str) -> None:
         ModelError: a file is missing, cut short or of another kind, or code would have to be run.
     """
     if not json_files.there(folder / "config.json"):
-        if (folder / "adapter_config.json").is_file():
-            weight_files.files(folder, name)  # says that an adapter is no model, where no weights are beside it
+        if (folder / "adapter_config.json").is_file() or any(folder.glob("*.gguf")):
+            weight_files.files(folder, name)  # says that an adapter, or GGUF, is no model
         raise ModelError(
             "the folder holds no config.json, so it is no Hugging Face model",
             file=name,

@@ -162,6 +162,9 @@ def _resolved(value: str, place: Place, kind: shipped.Kind, *, is_model: bool, f
     is_there = os.path.isdir(path) if is_model else os.path.exists(path)  # no, too, where a name is too long
     if not is_there and is_model and _HUB_ID.fullmatch(value) and not value.startswith("."):
         return value
+    if files and is_model and os.path.isfile(path):
+        hint = f"name the folder that it is in: {_short(path.parent)}"
+        raise place.error(f"{path} is a file; a model is a folder", hint, rule="recipe-no-such-file")
     if files and not is_there:
         raise place.error(f"no such {'model folder' if is_model else 'file'}: {path}", rule="recipe-no-such-file")
     if files and not is_model:
