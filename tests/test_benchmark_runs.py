@@ -98,6 +98,11 @@ SMALLEST = {
         ("--sizes 0.1M --lengths geometric --repeats 1",),
     ),
     "scoring": Smallest(cells("0.1M | ours float32"), ("--sizes 0.1M --repeats 1",)),
+    "scoring_precision": Smallest(
+        cells("6"),
+        (f"--model {ROOT}/data/tiny-base --pairs {ROOT}/data/edited-notes.jsonl --fit 6 --test 6",),
+        short=True,
+    ),
     "tables": Smallest(
         cells("SIGKILLs", "found by `verify`", "hashes"), ("--docs docs",), page="docs/nothing-is-lost.md"
     ),
