@@ -65,7 +65,11 @@ SMALLEST = {
         ),
     ),
     "architectures": Smallest(r"\| `llama` \|( yes \|){6}", ("llama",)),
-    "filter_quality": Smallest(cells("repetition", "overlap"), ("--page docs/filters.md",), page="docs/filters.md"),
+    "filter_quality": Smallest(
+        cells("repetition", "overlap"),
+        (f"--embed {ROOT}/data/tiny-base --page docs/duplicates.md", "--page docs/filters.md"),
+        page="docs/filters.md",
+    ),
     "filters": Smallest(cells("200"), ("--rows 200",), short=True),
     "first_steps": Smallest(rf"first-steps\.md: 7 commands, {NUMBER} s", ("--page docs/first-steps.md",)),
     "fuzz": Smallest(r"recipe\.yaml: 6 inputs in", ("--inputs 6",), short=True),
