@@ -7,15 +7,14 @@ what other programs take in the meantime.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from posttrain.errors import ModelError, ResourceError
-from posttrain.models import weight_files, weights
+from posttrain.errors import ResourceError
+from posttrain.models import counted, weights
 from posttrain.stages.registry import STAGES
 from posttrain.system import bytes_in_words, gpu
 
@@ -30,19 +29,6 @@ CHECKPOINTS = 3  # the newest two, and the one that is being written
 TOKEN = 1.0  # bytes of a token in a compressed table of samples: 1.1 to 1.5 in those of the quickstart
 
 COPIES = 2  # of a table: shards, and what they are joined into
-
-
-def parameters(size: int) -> float:
-    """The number of parameters, estimated from the bytes of the weights: 16 bits each, 32 below 2 GB."""
-    return size / (4 if size < 2e9 else 2)
-
-
-def counted(folder: Path) -> float:
-    """The number of parameters of a model folder, from the headers of its weights; estimated if those fail."""
-    try:
-        return float(sum(math.prod(tensor.shape) for tensor in weight_files.headers(folder).values()))
-    except (ModelError, OSError):
-        return parameters(weights(folder))
 
 
 def training_memory(count: float, model: Mapping[str, Any]) -> float:

@@ -19,7 +19,7 @@ from posttrain.execution import resources
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.execution.launcher import Forked, Launcher
 from posttrain.execution.progress import Silent
-from posttrain.execution.resources import Need, parameters, training_disk, training_memory
+from posttrain.execution.resources import Need, training_disk, training_memory
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.models import ModelSummary, inspect_model, structure
@@ -92,11 +92,10 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
             if impossible:
                 checked.notes.append(f"no probe: {impossible}")
             elif with_probe:
-                longest = recipe.samples.max_new_tokens
-                many = probe.completions(parameters(model.size), longest, "cuda" if gpu() else "cpu")
-                small = load(name, [*overrides, *probe.miniature(recipe, many)])
-                probe.write_few(prompts.path, run.root, max(4, many // (1 + recipe.evaluate.k)))
-                costs, shares, memory = _probe(checked, small, runs, run)
+                size = probe.size(model.parameters, recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
+                small = load(name, [*overrides, *probe.miniature(recipe, size)])
+                probe.write_few(prompts.path, run.root)
+                costs, shares, memory = _probe(checked, small, model, prompts, runs, run)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
     return checked
 
@@ -113,7 +112,7 @@ def _no_probe(model: ModelSummary) -> str | None:
         return "the weights are not here yet; the first round fetches them"
     import psutil
 
-    needs = training_memory(parameters(model.size), {})
+    needs = training_memory(model.parameters, {})
     if not gpu() and needs > psutil.virtual_memory().available:
         return f"training takes about {bytes_in_words(needs)} of memory, and so much is not free here"
     return None
@@ -188,12 +187,25 @@ def _stood_in(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": Model(path="tiny-base")})
 
 
-def _probe(checked: Checked, small: Recipe, launcher: Launcher, run: Store) -> tuple[dict[str, Cost], Shares, int]:
-    """Runs one small round: the cost of each stage, the shares of rows kept, and a process's memory before any work."""
-    side_by_side = 1 if gpu() else min(cores(), 2)
+def _probe(
+    checked: Checked, small: Recipe, model: ModelSummary, prompts: Artifact, launcher: Launcher, run: Store
+) -> tuple[dict[str, Cost], Shares, int]:
+    """Runs one small round: the cost of each stage, the shares of rows kept, and a process's memory before any work.
+
+    A small model's stages have one process each, and two run at once; a large model's have those that a run's have.
+    """
+    alone = gpu() or model.parameters > SMALL
+    workers, side_by_side = (_workers(small), 1) if alone else (1, min(cores(), 2))
     small = small.model_copy(update={"compute": small.compute.model_copy(update={"stages_at_once": side_by_side})})
     try:
-        play(small, _Miniature(run, launcher, Silent(), 1, small), 1)
+        first = Runner(run, launcher, Silent(), workers, small)
+        stages = StageInputs(small, first)
+        stages.begin(1)
+        stages.settle(prompts)
+        answers = stages.samples(prompts, stages.base, None)
+        first.metrics(answers)
+        probe.keep_pool(run.root, answers.path)
+        play(small, _Miniature(run, launcher, Silent(), workers, small), 1)
     except _AllMeasured:
         pass
     except EmptyStageError as error:
@@ -222,6 +234,11 @@ class _Miniature(Runner):
         return super().submit(call)
 
 
+def _workers(recipe: Recipe) -> int:
+    """Processes of a stage that samples or scores."""
+    return 1 if gpu() or recipe.engine.server else recipe.compute.workers or cores()
+
+
 def _plan(
     recipe: Recipe,
     model: ModelSummary,
@@ -235,14 +252,19 @@ def _plan(
     many = cores()
     machine = Machine(
         cores=1 if gpu() else many,
-        workers=1 if gpu() or recipe.engine.server else recipe.compute.workers or many,
+        workers=_workers(recipe),
         at_once=recipe.compute.stages_at_once,
-        threads=1 if gpu() or parameters(model.size) <= SMALL else many,
+        threads=1 if gpu() or model.parameters <= SMALL else many,
         memory=memory,
     )
     planned = dry_run(recipe if model.here else _stood_in(recipe), n)
-    made = plan(planned, sets, shares, costs, machine, model.size, prompts_seconds)
+    made = plan(planned, sets, shares, costs, machine, _saved(recipe, model), prompts_seconds)
     return {**made, "machine": {"cores": many, "gpu": gpu(), "workers": machine.workers, "at_once": machine.at_once}}
+
+
+def _saved(recipe: Recipe, model: ModelSummary) -> int:
+    """Bytes of a trained model, in the type in which models are saved."""
+    return round(model.parameters * {"float32": 4, "bfloat16": 2}[recipe.model.dtype])
 
 
 def check_run(recipe: Recipe, n: int, run: Store) -> None:
@@ -252,14 +274,14 @@ def check_run(recipe: Recipe, n: int, run: Store) -> None:
         ResourceError: disk or memory is too small.
     """
     there = len(run.read_run().get("rounds", []))
-    size = inspect_model(recipe.model).size
+    found = inspect_model(recipe.model)
     shape = recipe.model_copy(update={"model": Model(path="tiny-base")})  # small to hash; the stages are the same
     made = [stage for stage in dry_run(shape, n) if stage.spec.makes_model and stage.number >= there]
     if not made:
         return
-    count, model = parameters(size), recipe.model.in_key()
-    extra = training_disk(count, 0, model)
-    need = Need(len(made) * size + extra, training_memory(count, model))
+    size, model = _saved(recipe, found), recipe.model.in_key()
+    extra = training_disk(found.parameters, 0, model)
+    need = Need(len(made) * size + extra, training_memory(found.parameters, model))
     resources.check(
         need, run.root, f"the models of these rounds ({len(made)} of {bytes_in_words(size)}, and checkpoints)"
     )

@@ -7,12 +7,15 @@ stage at a time. Memory is of one process: its peak less what it started with, o
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.execution.launcher import execute
 from posttrain.planning.costs import Measured, steps_and_passes, together
@@ -112,14 +115,200 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
     write_durably(target / f"{folder.name}.json", json.dumps(vars(found)))
 
 
+def write_few(prompts: Path, root: Path) -> None:
+    """Writes the probe's evaluation prompts, spread over each set."""
+    import pyarrow.parquet as pq
+
+    folder = root / FEW
+    folder.mkdir(exist_ok=True)
+    for name in ("dev", "heldout"):
+        table = pq.read_table(prompts / f"{name}.parquet")
+        few = table.take(list(range(0, table.num_rows, max(1, table.num_rows // EVALUATED)))[:EVALUATED])
+        pq.write_table(few, folder / f"{name}.parquet")
+
+
+def keep_pool(root: Path, answers: Path) -> None:
+    """Lets the stages that follow read these answers, the only ones that are sampled, and what is made of them: rows
+    for trainings that would have too few."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from posttrain.data.pairs import pair_row
+    from posttrain.data.tables import PAIRS
+
+    write_durably(root / _POOL, str(answers))
+    table = pq.read_table(answers / "answers.parquet")
+    folder = root / _STAND_IN
+    folder.mkdir()
+    pq.write_table(table.append_column("score", pa.array([1.0] * table.num_rows)), folder / "kept.parquet")
+    pairs = [
+        {**pair_row({**one, "score": 1.0}, {**other, "score": 0.0}, "pairs", "better"), "split": "train"}
+        for rows in _by_prompt(table.to_pylist()).values()
+        for one, other in zip(rows[::2], rows[1::2], strict=False)
+    ]
+    pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), folder / "pairs.parquet")
+
+
+def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> None:
+    """Runs a stage as `execute` does, and writes its measurement beside the run. Answers that are known are not sampled
+    again, and cost nothing here."""
+    stage, root = read_json(folder / "stage.json"), folder.parent.parent
+    _change(stage, root)
+    write_durably(folder / "stage.json", json.dumps(stage))
+    if STAGES[stage["stage"]].samples and _answer_again(folder, stage, root):
+        return
+    clock, memory = _clock(), _memory()
+    started, events = clock(), list[tuple[float, int, int]]()
+
+    def noted(done: int, total: int, unit: str) -> None:
+        events.append((clock(), done, total))
+        progress(done, total, unit)
+
+    wide_step = _load(stage, root)
+    loaded = clock()
+    try:
+        metrics = execute(folder, workers, noted)
+    except EmptyStageError:
+        metrics = _stand_in(folder, stage, root)
+    ended = clock()
+    units: float = sum(total for _, done, total in events if done == total) or metrics.get("rows", 1)
+    unit = None
+    if STAGES[stage["stage"]].trained:
+        name = stage["stage"]
+        batch = stage["config"][name]["batch"]
+        passes = learned_from({name: metrics}).get(name, 0) * STAGES[name].reference_reads
+        units = metrics["steps"] * batch + passes * PASS
+        first = events[int(metrics["steps"] >= STEPS)]
+        unit = (events[-1][0] - first[0]) / (max(events[-1][1] - first[1], 1) * batch)
+    elif wide_step:
+        unit = _at_width(stage, root / "artifacts" / folder.name, ended - loaded, wide_step)
+    size = sum(file["size"] for file in read_json(root / "artifacts" / folder.name / store.MANIFEST)["files"].values())
+    found = Measured(stage["stage"], ended - started, loaded - started, units, unit, _memory() - memory, size, metrics)
+    target = root / "measured"
+    target.mkdir(exist_ok=True)
+    (root / "resident").write_text(str(memory), "utf-8")
+    write_durably(target / f"{folder.name}.json", json.dumps(vars(found)))
+
+
+def _change(stage: dict[str, Any], root: Path) -> None:
+    """Gives a stage few evaluation prompts; the training prompts whose answers are known; and where a training has too
+    few rows, those of `keep_pool`."""
+    import pyarrow.parquet as pq
+
+    config, inputs = stage["config"], stage["inputs"]
+    if config.get("set") in ("dev", "heldout"):
+        inputs["prompts"] = FEW
+        config["further"] = []  # of the base alone, and no other work
+    pool = _pool(root)
+    if pool is None:
+        return
+    where = config.get("where") or config.get("preferences", {}).get("where")
+    if "take" in config and not where:
+        config["take"] = {**read_json(pool / store.MANIFEST)["config"]["take"], "count": config["take"]["count"]}
+    if not STAGES[stage["stage"]].trained:
+        return
+    section = config[stage["stage"]]
+    for role, name in {"kept": "kept", "pairs": "pairs", "preferences_1": "pairs"}.items():
+        if role in inputs:
+            rows = pq.read_metadata(root / inputs[role] / f"{name}.parquet").num_rows
+            if rows < section["max_steps"] * section["batch"]:
+                inputs[role] = _STAND_IN
+
+
+def _pool(root: Path) -> Path | None:
+    """The artifact with the answers that were sampled; None before that."""
+    path = root / _POOL
+    return Path(path.read_text("utf-8")) if path.is_file() else None
+
+
+def _by_prompt(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["prompt_id"], []).append(row)
+    return found
+
+
+def _answer_again(folder: Path, stage: Mapping[str, Any], root: Path) -> bool:
+    """Publishes known answers as those of this stage, evaluation prompts with those to others. False where answers to
+    its prompts are not known."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from posttrain.data.tables import ANSWERS
+    from posttrain.execution.launcher import job_of
+    from posttrain.stages.answers import prompts_of, samplings
+
+    pool = _pool(root)
+    if pool is None:
+        return False
+    job = job_of(stage, folder, 1)
+    prompts, known = prompts_of(job), _by_prompt(pq.read_table(pool / "answers.parquet").to_pylist())
+    if stage["config"]["set"] == "train" and not all(prompt["id"] in known for prompt in prompts):
+        return False
+    others, made = cycle(known.values()), list[dict[str, Any]]()
+    for sampling in samplings(job):
+        for prompt in prompts:
+            rows = known.get(prompt["id"]) or next(others)
+            start = len(rows) // 2 if sampling.tag == "previous" else 0  # other answers than the policy's
+            own = {"prompt_id": prompt["id"], "prompt": prompt["prompt"], "columns": prompt["columns"]}
+            for (tag, index), row in zip(sampling.named, islice(cycle(rows), start, None), strict=False):
+                made.append({**row, **own, "tag": tag, "sample_index": index})
+    pq.write_table(pa.Table.from_pylist(made, schema=ANSWERS), folder / "out" / "answers.parquet")
+    _publish(folder, stage, root, {"prompts": len(prompts), "completions": len(made)})
+    return True
+
+
+def _stand_in(folder: Path, stage: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Publishes the rows of `keep_pool` for a stage that kept none, so that what follows is measured. Raises the error
+    that it had where there are none for it."""
+    name = {"filters": "kept", "preferences": "pairs", "pairs": "pairs"}.get(stage["stage"])
+    pool = _pool(root)
+    if name is None or pool is None:
+        raise
+    prompts = read_json(pool / store.MANIFEST)["metrics"]["prompts"]
+    shutil.rmtree(folder / "out")
+    (folder / "out").mkdir()
+    shutil.copy(root / _STAND_IN / f"{name}.parquet", folder / "out")
+    metrics = {"prompts": prompts, "rows": prompts, "kept": 0, "pairs": 0}
+    _publish(folder, stage, root, metrics)
+    return metrics
+
+
+def _publish(folder: Path, stage: Mapping[str, Any], root: Path, metrics: Mapping[str, Any]) -> None:
+    described = {name: stage[name] for name in ("stage", "key", "input_keys", "outside", "config")}
+    manifest = {**described, "versions": versions(), "seconds": 0.0, "attempts": [], "metrics": metrics}
+    store.publish(folder, root / "artifacts", manifest)
+
+
+def _at_width(stage: Mapping[str, Any], made: Path, seconds: float, wide_step: float) -> float:
+    """Seconds of a completion in the batches of a run, from few completions and a step of `_WIDE`."""
+    import pyarrow.parquet as pq
+
+    from posttrain import rollouts
+    from posttrain.data.chat_template import render_prompt
+    from posttrain.data.messages import under
+
+    config = stage["config"]
+    rows = pq.read_table(made / "answers.parquet", columns=["prompt_id", "prompt", "n_tokens"]).to_pylist()
+    tokenizer = rollouts._tokenizer(str(made.parent.parent / stage["inputs"]["policy"]))
+    prompts = [render_prompt(tokenizer, under(config["system"], some[0]["prompt"])) for some in _by_prompt(rows).values()]
+    longest, shard = config["answers"]["max_new_tokens"], config["engine"]["shard_tokens"]
+    each = longest * config["answers"]["k"]
+    shards = math.ceil(len(prompts) / max(1, shard // each))
+    tokens, most = sum(map(len, prompts)) + sum(row["n_tokens"] for row in rows), max(row["n_tokens"] for row in rows)
+    narrow = Narrow(seconds, len(rows), tokens, shards * most, most)
+    return at_width(narrow, _WIDE, wide_step, min(_WIDE, max(1, shard // longest)))
+
+
 def read_measured(root: Path) -> dict[str, Measured]:
-    """The measurements by stage: of `answers` all roles merged, of others the last."""
+    """The measurements by stage: the first of `answers`, of others the last."""
     files = sorted((root / "measured").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    made: dict[str, list[Measured]] = {}
+    found: dict[str, Measured] = {}
     for path in files:
-        found = Measured(**json.loads(path.read_text("utf-8")))
-        made.setdefault(found.stage, []).append(found)
-    return {stage: together(some) if STAGES[stage].samples else some[-1] for stage, some in made.items()}
+        one = Measured(**json.loads(path.read_text("utf-8")))
+        if one.stage not in found or not STAGES[one.stage].samples:
+            found[one.stage] = one
+    return found
 
 
 def resident(root: Path) -> int:
@@ -129,12 +318,12 @@ def resident(root: Path) -> int:
 
 
 def shares(measured: Mapping[str, Measured]) -> Shares:
-    """The shares of rows kept in the probe, with the starting model."""
+    """The shares of rows kept in the probe, with the starting model; where none was, half a one counts."""
     default = Shares()
 
     def share(stage: str, part: str, whole: str, otherwise: float) -> float:
         found: Mapping[str, Any] = measured[stage].metrics if stage in measured else {}
-        return found[part] / found[whole] if found.get(whole) else otherwise
+        return max(found[part], HALF) / found[whole] if found.get(whole) else otherwise
 
     return Shares(
         preferences=share("preferences", "pairs", "prompts", default.preferences),
@@ -144,11 +333,12 @@ def shares(measured: Mapping[str, Measured]) -> Shares:
     )
 
 
-def _load(stage: Mapping[str, Any], root: Path) -> None:
+def _load(stage: Mapping[str, Any], root: Path) -> float:
     """Loads and warms up the models of a stage that samples or scores, so that this cost per process is measured
     separately.
 
-    They are kept for the stage. A server is started by the stage itself.
+    They are kept for the stage. A server is started by the stage itself. Returns the seconds of a step of `_WIDE` rows
+    where the stage samples fewer completions than that, else 0.
     """
     from posttrain import rollouts
     from posttrain.engines.protocol import Request, SamplingParams
@@ -159,10 +349,17 @@ def _load(stage: Mapping[str, Any], root: Path) -> None:
         loaded = rollouts._engine(policy, engine["use"], engine["dtype"])
         ids = tuple(rollouts._tokenizer(policy).encode("a b c d", add_special_tokens=False))
         loaded.generate([Request(ids, tuple(range(_WARM)))], SamplingParams(1.0, _WARM))
+        if stage["config"]["set"] == "train" and stage["config"]["take"]["count"] * stage["config"]["answers"]["k"] < _WIDE:
+            clock = _clock()
+            started = clock()
+            # Hot, so that the rows part at once: those whose tokens are the same are computed as one.
+            loaded.generate([Request(ids, tuple(range(_WIDE)))], SamplingParams(4.0, _WARM))
+            return (clock() - started) / _WARM
     elif "reward_model" in stage["inputs"]:
         model = str(root / stage["inputs"]["reward_model"])
         ids = scoring._tokenizer(model).encode("a b c d", add_special_tokens=False)
         scoring._scorer(model).score([ids], [[ids] * _WARM])
+    return 0.0
 
 
 def _clock() -> Callable[[], float]:
@@ -172,7 +369,7 @@ def _clock() -> Callable[[], float]:
 
 
 def _memory() -> int:
-    """This process's peak memory so far, in bytes."""
+    """The peak memory so far of this process, or of one that it started, in bytes."""
     import resource
     import sys
 
@@ -180,5 +377,5 @@ def _memory() -> int:
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return most if sys.platform == "darwin" else most * 1024
