@@ -29,8 +29,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Narrow:
-    """Sampling of few completions. `tokens`: of them and of their prompts; `steps`: of all batches; `longest`: tokens of
-    the longest completion."""
+    """Sampling of few completions. `tokens`: of them and of their prompts; `steps`: of all batches; `longest`: tokens
+    of the longest completion."""
 
     seconds: float
     completions: int
@@ -68,8 +68,8 @@ class Cost:
 
 
 def work(planned: PlannedStage, amounts: Amounts) -> float:
-    """The units of a stage: completions, rows that are scored or filtered, or rows that optimizer steps read, with those
-    of other forward passes as parts of them."""
+    """The units of a stage: completions, rows that are scored or filtered, or rows that optimizer steps read, with
+    those of other forward passes as parts of them."""
     if planned.spec.trained:
         return amounts.steps * planned.config[planned.stage]["batch"] + amounts.passes * PASS
     return amounts.completions if planned.spec.samples else amounts.rows

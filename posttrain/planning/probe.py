@@ -1,5 +1,8 @@
 """Measures one small round on this machine: the recipe's own stages on few prompts.
 
+Answers are sampled once: every role that samples costs what this one does, and reads its answers, so that nothing is
+computed that is known. A large model trains on few rows, two steps each, since a step's time follows its rows.
+
 Without a GPU seconds are CPU time, so that other load on the machine matters little; with one they are wall time, one
 stage at a time. Memory is of one process: its peak less what it started with, or on a GPU torch's peak there.
 """
@@ -12,107 +15,87 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
+from posttrain.errors import EmptyStageError
 from posttrain.execution.launcher import execute
-from posttrain.planning.costs import Measured, steps_and_passes, together
+from posttrain.planning.costs import PASS, Measured, Narrow, at_width
 from posttrain.recipe.recipe import Recipe
 from posttrain.stages.amounts import Shares
 from posttrain.stages.registry import STAGES, learned_from
 from posttrain.storage import store
 from posttrain.storage.files import read_json, write_durably
+from posttrain.system import versions
 
-STEPS = 4  # of each training
-# Completions of each sampling: as many as the engine has under way at once on a CPU. With fewer a batch is slower and
-# smaller, so the plan would say too much time and too little memory. A large model gets as few as it makes with so many
-# operations (two a parameter and token): some seconds of a GPU, or of two cores.
+# Of a training: of a step of the recipe's own batch four, of which the first warms up and does not count; of a smaller
+# one of a large model two, which both count.
+STEPS, FEW_STEPS = 4, 2
+# Completions that are sampled: as many as the engine has under way at once on a CPU, of a large model as many as it
+# makes with so many operations (two a parameter and token): some ten seconds of two cores, or one of a GPU.
 MOST, FEWEST = 1024, 32
-OPERATIONS = {"cpu": 1e12, "cuda": 1e15}
-HELDOUT = 4  # prompts; dev ones are answered by the same code, and measured
+OPERATIONS = {"cpu": 2.5e12, "cuda": 1e15}
+LEAST_PROMPTS = 4
+# Rows of a training step: what so many operations are enough for (six a parameter and token, of two answers).
+STEP_OPERATIONS = {"cpu": 1e12, "cuda": 1e15}
+FEWEST_ROWS = 2
+EVALUATED = 4  # prompts
 _WARM = 8  # completions and tokens that are sampled or scored before a stage is timed
+_WIDE = 128  # rows of a step that is timed by itself, where fewer completions are sampled
 FEW = "few-prompts"  # the folder of the prompts that are evaluated on, below the run's
+_POOL = "pool"  # names the artifact with the answers that were sampled
+_STAND_IN = "stand-in"  # the folder of rows made from them
+HALF = 0.5
 
 
-def completions(parameters: float, longest: int, device: str) -> int:
-    """The completions of at most `longest` tokens that each stage of the probe samples. `device`: cpu or cuda."""
-    return max(FEWEST, min(MOST, int(OPERATIONS[device] / (2 * parameters * longest))))
+@dataclass(frozen=True)
+class Size:
+    """How much a probe does: completions that are sampled, and rows of a training step (None: the recipe's batch)."""
+
+    completions: int
+    rows: int | None = None
 
 
-def miniature(recipe: Recipe, completions: int) -> list[str]:
-    """The overrides (`--set`) that make a round of the recipe small: about so many completions per sampling stage."""
+def size(parameters: float, longest: int, device: str) -> Size:
+    """The size of a probe. `longest`: most tokens of an answer; `device`: cpu or cuda."""
+    completions = int(OPERATIONS[device] / (2 * parameters * longest))
+    rows = int(STEP_OPERATIONS[device] / (6 * parameters * 2 * longest))
+    return Size(max(FEWEST, min(MOST, completions)), max(FEWEST_ROWS, rows))
+
+
+def miniature(recipe: Recipe, size: Size) -> list[str]:
+    """The overrides (`--set`) that make a round of the recipe small."""
+    prompts = max(LEAST_PROMPTS, size.completions // recipe.samples.k)
     changes = [
         "promote=always",
         "average_rounds=1",
         "watch=null",
-        "compute.workers=1",
-        f"samples.prompts={max(8, completions // recipe.samples.k)}",
+        f"samples.prompts={prompts}",
     ]
     if recipe.samples.difficulty:
         changes.append("samples.difficulty=null")
     if recipe.preferences and recipe.preferences.prompts != 0:
-        changes.append(f"preferences.prompts={max(8, completions // (2 * recipe.preferences.k))}")
+        changes.append(f"preferences.prompts={prompts}")
     if recipe.pairs:
-        changes.append(f"pairs.prompts={max(8, completions // recipe.pairs.k)}")
+        changes.append(f"pairs.prompts={prompts}")
     for name in TRAINED:
         section = getattr(recipe, name)
-        if section is not None:
+        if section is None:
+            continue
+        micro, accumulated = (section.trl[key] for key in BATCH)
+        if size.rows is None or size.rows >= micro * accumulated:
             changes.append(f"{name}.max_steps={STEPS}")
-        if section is not None and section.variants:
+        else:
+            least = min(micro, size.rows)
+            changes.append(f"{name}.max_steps={FEW_STEPS}")
+            changes += [f"{name}.{BATCH[0]}={least}", f"{name}.{BATCH[1]}={max(1, size.rows // least)}"]
+        if section.variants:
             changes.append(f"{name}.variants=[]")
     return changes
-
-
-def write_few(prompts: Path, root: Path, dev: int) -> None:
-    """Writes the probe's evaluation prompts, spread over each set, at most `dev` of dev."""
-    import pyarrow.parquet as pq
-
-    folder = root / FEW
-    folder.mkdir(exist_ok=True)
-    for name, wanted in {"dev": dev, "heldout": HELDOUT}.items():
-        table = pq.read_table(prompts / f"{name}.parquet")
-        few = table.take(list(range(0, table.num_rows, max(1, table.num_rows // wanted)))[:wanted])
-        pq.write_table(few, folder / f"{name}.parquet")
-
-
-def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> None:
-    """Runs a stage as `execute` does, and writes its measurement beside the run. Evaluations see few prompts."""
-    stage = read_json(folder / "stage.json")
-    root = folder.parent.parent
-    heldout = stage["config"].get("set") == "heldout"
-    if (heldout or stage["config"].get("set") == "dev") and (root / FEW).is_dir():
-        stage["inputs"]["prompts"] = FEW
-        stage["config"]["further"] = []  # of the base alone, and no other work
-        write_durably(folder / "stage.json", json.dumps(stage))
-    clock, memory = _clock(), _memory()
-    started, events = clock(), list[tuple[float, int, int]]()
-
-    def noted(done: int, total: int, unit: str) -> None:
-        events.append((clock(), done, total))
-        progress(done, total, unit)
-
-    _load(stage, root)
-    loaded = clock()
-    metrics = execute(folder, workers, noted)
-    ended = clock()
-    if heldout:
-        return  # too few to measure
-    units: float = sum(total for _, done, total in events if done == total) or metrics.get("rows", 1)
-    step = None
-    if STAGES[stage["stage"]].trained:
-        name = stage["stage"]
-        batch = stage["config"][name]["batch"]
-        passes = learned_from({name: metrics}).get(name, 0) * STAGES[name].reference_reads
-        units = steps_and_passes(metrics["steps"], passes, batch)
-        step = (events[-1][0] - events[0][0]) / max(len(events) - 1, 1)
-    size = sum(file["size"] for file in read_json(root / "artifacts" / folder.name / store.MANIFEST)["files"].values())
-    found = Measured(stage["stage"], ended - started, loaded - started, units, step, _memory() - memory, size, metrics)
-    target = root / "measured"
-    target.mkdir(exist_ok=True)
-    (root / "resident").write_text(str(memory), "utf-8")
-    write_durably(target / f"{folder.name}.json", json.dumps(vars(found)))
 
 
 def write_few(prompts: Path, root: Path) -> None:
@@ -291,7 +274,9 @@ def _at_width(stage: Mapping[str, Any], made: Path, seconds: float, wide_step: f
     config = stage["config"]
     rows = pq.read_table(made / "answers.parquet", columns=["prompt_id", "prompt", "n_tokens"]).to_pylist()
     tokenizer = rollouts._tokenizer(str(made.parent.parent / stage["inputs"]["policy"]))
-    prompts = [render_prompt(tokenizer, under(config["system"], some[0]["prompt"])) for some in _by_prompt(rows).values()]
+    prompts = [
+        render_prompt(tokenizer, under(config["system"], some[0]["prompt"])) for some in _by_prompt(rows).values()
+    ]
     longest, shard = config["answers"]["max_new_tokens"], config["engine"]["shard_tokens"]
     each = longest * config["answers"]["k"]
     shards = math.ceil(len(prompts) / max(1, shard // each))
@@ -349,7 +334,10 @@ def _load(stage: Mapping[str, Any], root: Path) -> float:
         loaded = rollouts._engine(policy, engine["use"], engine["dtype"])
         ids = tuple(rollouts._tokenizer(policy).encode("a b c d", add_special_tokens=False))
         loaded.generate([Request(ids, tuple(range(_WARM)))], SamplingParams(1.0, _WARM))
-        if stage["config"]["set"] == "train" and stage["config"]["take"]["count"] * stage["config"]["answers"]["k"] < _WIDE:
+        if (
+            stage["config"]["set"] == "train"
+            and stage["config"]["take"]["count"] * stage["config"]["answers"]["k"] < _WIDE
+        ):
             clock = _clock()
             started = clock()
             # Hot, so that the rows part at once: those whose tokens are the same are computed as one.
