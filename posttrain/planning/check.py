@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,17 @@ from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.models import ModelSummary, inspect_model, structure
 from posttrain.pipeline.stage_inputs import StageInputs
-from posttrain.planning import probe
+from posttrain.planning import fitting, probe
 from posttrain.planning.costs import Cost, cost
 from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan
+from posttrain.planning.fitting import Training
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import pairwise
 from posttrain.stages.amounts import Sets, Shares
 from posttrain.storage.store import Store
-from posttrain.system import bytes_in_words, cores, gpu
+from posttrain.system import bytes_in_words, cores, gpu, gpu_memory
 
 SMALL = 5_000_000  # as posttrain.training.run.SMALL, which cannot be imported without torch
 
@@ -84,6 +85,10 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
             made = run.manifest(prompts.key)
             if made["metrics"].get("unused_weights"):
                 checked.notes.append(structure.unused(made["metrics"]["unused_weights"]))
+            shape = resources.Shape.of(model.path, model.parameters)
+            wanted = fitting.trainings(recipe, made["metrics"]["longest_prompt"])
+            if shape and wanted and not checked.run("memory", lambda: _memory(checked, wanted, shape)):
+                return checked
             trains = any(getattr(recipe, name) for name in TRAINED)
             if trains and not checked.run("training", lambda: _training(checked, stages, prompts)):
                 return checked
@@ -96,6 +101,7 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
                 small = load(name, [*overrides, *probe.miniature(recipe, size)])
                 probe.write_few(prompts.path, run.root)
                 costs, shares, memory = _probe(checked, small, model, prompts, runs, run)
+                costs = _with_peaks(costs, wanted, shape)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
     return checked
 
@@ -110,11 +116,6 @@ def _no_probe(model: ModelSummary) -> str | None:
     """Why the model cannot be probed on this machine; None if it can."""
     if not model.here:
         return "the weights are not here yet; the first round fetches them"
-    import psutil
-
-    needs = training_memory(model.parameters, {})
-    if not gpu() and needs > psutil.virtual_memory().available:
-        return f"training takes about {bytes_in_words(needs)} of memory, and so much is not free here"
     return None
 
 
@@ -169,6 +170,18 @@ def _prompts(
     return f"{said} ({time.monotonic() - started:.1f} s)", (stages, artifact, sets)
 
 
+def _memory(checked: Checked, wanted: Sequence[Training], shape: resources.Shape) -> tuple[str, bool]:
+    """Checks the memory of each training, by an estimate."""
+    import psutil
+
+    free = gpu_memory() if gpu() else psutil.virtual_memory().available
+    if free is None:
+        return "the GPU's driver does not say how much is free", True
+    said, notes = fitting.check(wanted, shape, free)
+    checked.notes += notes
+    return f"{said}, of {bytes_in_words(free)} that are free", True
+
+
 def _training(checked: Checked, stages: StageInputs, prompts: Artifact) -> tuple[str, bool]:
     """Runs the trial stage: one optimizer step of each training, on few and short rows."""
     started = time.monotonic()
@@ -218,6 +231,13 @@ def _probe(
         name: cost(found) for name, found in measured.items() if name not in ("hardware", "prompts", "trial", "heldout")
     }
     return costs, probe.shares(measured), probe.resident(run.root)
+
+
+def _with_peaks(costs: dict[str, Cost], wanted: Sequence[Training], shape: resources.Shape | None) -> dict[str, Cost]:
+    """The costs with the memory that a training's longest rows take: the probe's are few, and as long as answers are on
+    average."""
+    peaks = {one.name: one.peak(shape) for one in wanted} if shape else {}
+    return {name: replace(one, memory=max(one.memory, peaks.get(name, 0.0))) for name, one in costs.items()}
 
 
 class _AllMeasured(Exception):
