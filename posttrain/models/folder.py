@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ class ModelSummary:
     path: Path
     size: int
     here: bool
+
+    @property
+    def parameters(self) -> float:
+        """Their number: of weights that are here by the files' headers, else estimated from the bytes."""
+        return counted(self.path) if self.here else estimated(self.size)
 
 
 def resolve(model: Model) -> Resolved:
@@ -78,6 +84,19 @@ def _stamp(folder: Path) -> str:
     """A fingerprint of a folder by names, sizes and times: it changes when a file is changed, added or fetched."""
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir())]
     return f"{folder} {files}"
+
+
+def estimated(size: int) -> float:
+    """The number of parameters, estimated from the bytes of the weights: 16 bits each, 32 below 2 GB."""
+    return size / (4 if size < 2e9 else 2)
+
+
+def counted(folder: Path) -> float:
+    """The number of parameters of a model folder, from the headers of its weights; estimated if those fail."""
+    try:
+        return float(sum(math.prod(tensor.shape) for tensor in weight_files.headers(folder).values()))
+    except (ModelError, OSError):
+        return estimated(weights(folder))
 
 
 def weights(folder: Path) -> int:
