@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from posttrain import models, rewards
 from posttrain.config import Model
+from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.data.selection import matching
 from posttrain.errors import EmptyStageError, PosttrainError, StageError
@@ -217,7 +219,9 @@ def _probe(
         stages.settle(prompts)
         answers = stages.samples(prompts, stages.base, None)
         first.metrics(answers)
-        probe.keep_pool(run.root, answers.path)
+        sections = [section for name in TRAINED if (section := getattr(small, name))]
+        rows = [math.prod(section.trl[key] for key in ("max_steps", *BATCH)) for section in sections]
+        probe.keep_pool(run.root, answers.path, max(rows, default=0))
         play(small, _Miniature(run, launcher, Silent(), workers, small), 1)
     except _AllMeasured:
         pass
@@ -245,9 +249,15 @@ class _AllMeasured(Exception):
 
 
 class _Miniature(Runner):
-    """Stops before the new policy is evaluated: that costs what the starting model's evaluation did."""
+    """Leaves out the trial, which was run, and stops before the new policy is evaluated: that costs what the starting
+    model's evaluation did."""
+
+    def metrics(self, artifact: Artifact) -> dict[str, Any]:
+        return {} if artifact.key == "trial" else super().metrics(artifact)
 
     def submit(self, call: StageCall) -> Artifact:
+        if call.stage == "trial":
+            return Artifact("trial", self.store.path("trial"))
         if call.name == "answers_dev" and self.rounds[-1]["round"]:
             self.end()
             raise _AllMeasured
