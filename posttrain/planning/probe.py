@@ -48,7 +48,9 @@ _WARM = 8  # completions and tokens that are sampled or scored before a stage is
 _WIDE, _NARROW = 128, 16  # rows of steps that are timed by themselves, where fewer than the first are sampled
 FEW = "few-prompts"  # the folder of the prompts that are evaluated on, below the run's
 _POOL = "pool"  # names the artifact with the answers that were sampled
-_STAND_IN = "stand-in"  # the folder of rows made from them
+STAND_IN = "stand-in"  # the folder of rows made from them
+MADE = {"kept": "kept", "pairs": "pairs", "preferences_1": "pairs"}  # the tables in it, by the roles that they have
+_SHARD = "shard-tokens"  # holds the recipe's own
 HALF = 0.5
 
 
@@ -76,6 +78,9 @@ def miniature(recipe: Recipe, size: Size) -> list[str]:
         "watch=null",
         f"samples.prompts={prompts}",
     ]
+    if prompts * recipe.samples.k < _WIDE and recipe.engine.server is None:  # for two processes
+        answers = math.ceil(prompts / 2) * recipe.samples.k
+        changes.append(f"engine.shard_tokens={answers * recipe.samples.max_new_tokens * 3 // 2}")
     if recipe.samples.difficulty:
         changes.append("samples.difficulty=null")
     if recipe.preferences and recipe.preferences.prompts != 0:
@@ -98,10 +103,11 @@ def miniature(recipe: Recipe, size: Size) -> list[str]:
     return changes
 
 
-def write_few(prompts: Path, root: Path) -> None:
-    """Writes the probe's evaluation prompts, spread over each set."""
+def write_few(prompts: Path, root: Path, shard_tokens: int) -> None:
+    """Writes the probe's evaluation prompts, spread over each set; and the recipe's own `shard_tokens`."""
     import pyarrow.parquet as pq
 
+    (root / _SHARD).write_text(str(shard_tokens), "utf-8")
     folder = root / FEW
     folder.mkdir(exist_ok=True)
     for name in ("dev", "heldout"):
@@ -121,7 +127,7 @@ def keep_pool(root: Path, answers: Path, rows: int) -> None:
 
     write_durably(root / _POOL, str(answers))
     table = pq.read_table(answers / "answers.parquet")
-    folder = root / _STAND_IN
+    folder = root / STAND_IN
     folder.mkdir()
     made = table.to_pylist()
     mean = sum(row["n_tokens"] for row in made) / len(made)
@@ -200,11 +206,11 @@ def _change(stage: dict[str, Any], root: Path) -> None:
     if not STAGES[stage["stage"]].trained:
         return
     section = config[stage["stage"]]
-    for role, name in {"kept": "kept", "pairs": "pairs", "preferences_1": "pairs"}.items():
+    for role, name in MADE.items():
         if role in inputs:
             rows = pq.read_metadata(root / inputs[role] / f"{name}.parquet").num_rows
             if rows < section["max_steps"] * section["batch"]:
-                inputs[role] = _STAND_IN
+                inputs[role] = STAND_IN
 
 
 def _pool(root: Path) -> Path | None:
@@ -260,7 +266,7 @@ def _stand_in(folder: Path, stage: Mapping[str, Any], root: Path) -> dict[str, A
     prompts = read_json(pool / store.MANIFEST)["metrics"]["prompts"]
     shutil.rmtree(folder / "out")
     (folder / "out").mkdir()
-    shutil.copy(root / _STAND_IN / f"{name}.parquet", folder / "out")
+    shutil.copy(root / STAND_IN / f"{name}.parquet", folder / "out")
     metrics = {"prompts": prompts, "rows": prompts, "kept": 0, "pairs": 0}
     _publish(folder, stage, root, metrics)
     return metrics
@@ -295,11 +301,11 @@ def _at_width(stage: Mapping[str, Any], made: Path, seconds: float, steps: Mappi
     import pyarrow.parquet as pq
 
     asked, shard = stage["config"]["answers"], stage["config"]["engine"]["shard_tokens"]
+    width = min(_WIDE, max(1, int((made.parent.parent / _SHARD).read_text("utf-8")) // asked["max_new_tokens"]))
     lengths = pq.read_table(made / "answers.parquet", columns=["n_tokens"])["n_tokens"].to_pylist()
     prompts = math.ceil(len(lengths) / asked["k"])
     shards = math.ceil(prompts / max(1, shard // (asked["max_new_tokens"] * asked["k"])))
     running = sum(lengths) / max(lengths)  # on average over the steps, were all in one batch
-    width = min(_WIDE, max(1, shard // asked["max_new_tokens"]))
     return at_width(seconds / len(lengths), running / shards, running * width / len(lengths), steps)
 
 
