@@ -252,7 +252,8 @@ class _AllMeasured(Exception):
 
 class _Miniature(Runner):
     """Leaves out the trial, which was run, and stops before the new policy is evaluated: that costs what the starting
-    model's evaluation did. A training reads the rows `made` from the answers, if any, and so need not wait for others.
+    model's evaluation did. A training reads the rows `made` from the answers, if any, and so need not wait for others;
+    `pairs` waits for `scores`, whose scores it reads.
     """
 
     def __init__(
@@ -267,6 +268,7 @@ class _Miniature(Runner):
     ) -> None:
         super().__init__(run, launcher, watcher, workers, recipe)
         self._base, self._made_rows = base, made
+        self._scores: Artifact | None = None
 
     def metrics(self, artifact: Artifact) -> dict[str, Any]:
         return {} if artifact.key == "trial" else super().metrics(artifact)
@@ -274,6 +276,11 @@ class _Miniature(Runner):
     def submit(self, call: StageCall) -> Artifact:
         if call.stage == "trial":
             return Artifact("trial", self.store.path("trial"))
+        if call.stage == "scores":
+            self._scores = super().submit(call)
+            return self._scores
+        if call.stage == "pairs" and self._scores:
+            call = replace(call, inputs={**call.inputs, probe.SCORED: self._scores})
         if self._made_rows and STAGES[call.stage].trained:
             call = replace(call, inputs=self._at_once(call.inputs))
         if call.name == "answers_dev" and self.rounds[-1]["round"]:

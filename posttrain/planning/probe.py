@@ -50,6 +50,7 @@ FEW = "few-prompts"  # the folder of the prompts that are evaluated on, below th
 _POOL = "pool"  # names the artifact with the answers that were sampled
 STAND_IN = "stand-in"  # the folder of rows made from them
 MADE = {"kept": "kept", "pairs": "pairs", "preferences_1": "pairs"}  # the tables in it, by the roles that they have
+SCORED = "scored"  # the role of the scored samples, for `pairs`
 _SHARD = "shard-tokens"  # holds the recipe's own
 HALF = 0.5
 
@@ -160,9 +161,9 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
         events.append((clock(), done, total))
         progress(done, total, unit)
 
-    if stage["stage"] == "pairs":
+    if SCORED in stage["inputs"]:
         _score_again(folder, stage, root)
-    steps = _load(stage, root)
+    steps = {} if (folder / "scratch" / "scored").is_dir() else _load(stage, root)
     loaded = clock()
     try:
         metrics = execute(folder, workers, noted)
@@ -288,12 +289,11 @@ def _score_again(folder: Path, stage: Mapping[str, Any], root: Path) -> None:
     from posttrain.storage.shards import name_of
 
     answers = root / stage["inputs"]["answers"] / "answers.parquet"
-    for made in (root / "artifacts").glob("scores-*"):
-        table = pq.read_table(made / "scored.parquet")
-        if table["tokens"] == pq.read_table(answers, columns=["tokens"])["tokens"]:
-            pieces = Pieces(folder / "scratch" / "scored")
-            for number, (start, stop) in enumerate(slices(answers)):
-                pieces.keep(name_of(number), table.slice(start, stop - start))
+    table = pq.read_table(root / stage["inputs"][SCORED] / "scored.parquet")
+    if table["tokens"] == pq.read_table(answers, columns=["tokens"])["tokens"]:
+        pieces = Pieces(folder / "scratch" / "scored")
+        for number, (start, stop) in enumerate(slices(answers)):
+            pieces.keep(name_of(number), table.slice(start, stop - start))
 
 
 def _at_width(stage: Mapping[str, Any], made: Path, seconds: float, steps: Mapping[int, float]) -> float:
