@@ -102,7 +102,8 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
             elif with_probe:
                 size = probe.size(model.parameters, recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
                 small = load(name, [*overrides, *probe.miniature(recipe, size)])
-                probe.write_few(prompts.path, run.root, recipe.engine.shard_tokens)
+                few = max(4, size.completions // (1 + recipe.evaluate.k))
+                probe.write_few(prompts.path, run.root, few, recipe.engine.shard_tokens)
                 costs, shares, memory = _probe(checked, small, model, prompts, runs, run)
                 costs = _with_peaks(costs, wanted, shape)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])

@@ -43,14 +43,14 @@ LEAST_PROMPTS = 4
 # Rows of a training step: what so many operations are enough for (six a parameter and token, of two answers).
 STEP_OPERATIONS = {"cpu": 6e11, "cuda": 1e15}
 FEWEST_ROWS = 2
-EVALUATED = 4  # prompts
+HELDOUT = 4  # prompts; dev ones are scored by the same code, and measured
 _WARM = 8  # completions and tokens that are sampled or scored before a stage is timed
 _WIDE, _NARROW = 128, 16  # rows of steps that are timed by themselves, where fewer than the first are sampled
 FEW = "few-prompts"  # the folder of the prompts that are evaluated on, below the run's
 _POOL = "pool"  # names the artifact with the answers that were sampled
 STAND_IN = "stand-in"  # the folder of rows made from them
 MADE = {"kept": "kept", "pairs": "pairs", "preferences_1": "pairs"}  # the tables in it, by the roles that they have
-SCORED = "scored"  # the role of the scored samples, for `pairs`
+SCORED = "scored_samples"  # the role of the scored samples, for `pairs`
 _SHARD = "shard-tokens"  # holds the recipe's own
 HALF = 0.5
 
@@ -104,16 +104,17 @@ def miniature(recipe: Recipe, size: Size) -> list[str]:
     return changes
 
 
-def write_few(prompts: Path, root: Path, shard_tokens: int) -> None:
-    """Writes the probe's evaluation prompts, spread over each set; and the recipe's own `shard_tokens`."""
+def write_few(prompts: Path, root: Path, dev: int, shard_tokens: int) -> None:
+    """Writes the probe's evaluation prompts, spread over each set, at most `dev` of dev; and the recipe's own
+    `shard_tokens`."""
     import pyarrow.parquet as pq
 
     (root / _SHARD).write_text(str(shard_tokens), "utf-8")
     folder = root / FEW
     folder.mkdir(exist_ok=True)
-    for name in ("dev", "heldout"):
+    for name, wanted in {"dev": dev, "heldout": HELDOUT}.items():
         table = pq.read_table(prompts / f"{name}.parquet")
-        few = table.take(list(range(0, table.num_rows, max(1, table.num_rows // EVALUATED)))[:EVALUATED])
+        few = table.take(list(range(0, table.num_rows, max(1, table.num_rows // wanted)))[:wanted])
         pq.write_table(few, folder / f"{name}.parquet")
 
 
