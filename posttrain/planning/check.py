@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from posttrain import models, rewards
 from posttrain.config import Model
+from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.data.selection import matching
 from posttrain.errors import EmptyStageError, PosttrainError, StageError
@@ -33,6 +35,7 @@ from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import pairwise
 from posttrain.stages.amounts import Sets, Shares
+from posttrain.stages.registry import STAGES
 from posttrain.storage.store import Store
 from posttrain.system import bytes_in_words, cores, gpu, gpu_memory
 
@@ -99,7 +102,8 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
             elif with_probe:
                 size = probe.size(model.parameters, recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
                 small = load(name, [*overrides, *probe.miniature(recipe, size)])
-                probe.write_few(prompts.path, run.root)
+                few = max(4, size.completions // (1 + recipe.evaluate.k))
+                probe.write_few(prompts.path, run.root, few, recipe.engine.shard_tokens)
                 costs, shares, memory = _probe(checked, small, model, prompts, runs, run)
                 costs = _with_peaks(costs, wanted, shape)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
@@ -205,20 +209,23 @@ def _probe(
 ) -> tuple[dict[str, Cost], Shares, int]:
     """Runs one small round: the cost of each stage, the shares of rows kept, and a process's memory before any work.
 
-    A small model's stages have one process each, and two run at once; a large model's have those that a run's have.
+    Stages have one process and one thread each, whose CPU time other load does not change much, and two run at once;
+    the answers of a large model are sampled by two processes.
     """
-    alone = gpu() or model.parameters > SMALL
-    workers, side_by_side = (_workers(small), 1) if alone else (1, min(cores(), 2))
+    side_by_side = 1 if gpu() else min(cores(), 2)
     small = small.model_copy(update={"compute": small.compute.model_copy(update={"stages_at_once": side_by_side})})
     try:
-        first = Runner(run, launcher, Silent(), workers, small)
+        first = Runner(run, launcher, Silent(), side_by_side, small)
         stages = StageInputs(small, first)
         stages.begin(1)
         stages.settle(prompts)
         answers = stages.samples(prompts, stages.base, None)
         first.metrics(answers)
-        probe.keep_pool(run.root, answers.path)
-        play(small, _Miniature(run, launcher, Silent(), workers, small), 1)
+        sections = [section for name in TRAINED if (section := getattr(small, name))]
+        rows = [math.prod(section.trl[key] for key in ("max_steps", *BATCH)) for section in sections]
+        probe.keep_pool(run.root, answers.path, max(rows, default=0))
+        rows_made = Artifact(probe.STAND_IN, run.root / probe.STAND_IN) if model.parameters > SMALL else None
+        play(small, _Miniature(run, launcher, Silent(), 1, small, stages.base, rows_made), 1)
     except _AllMeasured:
         pass
     except EmptyStageError as error:
@@ -245,13 +252,48 @@ class _AllMeasured(Exception):
 
 
 class _Miniature(Runner):
-    """Stops before the new policy is evaluated: that costs what the starting model's evaluation did."""
+    """Leaves out the trial, which was run, and stops before the new policy is evaluated: that costs what the starting
+    model's evaluation did. A training reads the rows `made` from the answers, if any, and so need not wait for others;
+    `pairs` waits for `scores`, whose scores it reads.
+    """
+
+    def __init__(
+        self,
+        run: Store,
+        launcher: Launcher,
+        watcher: Silent,
+        workers: int,
+        recipe: Recipe,
+        base: Artifact,
+        made: Artifact | None,
+    ) -> None:
+        super().__init__(run, launcher, watcher, workers, recipe)
+        self._base, self._made_rows = base, made
+        self._scores: Artifact | None = None
+
+    def metrics(self, artifact: Artifact) -> dict[str, Any]:
+        return {} if artifact.key == "trial" else super().metrics(artifact)
 
     def submit(self, call: StageCall) -> Artifact:
+        if call.stage == "trial":
+            return Artifact("trial", self.store.path("trial"))
+        if call.stage == "scores":
+            self._scores = super().submit(call)
+            return self._scores
+        if call.stage == "pairs" and self._scores:
+            call = replace(call, inputs={**call.inputs, probe.SCORED: self._scores})
+        if self._made_rows and STAGES[call.stage].trained:
+            call = replace(call, inputs=self._at_once(call.inputs))
         if call.name == "answers_dev" and self.rounds[-1]["round"]:
             self.end()
             raise _AllMeasured
         return super().submit(call)
+
+    def _at_once(self, inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """Inputs of a training that are there already."""
+        assert self._made_rows
+        there = {"model": self._base, **dict.fromkeys(probe.MADE, self._made_rows)}
+        return {role: there.get(role, artifact) for role, artifact in inputs.items()}
 
 
 def _workers(recipe: Recipe) -> int:

@@ -27,28 +27,13 @@ class Measured:
     metrics: Mapping[str, object]
 
 
-@dataclass(frozen=True)
-class Narrow:
-    """Sampling of few completions. `tokens`: of them and of their prompts; `steps`: of all batches; `longest`: tokens
-    of the longest completion."""
-
-    seconds: float
-    completions: int
-    tokens: int
-    steps: int
-    longest: int
-
-
-def at_width(narrow: Narrow, wide: int, wide_step: float, width: int) -> float:
-    """Seconds of a completion where `width` are sampled in as many steps as the longest answer has tokens.
-
-    A step of n rows takes a + b n seconds. `narrow` says what steps of few rows took, `wide_step` what one of `wide`
-    rows did: so a and b are known.
-    """
-    apart = narrow.tokens - narrow.steps * wide
-    each = (narrow.seconds - narrow.steps * wide_step) / apart if apart else 0.0
-    each = min(max(each, 0.0), wide_step / wide)
-    return each * narrow.tokens / narrow.completions + (wide_step - each * wide) * narrow.longest / width
+def at_width(unit: float, active: float, width: float, steps: Mapping[int, float]) -> float:
+    """Seconds of a completion in batches of `width` rows, from its seconds in batches of `active` rows, each the mean
+    of all steps. `steps`: of two numbers of rows, the seconds of a step, which are a + b n for n rows."""
+    (few, short), (many, long) = sorted(steps.items())
+    row = max((long - short) / (many - few), 0.0)
+    step = max(short - few * row, 0.0)
+    return unit * (step / width + row) / (step / active + row) if step or row else unit
 
 
 @dataclass(frozen=True)
@@ -92,8 +77,8 @@ def cost(measured: Measured) -> Cost:
 
 def cost_of(planned: PlannedStage, costs: Mapping[str, Cost]) -> Cost | None:
     """The cost of a stage, or of the stage that it is `like`; None if neither was measured. Where a reward model scores
-    answers that the probe's own evaluation had none for, a row costs what it does in `scores`."""
+    answers, a row costs what it does in `scores`: the probe evaluates without one, and scores each answer once."""
     spec = planned.spec
-    if "reward_model" in planned.inputs and spec.group == "evaluation" and "scores" in costs:
+    if "reward_model" in planned.inputs and not spec.trained and "scores" in costs:
         return costs["scores"]
     return costs.get(planned.stage) or costs.get(spec.like)

@@ -1,7 +1,7 @@
 """Measures one small round on this machine: the recipe's own stages on few prompts.
 
-Answers are sampled once: every role that samples costs what this one does, and reads its answers, so that nothing is
-computed that is known. A large model trains on few rows, two steps each, since a step's time follows its rows.
+Answers are sampled once, and scored once: every role that samples costs what this one does, and reads its answers. A
+large model takes one step of each training, on few rows, since a step's time follows its rows.
 
 Without a GPU seconds are CPU time, so that other load on the machine matters little; with one they are wall time, one
 stage at a time. Memory is of one process: its peak less what it started with, or on a GPU torch's peak there.
@@ -24,7 +24,7 @@ from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.errors import EmptyStageError
 from posttrain.execution.launcher import execute
-from posttrain.planning.costs import PASS, Measured, Narrow, at_width
+from posttrain.planning.costs import PASS, Measured, at_width
 from posttrain.recipe.recipe import Recipe
 from posttrain.stages.amounts import Shares
 from posttrain.stages.registry import STAGES, learned_from
@@ -32,23 +32,26 @@ from posttrain.storage import store
 from posttrain.storage.files import read_json, write_durably
 from posttrain.system import versions
 
-# Of a training: of a step of the recipe's own batch four, of which the first warms up and does not count; of a smaller
-# one of a large model two, which both count.
-STEPS, FEW_STEPS = 4, 2
+# Of a training: with the recipe's own batch four, of which the first warms up and does not count; with a smaller one of
+# a large model one.
+STEPS, FEW_STEPS = 4, 1
 # Completions that are sampled: as many as the engine has under way at once on a CPU, of a large model as many as it
 # makes with so many operations (two a parameter and token): some ten seconds of two cores, or one of a GPU.
 MOST, FEWEST = 1024, 32
-OPERATIONS = {"cpu": 2.5e12, "cuda": 1e15}
+OPERATIONS = {"cpu": 2e12, "cuda": 1e15}
 LEAST_PROMPTS = 4
 # Rows of a training step: what so many operations are enough for (six a parameter and token, of two answers).
-STEP_OPERATIONS = {"cpu": 1e12, "cuda": 1e15}
+STEP_OPERATIONS = {"cpu": 6e11, "cuda": 1e15}
 FEWEST_ROWS = 2
-EVALUATED = 4  # prompts
+HELDOUT = 4  # prompts; dev ones are scored by the same code, and measured
 _WARM = 8  # completions and tokens that are sampled or scored before a stage is timed
-_WIDE = 128  # rows of a step that is timed by itself, where fewer completions are sampled
+_WIDE, _NARROW = 128, 16  # rows of steps that are timed by themselves, where fewer than the first are sampled
 FEW = "few-prompts"  # the folder of the prompts that are evaluated on, below the run's
 _POOL = "pool"  # names the artifact with the answers that were sampled
-_STAND_IN = "stand-in"  # the folder of rows made from them
+STAND_IN = "stand-in"  # the folder of rows made from them
+MADE = {"kept": "kept", "pairs": "pairs", "preferences_1": "pairs"}  # the tables in it, by the roles that they have
+SCORED = "scored_samples"  # the role of the scored samples, for `pairs`
+_SHARD = "shard-tokens"  # holds the recipe's own
 HALF = 0.5
 
 
@@ -76,6 +79,9 @@ def miniature(recipe: Recipe, size: Size) -> list[str]:
         "watch=null",
         f"samples.prompts={prompts}",
     ]
+    if prompts * recipe.samples.k < _WIDE and recipe.engine.server is None:  # for two processes
+        answers = math.ceil(prompts / 2) * recipe.samples.k
+        changes.append(f"engine.shard_tokens={answers * recipe.samples.max_new_tokens * 3 // 2}")
     if recipe.samples.difficulty:
         changes.append("samples.difficulty=null")
     if recipe.preferences and recipe.preferences.prompts != 0:
@@ -98,21 +104,23 @@ def miniature(recipe: Recipe, size: Size) -> list[str]:
     return changes
 
 
-def write_few(prompts: Path, root: Path) -> None:
-    """Writes the probe's evaluation prompts, spread over each set."""
+def write_few(prompts: Path, root: Path, dev: int, shard_tokens: int) -> None:
+    """Writes the probe's evaluation prompts, spread over each set, at most `dev` of dev; and the recipe's own
+    `shard_tokens`."""
     import pyarrow.parquet as pq
 
+    (root / _SHARD).write_text(str(shard_tokens), "utf-8")
     folder = root / FEW
     folder.mkdir(exist_ok=True)
-    for name in ("dev", "heldout"):
+    for name, wanted in {"dev": dev, "heldout": HELDOUT}.items():
         table = pq.read_table(prompts / f"{name}.parquet")
-        few = table.take(list(range(0, table.num_rows, max(1, table.num_rows // EVALUATED)))[:EVALUATED])
+        few = table.take(list(range(0, table.num_rows, max(1, table.num_rows // wanted)))[:wanted])
         pq.write_table(few, folder / f"{name}.parquet")
 
 
-def keep_pool(root: Path, answers: Path) -> None:
-    """Lets the stages that follow read these answers, the only ones that are sampled, and what is made of them: rows
-    for trainings that would have too few."""
+def keep_pool(root: Path, answers: Path, rows: int) -> None:
+    """Lets the stages that follow read these answers, the only ones that are sampled, and what is made of them: so many
+    rows, those nearest to the mean length, for trainings that would have fewer."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -121,13 +129,20 @@ def keep_pool(root: Path, answers: Path) -> None:
 
     write_durably(root / _POOL, str(answers))
     table = pq.read_table(answers / "answers.parquet")
-    folder = root / _STAND_IN
+    folder = root / STAND_IN
     folder.mkdir()
-    pq.write_table(table.append_column("score", pa.array([1.0] * table.num_rows)), folder / "kept.parquet")
+    made = table.to_pylist()
+    mean = sum(row["n_tokens"] for row in made) / len(made)
+    kept = sorted(made, key=lambda row: abs(row["n_tokens"] - mean))[:rows]
+    scored = [{**row, "score": 1.0} for row in kept]
+    pq.write_table(
+        pa.Table.from_pylist(scored, table.schema.append(pa.field("score", pa.float64()))), folder / "kept.parquet"
+    )
+    couples = [couple for some in _by_prompt(made).values() for couple in zip(some[::2], some[1::2], strict=False)]
+    couples.sort(key=lambda couple: abs(couple[0]["n_tokens"] + couple[1]["n_tokens"] - 2 * mean))
     pairs = [
         {**pair_row({**one, "score": 1.0}, {**other, "score": 0.0}, "pairs", "better"), "split": "train"}
-        for rows in _by_prompt(table.to_pylist()).values()
-        for one, other in zip(rows[::2], rows[1::2], strict=False)
+        for one, other in couples[:rows]
     ]
     pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), folder / "pairs.parquet")
 
@@ -147,7 +162,9 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
         events.append((clock(), done, total))
         progress(done, total, unit)
 
-    wide_step = _load(stage, root)
+    if SCORED in stage["inputs"]:
+        _score_again(folder, stage, root)
+    steps = {} if (folder / "scratch" / "scored").is_dir() else _load(stage, root)
     loaded = clock()
     try:
         metrics = execute(folder, workers, noted)
@@ -161,10 +178,10 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
         batch = stage["config"][name]["batch"]
         passes = learned_from({name: metrics}).get(name, 0) * STAGES[name].reference_reads
         units = metrics["steps"] * batch + passes * PASS
-        first = events[int(metrics["steps"] >= STEPS)]
+        first = events[int(metrics["steps"] > FEW_STEPS)]
         unit = (events[-1][0] - first[0]) / (max(events[-1][1] - first[1], 1) * batch)
-    elif wide_step:
-        unit = _at_width(stage, root / "artifacts" / folder.name, ended - loaded, wide_step)
+    elif steps:
+        unit = _at_width(stage, root / "artifacts" / folder.name, ended - loaded, steps)
     size = sum(file["size"] for file in read_json(root / "artifacts" / folder.name / store.MANIFEST)["files"].values())
     found = Measured(stage["stage"], ended - started, loaded - started, units, unit, _memory() - memory, size, metrics)
     target = root / "measured"
@@ -191,11 +208,11 @@ def _change(stage: dict[str, Any], root: Path) -> None:
     if not STAGES[stage["stage"]].trained:
         return
     section = config[stage["stage"]]
-    for role, name in {"kept": "kept", "pairs": "pairs", "preferences_1": "pairs"}.items():
+    for role, name in MADE.items():
         if role in inputs:
             rows = pq.read_metadata(root / inputs[role] / f"{name}.parquet").num_rows
             if rows < section["max_steps"] * section["batch"]:
-                inputs[role] = _STAND_IN
+                inputs[role] = STAND_IN
 
 
 def _pool(root: Path) -> Path | None:
@@ -251,7 +268,7 @@ def _stand_in(folder: Path, stage: Mapping[str, Any], root: Path) -> dict[str, A
     prompts = read_json(pool / store.MANIFEST)["metrics"]["prompts"]
     shutil.rmtree(folder / "out")
     (folder / "out").mkdir()
-    shutil.copy(root / _STAND_IN / f"{name}.parquet", folder / "out")
+    shutil.copy(root / STAND_IN / f"{name}.parquet", folder / "out")
     metrics = {"prompts": prompts, "rows": prompts, "kept": 0, "pairs": 0}
     _publish(folder, stage, root, metrics)
     return metrics
@@ -263,26 +280,34 @@ def _publish(folder: Path, stage: Mapping[str, Any], root: Path, metrics: Mappin
     store.publish(folder, root / "artifacts", manifest)
 
 
-def _at_width(stage: Mapping[str, Any], made: Path, seconds: float, wide_step: float) -> float:
-    """Seconds of a completion in the batches of a run, from few completions and a step of `_WIDE`."""
+def _score_again(folder: Path, stage: Mapping[str, Any], root: Path) -> None:
+    """Gives `pairs` the scores of the samples as its own, where its answers are those: as if it had been stopped once
+    all were scored."""
     import pyarrow.parquet as pq
 
-    from posttrain import rollouts
-    from posttrain.data.chat_template import render_prompt
-    from posttrain.data.messages import under
+    from posttrain.rewards.scoring import slices
+    from posttrain.storage.pieces import Pieces
+    from posttrain.storage.shards import name_of
 
-    config = stage["config"]
-    rows = pq.read_table(made / "answers.parquet", columns=["prompt_id", "prompt", "n_tokens"]).to_pylist()
-    tokenizer = rollouts._tokenizer(str(made.parent.parent / stage["inputs"]["policy"]))
-    prompts = [
-        render_prompt(tokenizer, under(config["system"], some[0]["prompt"])) for some in _by_prompt(rows).values()
-    ]
-    longest, shard = config["answers"]["max_new_tokens"], config["engine"]["shard_tokens"]
-    each = longest * config["answers"]["k"]
-    shards = math.ceil(len(prompts) / max(1, shard // each))
-    tokens, most = sum(map(len, prompts)) + sum(row["n_tokens"] for row in rows), max(row["n_tokens"] for row in rows)
-    narrow = Narrow(seconds, len(rows), tokens, shards * most, most)
-    return at_width(narrow, _WIDE, wide_step, min(_WIDE, max(1, shard // longest)))
+    answers = root / stage["inputs"]["answers"] / "answers.parquet"
+    table = pq.read_table(root / stage["inputs"][SCORED] / "scored.parquet")
+    if table["tokens"] == pq.read_table(answers, columns=["tokens"])["tokens"]:
+        pieces = Pieces(folder / "scratch" / "scored")
+        for number, (start, stop) in enumerate(slices(answers)):
+            pieces.keep(name_of(number), table.slice(start, stop - start))
+
+
+def _at_width(stage: Mapping[str, Any], made: Path, seconds: float, steps: Mapping[int, float]) -> float:
+    """Seconds of a completion in the batches of a run."""
+    import pyarrow.parquet as pq
+
+    asked, shard = stage["config"]["answers"], stage["config"]["engine"]["shard_tokens"]
+    width = min(_WIDE, max(1, int((made.parent.parent / _SHARD).read_text("utf-8")) // asked["max_new_tokens"]))
+    lengths = pq.read_table(made / "answers.parquet", columns=["n_tokens"])["n_tokens"].to_pylist()
+    prompts = math.ceil(len(lengths) / asked["k"])
+    shards = math.ceil(prompts / max(1, shard // (asked["max_new_tokens"] * asked["k"])))
+    running = sum(lengths) / max(lengths)  # on average over the steps, were all in one batch
+    return at_width(seconds / len(lengths), running / shards, running * width / len(lengths), steps)
 
 
 def read_measured(root: Path) -> dict[str, Measured]:
@@ -318,12 +343,12 @@ def shares(measured: Mapping[str, Measured]) -> Shares:
     )
 
 
-def _load(stage: Mapping[str, Any], root: Path) -> float:
+def _load(stage: Mapping[str, Any], root: Path) -> dict[int, float]:
     """Loads and warms up the models of a stage that samples or scores, so that this cost per process is measured
     separately.
 
-    They are kept for the stage. A server is started by the stage itself. Returns the seconds of a step of `_WIDE` rows
-    where the stage samples fewer completions than that, else 0.
+    They are kept for the stage. A server is started by the stage itself. Returns the seconds of a step by its rows,
+    where the stage samples fewer than `_WIDE` completions.
     """
     from posttrain import rollouts
     from posttrain.engines.protocol import Request, SamplingParams
@@ -338,16 +363,22 @@ def _load(stage: Mapping[str, Any], root: Path) -> float:
             stage["config"]["set"] == "train"
             and stage["config"]["take"]["count"] * stage["config"]["answers"]["k"] < _WIDE
         ):
-            clock = _clock()
-            started = clock()
-            # Hot, so that the rows part at once: those whose tokens are the same are computed as one.
-            loaded.generate([Request(ids, tuple(range(_WIDE)))], SamplingParams(4.0, _WARM))
-            return (clock() - started) / _WARM
+            return {rows: _step(loaded, Request(ids, tuple(range(rows)))) for rows in (_NARROW, _WIDE)}
     elif "reward_model" in stage["inputs"]:
         model = str(root / stage["inputs"]["reward_model"])
         ids = scoring._tokenizer(model).encode("a b c d", add_special_tokens=False)
         scoring._scorer(model).score([ids], [[ids] * _WARM])
-    return 0.0
+    return {}
+
+
+def _step(engine: Any, request: Any) -> float:
+    """Seconds of a step of this request. Its rows part at once: those whose tokens are the same are computed as one."""
+    from posttrain.engines.protocol import SamplingParams
+
+    clock = _clock()
+    started = clock()
+    engine.generate([request], SamplingParams(temperature=4.0, max_new_tokens=_WARM))
+    return (clock() - started) / _WARM
 
 
 def _clock() -> Callable[[], float]:

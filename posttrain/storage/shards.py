@@ -33,7 +33,7 @@ def run_shards(
     `progress` gets the number of rows of each shard as it finishes, including shards that were finished before.
     """
     pieces = Pieces(folder)
-    paths = {index: path for index in range(len(shards)) if (path := pieces.find(_name(index)))}
+    paths = {index: path for index in range(len(shards)) if (path := pieces.find(name_of(index)))}
     for path in paths.values():
         progress(pq.read_metadata(path).num_rows)
     missing = [index for index in range(len(shards)) if index not in paths]
@@ -66,13 +66,14 @@ def processes(workers: int) -> int:
     return workers if device() == "cpu" else 1
 
 
-def _name(index: int) -> str:
+def name_of(index: int) -> str:
+    """The name of a shard's piece."""
     return f"shard-{index:05d}"
 
 
 def _do(work: Callable[[T], pa.Table], shard: T, pieces: Pieces, index: int) -> tuple[Path, int]:
     table = work(shard)
-    path, rows = pieces.keep(_name(index), table), table.num_rows
+    path, rows = pieces.keep(name_of(index), table), table.num_rows
     del table
     give_back()
     return path, rows

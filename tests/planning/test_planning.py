@@ -9,7 +9,7 @@ from support.loop_runs import ROUND
 
 from posttrain import shipped
 from posttrain.planning import probe
-from posttrain.planning.costs import Cost, Measured, Narrow, at_width, cost, cost_of, work
+from posttrain.planning.costs import Cost, Measured, at_width, cost, cost_of, work
 from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan, processes
 from posttrain.planning.simulate import Task, simulate
@@ -152,15 +152,12 @@ def test_what_one_more_unit_costs() -> None:
     assert training.disk == 500
 
 
-def test_few_completions_and_one_wide_step_tell_what_a_wide_batch_costs() -> None:
-    # A step takes 0.05 s and 0.01 s a row. 40 completions with 4,000 tokens in 200 steps: 10 + 40 s.
-    narrow = Narrow(seconds=50.0, completions=40, tokens=4000, steps=200, longest=200)
-    # Of 100 rows, 100 tokens each, and a hundredth of 200 steps.
-    assert at_width(narrow, wide=128, wide_step=0.05 + 1.28, width=100) == pytest.approx(100 * 0.01 + 200 * 0.05 / 100)
-    # Where the wide step is no dearer than a narrow one, a row costs nothing, and where it is dearer than its rows
-    # can be, a step does.
-    assert at_width(narrow, wide=128, wide_step=0.25, width=100) == pytest.approx(0.25 * 200 / 100)
-    assert at_width(narrow, wide=128, wide_step=128.0, width=100) == pytest.approx(100 * 1.0)
+def test_a_completion_costs_less_in_a_wider_batch_by_what_two_steps_took() -> None:
+    # A step takes 0.05 s and 0.01 s a row: a row 0.015 s among 10, 0.0105 s among 100.
+    steps = {128: 0.05 + 1.28, 16: 0.05 + 0.16}
+    assert at_width(3.0, active=10, width=100, steps=steps) == pytest.approx(3.0 * 0.0105 / 0.015)
+    assert at_width(3.0, active=10, width=100, steps={16: 1.0, 128: 0.9}) == pytest.approx(3.0 * 10 / 100)
+    assert at_width(3.0, active=10, width=100, steps={16: 0.0, 128: 0.0}) == 3.0
 
 
 def test_a_training_s_work_is_the_rows_that_it_reads_and_a_reference_s_pass_is_a_third_of_that() -> None:
@@ -233,6 +230,6 @@ def test_a_miniature_of_every_recipe_is_a_recipe(name: str) -> None:
 
 
 def test_a_large_model_is_probed_with_fewer_completions_and_rows() -> None:
-    assert probe.size(0.9e6, 48, "cpu") == probe.Size(1024, 1929)
+    assert probe.size(0.9e6, 48, "cpu") == probe.Size(1024, 1157)
     assert probe.size(8e9, 320, "cuda") == probe.Size(195, 32)  # 1e15 / (2 * 8e9 * 320), 1e15 / (6 * 8e9 * 2 * 320)
     assert probe.size(8e9, 320, "cpu") == probe.Size(32, 2)
