@@ -17,6 +17,7 @@ from trl.trainer import utils as trl_utils
 _LARGE = 1 << 22  # weights of the smallest head that is computed so: TRL's is as fast for smaller ones
 _HELD = 1 << 26  # logits that are held at once
 _CACHED = 1 << 18  # logits that fit into the cache, in float32
+_OTHERS = ("entropy", "log_sum_sq_probs", "mean_logits")
 
 
 @contextmanager
@@ -92,7 +93,7 @@ class HeadLogProbs(torch.autograd.Function):
         ctx.save_for_backward(states, table, targets, log_z, gradient)
         ctx.types = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(is_top1, *fields.values())
-        given = (fields.get(name) for name in ("entropy", "log_sum_sq_probs", "mean_logits"))
+        given = (fields.get(name) for name in _OTHERS)
         return log_probs, *given, is_top1 if "is_top1" in outputs else None
 
     @staticmethod
