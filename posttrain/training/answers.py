@@ -14,6 +14,8 @@ import torch
 from peft import PeftModel
 from trl.trainer.utils import FusedCausalLMOutput
 
+from posttrain.training.head import for_cpu
+
 # What TRL's fused head gives for each predicted token.
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
 
@@ -70,6 +72,7 @@ def _at(inner: Any, forward: Any, at: torch.Tensor, labels: torch.Tensor, named:
 
     hook = inner.base_model.register_forward_hook(select)
     try:
-        return forward(**named, shift_labels=labels[None], fused_lm_head=True)
+        with for_cpu(inner):
+            return forward(**named, shift_labels=labels[None], fused_lm_head=True)
     finally:
         hook.remove()

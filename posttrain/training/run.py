@@ -33,6 +33,7 @@ from posttrain.storage.files import write_durably
 from posttrain.system import keep_memory, ran_out
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, lora_config, merged
+from posttrain.training.lora_product import fuse
 from posttrain.training.trackers import trackers
 
 # Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
@@ -197,6 +198,8 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     _check_rows(stage, trainer)
     if trainer.model is not None and sum(p.numel() for p in trainer.model.parameters()) > SMALL:
         torch.set_num_threads(job.workers)
+    if isinstance(trainer.model, PeftModel):
+        fuse(trainer.model)
     trainer.add_callback(Watch(stage, job))
     for tracker in trackers(job, trainer.args):
         trainer.add_callback(tracker)

@@ -1,0 +1,73 @@
+"""LoRA's products on a CPU: x·Wᵀ + s·(x·Aᵀ)·Bᵀ in one step of autograd.
+
+peft's own forward writes and reads the output's size five times more (B's product, its scaled copy, the sum, and back)
+and casts the input to float32 and again to autocast's type, which takes longer than products of rank 16.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+
+
+def fuse(model: torch.nn.Module) -> None:
+    """Replaces the forward of each plain LoRA layer on a CPU: one adapter, no variant such as DoRA, no dropout."""
+    for layer in model.modules():
+        if type(layer) is Linear and _plain(layer):
+            layer.forward = types.MethodType(_forward, layer)
+
+
+def _plain(layer: Any) -> bool:
+    base, names = layer.base_layer, list(layer.lora_A)
+    return (
+        type(base) is torch.nn.Linear
+        and base.weight.device.type == "cpu"
+        and not base.weight.requires_grad
+        and len(names) == 1
+        and not layer.lora_variant
+        and isinstance(layer.lora_dropout[names[0]], torch.nn.Identity)
+        and layer.lora_A[names[0]].bias is None
+        and layer.lora_B[names[0]].bias is None
+    )
+
+
+def _forward(self: Any, x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+    if given or named or self.disable_adapters or self.merged:
+        return Linear.forward(self, x, *given, **named)
+    (name,) = self.lora_A
+    base, one, other = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
+    return LoraProduct.apply(x, base.weight, base.bias, one, other, self.scaling[name])  # pyright: ignore[reportReturnType]
+
+
+class LoraProduct(torch.autograd.Function):
+    """x (…, I); weight (O, I) and bias (O,) or None, without gradient; A (r, I), B (O, r), scale s. Gives (…, O) in
+    autocast's type, or without autocast in that of x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        rows, weight, a, b = x.reshape(-1, x.shape[-1]).to(dtype), weight.to(dtype), a.to(dtype), (scale * b).to(dtype)
+        low = rows @ a.t()
+        out = torch.nn.functional.linear(rows, weight, None if bias is None else bias.to(dtype)).addmm_(low, b.t())
+        ctx.save_for_backward(rows, low, weight, a, b)
+        ctx.scale, ctx.shape = scale, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, low, weight, a, b = ctx.saved_tensors
+        of_out = gradients[0].reshape(len(rows), -1)
+        of_low = of_out @ b
+        of_x = (of_out @ weight).addmm_(of_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_low.t() @ rows, ctx.scale * (of_out.t() @ low), None
