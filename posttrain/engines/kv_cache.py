@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from posttrain.engines.attention import HIDDEN, Options, _hidden, causal, half_products, scaled, softmax
+from posttrain.engines.attention import HIDDEN, Options, _hidden, causal, scaled, softmax
 
 # Room for new keys: the first, and what it grows by, tokens. It is always read whole, gaps would cost more than zeros
 # do (a CPU reads memory with gaps at a quarter of the speed); and products of fewer than 400 terms take a slow path.
@@ -230,8 +230,7 @@ class Suffixes:
         groups = query.shape[-1] // dim
 
         on_grid = query if self.on_grid is None else query.index_select(0, self.on_grid)
-        with half_products(options.half):
-            shared = scaled(on_grid.view(blocks, -1, dim), prefix_keys, options)
+        shared = scaled(on_grid.view(blocks, -1, dim), prefix_keys, options)
         if options.window not in self._bias:
             self._bias[options.window] = self.prefix.bias(self.filled, options.window)
         bias = self._bias[options.window]
@@ -250,8 +249,7 @@ class Suffixes:
         of_prefix = weights[..., :longest]
         if self.on_grid is not None:
             of_prefix = of_prefix.index_select(0, self.on_grid)
-        with half_products(options.half):
-            more = torch.bmm(of_prefix.reshape(blocks, -1, longest), prefix_values).view(-1, groups, value_dim)
+        more = torch.bmm(of_prefix.reshape(blocks, -1, longest), prefix_values).view(-1, groups, value_dim)
         out += more if self.grid_of is None else more.index_select(0, self.grid_of)
         return out.view(-1, groups * value_dim)
 
