@@ -33,12 +33,13 @@ def fitting_decoder(loaded: Loaded) -> Decoder:
 
 class LeanDecoder:
     """`LeanLlama` with its attention: two forwards, `prefill` for prompts and `step` for one token of every running
-    row. `token_bytes`: of a token's keys and values."""
+    row. `token_bytes`: of a token's keys and values, which are kept in the type of the products: attention reads all of
+    them at every step."""
 
     def __init__(self, loaded: Loaded, dtype: torch.dtype) -> None:
         self.model, self.pad_id, self.device = LeanLlama(loaded.model, dtype), loaded.pad_id, loaded.model.device
-        self.kv_heads = self.model.kv_heads
-        self.token_bytes = 2 * len(self.model.layers) * self.kv_heads * self.model.dim * self.model.kept.itemsize
+        self.kv_heads, self.stored = self.model.kv_heads, dtype
+        self.token_bytes = 2 * len(self.model.layers) * self.kv_heads * self.model.dim * dtype.itemsize
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
         """The prompts' keys and values, and the logits after each prompt's last token, (prompts, vocab)."""
@@ -46,7 +47,7 @@ class LeanDecoder:
         model = self.model
 
         def attend(layer: int, joint: torch.Tensor, options: Options) -> torch.Tensor:
-            heads = joint.view(*ids.shape, -1, model.dim).transpose(1, 2)
+            heads = joint.to(self.stored).view(*ids.shape, -1, model.dim).transpose(1, 2)
             query, key, value = heads.split([model.heads, model.kv_heads, model.kv_heads], dim=1)
             return prefix.prefill(layer, query, key, value, options).transpose(1, 2).flatten(0, 1).flatten(1)
 
@@ -59,7 +60,7 @@ class LeanDecoder:
         model = self.model
 
         def attend(layer: int, joint: torch.Tensor, options: Options) -> torch.Tensor:
-            parts, start = [], 0
+            parts, start, joint = [], 0, joint.to(self.stored)
             for cohort in cohorts:
                 queries = cohort.rows * model.heads
                 heads = joint[start : start + cohort.rows].view(-1, model.dim)

@@ -31,13 +31,13 @@ class Product:
         self.dtype = dtype
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
-        self.packed = dtype == torch.float32 and weight.device.type == "cpu" and _can_pack()
+        self.packed = dtype in (torch.float32, torch.bfloat16) and weight.device.type == "cpu" and _can_pack()
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 256)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
         return nn.functional.linear(x.to(self.dtype), self.weight, self.bias)
 
 
@@ -50,8 +50,6 @@ class GatedProduct:
         self.fused = dtype == torch.bfloat16 and scale.device.type == "cpu" and _can_pack()
         if self.fused:
             self.gate, self.up = (Product(layer.weight * scale, layer.bias, dtype) for layer in (gate, up))
-            for product in (self.gate, self.up):
-                product.weight = torch.ops.mkldnn._reorder_linear_weight(product.weight, 256)
             return
         bias = None if gate.bias is None else torch.cat([gate.bias, up.bias])
         self.joint = Product(torch.cat([gate.weight, up.weight]) * scale, bias, dtype)

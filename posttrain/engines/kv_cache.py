@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from posttrain.engines.attention import HIDDEN, Options, _hidden, causal, half_products, scaled, softmax
+from posttrain.engines.attention import HIDDEN, Options, _hidden, causal, scaled, softmax
 
 # Room for new keys: the first, and what it grows by, tokens. It is always read whole, gaps would cost more than zeros
 # do (a CPU reads memory with gaps at a quarter of the speed); and products of fewer than 400 terms take a slow path.
@@ -17,7 +17,8 @@ _KEEP_PROMPTS_WHILE = 0.75
 
 
 class Prefix:
-    """The keys and values of P prompts, right-padded to L: a layer's are (P * kv_heads, L, head_dim)."""
+    """The keys and values of P prompts, right-padded to L: a layer's values are (P * kv_heads, L, head_dim), its keys
+    (P * kv_heads, head_dim, L), which is how a product with them is fastest."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         self.lengths = torch.tensor(list(lengths), device=device)
@@ -43,7 +44,7 @@ class Prefix:
         """Causal attention inside the prompts, (P, heads, L, head_dim); keeps keys and values. Right padding is seen
         by padding alone."""
         prompts, kv_heads, length, dim = key.shape
-        self.keys[layer] = key.reshape(prompts * kv_heads, length, dim)
+        self.keys[layer] = key.transpose(2, 3).reshape(prompts * kv_heads, dim, length)
         self.values[layer] = value.reshape(prompts * kv_heads, length, dim)
         return causal(query, key, value, options)
 
@@ -226,12 +227,11 @@ class Suffixes:
         dim, value_dim, blocks = key.shape[-1], value.shape[-1], self.prompt_count * self.kv_heads
         keys, values = self._store(layer, key, value)
         prefix_keys, prefix_values = self.prefix.keys[layer], self.prefix.values[layer]
-        longest = prefix_keys.shape[1]
+        longest = prefix_keys.shape[2]
         groups = query.shape[-1] // dim
 
         on_grid = query if self.on_grid is None else query.index_select(0, self.on_grid)
-        with half_products(options.half):
-            shared = scaled(on_grid.view(blocks, -1, dim), prefix_keys, options)
+        shared = scaled(on_grid.view(blocks, -1, dim), prefix_keys.transpose(1, 2), options)
         if options.window not in self._bias:
             self._bias[options.window] = self.prefix.bias(self.filled, options.window)
         bias = self._bias[options.window]
@@ -250,8 +250,7 @@ class Suffixes:
         of_prefix = weights[..., :longest]
         if self.on_grid is not None:
             of_prefix = of_prefix.index_select(0, self.on_grid)
-        with half_products(options.half):
-            more = torch.bmm(of_prefix.reshape(blocks, -1, longest), prefix_values).view(-1, groups, value_dim)
+        more = torch.bmm(of_prefix.reshape(blocks, -1, longest), prefix_values).view(-1, groups, value_dim)
         out += more if self.grid_of is None else more.index_select(0, self.grid_of)
         return out.view(-1, groups * value_dim)
 
@@ -271,8 +270,10 @@ class Suffixes:
 def _chosen_prompts(prefix: Prefix, left: torch.Tensor, kv_heads: int) -> Prefix:
     chosen = Prefix(prefix.lengths[left.to(prefix.lengths.device)].tolist(), prefix.lengths.device)
     index = left.to(prefix.lengths.device)
-    for store, target in ((prefix.keys, chosen.keys), (prefix.values, chosen.values)):
-        for layer, old in store.items():
-            split = old.view(-1, kv_heads, *old.shape[1:])
-            target[layer] = split[index, :, : chosen.longest].reshape(-1, chosen.longest, old.shape[-1])
+    for layer, old in prefix.keys.items():
+        split = old.view(-1, kv_heads, *old.shape[1:])
+        chosen.keys[layer] = split[index, ..., : chosen.longest].reshape(-1, old.shape[1], chosen.longest)
+    for layer, old in prefix.values.items():
+        split = old.view(-1, kv_heads, *old.shape[1:])
+        chosen.values[layer] = split[index, :, : chosen.longest].reshape(-1, chosen.longest, old.shape[-1])
     return chosen

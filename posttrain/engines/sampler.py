@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 _BLOCK = 64
+_CACHED = 1 << 18  # logits in float32 that fit into a core's cache
 _LOG2_E = math.log2(math.e)
 
 
@@ -51,32 +52,53 @@ def draw(
     uniform: (samples,) in [0, 1); greedy: (samples,) which take the likeliest token instead, None where none does.
     Returns (samples,) int64 and (samples,) float32.
     """
-    logits = logits.float()
+    rows, short = len(logits), -logits.shape[-1] % _BLOCK
+    if short:
+        logits = torch.nn.functional.pad(logits, (0, short), value=-torch.inf)
     if temperature == 0:
-        likeliest = logits.argmax(-1)
-        return likeliest[row], (logits.gather(-1, likeliest[:, None])[:, 0] - logits.logsumexp(-1))[row]
+        parts = [(part.argmax(-1), part.logsumexp(-1)) for part in map(torch.Tensor.float, _parts(logits))]
+        likeliest, total = (torch.cat(kind)[row] for kind in zip(*parts, strict=True))
+        return likeliest, logits[row, likeliest].float() - total
     likeliest = None if greedy is None else logits.argmax(-1)
-    # Powers of 2: torch's exp takes several times as long on some processors.
-    above = logits.sub_(logits.amax(-1, keepdim=True)).mul_(_LOG2_E)
     plain = temperature == 1 and top_p == 1
-    weight = above.exp2_() if plain else (above / temperature).exp2_()
-    # Sums of blocks of 64: one cumulative sum over a whole vocabulary would be the slowest step of all.
-    blocks = _blocks(weight if top_p == 1 else _nucleus(weight, top_p))
-    edges = blocks.sum(-1).cumsum(-1)
-    token = _inverse_cdf(blocks, edges, row, uniform)
+    highest, sums, totals = [], [], []
+    for part in _parts(logits):
+        highest.append(part.amax(-1, keepdim=True).float())
+        above = _above(part, highest[-1])
+        if not plain:
+            totals.append(above.exp2().sum(-1))
+        weight = _weight(above, temperature)
+        if top_p < 1:
+            weight = _nucleus(weight, top_p)
+            part.masked_fill_(weight == 0, -torch.inf)
+        # Sums of blocks of 64: one cumulative sum over a whole vocabulary would be the slowest step of all.
+        sums.append(weight.view(len(part), -1, _BLOCK).sum(-1))
+    top, edges = torch.cat(highest)[row], torch.cat(sums).cumsum(-1)[row]
+    block, target = _inverse_cdf(edges, uniform)
+    # The same weights once more: to keep all of them would cost more.
+    within = _weight(_above(logits.view(rows, -1, _BLOCK)[row, block], top), temperature)
+    token = block * _BLOCK + _inside(within, target)
     if greedy is not None and likeliest is not None:
         token = torch.where(greedy, likeliest[row], token)
+    above = _above(logits[row, token][:, None], top)[:, 0]
     if plain:
-        return token, (weight[row, token] / edges[row, -1]).log_()
-    return token, (above[row, token] - above.exp2().sum(-1).log2()[row]) / _LOG2_E
+        return token, (above.exp2_() / edges[:, -1]).log_()
+    return token, (above - torch.cat(totals).log2()[row]) / _LOG2_E
 
 
-def _blocks(weight: torch.Tensor) -> torch.Tensor:
-    """(rows, vocab) as (rows, blocks, 64), with zeros to fill."""
-    short = -weight.shape[-1] % _BLOCK
-    if short:
-        weight = torch.nn.functional.pad(weight, (0, short))
-    return weight.view(len(weight), -1, _BLOCK)
+def _parts(logits: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Rows of (rows, vocab) that a CPU keeps in its cache while several operations are done to them."""
+    return logits.split(max(1, _CACHED // logits.shape[-1])) if logits.device.type == "cpu" else [logits]
+
+
+def _above(logits: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
+    """Differences in float32, in powers of 2: torch's exp takes several times as long on some processors."""
+    return (logits.float() - highest).mul_(_LOG2_E)
+
+
+def _weight(above: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Not normalised. Overwrites `above` where the temperature is 1."""
+    return above.exp2_() if temperature == 1 else (above / temperature).exp2_()
 
 
 def _nucleus(weight: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -87,19 +109,21 @@ def _nucleus(weight: torch.Tensor, top_p: float) -> torch.Tensor:
     return torch.zeros_like(weight).scatter_(-1, order, ordered)
 
 
-def _inverse_cdf(blocks: torch.Tensor, edges: torch.Tensor, row: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The first token whose cumulative weight exceeds uniform * total, (samples,).
+def _inverse_cdf(edges: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The block in which the cumulative weight exceeds uniform * total, (samples,), and what of that is left for it.
 
-    blocks: (rows, blocks, 64) weights, not normalised; edges: (rows, blocks) cumulative sums of theirs; row, uniform:
-    (samples,).
+    edges: (samples, blocks) cumulative weights; uniform: (samples,).
     """
-    edges = edges[row]
     total = edges[:, -1]
     target = torch.minimum(uniform * total, total.nextafter(torch.zeros_like(total)))
     block = (edges <= target[:, None]).sum(-1)
     before = torch.where(block > 0, edges.gather(-1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
-    inner = blocks[row, block]
-    within = (inner.cumsum(-1) <= (target - before)[:, None]).sum(-1)
+    return block, target - before
+
+
+def _inside(weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The first token of a block whose cumulative weight exceeds the target, (samples,). weight: (samples, 64)."""
+    within = (weight.cumsum(-1) <= target[:, None]).sum(-1)
     # Rounding can carry the target past the last token of the block that has any weight: take that token then.
-    last = _BLOCK - 1 - (inner > 0).flip(-1).to(torch.int8).argmax(-1)
-    return block * _BLOCK + torch.minimum(within, last)
+    last = _BLOCK - 1 - (weight > 0).flip(-1).to(torch.int8).argmax(-1)
+    return torch.minimum(within, last)
