@@ -1,11 +1,13 @@
 """What the filters are, what they find, and what they take by mistake: the tables of docs/filters.md.
 
-    python benchmarks/filter_quality.py --gsm8k FOLDER [--page FILE]
+    python benchmarks/filter_quality.py --gsm8k FOLDER [--page FILE] [--embed FOLDER]
 
 - Each filter with its keys, as its class says.
 - Recall and precision on the planted corpora of tests/support/planted.py and planted_copies.py: a line a `Corpus`.
 - The rules on GSM8K's training questions and solutions, all of them clean: what is dropped, and why.
 - The rules on its 5,276 solutions written by models: is what they drop more often wrong?
+- With --embed, a folder of an embedding model: `semantic-duplicates` by it and by words, for docs/duplicates.md. Only
+  this is then measured.
 
 FOLDER holds train.jsonl and example_model_solutions.jsonl of github.com/openai/grade-school-math; without it its two
 tables stay as they are. Each filter is measured by itself, with its default keys. Planted faults are made up by those
@@ -31,7 +33,8 @@ from posttrain.filters import FILTERS, FilterContext
 from posttrain.filters.base import Scope
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "filters.md"
+PAGE, DUPLICATES = (ROOT / "docs" / name for name in ("filters.md", "duplicates.md"))
+THRESHOLDS = (0.95, 0.9, 0.8, 0.7, 0.6)  # of semantic-duplicates
 sys.path.insert(0, str(ROOT / "tests"))
 # The rules: what looks at one row's text and needs neither a model nor a set to compare with.
 RULES: list[dict[str, Any]] = [
@@ -95,6 +98,22 @@ def planted() -> str:
         recall, precision = f"{figure.recall:.3f}", f"{figure.precision:.3f}"
         lines.append((figure.name, figure.planted, figure.found, recall, figure.clean, figure.wrong, precision))
     return table(("filter", "planted", "found", "recall", "clean", "wrongly taken", "precision"), lines)
+
+
+def semantic(model: Path) -> str:
+    from support.planted import measure
+    from support.planted_copies import same_meaning
+
+    lines = []
+    for embed in ("tfidf", str(model)):
+        for threshold in THRESHOLDS:
+            for figure in map(measure, same_meaning(embed=embed, threshold=threshold)):
+                name = f"`{embed}`" if embed == "tfidf" else model.resolve().name
+                lines.append(
+                    (name, f"{threshold}", figure.name, f"{figure.found} of {figure.planted}", f"{figure.recall:.2f}",
+                     f"{figure.wrong} of {figure.clean}", f"{figure.precision:.2f}" if figure.found else "–")
+                )  # fmt: skip
+    return table(("embed", "threshold", "said again in", "found", "recall", "wrongly taken", "precision"), lines)
 
 
 def clean(folder: Path) -> str:
@@ -161,15 +180,21 @@ def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gsm8k", type=Path, help="the folder of GSM8K's files")
-    parser.add_argument("--page", type=Path, default=PAGE, help="has the markers already")
+    parser.add_argument("--page", type=Path, help="has the markers already")
+    parser.add_argument("--embed", type=Path, help="the folder of an embedding model")
     given = parser.parse_args()
+    if given.embed:
+        page = given.page or DUPLICATES
+        page.write_text(fill(page.read_text(encoding="utf-8"), "semantic", semantic(given.embed)), encoding="utf-8")
+        return
     folder = given.gsm8k
-    page = fill(given.page.read_text(encoding="utf-8"), "filters", reference())
+    target = given.page or PAGE
+    page = fill(target.read_text(encoding="utf-8"), "filters", reference())
     page = fill(page, "planted", planted())
     if folder:
         page = fill(page, "gsm8k-clean", clean(folder))
         page = fill(page, "gsm8k-solutions", solutions(folder))
-    given.page.write_text(page, encoding="utf-8")
+    target.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

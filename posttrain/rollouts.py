@@ -48,6 +48,11 @@ class Sampling:
     system: str | None = None
     greedy: bool = False
 
+    @property
+    def named(self) -> list[tuple[str, int]]:
+        """Tag and index of each answer to a prompt, in order."""
+        return [*[(GREEDY, 0)] * self.greedy, *((self.tag, at) for at in range(self.k))]
+
 
 def engine(job: Job) -> dict[str, Any]:
     """The engine in the job's config and runtime: `use`, `dtype` and `server` of a Sampling."""
@@ -118,7 +123,6 @@ def rollout(shard: Shard, engine: Engine | None = None) -> pa.Table:
         )
         for ids, prompt in zip(shard.ids, shard.prompts, strict=True)
     ]
-    named = [*[(GREEDY, 0)] * sampling.greedy, *((sampling.tag, at) for at in range(sampling.k))]
     rows = [
         {
             "prompt_id": prompt["id"],
@@ -133,7 +137,7 @@ def rollout(shard: Shard, engine: Engine | None = None) -> pa.Table:
             "columns": prompt["columns"],
         }
         for prompt, completions in zip(shard.prompts, engine.generate(requests, sampling.params), strict=True)
-        for (tag, index), completion in zip(named, completions, strict=True)
+        for (tag, index), completion in zip(sampling.named, completions, strict=True)
     ]
     table = pa.Table.from_pylist(rows, schema=ANSWERS)
     return table.replace_schema_metadata({_FALLBACK: engine.fallback}) if engine.fallback else table

@@ -15,7 +15,7 @@ from posttrain.errors import InputError, did_you_mean
 Kind = Literal["recipes", "reward", "data"]
 
 _PACKAGE = Path(__file__).resolve().parent
-_ENDINGS = {"recipes": (".yaml",), "reward": (".py", ".md"), "data": (".jsonl", ".parquet", ".csv")}
+_ENDINGS = {"recipes": (".yaml",), "reward": (".py", ".md"), "data": (".jsonl", ".parquet", ".csv", ".jinja")}
 
 
 def folder(kind: Kind) -> Path:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterable
@@ -70,6 +71,18 @@ def cores() -> int:
 def gpu() -> bool:
     """Whether this machine has an NVIDIA GPU that may be used, asked without torch."""
     return Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+
+
+def gpu_memory() -> int | None:
+    """Bytes that are free on the GPU that is used, asked of its driver without torch; None if it does not say."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    command += [f"--id={visible}"] if visible else []
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        return int(said.split()[0]) << 20  # in MiB
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
 
 
 def _device(index: int) -> dict[str, Any]:

@@ -65,7 +65,11 @@ SMALLEST = {
         ),
     ),
     "architectures": Smallest(r"\| `llama` \|( yes \|){6}", ("llama",)),
-    "filter_quality": Smallest(cells("repetition", "overlap"), ("--page docs/filters.md",), page="docs/filters.md"),
+    "filter_quality": Smallest(
+        cells("repetition", "overlap"),
+        (f"--embed {ROOT}/data/tiny-base --page docs/duplicates.md", "--page docs/filters.md"),
+        page="docs/filters.md",
+    ),
     "filters": Smallest(cells("200"), ("--rows 200",), short=True),
     "first_steps": Smallest(rf"first-steps\.md: 7 commands, {NUMBER} s", ("--page docs/first-steps.md",)),
     "fuzz": Smallest(r"recipe\.yaml: 6 inputs in", ("--inputs 6",), short=True),
@@ -98,6 +102,11 @@ SMALLEST = {
         ("--sizes 0.1M --lengths geometric --repeats 1",),
     ),
     "scoring": Smallest(cells("0.1M | ours float32"), ("--sizes 0.1M --repeats 1",)),
+    "scoring_precision": Smallest(
+        cells("6"),
+        (f"--model {ROOT}/data/tiny-base --pairs {ROOT}/data/edited-notes.jsonl --fit 6 --test 6",),
+        short=True,
+    ),
     "tables": Smallest(
         cells("SIGKILLs", "found by `verify`", "hashes"), ("--docs docs",), page="docs/nothing-is-lost.md"
     ),

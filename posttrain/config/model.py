@@ -42,10 +42,16 @@ class Model(Section):
     lora: Lora | None = None
     """LoRA adapters instead of full fine-tuning."""
     chat_template: Annotated[str | None, NotInKey()] = None
-    """A chat template in place of the model's default: the name of one of its own, or a file (with a slash). Trained
-    models are saved with it."""
+    """A chat template in place of the model's default, or for a model without one: a file (with a slash, from the
+    recipe's folder), `plain.jinja`, which is shipped, or the name of one of the model's own. Its content is hashed;
+    trained models are saved with it."""
 
     refused: ClassVar[dict[str, str]] = {
         "trust_remote_code": "no code that comes with a model is run; choose an architecture that transformers has"
     }
     renamed: ClassVar[dict[str, str]] = {"name": "path", "torch_dtype": "dtype", "model_name_or_path": "path"}
+
+
+def is_template_file(chosen: str) -> bool:
+    """Whether a `chat_template` is a file, one's own or a shipped one, and not the name of one of the model's own."""
+    return "/" in chosen or chosen.endswith(".jinja")

@@ -12,7 +12,7 @@ from posttrain.config.keys import NotInKey
 from posttrain.config.section import Section, below, complain
 
 # Micro-batch and accumulation count only as their product.
-_BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 class Trained(Section):
@@ -85,8 +85,8 @@ class Trained(Section):
     def divided(self, exclude: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in every section; of TRL's fields those that decide a result, and the rows of a step as `batch`."""
         keyed, rest = super().divided(exclude)
-        how = {*trl_fields.HOW_ONLY, *_BATCH}
-        micro, accumulation = (keyed[name] for name in _BATCH)
+        how = {*trl_fields.HOW_ONLY, *BATCH}
+        micro, accumulation = (keyed[name] for name in BATCH)
         keyed = {key: value for key, value in keyed.items() if key not in how}
         rest |= {key: value for key, value in self.trl.items() if key in how}
         return {**keyed, "batch": micro * accumulation}, rest

@@ -34,7 +34,10 @@ _TEMPLATES_RAISE = (
     SyntaxError,
 )
 
-_ANOTHER = "use an instruction-tuned model, or name a template in the recipe: model.chat_template: FILE"
+_ANOTHER = (
+    "use an instruction-tuned model, or name a template in the recipe: model.chat_template: FILE "
+    "(plain.jinja is shipped, and suits a base model)"
+)
 
 # A template that pastes the role into its control tokens would let any other role forge one.
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -250,6 +253,7 @@ def _rendered_answer(tokenizer: Any, text: str, ends: Collection[int]) -> list[i
             hint="name another template in the recipe: model.chat_template: FILE",
             rule="template-empty",
         )
+    _check_reads(tokenizer, text)
     if not set(ends).intersection(answer_ids):
         raise ModelError(
             "the chat template does not close an answer with an end token, so a model trained on it would never stop",
@@ -257,6 +261,22 @@ def _rendered_answer(tokenizer: Any, text: str, ends: Collection[int]) -> list[i
             rule="template-no-end",
         )
     return [*prompt_ids, *answer_ids]
+
+
+def _check_reads(tokenizer: Any, text: str) -> None:
+    """Raises ModelError where other contents make no other text: what the user, or the assistant, says is not in it."""
+    for role in ("user", "assistant"):
+        said = []
+        for content in (text, f"{text} {text}"):
+            messages: list[Message] = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+            next(message for message in messages if message["role"] == role)["content"] = content
+            said.append(_apply(tokenizer, messages, generation_prompt=False, tokenize=False))
+        if said[0] == said[1]:
+            raise ModelError(
+                f"the chat template leaves out what the {role} says: two different messages look the same",
+                hint="let it write message.content of every message, as plain.jinja does, which is shipped",
+                rule="template-leaves-out",
+            )
 
 
 def _encode(tokenizer: Any, messages: Sequence[Message], generation_prompt: bool) -> list[int]:

@@ -6,9 +6,10 @@ AVX-512 BF16, and half as fast on another.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,9 @@ REPEATS = 3  # that must agree
 _TRIES = 3  # of so many repeats each, where they contradict each other
 _ROWS = 128  # of a product: completions under way at once, or tokens of a micro-batch
 _MOST = 1024  # of a product's width and height; larger ones are measured so and scaled, or it takes seconds
+
+
+Measured = tuple[torch.Tensor, torch.Tensor, float]  # a weight, what it multiplies, how many of it a model has
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ def sampling_dtype(shapes: Mapping[tuple[int, int], int], device: str) -> Choice
     """
     if device.startswith("cuda"):
         return Choice("bfloat16" if torch.cuda.is_bf16_supported() else "float32", ())
-    both = [(str(dtype).removeprefix("torch."), _timed(shapes, dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    made = list(products(shapes, _ROWS))
     with one_thread():
+        both = [(str(dtype).removeprefix("torch."), _timed(made, dtype)) for dtype in (torch.float32, torch.bfloat16)]
         return clearly_faster(both[0], both[1])
 
 
@@ -78,9 +83,8 @@ def linear_shapes(model: torch.nn.Module) -> dict[tuple[int, int], int]:
 
 
 def seconds(work: Callable[[], object], at_least: float = 0.002) -> float:
-    """CPU seconds of this thread for one call of `work`, after a first one: the best of three, each of as many calls as
-    take `at_least` seconds."""
-    work()
+    """CPU seconds of this thread for one call of `work`: the best of three, each of as many calls as take `at_least`
+    seconds."""
     best = float("inf")
     for _ in range(3):
         calls, begun = 0, time.thread_time()
@@ -91,18 +95,18 @@ def seconds(work: Callable[[], object], at_least: float = 0.002) -> float:
     return best
 
 
-class one_thread:
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
     """Within it torch computes on one thread, whose CPU time other processes disturb little."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(1)
 
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.before)
-
-
-def products(shapes: Mapping[tuple[int, int], int], rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+def products(shapes: Mapping[tuple[int, int], int], rows: int) -> Iterator[Measured]:
     """A weight (out, in) of each shape, an input (rows, in) for it, and how many such products the model has; of large
     shapes smaller ones, and as many more."""
     for (height, width), count in shapes.items():
@@ -110,7 +114,7 @@ def products(shapes: Mapping[tuple[int, int], int], rows: int) -> Iterator[tuple
         yield torch.randn(out, taken), torch.randn(rows, taken), count * (height * width) / (out * taken)
 
 
-def _timed(shapes: Mapping[tuple[int, int], int], dtype: torch.dtype) -> Callable[[], float]:
-    """A function that gives the seconds of all the model's products for `_ROWS` rows."""
-    made = [(Product(weight, None, dtype), x, count) for weight, x, count in products(shapes, _ROWS)]
-    return lambda: sum(count * seconds(lambda product=product, x=x: product(x)) for product, x, count in made)
+def _timed(made: Sequence[Measured], dtype: torch.dtype) -> Callable[[], float]:
+    """A function that gives the seconds of these products, all of the model's."""
+    packed = [(Product(weight, None, dtype), x, count) for weight, x, count in made]
+    return lambda: sum(count * seconds(lambda product=product, x=x: product(x)) for product, x, count in packed)

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -86,16 +86,7 @@ def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], Non
     stage = read_json(folder / "stage.json")
     root = folder.parent.parent
     started = time.monotonic()
-    job = Job(
-        config=stage["config"],
-        inputs={name: (root / path) for name, path in stage["inputs"].items()},  # an absolute path stays itself
-        out=folder / "out",
-        scratch=folder / "scratch",
-        seed=stage["seed"],
-        runtime=stage["runtime"],
-        workers=workers,
-        progress=progress,
-    )
+    job = job_of(stage, folder, workers, progress)
     read = tokenizer_check.of_inputs(job.inputs)
     metrics = run_stage(stage["stage"], job)
     made = tokenizer_check.fingerprint(job.out)
@@ -112,6 +103,23 @@ def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], Non
     with _finishing():
         store.publish(folder, root / "artifacts", manifest)
     return metrics
+
+
+def job_of(
+    stage: Mapping[str, Any], folder: Path, workers: int, progress: Callable[[int, int, str], None] = no_progress
+) -> Job:
+    """The job of a stage, as its `stage.json` describes it, in its work folder."""
+    root = folder.parent.parent
+    return Job(
+        config=stage["config"],
+        inputs={name: (root / path) for name, path in stage["inputs"].items()},  # an absolute path stays itself
+        out=folder / "out",
+        scratch=folder / "scratch",
+        seed=stage["seed"],
+        runtime=stage["runtime"],
+        workers=workers,
+        progress=progress,
+    )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ class ModelSummary:
     path: Path
     size: int
     here: bool
+
+    @property
+    def parameters(self) -> float:
+        """Their number: of weights that are here by the files' headers, else estimated from the bytes."""
+        return counted(self.path) if self.here else estimated(self.size)
 
 
 def resolve(model: Model) -> Resolved:
@@ -80,6 +86,19 @@ def _stamp(folder: Path) -> str:
     return f"{folder} {files}"
 
 
+def estimated(size: int) -> float:
+    """The number of parameters, estimated from the bytes of the weights: 16 bits each, 32 below 2 GB."""
+    return size / (4 if size < 2e9 else 2)
+
+
+def counted(folder: Path) -> float:
+    """The number of parameters of a model folder, from the headers of its weights; estimated if those fail."""
+    try:
+        return float(sum(math.prod(tensor.shape) for tensor in weight_files.headers(folder).values()))
+    except (ModelError, OSError):
+        return estimated(weights(folder))
+
+
 def weights(folder: Path) -> int:
     """Bytes of a folder's weights."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -103,8 +122,8 @@ def check_files(folder: Path, name: str) -> None:
         ModelError: a file is missing, cut short or of another kind, or code would have to be run.
     """
     if not json_files.there(folder / "config.json"):
-        if (folder / "adapter_config.json").is_file():
-            weight_files.files(folder, name)  # says that an adapter is no model, where no weights are beside it
+        if (folder / "adapter_config.json").is_file() or any(folder.glob("*.gguf")):
+            weight_files.files(folder, name)  # says that an adapter, or GGUF, is no model
         raise ModelError(
             "the folder holds no config.json, so it is no Hugging Face model",
             file=name,

@@ -65,7 +65,7 @@ def _check_template(folder: Path, tokenizer: Any, prompts: Sequence[Sequence[Mes
     try:
         check_template(tokenizer, end_ids(folder), prompts)
     except ModelError as error:
-        raise error.replaced(file=error.file or own_template.where(folder)) from error
+        raise error.replaced(file=own_template.where(folder)) from error
     except Exception as error:
         if type(error) is not Exception:  # which is what tokenizers raises
             raise

@@ -1,4 +1,4 @@
-"""The chat template that a recipe names: one of several that a model brings, or a file."""
+"""The chat template that a recipe names: a file, or one of several that a model brings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from posttrain import shipped
+from posttrain.config.model import is_template_file
 from posttrain.errors import ModelError, in_file
 from posttrain.models import json_files
 from posttrain.storage import user_cache
@@ -15,6 +17,7 @@ from posttrain.storage.files import canonical_json
 
 FILE = "chat_template.jinja"
 _MORE = "additional_chat_templates"  # a folder of NAME.jinja
+_SOURCE = "chat_template.source"  # in a folder of links: the file that the template was read from
 _HOLD_TEMPLATES = (FILE, "chat_template.json", "tokenizer_config.json", _MORE)
 _LARGEST = 1 << 20  # bytes of a template; the longest of well-known models has 20,000
 
@@ -47,26 +50,29 @@ def check_choice(folder: Path) -> None:
 
 
 def where(folder: Path) -> str:
-    """The file that the model's chat template is in."""
-    file = folder / FILE
+    """The file that the model's chat template is in; where the recipe names a file, that one."""
+    source, file = folder / _SOURCE, folder / FILE
+    if source.is_file():
+        return source.read_text("utf-8")
     return str(file if file.is_file() else folder / "tokenizer_config.json")
 
 
 def with_template(folder: Path, digest: str, chosen: str) -> tuple[Path, str]:
-    """A folder of links to the files of `folder`, with the template that is `chosen`: a name of the model's own, or a
-    path with a slash. And the hash of both, `digest` being that of `folder`.
+    """A folder of links to the files of `folder`, with the template that is `chosen`: a file, or a name of the model's
+    own. And the hash of both, `digest` being that of `folder`.
 
     It lies in the user's cache. What is trained from it has the template in a file of its own.
 
     Raises:
         ModelError: the model has no template of that name, or there is no such file.
     """
-    text = _text(Path(chosen)) if "/" in chosen else _chosen(folder, chosen)
+    source = shipped.locate("data", chosen) if is_template_file(chosen) else None
+    text = _text(source) if source else _chosen(folder, chosen)
     combined = hashlib.sha256(canonical_json({"model": digest, "chat_template": text}).encode()).hexdigest()
-    place = hashlib.sha256(f"{folder} {combined}".encode()).hexdigest()[:16]
+    place = hashlib.sha256(f"{folder} {combined} {source}".encode()).hexdigest()[:16]
     target = user_cache.folder() / "models" / place
     if not target.is_dir():
-        _link(folder, text, target)
+        _link(folder, text, source, target)
     return target, combined
 
 
@@ -78,7 +84,7 @@ def _chosen(folder: Path, name: str) -> str:
     raise ModelError(
         f"the model brings no chat template{others}",
         file=str(folder),
-        hint="name one of these, or a file with a slash, as in ./template.jinja",
+        hint="name one of these, or a file with a slash, as in ./template.jinja; plain.jinja is shipped",
         rule="template-unknown-name",
     )
 
@@ -100,7 +106,13 @@ def _named(said: Any) -> dict[str, str]:
 
 
 def _text(file: Path) -> str:
-    json_files.there(file)  # or what is there in its place is told
+    if not json_files.there(file):
+        raise ModelError(
+            "there is no such chat template",
+            file=str(file),
+            hint="put the file there, or change model.chat_template",
+            rule="template-no-file",
+        )
     json_files.check_no_pointer(file)
     with in_file(file):
         if file.stat().st_size > _LARGEST:
@@ -116,7 +128,7 @@ def _text(file: Path) -> str:
         return text
 
 
-def _link(folder: Path, text: str, target: Path) -> None:
+def _link(folder: Path, text: str, source: Path | None, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as made:
         part = Path(made) / "model"
@@ -128,6 +140,8 @@ def _link(folder: Path, text: str, target: Path) -> None:
         settings.pop("chat_template", None)
         (part / "tokenizer_config.json").write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
         (part / FILE).write_text(text, encoding="utf-8")
+        if source:
+            (part / _SOURCE).write_text(str(source), encoding="utf-8")
         try:
             part.rename(target)
         except OSError:  # another command was faster

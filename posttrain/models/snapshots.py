@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from posttrain.errors import DamagedError, ModelError
+from posttrain.models.weight_files import other_formats
 from posttrain.storage.files import file_hash
 
 _SHA256 = 64  # its length in hex digits
@@ -29,7 +30,11 @@ def fetch(name: str, revision: str | None) -> Path:
 
 def fetch_settings(name: str, revision: str | None) -> tuple[Path, int | None]:
     """Fetches config and tokenizer of a Hub id. Returns the folder and the bytes of the weights, None if those are in
-    the cache already."""
+    the cache already.
+
+    Raises:
+        ModelError: as `fetch`, or its weights are in formats that are not read.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     with contextlib.suppress(OSError):  # not here yet
@@ -38,6 +43,10 @@ def fetch_settings(name: str, revision: str | None) -> tuple[Path, int | None]:
             return path, None
     with _reaching(name):
         files = HfApi().model_info(name, revision=revision, files_metadata=True).siblings or []
+        names = [file.rfilename for file in files]
+        other = None if any(each.endswith(".safetensors") for each in names) else other_formats(names, name)
+        if other:
+            raise other.replaced(file=name)
         path = Path(snapshot_download(name, revision=revision, allow_patterns=_SMALL))
     return path, sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors"))
 

@@ -24,7 +24,7 @@ _BITS = {
     "F4": 4,
 }
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}  # as torch calls them
-_CONVERT = "convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder)"
+_CONVERT = "call it by its own name (pytorch_model.bin, model.gguf), and the error then says how to convert it"
 _AGAIN = "fetch the file again; compare its size with the one where it comes from"
 
 
@@ -193,24 +193,51 @@ def _no_weights(folder: Path) -> ModelError:
             hint="save them with save_pretrained, or fetch the files that belong to transformers",
             rule="model-weights-name",
         )
-    if any(folder.glob("*.gguf")):
-        return ModelError(
-            "the folder holds no .safetensors file but GGUF, which is for inference",
-            hint="take the model it was made from, or convert it: AutoModelForCausalLM.from_pretrained(folder, "
-            "gguf_file=...).save_pretrained(...)",
-            rule="model-gguf",
-        )
-    if any(path for ending in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(ending)):
-        return ModelError(
-            "the folder holds no .safetensors file; other formats are not read, since they can run code",
-            hint=_CONVERT,
-            rule="model-pickled-weights",
-        )
-    return ModelError(
+    return other_formats([path.name for path in folder.iterdir()], str(folder)) or ModelError(
         "the folder holds no .safetensors file, so no weights; other formats are not read, since they can run code",
         hint="fetch the weights too",
         rule="model-no-weights",
     )
+
+
+def other_formats(names: Sequence[str], source: str) -> ModelError | None:
+    """How to convert the weights among the files `names` of `source`, a folder or Hub id, that has no safetensors; None
+    where there are no weights."""
+    target = f"./{Path(source).name}-safetensors"
+    gguf = sorted(name for name in names if name.endswith(".gguf"))
+    if gguf:
+        return ModelError(
+            f"the weights are GGUF ({some(gguf)}), which is for inference; .safetensors files are trained",
+            hint="take the model it was made from, or convert it in Python, once (pip install gguf):"
+            + _lines(
+                "from transformers import AutoModelForCausalLM, AutoTokenizer",
+                f"model = AutoModelForCausalLM.from_pretrained({source!r}, gguf_file={gguf[0]!r})",
+                "model.hf_quantizer = None; del model.config.quantization_config  # with these it cannot be saved",
+                f"model.save_pretrained({target!r})",
+                f"AutoTokenizer.from_pretrained({source!r}, gguf_file={gguf[0]!r}).save_pretrained({target!r})",
+            ),
+            rule="model-gguf",
+        )
+    pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if not pickled:
+        return None
+    return ModelError(
+        f"the weights are pickled ({some(pickled)}), which can run code; only .safetensors files are read",
+        hint="if you trust who made them, convert them in Python, once:"
+        + _lines(
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"model = AutoModelForCausalLM.from_pretrained({source!r}, use_safetensors=False)",
+            f"model.save_pretrained({target!r})",
+            f"AutoTokenizer.from_pretrained({source!r}).save_pretrained({target!r})",
+        )
+        if any(name.startswith("pytorch_model") for name in pickled)
+        else "convert them to transformers' format with the script of the model's authors",
+        rule="model-pickled-weights",
+    )
+
+
+def _lines(*lines: str) -> str:
+    return "".join(f"\n    {line}" for line in lines)
 
 
 def _no_header(why: str) -> ModelError:

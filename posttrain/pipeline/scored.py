@@ -52,7 +52,7 @@ class Scoring:
         runtime: Mapping[str, Any] = {},
     ) -> Artifact:
         """Submits a stage that scores answers. Only the rewards that score there are in its key."""
-        fields = self.call_fields(config, rewards, measured)
+        fields = self.call_fields({**config, **self.computed_in(reward_model)}, rewards, measured)
         return self.runner.submit(
             StageCall(
                 name,
@@ -74,6 +74,12 @@ class Scoring:
             "runtime": {**not_in_key("rewards", rewards), "reward_minutes": self.recipe.compute.reward_minutes},
             "external_hashes": self.reward_hashes(uses),
         }
+
+    def computed_in(self, reward_model: Artifact | None) -> dict[str, str]:
+        """In what a stage's reward model computes, for its `config`: the type that samples do. Where nothing is said,
+        in float32; beside a server too, whose type is its own."""
+        dtype = self.recipe.engine.dtype
+        return {"scoring_dtype": dtype} if reward_model and dtype not in ("auto", "float32") else {}
 
     def reward_hashes(self, uses: Sequence[str]) -> dict[str, str]:
         """The hashes of these reward files, by the names that a stage has for them."""
@@ -136,9 +142,9 @@ class Scoring:
             )
             for name, policy in policies.items()
         }
-        return {**answers, **present(reward_model=self.gate(reward_model))}, self.call_fields(
-            {}, self.recipe.functions()
-        )
+        judge = self.gate(reward_model)
+        fields = self.call_fields(self.computed_in(judge), self.recipe.functions())
+        return {**answers, **present(reward_model=judge)}, fields
 
     def gate(self, reward_model: Artifact | None) -> Artifact | None:
         """The reward model scores where no function does; else None."""

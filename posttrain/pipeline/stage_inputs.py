@@ -284,7 +284,11 @@ class StageInputs:
         self.runner.submit(
             StageCall(
                 "watch",
-                config={**in_key("judges", judges), **in_key("rewards", functions)},
+                config={
+                    **in_key("judges", judges),
+                    **in_key("rewards", functions),
+                    **self.scoring.computed_in(second),
+                },
                 inputs={**answers, **present(reward_model=reward_model)},
                 seed=self._seed("watch"),
                 external_hashes=self.scoring.reward_hashes(uses),

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,22 @@ from posttrain.execution import resources
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.execution.launcher import Forked, Launcher
 from posttrain.execution.progress import Silent
-from posttrain.execution.resources import Need, parameters, training_disk, training_memory
+from posttrain.execution.resources import Need, training_disk, training_memory
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.models import ModelSummary, inspect_model, structure
 from posttrain.pipeline.stage_inputs import StageInputs
-from posttrain.planning import probe
+from posttrain.planning import fitting, probe
 from posttrain.planning.costs import Cost, cost
 from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan
+from posttrain.planning.fitting import Training
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import pairwise
 from posttrain.stages.amounts import Sets, Shares
 from posttrain.storage.store import Store
-from posttrain.system import bytes_in_words, cores, gpu
+from posttrain.system import bytes_in_words, cores, gpu, gpu_memory
 
 SMALL = 5_000_000  # as posttrain.training.run.SMALL, which cannot be imported without torch
 
@@ -84,6 +85,10 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
             made = run.manifest(prompts.key)
             if made["metrics"].get("unused_weights"):
                 checked.notes.append(structure.unused(made["metrics"]["unused_weights"]))
+            shape = resources.Shape.of(model.path, model.parameters)
+            wanted = fitting.trainings(recipe, made["metrics"]["longest_prompt"])
+            if shape and wanted and not checked.run("memory", lambda: _memory(checked, wanted, shape)):
+                return checked
             trains = any(getattr(recipe, name) for name in TRAINED)
             if trains and not checked.run("training", lambda: _training(checked, stages, prompts)):
                 return checked
@@ -92,11 +97,11 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
             if impossible:
                 checked.notes.append(f"no probe: {impossible}")
             elif with_probe:
-                longest = recipe.samples.max_new_tokens
-                many = probe.completions(parameters(model.size), longest, "cuda" if gpu() else "cpu")
-                small = load(name, [*overrides, *probe.miniature(recipe, many)])
-                probe.write_few(prompts.path, run.root, max(4, many // (1 + recipe.evaluate.k)))
-                costs, shares, memory = _probe(checked, small, runs, run)
+                size = probe.size(model.parameters, recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
+                small = load(name, [*overrides, *probe.miniature(recipe, size)])
+                probe.write_few(prompts.path, run.root)
+                costs, shares, memory = _probe(checked, small, model, prompts, runs, run)
+                costs = _with_peaks(costs, wanted, shape)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
     return checked
 
@@ -111,11 +116,6 @@ def _no_probe(model: ModelSummary) -> str | None:
     """Why the model cannot be probed on this machine; None if it can."""
     if not model.here:
         return "the weights are not here yet; the first round fetches them"
-    import psutil
-
-    needs = training_memory(parameters(model.size), {})
-    if not gpu() and needs > psutil.virtual_memory().available:
-        return f"training takes about {bytes_in_words(needs)} of memory, and so much is not free here"
     return None
 
 
@@ -170,6 +170,18 @@ def _prompts(
     return f"{said} ({time.monotonic() - started:.1f} s)", (stages, artifact, sets)
 
 
+def _memory(checked: Checked, wanted: Sequence[Training], shape: resources.Shape) -> tuple[str, bool]:
+    """Checks the memory of each training, by an estimate."""
+    import psutil
+
+    free = gpu_memory() if gpu() else psutil.virtual_memory().available
+    if free is None:
+        return "the GPU's driver does not say how much is free", True
+    said, notes = fitting.check(wanted, shape, free)
+    checked.notes += notes
+    return f"{said}, of {bytes_in_words(free)} that are free", True
+
+
 def _training(checked: Checked, stages: StageInputs, prompts: Artifact) -> tuple[str, bool]:
     """Runs the trial stage: one optimizer step of each training, on few and short rows."""
     started = time.monotonic()
@@ -188,12 +200,25 @@ def _stood_in(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": Model(path="tiny-base")})
 
 
-def _probe(checked: Checked, small: Recipe, launcher: Launcher, run: Store) -> tuple[dict[str, Cost], Shares, int]:
-    """Runs one small round: the cost of each stage, the shares of rows kept, and a process's memory before any work."""
-    side_by_side = 1 if gpu() else min(cores(), 2)
+def _probe(
+    checked: Checked, small: Recipe, model: ModelSummary, prompts: Artifact, launcher: Launcher, run: Store
+) -> tuple[dict[str, Cost], Shares, int]:
+    """Runs one small round: the cost of each stage, the shares of rows kept, and a process's memory before any work.
+
+    A small model's stages have one process each, and two run at once; a large model's have those that a run's have.
+    """
+    alone = gpu() or model.parameters > SMALL
+    workers, side_by_side = (_workers(small), 1) if alone else (1, min(cores(), 2))
     small = small.model_copy(update={"compute": small.compute.model_copy(update={"stages_at_once": side_by_side})})
     try:
-        play(small, _Miniature(run, launcher, Silent(), 1, small), 1)
+        first = Runner(run, launcher, Silent(), workers, small)
+        stages = StageInputs(small, first)
+        stages.begin(1)
+        stages.settle(prompts)
+        answers = stages.samples(prompts, stages.base, None)
+        first.metrics(answers)
+        probe.keep_pool(run.root, answers.path)
+        play(small, _Miniature(run, launcher, Silent(), workers, small), 1)
     except _AllMeasured:
         pass
     except EmptyStageError as error:
@@ -206,6 +231,13 @@ def _probe(checked: Checked, small: Recipe, launcher: Launcher, run: Store) -> t
         name: cost(found) for name, found in measured.items() if name not in ("hardware", "prompts", "trial", "heldout")
     }
     return costs, probe.shares(measured), probe.resident(run.root)
+
+
+def _with_peaks(costs: dict[str, Cost], wanted: Sequence[Training], shape: resources.Shape | None) -> dict[str, Cost]:
+    """The costs with the memory that a training's longest rows take: the probe's are few, and as long as answers are on
+    average."""
+    peaks = {one.name: one.peak(shape) for one in wanted} if shape else {}
+    return {name: replace(one, memory=max(one.memory, peaks.get(name, 0.0))) for name, one in costs.items()}
 
 
 class _AllMeasured(Exception):
@@ -222,6 +254,11 @@ class _Miniature(Runner):
         return super().submit(call)
 
 
+def _workers(recipe: Recipe) -> int:
+    """Processes of a stage that samples or scores."""
+    return 1 if gpu() or recipe.engine.server else recipe.compute.workers or cores()
+
+
 def _plan(
     recipe: Recipe,
     model: ModelSummary,
@@ -235,14 +272,19 @@ def _plan(
     many = cores()
     machine = Machine(
         cores=1 if gpu() else many,
-        workers=1 if gpu() or recipe.engine.server else recipe.compute.workers or many,
+        workers=_workers(recipe),
         at_once=recipe.compute.stages_at_once,
-        threads=1 if gpu() or parameters(model.size) <= SMALL else many,
+        threads=1 if gpu() or model.parameters <= SMALL else many,
         memory=memory,
     )
     planned = dry_run(recipe if model.here else _stood_in(recipe), n)
-    made = plan(planned, sets, shares, costs, machine, model.size, prompts_seconds)
+    made = plan(planned, sets, shares, costs, machine, _saved(recipe, model), prompts_seconds)
     return {**made, "machine": {"cores": many, "gpu": gpu(), "workers": machine.workers, "at_once": machine.at_once}}
+
+
+def _saved(recipe: Recipe, model: ModelSummary) -> int:
+    """Bytes of a trained model, in the type in which models are saved."""
+    return round(model.parameters * {"float32": 4, "bfloat16": 2}[recipe.model.dtype])
 
 
 def check_run(recipe: Recipe, n: int, run: Store) -> None:
@@ -252,14 +294,14 @@ def check_run(recipe: Recipe, n: int, run: Store) -> None:
         ResourceError: disk or memory is too small.
     """
     there = len(run.read_run().get("rounds", []))
-    size = inspect_model(recipe.model).size
+    found = inspect_model(recipe.model)
     shape = recipe.model_copy(update={"model": Model(path="tiny-base")})  # small to hash; the stages are the same
     made = [stage for stage in dry_run(shape, n) if stage.spec.makes_model and stage.number >= there]
     if not made:
         return
-    count, model = parameters(size), recipe.model.in_key()
-    extra = training_disk(count, 0, model)
-    need = Need(len(made) * size + extra, training_memory(count, model))
+    size, model = _saved(recipe, found), recipe.model.in_key()
+    extra = training_disk(found.parameters, 0, model)
+    need = Need(len(made) * size + extra, training_memory(found.parameters, model))
     resources.check(
         need, run.root, f"the models of these rounds ({len(made)} of {bytes_in_words(size)}, and checkpoints)"
     )

@@ -46,7 +46,7 @@ def plan(
             gate = max((timeline.ends[planned.key] for planned in own if not planned.spec.background), default=before)
             spent, before = gate - before, gate
         rounds.append({"round": number, "stages": parts, "seconds": spent, **_sums(parts)})
-    missing = {planned.stage for planned in stages if _is_work(todo[planned.key]) and not cost_of(planned.stage, costs)}
+    missing = {planned.stage for planned in stages if _is_work(todo[planned.key]) and not cost_of(planned, costs)}
     return {
         "rounds": rounds,
         **_sums(rounds),
@@ -81,11 +81,11 @@ def _task(
     planned: PlannedStage, todo: Amounts, costs: Mapping[str, Cost], machine: Machine, prompts_seconds: float
 ) -> Task:
     many = processes(planned, todo, machine)
-    found = cost_of(planned.stage, costs)
+    found = cost_of(planned, costs)
     seconds = prompts_seconds if planned.stage == "prompts" else 0.0
     memory = 0.0
     if found and _is_work(todo):
-        seconds = found.seconds(work(planned.stage, todo), many)
+        seconds = found.seconds(work(planned, todo), many)
         memory = found.memory * many
     width = machine.threads if planned.spec.trained else many
     return Task(planned.key, seconds, width, planned.waits, planned.spec.background, memory)
@@ -94,8 +94,8 @@ def _task(
 def _stage(
     planned: PlannedStage, todo: Amounts, task: Task, costs: Mapping[str, Cost], model_bytes: int
 ) -> dict[str, Any]:
-    found = cost_of(planned.stage, costs)
-    disk = found.disk + found.disk_unit * work(planned.stage, todo) if found else 0.0
+    found = cost_of(planned, costs)
+    disk = found.disk + found.disk_unit * work(planned, todo) if found else 0.0
     if planned.spec.makes_model:
         disk = disk if found and planned.spec.trained else model_bytes
     return {

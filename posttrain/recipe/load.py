@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain import shipped
+from posttrain.config.model import is_template_file
 from posttrain.config.problems import check
 from posttrain.config.tree import Node, Path_, Place, matches, merge, places, walk
 from posttrain.config.watch import SECOND
@@ -27,6 +28,7 @@ _EXCLUSIVE: dict[Path_, tuple[set[str], set[str]]] = {
 }
 PATHS: dict[Path_, shipped.Kind] = {
     ("model", "path"): "data",
+    ("model", "chat_template"): "data",
     ("prompts", "*", "path"): "data",
     ("prompts", "train", "*", "path"): "data",
     ("*", "given", "path"): "data",
@@ -129,10 +131,11 @@ def _resolve(tree: Node, files: bool) -> None:
         kinds: list[shipped.Kind] = [kind for pattern, kind in PATHS.items() if matches(pattern, path)]
         if path == ("engine", "server", "start", 0):
             node.value = _program(node.value, node.place, files)
-        if path == ("model", "chat_template") and "/" in node.value:  # without: a name that the model's folder knows
-            node.value = _resolved(node.value, node.place, "data", is_model=False, files=files)
+        is_template = path == ("model", "chat_template")
+        if is_template and not is_template_file(node.value):
+            continue  # a name that the model's folder knows
         if kinds and node.value not in ("reward-model", SECOND, "tfidf"):
-            is_model = bool({*path} & {*_MODELS})
+            is_model = not is_template and bool({*path} & {*_MODELS})
             node.value = _resolved(node.value, node.place, kinds[0], is_model=is_model, files=files)
 
 
@@ -159,6 +162,9 @@ def _resolved(value: str, place: Place, kind: shipped.Kind, *, is_model: bool, f
     is_there = os.path.isdir(path) if is_model else os.path.exists(path)  # no, too, where a name is too long
     if not is_there and is_model and _HUB_ID.fullmatch(value) and not value.startswith("."):
         return value
+    if files and is_model and os.path.isfile(path):
+        hint = f"name the folder that it is in: {_short(path.parent)}"
+        raise place.error(f"{path} is a file; a model is a folder", hint, rule="recipe-no-such-file")
     if files and not is_there:
         raise place.error(f"no such {'model folder' if is_model else 'file'}: {path}", rule="recipe-no-such-file")
     if files and not is_model:

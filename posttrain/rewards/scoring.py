@@ -34,10 +34,12 @@ _ROWS, _FEW = 2048, 64  # of a slice
 
 @dataclass(frozen=True)
 class Scorers:
-    """The scorers of completions: reward functions, judges with a rubric, and the folder of a reward model."""
+    """The scorers of completions: reward functions, judges with a rubric, and the folder of a reward model, which
+    computes in `dtype`."""
 
     rewards: tuple[RewardFunction, ...] = ()
     reward_model: str | None = None
+    dtype: str = "float32"
 
 
 def load_scorers(job: Job) -> tuple[Scorers, dict[str, float]]:
@@ -45,7 +47,13 @@ def load_scorers(job: Job) -> tuple[Scorers, dict[str, float]]:
     entries = job.sections("rewards", RewardEntry)
     functions = load_rewards([entry for entry in entries if not entry.is_reward_model], job)
     model = job.inputs.get("reward_model")
-    return Scorers(tuple(functions), str(model) if model else None), {entry.name: entry.weight for entry in entries}
+    scorers = Scorers(tuple(functions), str(model) if model else None, scoring_dtype(job))
+    return scorers, {entry.name: entry.weight for entry in entries}
+
+
+def scoring_dtype(job: Job) -> str:
+    """In what the reward models of a job compute."""
+    return job.config.get("scoring_dtype", "float32")
 
 
 def load_rewards(entries: Sequence[RewardEntry], job: Job) -> list[RewardFunction]:
@@ -106,7 +114,7 @@ def score_rows(answers: pa.Table, scorers: Scorers) -> pa.Table:
     rows = answers.select(["prompt_id", "prompt", "completion", "tokens", "columns"]).to_pylist()
     values = reward_values(rows, scorers.rewards)
     if scorers.reward_model is not None:
-        values[REWARD_MODEL] = model_rewards(rows, scorers.reward_model)
+        values[REWARD_MODEL] = model_rewards(rows, scorers.reward_model, scorers.dtype)
     column = [json.dumps({name: given[at] for name, given in values.items()}) for at in range(len(rows))]
     return answers.append_column("rewards", pa.array(column, pa.string()))
 
@@ -130,7 +138,7 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in parsed] for name in names}
 
 
-def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[float]:
+def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str, dtype: str = "float32") -> list[float]:
     """The reward model's logit for each row. Rows of one prompt must stand together.
 
     Raises:
@@ -143,14 +151,15 @@ def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[
         _rendered(tokenizer, group[0]["prompt"], [row["completion"] for row in group], tails) for group in groups
     ]
     prompts, answers = [prompt for prompt, _ in rendered], [answers for _, answers in rendered]
-    scores = _scorer(reward_model).score(prompts, answers)
+    scores = _scorer(reward_model, dtype).score(prompts, answers)
     values = [value for group in scores for value in group]
     for row, value in zip(rows, values, strict=True):
         if not math.isfinite(value):
             raise StageError(
                 f"the reward model gave {value} to an answer to prompt {row['prompt_id']}, which is no finite number; "
-                f"nothing was published. It was computed in float32, so its training, its weights or its config are at "
-                f"fault: {reward_model}",
+                f"nothing was published. It was computed in {dtype}, "
+                + ("so" if dtype == "float32" else "so, unless engine.dtype: float32 helps,")
+                + f" its training, its weights or its config are at fault: {reward_model}",
                 rule="model-scores-not-finite",
             )
     return values
@@ -158,7 +167,7 @@ def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str) -> list[
 
 def scored_slowly(reward_model: str) -> list[str]:
     """For a stage's metrics: why this reward model scores in the slow way. Empty where it does not."""
-    reason = _scorer(reward_model).fallback
+    reason = _scorer(reward_model, "float32").fallback
     return [f"answers are scored one by one, which takes longer: {reason}"] if reason else []
 
 
@@ -173,10 +182,10 @@ def _rendered(
 
 
 @functools.lru_cache(maxsize=2)
-def _scorer(path: str) -> Scorer:
+def _scorer(path: str, dtype: str) -> Scorer:
     from posttrain.engines.reward_scorer import load_scorer
 
-    return load_scorer(path, "float32", device())
+    return load_scorer(path, dtype, device())
 
 
 @functools.lru_cache(maxsize=2)

@@ -28,7 +28,7 @@ def run(job: Job) -> dict[str, Any]:
         DataError: no prompt matches `where`.
         StageError: nearly all answers to training prompts are empty.
     """
-    prompts, settings = _prompts(job), _settings(job)
+    prompts, settings = prompts_of(job), samplings(job)
     size = job.config["engine"]["shard_tokens"]
     shards = [shard for one in settings for shard in plan(prompts, one, size)]
     target = job.out / "answers.parquet"
@@ -47,7 +47,8 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def _prompts(job: Job) -> Sequence[Mapping[str, Any]]:
+def prompts_of(job: Job) -> Sequence[Mapping[str, Any]]:
+    """The prompts that the job's answers are to, in no order that matters: rows of the prompts' table."""
     prompts: list[Mapping[str, Any]] = pq.read_table(job.inputs["prompts"] / f"{job.config['set']}.parquet").to_pylist()
     if "difficulty" in job.inputs:
         wanted = set(column(job.inputs["difficulty"] / "taken.parquet", "prompt_id"))
@@ -55,7 +56,7 @@ def _prompts(job: Job) -> Sequence[Mapping[str, Any]]:
     return take(matching(prompts, job.config["where"]), **job.config["take"]) if "take" in job.config else prompts
 
 
-def _settings(job: Job) -> list[Sampling]:
+def samplings(job: Job) -> list[Sampling]:
     """The K answers, and K // 2 at each further temperature."""
     policy, asked = str(job.inputs["policy"]), job.config["answers"]
     options = {"tag": job.config["tag"], "greedy": job.config["greedy"], "system": job.config["system"], **engine(job)}

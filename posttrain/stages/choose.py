@@ -79,7 +79,7 @@ def _on_dev(job: Job, name: str) -> dict[str, float]:
     functions = of_functions(weights)
     answers = job.inputs[f"answers_{name}"] / "answers.parquet"
     table = score_table(job, answers, Scorers(scorers.rewards), job.scratch / f"scored-{name}.parquet")
-    return prompt_figures(table, functions, scorers.reward_model, Pieces(job.scratch / f"figures-{name}"))
+    return prompt_figures(table, functions, scorers, Pieces(job.scratch / f"figures-{name}"))
 
 
 def _on_pairs(job: Job, name: str, model: Path) -> dict[str, float]:

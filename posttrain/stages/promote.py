@@ -20,7 +20,7 @@ from posttrain.evaluation import statistics
 from posttrain.job import Job
 from posttrain.rewards.checks import collapsed, shares
 from posttrain.rewards.combine import combine, of_functions
-from posttrain.rewards.scoring import load_scorers, model_rewards
+from posttrain.rewards.scoring import Scorers, load_scorers, model_rewards
 from posttrain.storage.pieces import Pieces
 
 _PROMPTS = 64  # whose answers a reward model scores before they are kept
@@ -37,7 +37,7 @@ def run(job: Job) -> dict[str, Any]:
     scorers, weights = load_scorers(job)
     functions = of_functions(weights)
     new, old = (
-        prompt_figures(job.inputs[role] / "dev.parquet", functions, scorers.reward_model, Pieces(job.scratch / role))
+        prompt_figures(job.inputs[role] / "dev.parquet", functions, scorers, Pieces(job.scratch / role))
         for role in ("candidate", "incumbent")
     )
     shared = [prompt for prompt in new if prompt in old]
@@ -64,16 +64,15 @@ def decide(rule: str, difference: statistics.Figure) -> bool:
     return low > 0 if rule == "better" else high >= 0
 
 
-def prompt_figures(
-    table: Path, functions: dict[str, float], reward_model: str | None, pieces: Pieces
-) -> dict[str, float]:
-    """{prompt id: mean score of its samples}, for prompts with a score.
+def prompt_figures(table: Path, functions: dict[str, float], scorers: Scorers, pieces: Pieces) -> dict[str, float]:
+    """{prompt id: mean score of its samples}, for prompts with a score: by the functions, else the reward model.
 
     `pieces`: where the reward model's scores are kept, to resume from.
     """
     columns = ["prompt_id", "tag", "rewards", "prompt", "completion"]
     groups = (rows for rows in by_prompt(table, columns) if rows[0]["tag"] == SAMPLED)
-    if functions or reward_model is None:
+    model = scorers.reward_model
+    if functions or model is None:
         scored = {
             rows[0]["prompt_id"]: statistics.known_mean(combine(row["rewards"], functions) for row in rows)
             for rows in groups
@@ -81,7 +80,7 @@ def prompt_figures(
         return {prompt: mean for prompt, mean in scored.items() if mean is not None}
 
     def mean_scores(some: list[list[dict[str, Any]]]) -> pa.Table:
-        means = [statistics.known_mean(model_rewards(rows, reward_model)) for rows in some]
+        means = [statistics.known_mean(model_rewards(rows, model, scorers.dtype)) for rows in some]
         return pa.table({"prompt_id": [rows[0]["prompt_id"] for rows in some], "mean": means})
 
     found: dict[str, float] = {}

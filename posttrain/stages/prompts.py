@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def run(job: Job) -> dict[str, Any]:
         real, left_out = _real(sets, sets.real, contamination)
         pq.write_table(pa.Table.from_pylist(real, schema=REAL), job.out / "real.parquet")
         metrics["real"] = {"rows": len(real), **left_out}
-    return metrics
+    return {**metrics, "longest_prompt": max(room.lengths)}
 
 
 def _real(
@@ -127,6 +127,7 @@ class _Room:
     context: int
     new: int
     drop: bool
+    lengths: list[int] = field(default_factory=list)  # of the prompts that fit
 
 
 def _nothing(prompt: Prompt) -> None:
@@ -168,7 +169,7 @@ def _read(
 
 
 def _fits(room: _Room, prompt: Prompt, systems: Sequence[str | None], place: str | None) -> bool:
-    """Whether the model can answer the prompt under each of these system messages."""
+    """Whether the model can answer the prompt under each of these system messages; notes its length if so."""
     length = max(_length(room.tokenizer, prompt, system, place) for system in systems)
     if length + room.new > room.context and not room.drop:
         raise DataError(
@@ -179,7 +180,10 @@ def _fits(room: _Room, prompt: Prompt, systems: Sequence[str | None], place: str
             hint="shorten it, lower max_new_tokens, or set prompts.too_long: drop",
             rule="data-prompt-too-long",
         )
-    return length + room.new <= room.context
+    if length + room.new > room.context:
+        return False
+    room.lengths.append(length)
+    return True
 
 
 def _contamination(evaluated_on: Sequence[str], near: Decontaminate | None) -> Callable[[Prompt], str | None]:

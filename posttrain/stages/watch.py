@@ -34,7 +34,7 @@ from posttrain.job import Job
 from posttrain.rewards import RewardFunction, Runtime, pairwise
 from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine
 from posttrain.rewards.pairwise import Pairwise
-from posttrain.rewards.scoring import columns_of, model_rewards, reward_values, slices
+from posttrain.rewards.scoring import columns_of, model_rewards, reward_values, scoring_dtype, slices
 from posttrain.storage.shards import processes, run_shards
 
 _ROWS = 4096
@@ -46,12 +46,14 @@ COMPARED = pa.schema(
 
 @dataclass(frozen=True)
 class Panel:
-    """Scorers and judges. `models`: {reward name: folder}; `weights`: of the reward functions for accuracy.
+    """Scorers and judges. `models`: {reward name: folder}, which compute in `dtype`; `weights`: of the reward functions
+    for accuracy.
 
     `functions`: reward functions among `judges` whose scores are not in the tables yet.
     """
 
     models: Mapping[str, str]
+    dtype: str
     weights: Mapping[str, float]
     judges: tuple[str, ...]
     functions: tuple[RewardFunction, ...]
@@ -90,6 +92,7 @@ def _panel(job: Job) -> Panel:
         models[REWARD_MODEL] = str(job.inputs["reward_model"])
     return Panel(
         models,
+        scoring_dtype(job),
         weights,
         tuple(entry.name for entry in entries),
         tuple(one for one in loaded if not isinstance(one, Pairwise) and one.name not in weights),
@@ -156,7 +159,7 @@ def _new_scores(rows: Sequence[Mapping[str, Any]], panel: Panel) -> dict[str, Se
     said: dict[str, Sequence[float | None]] = {}
     for name, folder in panel.models.items():
         with _named(name):
-            said[name] = model_rewards(rows, folder)
+            said[name] = model_rewards(rows, folder, panel.dtype)
     for function in panel.functions:
         with _named(function.name):
             said |= reward_values(rows, [function])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from posttrain.engines.precision import Choice, clearly_faster, one_thread, products, sampling_dtype, seconds
+from posttrain.engines.precision import Choice, Measured, clearly_faster, one_thread, products, sampling_dtype, seconds
 
 _ROW = 128  # tokens
-_MICRO_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ def training_dtype(shapes: Mapping[tuple[int, int], int], heads: Heads, device: 
     """
     if device.startswith("cuda"):
         return sampling_dtype(shapes, device), Choice("sdpa", ())
+    made = list(products(shapes, _ROW))
+    for weight, x, _ in made:
+        weight.requires_grad_()
+        x.requires_grad_()
+    float32, bfloat16 = (functools.partial(_step, made, heads, dtype) for dtype in (torch.float32, torch.bfloat16))
     with one_thread():
-        ways: dict[str, tuple[Choice, Callable[[], float]]] = {}
-        for dtype in (torch.float32, torch.bfloat16):
-            attention = _attention(heads, dtype)
-            ways[str(dtype).removeprefix("torch.")] = attention, _step(shapes, heads, dtype, attention.name)
-        (first, (_, slow)), (second, (_, fast)) = ways.items()
-        chosen = clearly_faster((first, slow), (second, fast))
-        return chosen, ways[chosen.name][0]
+        chosen = clearly_faster(("float32", float32), ("bfloat16", bfloat16))
+        return chosen, _attention(heads, getattr(torch, chosen.name))
 
 
 def _attention(heads: Heads, dtype: torch.dtype) -> Choice:
@@ -58,19 +58,12 @@ def _attention(heads: Heads, dtype: torch.dtype) -> Choice:
     )
 
 
-def _step(shapes: Mapping[tuple[int, int], int], heads: Heads, dtype: torch.dtype, name: str) -> Callable[[], float]:
-    """A function that gives the seconds of products and attention, forward and backward, of a row of tokens."""
-    attend = _eager if name == "eager" else _sdpa
-
-    def measured() -> float:
-        spent = 0.0
-        for weight, x, count in products(shapes, _ROW):
-            weight.requires_grad_()
-            x.requires_grad_()
-            spent += count * seconds(lambda weight=weight, x=x: _product(x, weight, dtype))
-        return spent + (heads.layers * _attention_seconds(heads, dtype, attend) if heads.layers else 0.0)
-
-    return measured
+def _step(made: Sequence[Measured], heads: Heads, dtype: torch.dtype) -> float:
+    """Seconds of products and the faster attention, forward and backward, of a row of tokens."""
+    spent = sum(count * seconds(lambda w=weight, x=x: _product(x, w, dtype)) for weight, x, count in made)
+    if not heads.layers:
+        return spent
+    return spent + heads.layers * min(_attention_seconds(heads, dtype, attend) for attend in (_sdpa, _eager))
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> None:
@@ -79,12 +72,12 @@ def _product(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> None:
 
 
 def _attention_seconds(heads: Heads, dtype: torch.dtype, attend: Callable[..., torch.Tensor]) -> float:
-    """Of one layer and one row of a micro-batch."""
-    size = (_MICRO_BATCH, heads.query, _ROW, heads.dim)
+    """Of one layer and one row of tokens."""
+    size = (1, heads.query, _ROW, heads.dim)
     query, key, value = (torch.randn(size, dtype=dtype, requires_grad=True) for _ in range(3))
-    seen = torch.ones(_MICRO_BATCH, 1, _ROW, _ROW, dtype=torch.bool).tril()
+    seen = torch.ones(1, 1, _ROW, _ROW, dtype=torch.bool).tril()
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-    return seconds(lambda: attend(query, key, value, mask).sum().backward()) / _MICRO_BATCH
+    return seconds(lambda: attend(query, key, value, mask).sum().backward())
 
 
 def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -94,6 +94,11 @@ class Watch(TrainerCallback):
     def __init__(self, stage: str, job: Job) -> None:
         self.stage, self.job = stage, job
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        self.job.progress(state.global_step, state.max_steps, "steps")
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.job.progress(state.global_step, state.max_steps, "steps")
 

@@ -20,7 +20,7 @@ from posttrain.data.chat_template import (
     render_prompt,
     render_turns,
 )
-from posttrain.errors import DataError, ModelError
+from posttrain.errors import DataError, ModelError, RecipeError
 from posttrain.models import inspect_model, inspection, resolve
 from posttrain.models.inspection import inspect
 from posttrain.recipe.load import load
@@ -80,6 +80,8 @@ def test_an_error_of_a_template_has_its_line(rule: str, template: str, line: int
         ("template-none", None),
         ("template-arithmetic", "{{ 1 / 0 }}"),
         ("template-empty", "{% if false %}{% endif %}"),
+        ("template-leaves-out", "one question {% if not add_generation_prompt %}<|end|>{% endif %}"),
+        ("template-leaves-out", "{{ messages[0].content }}{% if not add_generation_prompt %}<|end|>{% endif %}"),
         ("template-no-end", GOOD.replace("<|end|>", "")),
         ("template-cannot-render", "{{ raise_exception('no') }}"),
         ("template-out-of-bounds", "{{ 'a' * 10 ** 10 }}"),
@@ -170,6 +172,60 @@ class TestSeveral:
         (tmp_path / "mine.jinja").write_text(GOOD)
         (tmp_path / "mine.yaml").write_text("extends: quickstart\nmodel: {chat_template: ./mine.jinja}\n")
         assert load(str(tmp_path / "mine.yaml")).model.chat_template == str(tmp_path / "mine.jinja")
+        assert load("quickstart", ["model.chat_template=plain.jinja"]).model.chat_template == "plain.jinja"
+        assert load("quickstart", ["model.chat_template=tool_use"]).model.chat_template == "tool_use"
+        for named, rule in (("./none.jinja", "recipe-no-such-file"), ("none.jinja", "recipe-not-shipped")):
+            with pytest.raises(RecipeError) as caught:
+                load("quickstart", [f"model.chat_template={named}"])
+            assert caught.value.rule == rule
+
+
+class TestBaseModel:
+    """A model without a chat template, as base models are."""
+
+    @pytest.fixture(autouse=True)
+    def _cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def test_it_is_told_the_key_and_the_template_that_is_shipped(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelError) as caught:
+            inspect(folder(tmp_path, None), [SAYS])
+        assert "model.chat_template: FILE" in str(caught.value.hint) and "plain.jinja" in str(caught.value.hint)
+
+    def test_with_the_shipped_one_it_is_used_and_saved(self, tmp_path: Path) -> None:
+        found = resolve(Model(path=str(folder(tmp_path, None)), chat_template="plain.jinja"))
+        inspect(found.path, [SAYS])
+        loaded = AutoTokenizer.from_pretrained(found.path)
+        prompt = loaded.apply_chat_template(SAYS, tokenize=False, add_generation_prompt=True)
+        talk = loaded.apply_chat_template([*SAYS, *SAID], tokenize=False)
+        assert prompt == "User:\nHow many has she?\n\nAssistant:\n" and talk == f"{prompt}7{loaded.eos_token}"
+        _, added, parts = render_turns(loaded, SAYS, [*SAID, *SAYS, *SAID])  # which only appends
+        assert added.count(loaded.eos_token_id) == 2 and len(added) == len(parts)
+        loaded.save_pretrained(tmp_path / "trained")
+        assert AutoTokenizer.from_pretrained(tmp_path / "trained").apply_chat_template(SAYS, tokenize=False)
+
+    @pytest.mark.parametrize(
+        ("rule", "template", "line"),
+        [
+            ("template-syntax", "\n{% if %}", 2),
+            ("template-undefined", "\n{{ nope.content }}", 2),
+            ("template-leaves-out", "one question", None),
+        ],
+    )
+    def test_what_is_wrong_with_a_file_is_told_of_that_file(
+        self, tmp_path: Path, rule: str, template: str, line: int | None
+    ) -> None:
+        (tmp_path / "mine.jinja").write_text(template)
+        found = resolve(Model(path=str(folder(tmp_path, None)), chat_template=str(tmp_path / "mine.jinja")))
+        with pytest.raises(ModelError) as caught:
+            inspect(found.path, [SAYS])
+        assert (caught.value.rule, caught.value.line) == (rule, line)
+        assert caught.value.file == str(tmp_path / "mine.jinja")
+
+    def test_a_file_that_is_gone(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelError) as caught:
+            resolve(Model(path="tiny-base", chat_template=str(tmp_path / "gone.jinja")))
+        assert caught.value.rule == "template-no-file"
 
 
 def words() -> Any:

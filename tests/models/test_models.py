@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_models import causal_lm, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from posttrain.config import Model
 from posttrain.engines import load
 from posttrain.errors import ModelError
-from posttrain.models import finite, inspection, json_files, resolve
+from posttrain.models import finite, inspect_model, inspection, json_files, resolve
 from posttrain.models.folder import check_files, special_tokens
 from posttrain.models.inspection import inspect
 
@@ -173,6 +173,60 @@ def test_what_the_files_show_is_told_by_every_command_that_names_a_model(
     with pytest.raises(ModelError) as caught:
         resolve(Model(path=str(folder(tmp_path, change))))
     told(caught.value, rule, tmp_path)
+
+
+def converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path, rule: str) -> Path:
+    """What the code in the hint makes of the folder."""
+    with pytest.raises(ModelError) as caught:
+        resolve(Model(path=str(made)))
+    assert caught.value.rule == rule and caught.value.hint
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(line.strip() for line in caught.value.hint.splitlines()[1:]), {})
+    return resolve(Model(path=f"./{made.name}-safetensors")).path
+
+
+def test_pickled_weights_are_converted_by_what_the_error_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = folder(tmp_path)
+    weights = load_file(made / "model.safetensors")
+    torch.save(weights, made / "pytorch_model.bin")
+    (made / "model.safetensors").unlink()
+    new = converted(tmp_path, monkeypatch, made, "model-pickled-weights")
+    inspect(new, ASKED)
+    after = load_file(new / "model.safetensors")
+    assert all(torch.equal(weights[name], after[name]) for name in after)
+
+
+def test_gguf_is_converted_by_what_the_error_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf", reason="pip install gguf")
+    from support.gguf import write_gguf
+
+    made = tmp_path / "model"
+    made.mkdir()
+    tensors = write_gguf(made / "tiny.Q8_0.gguf")  # alone, as it is downloaded: it holds config and tokenizer too
+    new = converted(tmp_path, monkeypatch, made, "model-gguf")
+    after = load_file(new / "model.safetensors")
+    assert torch.equal(after["model.embed_tokens.weight"], torch.from_numpy(tensors["token_embd.weight"]))
+    assert AutoModelForCausalLM.from_pretrained(new).config.vocab_size == len(AutoTokenizer.from_pretrained(new))
+
+
+def test_a_model_of_the_hub_in_another_format_is_told_before_it_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.hf_api import ModelInfo
+
+    def nothing_here(*_: object, **options: object) -> str:
+        assert options.get("local_files_only"), "fetches"
+        raise LocalEntryNotFoundError("none")
+
+    info = ModelInfo(id="somebody/model", siblings=[{"rfilename": "config.json"}, {"rfilename": "m.Q4_K_M.gguf"}])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", nothing_here)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    with pytest.raises(ModelError) as caught:
+        inspect_model(Model(path="somebody/model"))
+    assert (caught.value.rule, caught.value.file) == ("model-gguf", "somebody/model")
+    assert "from_pretrained('somebody/model', gguf_file='m.Q4_K_M.gguf')" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/other.jinja"])

@@ -11,7 +11,9 @@ from posttrain import shipped
 from posttrain.config.training import TRAINED
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.job import Job
+from posttrain.pipeline.answers import Answers
 from posttrain.pipeline.hardware import settled
+from posttrain.pipeline.scored import Scoring
 from posttrain.pipeline.training import variants
 from posttrain.recipe.load import load
 
@@ -71,6 +73,18 @@ def test_a_resolved_recipe_has_the_keys_of_one_that_says_so() -> None:
     for name in ("engine", "model", *TRAINED):
         if getattr(said, name):
             assert getattr(resolved, name).in_key() == getattr(said, name).in_key(), name
+
+
+def test_reward_models_score_in_the_type_that_is_sampled_in() -> None:
+    def config(dtype: str, model: Artifact | None) -> dict[str, Any]:
+        recipe, runner = load("quickstart", [f"engine.dtype={dtype}"]), Measured({})
+        Scoring(recipe, runner, {}, Answers(recipe, runner)).stage("scores", {}, {}, [], model, seed=0)
+        return dict(runner.submitted[-1].config)
+
+    assert config("bfloat16", BASE)["scoring_dtype"] == "bfloat16"  # so in the key
+    assert "scoring_dtype" not in config("bfloat16", None) | config("float32", BASE)
+    server = load("quickstart", ["engine={use: server, server: {kind: vllm, url: 'http://localhost:1'}}"])
+    assert Scoring(server, Measured({}), {}, Answers(server, Measured({}))).computed_in(BASE) == {}
 
 
 def test_the_choice_does_not_depend_on_the_machine_by_its_key() -> None:

@@ -9,7 +9,7 @@ from support.loop_runs import ROUND
 
 from posttrain import shipped
 from posttrain.planning import probe
-from posttrain.planning.costs import Cost, Measured, cost, cost_of, work
+from posttrain.planning.costs import Cost, Measured, Narrow, at_width, cost, cost_of, work
 from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan, processes
 from posttrain.planning.simulate import Task, simulate
@@ -134,8 +134,12 @@ class TestTimeline:
             simulate([Task("a", 1.0, waits=frozenset({"b"}))], 1, 1)
 
 
-def measured(stage: str, seconds: float, loading: float, units: float, step: float | None = None) -> Measured:
-    return Measured(stage, seconds, loading, units, step, memory=100, disk=500, metrics={})
+def measured(stage: str, seconds: float, loading: float, units: float, unit: float | None = None) -> Measured:
+    return Measured(stage, seconds, loading, units, unit, memory=100, disk=500, metrics={})
+
+
+def stage(name: str, config: dict[str, object] | None = None, **inputs: str) -> PlannedStage:
+    return PlannedStage("key", 1, name, name, config or {}, inputs, frozenset())
 
 
 def test_what_one_more_unit_costs() -> None:
@@ -143,21 +147,33 @@ def test_what_one_more_unit_costs() -> None:
     assert sampling == Cost(fixed=0.0, loading=1.0, unit=0.02, memory=100, disk=0.0, disk_unit=5.0)
     # two processes load each; 1000 completions of 0.02 s
     assert sampling.seconds(1000, processes=2) == pytest.approx(22.0)
-    training = cost(measured("sft", seconds=3.0, loading=0.0, units=4, step=0.5))
+    training = cost(measured("sft", seconds=3.0, loading=0.0, units=4, unit=0.5))  # 2 s for 4 rows, 1 s otherwise
     assert training.seconds(100) == pytest.approx(1.0 + 50.0)
     assert training.disk == 500
 
 
-def test_a_reference_s_pass_over_a_batch_counts_as_a_third_of_a_step() -> None:
-    assert work("dpo", Amounts(rows=600, steps=20, passes=600)) == pytest.approx(20 + 600 / 30 / 3)
-    assert work("answers", Amounts(prompts=9, completions=72)) == 72
-    assert work("scores", Amounts(rows=72)) == 72
+def test_few_completions_and_one_wide_step_tell_what_a_wide_batch_costs() -> None:
+    # A step takes 0.05 s and 0.01 s a row. 40 completions with 4,000 tokens in 200 steps: 10 + 40 s.
+    narrow = Narrow(seconds=50.0, completions=40, tokens=4000, steps=200, longest=200)
+    # Of 100 rows, 100 tokens each, and a hundredth of 200 steps.
+    assert at_width(narrow, wide=128, wide_step=0.05 + 1.28, width=100) == pytest.approx(100 * 0.01 + 200 * 0.05 / 100)
+    # Where the wide step is no dearer than a narrow one, a row costs nothing, and where it is dearer than its rows
+    # can be, a step does.
+    assert at_width(narrow, wide=128, wide_step=0.25, width=100) == pytest.approx(0.25 * 200 / 100)
+    assert at_width(narrow, wide=128, wide_step=128.0, width=100) == pytest.approx(100 * 1.0)
+
+
+def test_a_training_s_work_is_the_rows_that_it_reads_and_a_reference_s_pass_is_a_third_of_that() -> None:
+    assert work(stage("dpo", {"dpo": {"batch": 32}}), Amounts(rows=600, steps=20, passes=600)) == 20 * 32 + 200
+    assert work(stage("answers"), Amounts(prompts=9, completions=72)) == 72
+    assert work(stage("scores"), Amounts(rows=72)) == 72
 
 
 def test_what_was_not_measured_costs_what_its_like_does() -> None:
-    costs = {"evaluate": cost(measured("evaluate", 1.0, 0.0, 1.0))}
-    assert cost_of("heldout", costs) == cost_of("choose", costs) == costs["evaluate"]
-    assert cost_of("sft", costs) is None
+    costs = {"evaluate": cost(measured("evaluate", 1.0, 0.0, 1.0)), "scores": cost(measured("scores", 9.0, 0.0, 1.0))}
+    assert cost_of(stage("heldout"), costs) == cost_of(stage("choose"), costs) == costs["evaluate"]
+    assert cost_of(stage("evaluate", reward_model="key"), costs) == costs["scores"]
+    assert cost_of(stage("sft"), costs) is None
 
 
 def test_a_whole_plan() -> None:
@@ -165,7 +181,7 @@ def test_a_whole_plan() -> None:
     overrides += ["reward=[{use: word-problems.py}]", "compute.stages_at_once=1"]
     planned = dry_run(load("quickstart", overrides), 2)
     costs = {name: Cost(0.0, 0.0, 0.001, 50.0, 0.0, 2.0) for name in ("answers", "evaluate", "scores", "filters")}
-    costs["sft"] = Cost(1.0, 0.0, 0.1, 70.0, 1000.0, 0.0)
+    costs["sft"] = Cost(1.0, 0.0, 0.1 / 32, 70.0, 1000.0, 0.0)
     machine = Machine(cores=2, workers=2, at_once=1, threads=1, memory=30)
     made = plan(planned, SETS, SHARES, costs, machine, model_bytes=900, prompts_seconds=0.5)
     first = {stage["stage"]: stage for stage in made["rounds"][1]["stages"]}
@@ -199,19 +215,24 @@ def test_sampling_spreads_over_as_many_processes_as_it_has_shards(prompts: int, 
 
 def test_a_miniature_is_the_same_recipe_and_small(tmp_path: Path) -> None:
     recipe = load("quickstart", ["dpo.variants=[{}, {seed: 1}]", "watch={}"])
-    small = load("quickstart", probe.miniature(recipe, 1024))
+    small = load("quickstart", probe.miniature(recipe, probe.Size(1024, 500)))
     assert small.samples.prompts == 128 and small.preferences is not None and small.preferences.prompts == 128
     assert small.sft is not None and small.sft.trl["max_steps"] == probe.STEPS
     assert small.sft.trl["per_device_train_batch_size"] == 32
     assert small.watch is None and small.dpo is not None and small.dpo.variants == []
+    few = load("quickstart", probe.miniature(recipe, probe.Size(32, 3)))
+    assert few.samples.prompts == 4
+    assert few.sft is not None and few.sft.trl["max_steps"] == probe.FEW_STEPS
+    assert few.sft.trl["per_device_train_batch_size"] * few.sft.trl["gradient_accumulation_steps"] == 3
 
 
 @pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_a_miniature_of_every_recipe_is_a_recipe(name: str) -> None:
-    assert load(name, probe.miniature(load(name, files=False), 64), files=False).promote == "always"
+    small = probe.miniature(load(name, files=False), probe.Size(64, 2))
+    assert load(name, small, files=False).promote == "always"
 
 
-def test_a_large_model_is_probed_with_fewer_completions() -> None:
-    assert probe.completions(0.9e6, 48, "cpu") == 1024
-    assert probe.completions(8e9, 320, "cuda") == 195  # 1e15 / (2 * 8e9 * 320)
-    assert probe.completions(8e9, 320, "cpu") == 32
+def test_a_large_model_is_probed_with_fewer_completions_and_rows() -> None:
+    assert probe.size(0.9e6, 48, "cpu") == probe.Size(1024, 1929)
+    assert probe.size(8e9, 320, "cuda") == probe.Size(195, 32)  # 1e15 / (2 * 8e9 * 320), 1e15 / (6 * 8e9 * 2 * 320)
+    assert probe.size(8e9, 320, "cpu") == probe.Size(32, 2)

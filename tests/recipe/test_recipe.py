@@ -219,6 +219,12 @@ class TestMessages:
             ("{path: ./model}", "{path: ./modal}", "wrong.yaml:1:15: no such model folder: ", "recipe-no-such-file"),
             (
                 "{path: ./model}",
+                "{path: ./wrong.yaml}",
+                "wrong.yaml is a file; a model is a folder",
+                "recipe-no-such-file",
+            ),
+            (
+                "{path: ./model}",
                 "{path: tiny-bse}",
                 "wrong.yaml:1:15: nothing shipped under data/ is called 'tiny-bse'",
                 "recipe-not-shipped",

@@ -44,13 +44,17 @@ def evaluated(folder: Path, scores: Mapping[str, Sequence[float | None]], text: 
     return folder
 
 
-def decided(root: Path, rule: str, inputs: Mapping[str, Path], rewards: Sequence[Any] = (CHECK,)) -> dict[str, Any]:
+def decided(
+    root: Path, rule: str, inputs: Mapping[str, Path], rewards: Sequence[Any] = (CHECK,), **config: Any
+) -> dict[str, Any]:
+    root.mkdir(exist_ok=True)
     (root / "check.py").write_text("def f(prompts, completions, **columns):\n    return [1.0] * len(prompts)\n")
     for name in ("out", "scratch"):
         (root / rule / name).mkdir(parents=True)
     named = [{**entry, "use": str(root / entry["use"])} if entry["use"].endswith(".py") else entry for entry in rewards]
-    config = {"promote": rule, "rewards": named}
-    return promote.run(Job(config, inputs, root / rule / "out", root / rule / "scratch", 0))
+    return promote.run(
+        Job({"promote": rule, "rewards": named, **config}, inputs, root / rule / "out", root / rule / "scratch", 0)
+    )
 
 
 def outcomes(n: int, gain: float) -> tuple[dict[str, list[float | None]], dict[str, list[float | None]]]:
@@ -115,6 +119,8 @@ def test_where_no_function_judges_the_rounds_reward_model_scores_both(tmp_path: 
 
     assert decision["value"] == pytest.approx((total("candidate") - total("incumbent")) / 12, abs=1e-5)
     assert decision["n"] == 6
+    half = decided(tmp_path / "half", "better", inputs, [], scoring_dtype="bfloat16")
+    assert half["value"] != decision["value"] and half["value"] == pytest.approx(decision["value"], abs=0.05)
 
 
 def test_nothing_to_compare_is_told(tmp_path: Path) -> None:

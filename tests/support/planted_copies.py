@@ -73,6 +73,18 @@ def contaminated() -> Corpus:
     return Corpus("overlap", [{"use": "overlap"}], rows, FilterContext([" ".join(text) for text in evaluated]))
 
 
+def same_meaning(**keys: object) -> list[Corpus]:
+    """What `semantic-duplicates` with these keys is to find: the same words in another order, among other texts of the
+    same words, and the same meaning in other words, among texts that people might write."""
+    entry = {"use": "semantic-duplicates", **keys}
+    originals = [(False, row(text, score=1.0)) for text in (*ANSWERS, *NEAR_MISSES)]
+    again = [(True, row(said, score=0.5)) for said in PARAPHRASES]
+    return [
+        copies("another order", entry, [turned], [edited(25)], []),
+        Corpus("other words", [entry], originals + again),
+    ]
+
+
 COPIES = [
     copies("exact-duplicates", {"use": "exact-duplicates"}, [spaced], [edited(1), turned], []),
     copies("near-duplicates: 1 or 2 words of 60", {"use": "near-duplicates"}, [edited(1), edited(2)], [edited(9)], []),
