@@ -105,8 +105,8 @@ def linear_weight(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None
 
 
 class _Quantized:
-    """x W^T + b in 8 bits: weights with a scale for each output, what they are multiplied with by a scale a row, so that
-    a row's result depends on no other. (x is taken to 0 … 255 around 128, which CPUs with VNNI and AMX multiply.)"""
+    """x W^T + b in 8 bits: a scale for each output of the weights, and one for each row of x, so that a row's result
+    depends on no other. x is taken to 0 … 255 around 128, which CPUs with VNNI or AMX multiply."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         weight = weight.detach().float()
