@@ -265,13 +265,14 @@ def _rendered_answer(tokenizer: Any, text: str, ends: Collection[int]) -> list[i
 
 def _check_reads(tokenizer: Any, text: str) -> None:
     """Raises ModelError where other contents make no other text: what the user, or the assistant, says is not in it."""
-    for role in ("user", "assistant"):
-        said = []
-        for content in (text, f"{text} {text}"):
-            messages: list[Message] = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
-            next(message for message in messages if message["role"] == role)["content"] = content
-            said.append(_apply(tokenizer, messages, generation_prompt=False, tokenize=False))
-        if said[0] == said[1]:
+
+    def rendered(question: str, answer: str) -> str:
+        messages: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return _apply(tokenizer, messages, generation_prompt=False, tokenize=False)
+
+    plain, other = rendered(text, text), f"{text} {text}"
+    for role, changed in (("user", rendered(other, text)), ("assistant", rendered(text, other))):
+        if changed == plain:
             raise ModelError(
                 f"the chat template leaves out what the {role} says: two different messages look the same",
                 hint="let it write message.content of every message, as plain.jinja does, which is shipped",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support import gguf_file
 from support.tiny_models import causal_lm, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -197,12 +198,12 @@ def test_pickled_weights_are_converted_by_what_the_error_says(tmp_path: Path, mo
 
 
 def test_gguf_is_converted_by_what_the_error_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("gguf", reason="pip install gguf")
-    from support.gguf import write_gguf
-
+    gguf: Any = pytest.importorskip("gguf", reason="pip install gguf")
     made = tmp_path / "model"
     made.mkdir()
-    tensors = write_gguf(made / "tiny.Q8_0.gguf")  # alone, as it is downloaded: it holds config and tokenizer too
+    tensors = gguf_file.write(
+        gguf.GGUFWriter(made / "tiny.Q8_0.gguf", "llama")
+    )  # alone, as it is downloaded: it holds config and tokenizer too
     new = converted(tmp_path, monkeypatch, made, "model-gguf")
     after = load_file(new / "model.safetensors")
     assert torch.equal(after["model.embed_tokens.weight"], torch.from_numpy(tensors["token_embd.weight"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,8 @@ _LAYER = {
 }
 
 
-def write_gguf(path: Path) -> dict[str, Any]:
-    """Writes the file. Returns its tensors by their names there."""
-    from gguf import GGUFWriter
-
+def write(writer: Any) -> dict[str, Any]:
+    """Writes it with a GGUFWriter for the architecture `llama`. Returns its tensors by their names there."""
     shapes = {
         "token_embd": (len(_VOCABULARY), _WIDTH),
         "output_norm": (_WIDTH,),
@@ -34,7 +31,6 @@ def write_gguf(path: Path) -> dict[str, Any]:
     }
     random = np.random.default_rng(0)
     tensors = {f"{name}.weight": random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    writer = GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(64)
     writer.add_embedding_length(_WIDTH)

@@ -1,0 +1,224 @@
+"""Does the loop make a real pretrained model better? recipes/instructions.yaml, judged by IFEval, which it never sees.
+
+    python benchmarks/instructions.py MODEL --ifeval input_data.jsonl --texts test.jsonl HumanEval.jsonl
+    python benchmarks/instructions.py MODEL --ifeval … --texts … --parts         # and what the parts are worth
+    python benchmarks/instructions.py MODEL --ifeval … --texts … --table         # only the tables of what is there
+
+MODEL is a folder; input_data.jsonl is IFEval's own file; the texts are GSM8K's and HumanEval's own files. It goes on
+where it was stopped. Seeds run side by side, one core each. After each round the promoted policy answers IFEval
+greedily; an answer counts when reward/instructions.py says that it follows all constraints (IFEval's prompt-level
+strict accuracy). Intervals are of the prompts: 95 %, paired with the base. The log-likelihood is per token of whole
+texts, in float32. Arms of --parts have two rounds and half the prompts, and one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from posttrain.evaluation import statistics
+from posttrain.evaluation.diversity import distinct, words_of
+from posttrain.filters.contamination import overlap
+from posttrain.report.reading import open_run
+
+ROOT = Path(__file__).parent.parent
+LOOP = "the loop"
+HALF = ["samples.prompts=250", "pairs.prompts=125", "preferences.prompts=100"]
+PARTS = {
+    LOOP: [],
+    "without DPO": ["dpo=null", "pairs=null"],
+    "without the reward model": ["reward_model=null", "preferences=null", "reward.2=null"],
+    "a random candidate": ["filters.7.choose=random"],
+}
+NEW_TOKENS = 512
+
+
+def command(*words: str, log: Path) -> None:
+    """Runs `posttrain` on one core."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with log.open("a", encoding="utf-8") as file:
+        print(f"\n=== posttrain {' '.join(words)}", file=file, flush=True)
+        subprocess.run([sys.executable, "-m", "posttrain", *words], check=True, stdout=file, stderr=file, env=env)
+
+
+class Checked:
+    """IFEval's constraints, by our registry; `untrained`: the kinds that are in no training prompt."""
+
+    def __init__(self) -> None:
+        self.all_followed = runpy.run_path(str(ROOT / "reward" / "instructions.py"))["all_followed"]
+        self.untrained = set(runpy.run_path(str(ROOT / "data" / "instructions.py"))["HELD_OUT"])
+
+    def row(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept of one answer: whether all constraints are followed, and each by its kind."""
+        kinds, kwargs = answer["columns"]["instruction_id_list"], answer["columns"]["kwargs"]
+
+        def followed(kinds: Sequence[str], kwargs: Sequence[Mapping[str, Any]]) -> float:
+            asked = {"instruction_id_list": [kinds], "kwargs": [kwargs]}
+            return self.all_followed(prompts=[answer["prompt"]], completions=[answer["completion"]], **asked)[0]
+
+        return {
+            "key": answer["columns"]["key"],
+            "strict": followed(kinds, kwargs),
+            "kinds": [(kind, followed([kind], [given])) for kind, given in zip(kinds, kwargs, strict=True)],
+            "tokens": answer["n_tokens"],
+            "completion": answer["completion"][-1]["content"],
+        }
+
+
+def judged(model: str, given: argparse.Namespace, target: Path) -> dict[str, Any]:
+    """IFEval and the texts of one model; a second call reads what the first one wrote."""
+    if target.is_file():
+        return json.loads(target.read_text("utf-8"))
+    answers = target.with_suffix(".answers.jsonl")
+    if not answers.is_file():
+        greedy = ["--k", "1", "--temperature", "0", "--max-new-tokens", str(given.new)]
+        command("sample", model, "--prompts", str(prompts(given)), *greedy, "--out", str(answers), log=given.log)
+    check = Checked()
+    rows = [check.row(json.loads(line)) for line in answers.read_text("utf-8").splitlines()]
+    found = {"rows": rows, "texts": {path.name: log_likelihood(model, path, given.rows) for path in given.texts}}
+    target.write_text(json.dumps(found), "utf-8")
+    return found
+
+
+def prompts(given: argparse.Namespace) -> Path:
+    """IFEval's prompts, the first `--ifeval-rows` of them."""
+    if given.ifeval_rows is None:
+        return given.ifeval
+    few = given.folder / "ifeval.jsonl"
+    few.write_text("\n".join(given.ifeval.read_text("utf-8").splitlines()[: given.ifeval_rows]) + "\n", "utf-8")
+    return few
+
+
+def log_likelihood(model: str, texts: Path, rows: int) -> list[float]:
+    """Of each text (at most 1,024 tokens), per token."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)
+    policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    found = []
+    for line in texts.read_text("utf-8").splitlines()[:rows]:
+        ids = torch.tensor([tokenizer.encode(text_of(json.loads(line)))[:1024]])
+        with torch.inference_mode():
+            logs = policy(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        found.append(float(logs.gather(-1, ids[0, 1:, None]).mean()))
+    return found
+
+
+def text_of(row: Mapping[str, str]) -> str:
+    """GSM8K's question and solution, HumanEval's function with its body."""
+    return f"{row['question']}\n{row['answer']}" if "question" in row else row["prompt"] + row["canonical_solution"]
+
+
+def play(arm: str, seed: int, settings: Sequence[str], n: int, run: Path, given: argparse.Namespace) -> list[Any]:
+    """The rounds of one arm and seed; what each round's promoted policy gives. One arm at a time in a run folder."""
+    name = f"{arm.replace(' ', '-')}.seed-{seed}"
+    targets = [given.folder / f"{name}.round-{number}.json" for number in range(1, n + 1)]
+    if not all(target.is_file() for target in targets):
+        against = f"prompts.against=[{{path: {given.ifeval.absolute()}}}]"
+        changes = [f"model.path={given.model.absolute()}", f"seed={seed}", "compute.workers=1", against]
+        words = [word for change in [*changes, *settings, *given.extra] for word in ("--set", change)]
+        command("round", str(given.recipe), "--n", str(n), "--run", str(run), *words, log=given.log)
+        rounds = {one.number: one for one in open_run(run).rounds}
+        for number, target in enumerate(targets, 1):
+            judged(str(run / (rounds[number].policy or "")), given, target)
+    return [json.loads(target.read_text("utf-8")) for target in targets]
+
+
+def mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed) if listed else math.nan
+
+
+def of_kinds(found: Mapping[str, Any], untrained: set[str], trained: bool) -> float:
+    return mean(ok for row in found["rows"] for kind, ok in row["kinds"] if (kind not in untrained) == trained)
+
+
+def line(name: str, found: Mapping[str, Any], base: Mapping[str, Any], untrained: set[str]) -> str:
+    """A row of the table."""
+    strict = {row["key"]: row["strict"] for row in found["rows"]}
+    before = {row["key"]: row["strict"] for row in base["rows"]}
+    change = statistics.paired_difference(list(strict.values()), [before[key] for key in strict])
+    texts = [mean(found["texts"][file]) / mean(base["texts"][file]) - 1 for file in base["texts"]]
+    words = [words_of(row["completion"]) for row in found["rows"]]
+    cells = [
+        name,
+        statistics.in_words(statistics.proportion(list(strict.values()))),
+        "–"
+        if found is base
+        else f"{100 * change['value']:+.1f} [{', '.join(f'{100 * end:+.1f}' for end in change['ci95'])}]",
+        f"{of_kinds(found, untrained, True):.3f}",
+        f"{of_kinds(found, untrained, False):.3f}",
+        f"{mean(row['tokens'] for row in found['rows']):.0f}",
+        f"{distinct(words, 2) or 0:.3f}",
+        ", ".join(f"{100 * text:+.1f} %" for text in texts) if found is not base else "–",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def table(given: argparse.Namespace, base: Mapping[str, Any]) -> str:
+    """All that is there."""
+    untrained = Checked().untrained
+    texts = " and ".join(path.stem for path in given.texts)
+    heads = ["", "IFEval, strict", "points above the base", "kinds trained", "not trained", "tokens", "distinct-2"]
+    rows = [f"| {' | '.join([*heads, f'log-likelihood of {texts} worse by'])} |", "| --- " * 8 + "|"]
+    rows.append(line("base", base, base, untrained))
+    for file in sorted(given.folder.glob("*.round-*.json")):
+        if not file.name.endswith(".answers.jsonl"):
+            name = file.stem.replace("-", " ").replace(".", ", ")
+            rows.append(line(name, json.loads(file.read_text("utf-8")), base, untrained))
+    return "\n".join(rows)
+
+
+def overlapping(given: argparse.Namespace) -> int:
+    """Training and dev prompts that hold more than half of one of IFEval's prompts, in 8-grams."""
+    own = [
+        json.loads(row)["prompt"]
+        for name in ("train", "dev")
+        for row in (ROOT / "data" / f"instructions.{name}.jsonl").read_text("utf-8").splitlines()
+    ]
+    theirs = [json.loads(row)["prompt"] for row in given.ifeval.read_text("utf-8").splitlines()]
+    return sum(map(bool, map(overlap(theirs, 8, 0.5), own)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--ifeval", type=Path, required=True)
+    parser.add_argument("--texts", type=Path, nargs="+", required=True)
+    parser.add_argument("--recipe", default="instructions")
+    parser.add_argument("--folder", type=Path, default=Path("runs/instructions-benchmark"))
+    parser.add_argument("--n", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--rows", type=int, default=200, help="texts of each file")
+    parser.add_argument("--new", type=int, default=NEW_TOKENS, help="longest answer to IFEval, tokens")
+    parser.add_argument("--ifeval-rows", type=int, help="only the first prompts of IFEval")
+    parser.add_argument("--set", dest="extra", action="append", default=[], help="as of `posttrain round`")
+    parser.add_argument("--parts", action="store_true", help="also the arms")
+    parser.add_argument("--table", action="store_true", help="only the table of what is there")
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    given.log = given.folder / "log"
+    base = judged(str(given.model.absolute()), given, given.folder / "base.json")
+    if not given.table:
+        with ThreadPoolExecutor(len(given.seeds)) as pool:
+            runs = [(LOOP, seed, [], given.n, given.folder / f"run-{seed}", given) for seed in given.seeds]
+            list(pool.map(lambda run: play(*run), runs))
+        for arm, settings in PARTS.items() if given.parts else ():
+            play(f"half, {arm}", given.seeds[0], [*HALF, *settings], min(2, given.n), given.folder / "run-parts", given)
+    print(table(given, base))
+    print(f"\ntraining and dev prompts that overlap one of IFEval's: {overlapping(given)}")
+
+
+if __name__ == "__main__":
+    main()
