@@ -49,10 +49,11 @@ class Engine(Section):
     `plain`: transformers' own forward; `server`: see `server`."""
     server: Server | None = None
     """The server of `use: server`."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Compute type of the sampling model, and of reward models when they score; auto: bfloat16 where it is measured to
-    be at least 1.2 times as fast as float32 with the model's shapes. Beside a server reward models score in float32. A
-    training's type is its `bf16`, resolved in the same way."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Compute type of the sampling model; auto: bfloat16 where it is measured to be at least 1.2 times as fast as
+    float32 with the model's shapes. int8, on a CPU: 8-bit products for answers to training prompts (preferences,
+    samples, difficulty, pairs), auto for all else. Reward models score in the float type, beside a server in float32.
+    A training's type is its `bf16`, resolved in the same way."""
     shard_tokens: Tokens = 32_768
     """Most tokens of one shard: its prompts, plus `max_new_tokens` for each answer. The plan depends on prompts and
     recipe alone, and the same plan gives the same bits. A GPU wants more: a million or two."""

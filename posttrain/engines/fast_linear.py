@@ -2,6 +2,7 @@
 
 bfloat16 products with float32 everywhere else: element-wise work is slower in bfloat16 on a CPU, and casts are cheap.
 float32 products through oneDNN's packed weights where torch has them: on some processors twice as fast as the default.
+int8 products where somebody asks for them: exact to about 2 % of what they give.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ def rows_to_pad(rows: int, device: torch.device) -> int:
 
 
 class Product:
-    """x W^T + b in the dtype that is fastest. Takes any float dtype; gives `dtype`."""
+    """x W^T + b in the dtype that is fastest. Takes any float dtype; gives `dtype`, float32 where that is int8."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        if dtype == torch.int8:
+            self.quantized = _Quantized(weight, bias)
+            return
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.packed = dtype in (torch.float32, torch.bfloat16) and weight.device.type == "cpu" and _can_pack()
@@ -36,6 +40,8 @@ class Product:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 256)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.dtype == torch.int8:
+            return self.quantized(x.float())
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.weight, self.bias, "none", [], "")
         return nn.functional.linear(x.to(self.dtype), self.weight, self.bias)
@@ -94,6 +100,26 @@ def linear_weight(layer: Any) -> tuple[torch.Tensor, torch.Tensor | None] | None
     if type(layer).__name__ == "Conv1D" and getattr(layer, "nf", None) == layer.weight.shape[-1]:
         return layer.weight.t().contiguous(), layer.bias
     return None
+
+
+class _Quantized:
+    """x W^T + b in 8 bits: a scale for each output of the weights, and one for each row of x, so that a row's result
+    depends on no other. x is taken to 0 … 255 around 128, which CPUs with VNNI or AMX multiply."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        weight = weight.detach().float()
+        self.scale = (weight.abs().amax(1) / 127).clamp_(min=1e-30)
+        self.weight = torch.ops.onednn.qlinear_prepack((weight / self.scale[:, None]).round_().to(torch.int8), None)
+        self.zero = torch.zeros(len(weight), dtype=torch.int64)
+        self.bias = None if bias is None else bias.detach().float()
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        scale = (x.abs().amax(-1, keepdim=True) / 127).clamp_(min=1e-30)
+        whole = (x / scale).round_().add_(128).to(torch.uint8)
+        out = torch.ops.onednn.qlinear_pointwise(
+            whole, 1.0, 128, self.weight, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
+        ).mul_(scale)
+        return out if self.bias is None else out.add_(self.bias)
 
 
 @functools.cache

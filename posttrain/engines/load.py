@@ -15,7 +15,7 @@ from posttrain.engines.protocol import Request, SamplingParams, context_length
 from posttrain.errors import ModelError
 from posttrain.system import keep_memory
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 
 @dataclass
@@ -36,12 +36,14 @@ def pick_dtype(dtype: str, device: str, model: Any = None) -> torch.dtype:
     on a CPU (a second, once a process for models of one shape); a GPU needs no `model`.
 
     Raises:
-        ModelError: a name other than auto, float32, bfloat16 or float16.
+        ModelError: a name other than auto, float32, bfloat16, float16 or int8; or int8 on a GPU or an older CPU.
     """
     if dtype == "auto":
         dtype = _measured(tuple(linear_shapes(model).items())) if device == "cpu" else sampling_dtype({}, device).name
     if dtype not in DTYPES:
         raise ModelError(f"no dtype {dtype!r}", hint=f"use auto, {', '.join(DTYPES)}", rule="model-engine-dtype")
+    if dtype == "int8" and (device != "cpu" or not torch.cpu._is_vnni_supported()):
+        raise ModelError("int8 needs a CPU with VNNI or AMX", hint="use auto", rule="model-engine-dtype")
     return DTYPES[dtype]
 
 

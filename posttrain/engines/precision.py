@@ -65,10 +65,10 @@ def sampling_dtype(shapes: Mapping[tuple[int, int], int], device: str) -> Choice
 
 
 def rates() -> dict[str, float]:
-    """GFLOP/s of products (128, 1024) · (1024, 1024) on one thread of this CPU, in float32 and bfloat16."""
+    """GFLOP/s of products (128, 1024) · (1024, 1024) on one thread of this CPU, by type: float32, bfloat16, int8."""
     found = {}
     with one_thread():
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16, torch.int8):
             product, x = Product(torch.randn(_MOST, _MOST), None, dtype), torch.randn(_ROWS, _MOST)
             operations = 2 * _ROWS * _MOST * _MOST
             found[str(dtype).removeprefix("torch.")] = operations / 1e9 / seconds(lambda: product(x))  # noqa: B023

@@ -11,8 +11,10 @@ from posttrain.recipe.recipe import Recipe
 
 
 class Answers:
-    def __init__(self, recipe: Recipe, runner: Stages) -> None:
-        self.recipe, self.runner = recipe, runner
+    """`in_int8`: whether answers to training prompts are; those that policies are judged by never are."""
+
+    def __init__(self, recipe: Recipe, runner: Stages, in_int8: bool) -> None:
+        self.recipe, self.runner, self.in_int8 = recipe, runner, in_int8
 
     def submit(
         self,
@@ -32,6 +34,8 @@ class Answers:
         """Answers to the prompts that `difficulty` selected, else to those of the `selection`. `settings`: see
         `settings_of`. `further`: more temperatures, with K // 2 samples each."""
         engine = self.recipe.engine
+        if self.in_int8 and selection["set"] == "train":
+            engine = engine.model_copy(update={"dtype": "int8"})
         return self.runner.submit(
             StageCall(
                 "answers",

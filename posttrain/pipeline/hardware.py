@@ -6,14 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from posttrain.config.training import TRAINED
+from posttrain.errors import InputError
 from posttrain.execution.artifact import Artifact, StageCall, Stages
 from posttrain.recipe.recipe import Recipe
+from posttrain.system import gpu
 
 
 def settled(recipe: Recipe, runner: Stages, base: Artifact) -> Recipe:
     """The recipe with every `auto` resolved, by the stage `hardware` if there is any: waits for it. A dry run, which
-    measures nothing, gets float32 and sdpa."""
-    engine_is_open = recipe.engine.server is None and recipe.engine.dtype == "auto"
+    measures nothing, gets float32 and sdpa. The engine's type is a float type then, also where the recipe has int8.
+
+    Raises:
+        InputError: int8 on a machine with a GPU.
+    """
+    if recipe.engine.dtype == "int8" and gpu():
+        raise InputError("engine.dtype: int8 is for CPUs", hint="set engine.dtype: auto", rule="engine-int8")
+    engine_is_open = recipe.engine.server is None and recipe.engine.dtype in ("auto", "int8")
     trained = {name: section for name in TRAINED if (section := getattr(recipe, name))}
     open_sections = {name: section for name, section in trained.items() if "bf16" not in section.trl}
     watched = recipe.watch.reward_model if recipe.watch else None

@@ -37,12 +37,13 @@ class StageInputs:
         self.runner, self.number = runner, 0
         self.external = external_inputs(recipe)
         self.base = self.external.base
+        self.in_int8 = recipe.engine.dtype == "int8"
         self._use(recipe)
 
     def _use(self, recipe: Recipe) -> None:
         runner = self.runner
         self.recipe = recipe
-        self.answers = Answers(recipe, runner)
+        self.answers = Answers(recipe, runner, self.in_int8)
         self.scoring = Scoring(recipe, runner, self.external.rewards, self.answers)
         self.filtering = Filtering(recipe, runner, self.base)
         self.training = Training(recipe, runner, self.external)

@@ -9,6 +9,7 @@ import torch
 from support.tiny_models import causal_lm
 
 from posttrain.engines import precision
+from posttrain.engines.fast_linear import Product
 from posttrain.engines.load import pick_dtype
 from posttrain.engines.precision import clearly_faster, linear_shapes, products, sampling_dtype
 
@@ -74,3 +75,14 @@ def test_the_threads_are_what_they_were_after_a_measurement() -> None:
     choice = sampling_dtype({(64, 64): 2}, "cpu")
     assert choice.name in ("float32", "bfloat16") and len(choice.ratios) == 3
     assert torch.get_num_threads() == before
+
+
+def test_a_row_in_8_bits_is_near_and_depends_on_no_other() -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(40, 64)
+    x[:, 3] *= 20  # as in real models, one input of a row is far larger than the others
+    product = Product(weight, bias, torch.int8)
+    exact = x.double() @ weight.double().T + bias
+    assert ((product(x) - exact).norm() / exact.norm()).item() < 0.05
+    assert torch.equal(product(x)[7:8], product(x[7:8]))
+    assert torch.equal(product(torch.zeros(2, 64)), bias.expand(2, -1))

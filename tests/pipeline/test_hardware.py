@@ -9,9 +9,11 @@ import pytest
 
 from posttrain import shipped
 from posttrain.config.training import TRAINED
+from posttrain.errors import InputError
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.job import Job
-from posttrain.pipeline.answers import Answers
+from posttrain.pipeline import hardware
+from posttrain.pipeline.answers import Answers, to_evaluate, to_train
 from posttrain.pipeline.hardware import settled
 from posttrain.pipeline.scored import Scoring
 from posttrain.pipeline.training import variants
@@ -75,16 +77,33 @@ def test_a_resolved_recipe_has_the_keys_of_one_that_says_so() -> None:
             assert getattr(resolved, name).in_key() == getattr(said, name).in_key(), name
 
 
+def test_int8_is_for_answers_to_training_prompts_alone() -> None:
+    runner = Measured(FAST)
+    recipe = settled(load("quickstart", ["engine.dtype=int8"]), runner, BASE)
+    assert recipe.engine.dtype == "bfloat16"  # what reward models score in, too
+    answers = Answers(recipe, runner, in_int8=True)
+    for selection in (to_train({"count": 4}), to_evaluate("dev"), to_evaluate("heldout")):
+        answers.submit("any", BASE, BASE, selection, {}, seed=0)
+    dtypes = [call.config["engine"]["dtype"] for call in runner.submitted[1:]]
+    assert dtypes == ["int8", "bfloat16", "bfloat16"]
+
+
+def test_int8_is_refused_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "gpu", lambda: True)
+    with pytest.raises(InputError, match="for CPUs"):
+        settled(load("quickstart", ["engine.dtype=int8"]), Measured(FAST), BASE)
+
+
 def test_reward_models_score_in_the_type_that_is_sampled_in() -> None:
     def config(dtype: str, model: Artifact | None) -> dict[str, Any]:
         recipe, runner = load("quickstart", [f"engine.dtype={dtype}"]), Measured({})
-        Scoring(recipe, runner, {}, Answers(recipe, runner)).stage("scores", {}, {}, [], model, seed=0)
+        Scoring(recipe, runner, {}, Answers(recipe, runner, False)).stage("scores", {}, {}, [], model, seed=0)
         return dict(runner.submitted[-1].config)
 
     assert config("bfloat16", BASE)["scoring_dtype"] == "bfloat16"  # so in the key
     assert "scoring_dtype" not in config("bfloat16", None) | config("float32", BASE)
     server = load("quickstart", ["engine={use: server, server: {kind: vllm, url: 'http://localhost:1'}}"])
-    assert Scoring(server, Measured({}), {}, Answers(server, Measured({}))).computed_in(BASE) == {}
+    assert Scoring(server, Measured({}), {}, Answers(server, Measured({}), False)).computed_in(BASE) == {}
 
 
 def test_the_choice_does_not_depend_on_the_machine_by_its_key() -> None:
@@ -95,10 +114,10 @@ def test_the_choice_does_not_depend_on_the_machine_by_its_key() -> None:
 
 
 def test_the_stage_measures_the_shapes_of_the_model(tmp_path: Path) -> None:
-    from posttrain.stages import hardware
+    from posttrain.stages import hardware as stage
 
     model = shipped.locate("data", "tiny-base")
-    found = hardware.run(Job({}, {"model": model}, tmp_path / "out", tmp_path / "scratch", seed=0))
+    found = stage.run(Job({}, {"model": model}, tmp_path / "out", tmp_path / "scratch", seed=0))
     assert found["engine"]["name"] in ("float32", "bfloat16") and len(found["engine"]["ratios"]) == 3
     assert found["training"]["name"] in ("float32", "bfloat16")
     assert found["attention"]["name"] in ("sdpa", "eager")
