@@ -428,7 +428,7 @@ def test_a_folder_is_loaded_with_the_engine_that_fits(tmp_path) -> None:
     with pytest.raises(ModelError, match="cannot load a causal language model"):
         load_engine(tmp_path / "missing")
     with pytest.raises(ModelError, match="no dtype 'int8'"):
-        load_engine(tmp_path / "llama", dtype="int8")
+        load_engine(tmp_path / "llama", dtype="int4")
 
 
 def test_a_model_that_never_ends_is_refused() -> None:
