@@ -38,8 +38,8 @@ class LeanDecoder:
 
     def __init__(self, loaded: Loaded, dtype: torch.dtype) -> None:
         self.model, self.pad_id, self.device = LeanLlama(loaded.model, dtype), loaded.pad_id, loaded.model.device
-        self.kv_heads, self.stored = self.model.kv_heads, dtype
-        self.token_bytes = 2 * len(self.model.layers) * self.kv_heads * self.model.dim * dtype.itemsize
+        self.kv_heads, self.stored = self.model.kv_heads, torch.float32 if dtype == torch.int8 else dtype
+        self.token_bytes = 2 * len(self.model.layers) * self.kv_heads * self.model.dim * self.stored.itemsize
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
         """The prompts' keys and values, and the logits after each prompt's last token, (prompts, vocab)."""

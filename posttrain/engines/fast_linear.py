@@ -8,6 +8,7 @@ int8 products where somebody asks for them: exact to about 2 % of what they give
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,11 +48,20 @@ class Product:
         return nn.functional.linear(x.to(self.dtype), self.weight, self.bias)
 
 
-class GatedProduct:
-    """silu(x G^T + g) * (x U^T + u), the first half of a gated MLP."""
+# By the name in a config: the operation, and what oneDNN calls it and its variant.
+ACTIVATIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str, str]] = {
+    "silu": (nn.functional.silu, "swish", ""),
+    "swish": (nn.functional.silu, "swish", ""),
+    "gelu_pytorch_tanh": (functools.partial(nn.functional.gelu, approximate="tanh"), "gelu", "tanh"),
+}
 
-    def __init__(self, gate: Any, up: Any, scale: torch.Tensor, dtype: torch.dtype) -> None:
-        """`gate` and `up` are linear layers; `scale` (in,) multiplies what they take."""
+
+class GatedProduct:
+    """f(x G^T + g) * (x U^T + u), the first half of a gated MLP."""
+
+    def __init__(self, gate: Any, up: Any, scale: torch.Tensor, activation: str, dtype: torch.dtype) -> None:
+        """`gate` and `up` are linear layers; `scale` (in,) multiplies what they take; `activation`: f."""
+        self.activation, self.ending, self.variant = ACTIVATIONS[activation]
         # Where oneDNN can end a product with the activation, two products are faster than one; in float32 they are not.
         self.fused = dtype == torch.bfloat16 and scale.device.type == "cpu" and _can_pack()
         if self.fused:
@@ -64,10 +74,10 @@ class GatedProduct:
         if self.fused:
             multiply, gate, up = torch.ops.mkldnn._linear_pointwise, self.gate, self.up
             x = x.to(gate.dtype)
-            opened = multiply(x, gate.weight, gate.bias, "swish", [], "")
+            opened = multiply(x, gate.weight, gate.bias, self.ending, [], self.variant)
             return multiply.binary(x, opened, up.weight, up.bias, "mul")
         gate, up = self.joint(x).chunk(2, dim=-1)
-        return nn.functional.silu(gate).mul_(up)
+        return self.activation(gate).mul_(up)
 
 
 class Linear(nn.Module):

@@ -25,8 +25,8 @@ from posttrain.engines.shared_prefix import SharedPrefixEngine
 from posttrain.errors import ModelError
 from posttrain.storage import shards
 
-LEAN = ("llama", "qwen2", "qwen3", "mistral")
-FITTING = (*LEAN, "gemma", "gemma2", "gemma3_text", "gpt2")
+LEAN = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text")
+FITTING = (*LEAN, "gemma", "gemma2", "gpt2")
 WARM = SamplingParams(temperature=1.0, max_new_tokens=24)
 
 
