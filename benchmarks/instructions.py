@@ -5,7 +5,7 @@
     python benchmarks/instructions.py MODEL --ifeval … --texts … --table         # only the tables of what is there
 
 MODEL is a folder; input_data.jsonl is IFEval's own file; the texts are GSM8K's and HumanEval's own files. It goes on
-where it was stopped. Seeds run side by side, one core each. After each round the promoted policy answers IFEval
+where it was stopped. After each round the promoted policy answers IFEval
 greedily; an answer counts when reward/instructions.py says that it follows all constraints (IFEval's prompt-level
 strict accuracy). Intervals are of the prompts: 95 %, paired with the base. The log-likelihood is per token of whole
 texts, in float32. Arms of --parts have two rounds and half the prompts, and one seed.
@@ -16,12 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +40,11 @@ PARTS = {
 NEW_TOKENS = 512
 
 
-def command(*words: str, log: Path) -> None:
-    """Runs `posttrain` on one core."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with log.open("a", encoding="utf-8") as file:
+def command(*words: str, given: argparse.Namespace) -> None:
+    """Runs `posttrain`."""
+    with given.log.open("a", encoding="utf-8") as file:
         print(f"\n=== posttrain {' '.join(words)}", file=file, flush=True)
-        subprocess.run([sys.executable, "-m", "posttrain", *words], check=True, stdout=file, stderr=file, env=env)
+        subprocess.run([sys.executable, "-m", "posttrain", *words], check=True, stdout=file, stderr=file)
 
 
 class Checked:
@@ -81,7 +78,7 @@ def judged(model: str, given: argparse.Namespace, target: Path) -> dict[str, Any
     answers = target.with_suffix(".answers.jsonl")
     if not answers.is_file():
         greedy = ["--k", "1", "--temperature", "0", "--max-new-tokens", str(given.new)]
-        command("sample", model, "--prompts", str(prompts(given)), *greedy, "--out", str(answers), log=given.log)
+        command("sample", model, "--prompts", str(prompts(given)), *greedy, "--out", str(answers), given=given)
     check = Checked()
     rows = [check.row(json.loads(line)) for line in answers.read_text("utf-8").splitlines()]
     found = {"rows": rows, "texts": {path.name: log_likelihood(model, path, given.rows) for path in given.texts}}
@@ -126,9 +123,9 @@ def play(arm: str, seed: int, settings: Sequence[str], n: int, run: Path, given:
     targets = [given.folder / f"{name}.round-{number}.json" for number in range(1, n + 1)]
     if not all(target.is_file() for target in targets):
         against = f"prompts.against=[{{path: {given.ifeval.absolute()}}}]"
-        changes = [f"model.path={given.model.absolute()}", f"seed={seed}", "compute.workers=1", against]
+        changes = [f"model.path={given.model.absolute()}", f"seed={seed}", against]
         words = [word for change in [*changes, *settings, *given.extra] for word in ("--set", change)]
-        command("round", str(given.recipe), "--n", str(n), "--run", str(run), *words, log=given.log)
+        command("round", str(given.recipe), "--n", str(n), "--run", str(run), *words, given=given)
         rounds = {one.number: one for one in open_run(run).rounds}
         for number, target in enumerate(targets, 1):
             judged(str(run / (rounds[number].policy or "")), given, target)
@@ -211,9 +208,8 @@ def main() -> None:
     given.log = given.folder / "log"
     base = judged(str(given.model.absolute()), given, given.folder / "base.json")
     if not given.table:
-        with ThreadPoolExecutor(len(given.seeds)) as pool:
-            runs = [(LOOP, seed, [], given.n, given.folder / f"run-{seed}", given) for seed in given.seeds]
-            list(pool.map(lambda run: play(*run), runs))
+        for seed in given.seeds:
+            play(LOOP, seed, [], given.n, given.folder / f"run-{seed}", given)
         for arm, settings in PARTS.items() if given.parts else ():
             play(f"half, {arm}", given.seeds[0], [*HALF, *settings], min(2, given.n), given.folder / "run-parts", given)
     print(table(given, base))

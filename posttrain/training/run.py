@@ -30,7 +30,7 @@ from posttrain.errors import NonFiniteError, StageError
 from posttrain.job import Job
 from posttrain.storage.checkpoint_seals import latest_whole
 from posttrain.storage.files import write_durably
-from posttrain.system import keep_memory, ran_out
+from posttrain.system import cores, keep_memory, ran_out
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, lora_config, merged
 from posttrain.training.lora_product import fuse
@@ -197,7 +197,7 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
     trainer = make()
     _check_rows(stage, trainer)
     if trainer.model is not None and sum(p.numel() for p in trainer.model.parameters()) > SMALL:
-        torch.set_num_threads(job.workers)
+        torch.set_num_threads(cores())
     if isinstance(trainer.model, PeftModel):
         fuse(trainer.model)
     trainer.add_callback(Watch(stage, job))
