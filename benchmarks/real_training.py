@@ -61,13 +61,15 @@ DEFAULTS, TUNED, OURS = "TRL, defaults", "TRL, tuned", "ours"
 
 @dataclass(frozen=True)
 class Figure:
-    """`losses` are those of the steps, `flops` the operations of one."""
+    """`losses` are those of the steps, `flops` the operations of one, `peak` the machine's a second."""
 
     stage: str
+    weights: str
     side: str
     cpu_s: float
     losses: list[float]
     flops: float
+    peak: float
 
 
 @dataclass(frozen=True)
@@ -227,30 +229,31 @@ def peak(dtype: torch.dtype) -> float:
     return best
 
 
-def measure(work: Work, stage: str) -> list[Figure]:
+def measure(work: Work, stage: str, top: float) -> list[Figure]:
     figures, operations = [], flops(work, stage)
+    weights = "all" if work.full else "LoRA"
     for side in (DEFAULTS, TUNED, OURS):
         watch = Watch()
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # the trainers' logs
             before = ours(work, stage, watch) if side == OURS else theirs(work, stage, side == TUNED, watch)
         step = statistics.median(watch.seconds[1:]) + before
-        figures.append(Figure(stage, side, step, watch.losses, operations))
+        figures.append(Figure(stage, weights, side, step, watch.losses, operations, top))
     return figures
 
 
-def table(work: Work, figures: Sequence[Figure], top: float) -> str:
+def table(figures: Sequence[Figure]) -> str:
     """Markdown."""
-    of = {(one.stage, one.side): one for one in figures}
+    of = {(one.stage, one.weights, one.side): one.cpu_s for one in figures}
     lines = [
         "| stage | weights | side | CPU s a step | × TRL, defaults | × TRL, tuned | of the product peak "
         "| loss, first step | last |",
         "| --- " * 9 + "|",
     ]
     for one in figures:
-        base, tuned = of[one.stage, DEFAULTS].cpu_s, of[one.stage, TUNED].cpu_s
+        base, tuned = (of[one.stage, one.weights, side] for side in (DEFAULTS, TUNED))
         lines.append(
-            f"| {one.stage} | {'all' if work.full else 'LoRA'} | {one.side} | {one.cpu_s:.2f} | {base / one.cpu_s:.2f} "
-            f"| {tuned / one.cpu_s:.2f} | {one.flops / one.cpu_s / top:.1%} | {one.losses[0]:.4f} "
+            f"| {one.stage} | {one.weights} | {one.side} | {one.cpu_s:.2f} | {base / one.cpu_s:.2f} "
+            f"| {tuned / one.cpu_s:.2f} | {one.flops / one.cpu_s / one.peak:.1%} | {one.losses[0]:.4f} "
             f"| {one.losses[-1]:.4f} |"
         )
     return "\n".join(lines)
@@ -283,8 +286,8 @@ def main() -> None:
     print(f"{dtype}, {attention}, peak {top / 1e9:.0f} GFLOP/s", flush=True)
     figures = []
     for stage in given.stages:
-        figures += measure(work, stage)
-        print(table(work, figures, top), flush=True)
+        figures += measure(work, stage, top)
+    print(table(figures))
     if given.json:
         given.json.write_text(json.dumps([asdict(one) for one in figures], indent=1), encoding="utf-8")
 
