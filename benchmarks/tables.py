@@ -73,6 +73,12 @@ def plan(rows: dict[str, Any], device: str) -> str:
     return plan.table(rows)
 
 
+def real_training(rows: list[Any], device: str) -> str:
+    import real_training
+
+    return real_training.table([real_training.Figure(**row) for row in rows])
+
+
 def safety(rows: dict[str, Any], device: str) -> str:
     import safety
 
@@ -100,7 +106,7 @@ def training(rows: list[Any], device: str) -> str:
 # The scripts are imported only where there are figures: they import torch.
 TABLES: dict[str, Callable[[Any, str], str]] = {
     one.__name__: one
-    for one in (filters, glued_trl, growth, kills, loop, mfu, plan, safety, sampling, scoring, training)
+    for one in (filters, glued_trl, growth, kills, loop, mfu, plan, real_training, safety, sampling, scoring, training)
 }
 
 

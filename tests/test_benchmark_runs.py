@@ -94,6 +94,10 @@ SMALLEST = {
         cells("ours float32 (LeanDecoder)", "ours bfloat16 (LeanDecoder)"),
         (f"{ROOT}/data/tiny-base {ROOT}/data/word-problems.dev.jsonl --prompts 2 --k 2 --new 8",),
     ),
+    "real_training": Smallest(
+        cells("sft | LoRA | TRL, defaults", "dpo | LoRA | TRL, tuned", "reward_model | LoRA | ours"),
+        (f"{ROOT}/data/tiny-base {ROOT}/data/word-problems.dev.jsonl --rows 2 --micro 2 --steps 2",),
+    ),
     "reward_calls": Smallest(rf'"apart_ms": {NUMBER}', ("--repeats 1",), short=True),
     "safety": Smallest(rf'"share": {NUMBER}', (f"--n 1 --run made {SETTINGS}",)),
     "same_bits": Smallest(r"[0-9a-f]{64} policy\n.*[0-9a-f]{64} scores scored.parquet", ("--n 1",)),

@@ -39,7 +39,7 @@ def _forward(self: Any, x: torch.Tensor, *given: Any, **named: Any) -> torch.Ten
         return Linear.forward(self, x, *given, **named)
     (name,) = self.lora_A
     base, one, other = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
-    return LoraProduct.apply(x, base.weight, base.bias, one, other, self.scaling[name])  # pyright: ignore[reportReturnType]
+    return LoraProduct.apply(x, base.weight, base.bias, one, other, self.scaling[name])
 
 
 class LoraProduct(torch.autograd.Function):

@@ -23,7 +23,7 @@ class Layers(torch.nn.Module):
 def adapted(**options: Any) -> Any:
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["first", "second"], init_lora_weights=False, **options)
-    return get_peft_model(Layers(), config)  # pyright: ignore[reportArgumentType] # it takes any module
+    return get_peft_model(Layers(), config)
 
 
 def computed(model: Any, dtype: torch.dtype) -> list[torch.Tensor]:
