@@ -39,8 +39,8 @@ def row_share(active: float, steps: Mapping[int, float]) -> float:
 
 @dataclass(frozen=True)
 class Cost:
-    """`fixed` seconds, `unit` seconds per unit, `loading` seconds per process, `batch` seconds per batch of completions.
-    Memory and disk in bytes, `disk_unit` per unit."""
+    """`fixed` seconds, `unit` seconds per unit, `loading` seconds per process, `batch` seconds per batch of
+    completions. Memory and disk in bytes, `disk_unit` per unit."""
 
     fixed: float
     loading: float
