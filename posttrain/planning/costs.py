@@ -58,7 +58,12 @@ def work(planned: PlannedStage, amounts: Amounts) -> float:
     """The units of a stage: completions, rows that are scored or filtered, or rows that optimizer steps read, with
     those of other forward passes as parts of them."""
     if planned.spec.trained:
-        return amounts.steps * planned.config[planned.stage]["batch"] + amounts.passes * PASS
+        section = planned.config[planned.stage]
+        if section.get("max_steps", -1) > 0:
+            read = amounts.steps * min(section["batch"], amounts.rows)
+        else:  # the last batch of an epoch has fewer rows
+            read = amounts.rows * section["num_train_epochs"]
+        return read + amounts.passes * PASS
     return amounts.completions if planned.spec.samples else amounts.rows
 
 

@@ -165,7 +165,11 @@ def test_few_completions_cost_their_batch() -> None:
 
 
 def test_a_training_s_work_is_the_rows_that_it_reads_and_a_reference_s_pass_is_a_third_of_that() -> None:
-    assert work(stage("dpo", {"dpo": {"batch": 32}}), Amounts(rows=600, steps=20, passes=600)) == 20 * 32 + 200
+    whole = stage("dpo", {"dpo": {"batch": 32, "num_train_epochs": 2.0}})
+    assert work(whole, Amounts(rows=600, steps=38, passes=600)) == 1200 + 200
+    limited = stage("dpo", {"dpo": {"batch": 32, "max_steps": 20, "num_train_epochs": 2.0}})
+    assert work(limited, Amounts(rows=600, steps=20)) == 20 * 32
+    assert work(limited, Amounts(rows=5, steps=20)) == 20 * 5  # a step has no more than there are
     assert work(stage("answers"), Amounts(prompts=9, completions=72)) == 72
     assert work(stage("scores"), Amounts(rows=72)) == 72
 
@@ -187,7 +191,7 @@ def test_a_whole_plan() -> None:
     made = plan(planned, SETS, SHARES, costs, machine, model_bytes=900, prompts_seconds=0.5)
     first = {stage["stage"]: stage for stage in made["rounds"][1]["stages"]}
     assert first["answers_samples"]["seconds"] == pytest.approx(3.6)  # 7200 ms of work, two processes
-    assert first["sft"]["seconds"] == pytest.approx(1.0 + 46 * 0.1)
+    assert first["sft"]["seconds"] == pytest.approx(1.0 + 2 * 720 / 32 * 0.1)
     assert (first["sft"]["disk"], first["scores"]["disk"]) == (1000, 14_400)
     assert made["steps"] == 2 * 46
     # samples 3.6, scores 3.6, filters 7.2 by one process, SFT 5.6, dev answers 4.05 and their scores 4.05
