@@ -87,7 +87,7 @@ class MicroBatch:
     eager: bool = False
 
 
-# Measured on SmolLM2-135M and Gemma 3 270M, one step in float32 and bfloat16 on a CPU: see `training_peak`.
+# Fitted to SmolLM2-135M, one step in float32 and bfloat16 on a CPU (tests/planning/test_fitting.py).
 ACTIVATIONS = (15, 7)  # floats of a layer and token, in units of its width and of its MLP's
 HALF_PRECISION = 0.6  # of them under bfloat16 autocast: norms and sums stay float32
 ATTENTION = 3  # copies of the attention weights, eager

@@ -103,7 +103,7 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
                 size = probe.size(model.parameters, recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
                 small = load(name, [*overrides, *probe.miniature(recipe, size)])
                 few = max(4, size.completions // (1 + recipe.evaluate.k))
-                probe.write_few(prompts.path, run.root, few, recipe.engine.shard_tokens)
+                probe.write_few(prompts.path, run.root, few)
                 costs, shares, memory = _probe(checked, small, model, prompts, runs, run)
                 costs = _with_peaks(costs, wanted, shape)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])

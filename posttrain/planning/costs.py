@@ -14,32 +14,33 @@ PASS = 1 / 3  # of a step: a step is a forward pass and a backward pass, which i
 @dataclass(frozen=True)
 class Measured:
     """A measured stage. `seconds`: of a core, or of the GPU; `loading`: the part of them for loading models; `units`:
-    see `work`; `unit`: seconds of one more, None where the stage's seconds say it. `memory`, `disk`: bytes of one
-    process."""
+    see `work`; `unit`: seconds of one more, None where the stage's seconds say it; `batch`: seconds of a batch of
+    completions, however few. `memory`, `disk`: bytes of one process."""
 
     stage: str
     seconds: float
     loading: float
     units: float
     unit: float | None
+    batch: float
     memory: int
     disk: int
     metrics: Mapping[str, object]
 
 
-def at_width(unit: float, active: float, width: float, steps: Mapping[int, float]) -> float:
-    """Seconds of a completion in batches of `width` rows, from its seconds in batches of `active` rows, each the mean
-    of all steps. `steps`: of two numbers of rows, the seconds of a step, which are a + b n for n rows."""
+def row_share(active: float, steps: Mapping[int, float]) -> float:
+    """The share of a step's time that its rows take, where `active` run on average. `steps`: of two numbers of rows,
+    the seconds of a step, which are a + b n for n rows."""
     (few, short), (many, long) = sorted(steps.items())
     row = max((long - short) / (many - few), 0.0)
     step = max(short - few * row, 0.0)
-    return unit * (step / width + row) / (step / active + row) if step or row else unit
+    return row * active / (step + row * active) if step or row else 1.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`fixed` seconds, `unit` seconds per unit, `loading` seconds per process. Memory and disk in bytes, `disk_unit`
-    per unit."""
+    """`fixed` seconds, `unit` seconds per unit, `loading` seconds per process, `batch` seconds per batch of
+    completions. Memory and disk in bytes, `disk_unit` per unit."""
 
     fixed: float
     loading: float
@@ -47,16 +48,22 @@ class Cost:
     memory: float
     disk: float
     disk_unit: float
+    batch: float = 0.0
 
-    def seconds(self, units: float, processes: int = 1) -> float:
-        return self.fixed + self.loading * processes + self.unit * units
+    def seconds(self, units: float, processes: int = 1, batches: int = 1) -> float:
+        return self.fixed + self.loading * processes + self.unit * units + self.batch * batches
 
 
 def work(planned: PlannedStage, amounts: Amounts) -> float:
     """The units of a stage: completions, rows that are scored or filtered, or rows that optimizer steps read, with
     those of other forward passes as parts of them."""
     if planned.spec.trained:
-        return amounts.steps * planned.config[planned.stage]["batch"] + amounts.passes * PASS
+        section = planned.config[planned.stage]
+        if section.get("max_steps", -1) > 0:
+            read = amounts.steps * min(section["batch"], amounts.rows)
+        else:  # the last batch of an epoch has fewer rows
+            read = amounts.rows * section["num_train_epochs"]
+        return read + amounts.passes * PASS
     return amounts.completions if planned.spec.samples else amounts.rows
 
 
@@ -72,7 +79,7 @@ def cost(measured: Measured) -> Cost:
         fixed = max(rest - unit * measured.units, 0.0)
         return Cost(fixed, measured.loading, unit, measured.memory, measured.disk, 0.0)
     unit = rest / units if measured.unit is None else measured.unit
-    return Cost(0.0, measured.loading, unit, measured.memory, 0.0, measured.disk / units)
+    return Cost(0.0, measured.loading, unit, measured.memory, 0.0, measured.disk / units, measured.batch)
 
 
 def cost_of(planned: PlannedStage, costs: Mapping[str, Cost]) -> Cost | None:

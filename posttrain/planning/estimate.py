@@ -72,9 +72,14 @@ def processes(planned: PlannedStage, todo: Amounts, machine: Machine) -> int:
     if not planned.spec.samples or not todo.prompts:
         scores = planned.spec.unit == "rows" and planned.spec.group in ("sampling and scoring", "evaluation")
         return machine.workers if scores and todo.rows else 1
+    return max(1, min(machine.workers, _shards(planned, todo)))
+
+
+def _shards(planned: PlannedStage, todo: Amounts) -> int:
+    """Of a stage that samples: those at each further temperature are others."""
     longest = todo.completions * planned.config["answers"]["max_new_tokens"]
     shards = math.ceil(longest / planned.config["engine"]["shard_tokens"])
-    return max(1, min(machine.workers, shards))
+    return max(shards, 1 + len(planned.config.get("further", ())))
 
 
 def _task(
@@ -85,7 +90,8 @@ def _task(
     seconds = prompts_seconds if planned.stage == "prompts" else 0.0
     memory = 0.0
     if found and _is_work(todo):
-        seconds = found.seconds(work(planned, todo), many)
+        batches = _shards(planned, todo) if planned.spec.samples else 1
+        seconds = found.seconds(work(planned, todo), many, batches)
         memory = found.memory * many
     width = machine.threads if planned.spec.trained else many
     return Task(planned.key, seconds, width, planned.waits, planned.spec.background, memory)

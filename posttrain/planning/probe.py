@@ -24,7 +24,7 @@ from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.errors import EmptyStageError
 from posttrain.execution.launcher import execute
-from posttrain.planning.costs import PASS, Measured, at_width
+from posttrain.planning.costs import PASS, Measured, row_share
 from posttrain.recipe.recipe import Recipe
 from posttrain.stages.amounts import Shares
 from posttrain.stages.registry import STAGES, learned_from
@@ -51,7 +51,6 @@ _POOL = "pool"  # names the artifact with the answers that were sampled
 STAND_IN = "stand-in"  # the folder of rows made from them
 MADE = {"kept": "kept", "pairs": "pairs", "preferences_1": "pairs"}  # the tables in it, by the roles that they have
 SCORED = "scored_samples"  # the role of the scored samples, for `pairs`
-_SHARD = "shard-tokens"  # holds the recipe's own
 HALF = 0.5
 
 
@@ -104,12 +103,10 @@ def miniature(recipe: Recipe, size: Size) -> list[str]:
     return changes
 
 
-def write_few(prompts: Path, root: Path, dev: int, shard_tokens: int) -> None:
-    """Writes the probe's evaluation prompts, spread over each set, at most `dev` of dev; and the recipe's own
-    `shard_tokens`."""
+def write_few(prompts: Path, root: Path, dev: int) -> None:
+    """Writes the probe's evaluation prompts, spread over each set, at most `dev` of dev."""
     import pyarrow.parquet as pq
 
-    (root / _SHARD).write_text(str(shard_tokens), "utf-8")
     folder = root / FEW
     folder.mkdir(exist_ok=True)
     for name, wanted in {"dev": dev, "heldout": HELDOUT}.items():
@@ -172,7 +169,7 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
         metrics = _stand_in(folder, stage, root)
     ended = clock()
     units: float = sum(total for _, done, total in events if done == total) or metrics.get("rows", 1)
-    unit = None
+    unit, batch_seconds = None, 0.0
     if STAGES[stage["stage"]].trained:
         name = stage["stage"]
         batch = stage["config"][name]["batch"]
@@ -181,9 +178,10 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
         first = events[int(metrics["steps"] > FEW_STEPS)]
         unit = (events[-1][0] - first[0]) / (max(events[-1][1] - first[1], 1) * batch)
     elif steps:
-        unit = _at_width(stage, root / "artifacts" / folder.name, ended - loaded, steps)
+        unit, batch_seconds = _divided(stage, root / "artifacts" / folder.name, ended - loaded, steps)
     size = sum(file["size"] for file in read_json(root / "artifacts" / folder.name / store.MANIFEST)["files"].values())
-    found = Measured(stage["stage"], ended - started, loaded - started, units, unit, _memory() - memory, size, metrics)
+    used = _memory() - memory
+    found = Measured(stage["stage"], ended - started, loaded - started, units, unit, batch_seconds, used, size, metrics)
     target = root / "measured"
     target.mkdir(exist_ok=True)
     (root / "resident").write_text(str(memory), "utf-8")
@@ -297,17 +295,16 @@ def _score_again(folder: Path, stage: Mapping[str, Any], root: Path) -> None:
             pieces.keep(name_of(number), table.slice(start, stop - start))
 
 
-def _at_width(stage: Mapping[str, Any], made: Path, seconds: float, steps: Mapping[int, float]) -> float:
-    """Seconds of a completion in the batches of a run."""
+def _divided(stage: Mapping[str, Any], made: Path, seconds: float, steps: Mapping[int, float]) -> tuple[float, float]:
+    """The seconds of a completion and those of a batch that these took."""
     import pyarrow.parquet as pq
 
     asked, shard = stage["config"]["answers"], stage["config"]["engine"]["shard_tokens"]
-    width = min(_WIDE, max(1, int((made.parent.parent / _SHARD).read_text("utf-8")) // asked["max_new_tokens"]))
     lengths = pq.read_table(made / "answers.parquet", columns=["n_tokens"])["n_tokens"].to_pylist()
     prompts = math.ceil(len(lengths) / asked["k"])
     shards = math.ceil(prompts / max(1, shard // (asked["max_new_tokens"] * asked["k"])))
-    running = sum(lengths) / max(lengths)  # on average over the steps, were all in one batch
-    return at_width(seconds / len(lengths), running / shards, running * width / len(lengths), steps)
+    share = row_share(sum(lengths) / max(lengths) / shards, steps)
+    return seconds * share / len(lengths), seconds * (1 - share) / shards
 
 
 def read_measured(root: Path) -> dict[str, Measured]:

@@ -9,7 +9,7 @@ from support.loop_runs import ROUND
 
 from posttrain import shipped
 from posttrain.planning import probe
-from posttrain.planning.costs import Cost, Measured, at_width, cost, cost_of, work
+from posttrain.planning.costs import Cost, Measured, cost, cost_of, row_share, work
 from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan, processes
 from posttrain.planning.simulate import Task, simulate
@@ -135,7 +135,7 @@ class TestTimeline:
 
 
 def measured(stage: str, seconds: float, loading: float, units: float, unit: float | None = None) -> Measured:
-    return Measured(stage, seconds, loading, units, unit, memory=100, disk=500, metrics={})
+    return Measured(stage, seconds, loading, units, unit, 0.0, memory=100, disk=500, metrics={})
 
 
 def stage(name: str, config: dict[str, object] | None = None, **inputs: str) -> PlannedStage:
@@ -152,16 +152,24 @@ def test_what_one_more_unit_costs() -> None:
     assert training.disk == 500
 
 
-def test_a_completion_costs_less_in_a_wider_batch_by_what_two_steps_took() -> None:
-    # A step takes 0.05 s and 0.01 s a row: a row 0.015 s among 10, 0.0105 s among 100.
-    steps = {128: 0.05 + 1.28, 16: 0.05 + 0.16}
-    assert at_width(3.0, active=10, width=100, steps=steps) == pytest.approx(3.0 * 0.0105 / 0.015)
-    assert at_width(3.0, active=10, width=100, steps={16: 1.0, 128: 0.9}) == pytest.approx(3.0 * 10 / 100)
-    assert at_width(3.0, active=10, width=100, steps={16: 0.0, 128: 0.0}) == 3.0
+def test_two_steps_tell_how_much_of_a_step_is_its_rows() -> None:
+    # A step takes 0.05 s and 0.01 s a row: of 10 rows two thirds are the rows'.
+    assert row_share(10, {128: 0.05 + 1.28, 16: 0.05 + 0.16}) == pytest.approx(2 / 3)
+    assert row_share(10, {16: 1.0, 128: 0.9}) == 0.0
+    assert row_share(10, {16: 0.0, 128: 0.0}) == 1.0
+
+
+def test_few_completions_cost_their_batch() -> None:
+    found = Cost(fixed=0.0, loading=1.0, unit=0.1, memory=0, disk=0.0, disk_unit=0.0, batch=5.0)
+    assert found.seconds(10, processes=2, batches=3) == pytest.approx(2.0 + 1.0 + 15.0)
 
 
 def test_a_training_s_work_is_the_rows_that_it_reads_and_a_reference_s_pass_is_a_third_of_that() -> None:
-    assert work(stage("dpo", {"dpo": {"batch": 32}}), Amounts(rows=600, steps=20, passes=600)) == 20 * 32 + 200
+    whole = stage("dpo", {"dpo": {"batch": 32, "num_train_epochs": 2.0}})
+    assert work(whole, Amounts(rows=600, steps=38, passes=600)) == 1200 + 200
+    limited = stage("dpo", {"dpo": {"batch": 32, "max_steps": 20, "num_train_epochs": 2.0}})
+    assert work(limited, Amounts(rows=600, steps=20)) == 20 * 32
+    assert work(limited, Amounts(rows=5, steps=20)) == 20 * 5  # a step has no more than there are
     assert work(stage("answers"), Amounts(prompts=9, completions=72)) == 72
     assert work(stage("scores"), Amounts(rows=72)) == 72
 
@@ -183,7 +191,7 @@ def test_a_whole_plan() -> None:
     made = plan(planned, SETS, SHARES, costs, machine, model_bytes=900, prompts_seconds=0.5)
     first = {stage["stage"]: stage for stage in made["rounds"][1]["stages"]}
     assert first["answers_samples"]["seconds"] == pytest.approx(3.6)  # 7200 ms of work, two processes
-    assert first["sft"]["seconds"] == pytest.approx(1.0 + 46 * 0.1)
+    assert first["sft"]["seconds"] == pytest.approx(1.0 + 2 * 720 / 32 * 0.1)
     assert (first["sft"]["disk"], first["scores"]["disk"]) == (1000, 14_400)
     assert made["steps"] == 2 * 46
     # samples 3.6, scores 3.6, filters 7.2 by one process, SFT 5.6, dev answers 4.05 and their scores 4.05
