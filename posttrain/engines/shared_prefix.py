@@ -8,10 +8,12 @@ when the samples still running leave room.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import psutil
 import torch
 
 from posttrain.engines.cohort import Cohort
@@ -25,8 +27,6 @@ from posttrain.system import ran_out
 
 # Beyond this many samples at once a step's fixed cost no longer shows.
 _AT_ONCE = {"cpu": 2048, "cuda": 4096}
-# What keys, values and logits may take on a CPU, bytes. Fixed, so that the same requests make the same batches.
-_CPU_MEMORY = 1 << 30
 # Tokens of prompts, padding included, that are computed at once.
 _PREFILL_TOKENS = 16384
 
@@ -73,8 +73,19 @@ class SharedPrefixEngine:
         shared = sum(len(request.prompt_ids) for request in requests) / samples
         logits = 12 * self.loaded.model.get_output_embeddings().weight.shape[0]
         each = self.decoder.token_bytes * (params.max_new_tokens + shared) + logits
-        memory = _CPU_MEMORY if device.type == "cpu" else _free(device) // 2
+        memory = _cpu_memory(psutil.virtual_memory().total) if device.type == "cpu" else _free(device) // 2
         return max(1, min(_AT_ONCE.get(device.type, 1024), int(memory / each)))
+
+
+def _cpu_memory(total: int) -> int:
+    """Bytes that keys, values and logits may take in a process on a CPU, of a machine's `total`: an eighth of each
+    core's share, since each core may have such a process.
+
+    A power of 2 and of what is built in, not of what is free now: the same requests then make the same batches whatever
+    else runs. Another batch can change the last bits of logits, and with them a draw between two equal candidates.
+    """
+    share = total // (8 * (os.cpu_count() or 1))
+    return 1 << max(27, min(32, share.bit_length() - 1))
 
 
 def _free(device: torch.device) -> int:
