@@ -6,7 +6,8 @@ and casts the input to float32 and again to autocast's type, which takes longer 
 
 from __future__ import annotations
 
-import types
+import functools
+import weakref
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from peft.tuners.lora import Linear
 
 def fuse(model: torch.nn.Module) -> None:
     """Replaces the forward of each plain LoRA layer on a CPU: one adapter, no variant such as DoRA, no dropout."""
+    cast = _Cast()
     for layer in model.modules():
         if type(layer) is Linear and _plain(layer):
-            layer.forward = types.MethodType(_forward, layer)
+            layer.forward = functools.partial(_forward, layer, cast)
 
 
 def _plain(layer: Any) -> bool:
@@ -34,17 +36,32 @@ def _plain(layer: Any) -> bool:
     )
 
 
-def _forward(self: Any, x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+class _Cast:
+    """An input in autocast's type: once for the layers that read it one after the other, as query, key and value do."""
+
+    def __init__(self) -> None:
+        self._given: weakref.ref[torch.Tensor] | None = None
+        self._made = torch.empty(0)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_autocast_enabled("cpu"):
+            return x
+        if self._given is None or self._given() is not x:
+            self._given, self._made = weakref.ref(x), x.to(torch.get_autocast_dtype("cpu"))
+        return self._made
+
+
+def _forward(self: Any, cast: _Cast, x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
     if given or named or self.disable_adapters or self.merged:
         return Linear.forward(self, x, *given, **named)
     (name,) = self.lora_A
     base, one, other = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
-    return LoraProduct.apply(x, base.weight, base.bias, one, other, self.scaling[name])
+    return LoraProduct.apply(cast(x), base.weight, base.bias, one, other, self.scaling[name])
 
 
 class LoraProduct(torch.autograd.Function):
     """x (…, I); weight (O, I) and bias (O,) or None, without gradient; A (r, I), B (O, r), scale s. Gives (…, O) in
-    autocast's type, or without autocast in that of x."""
+    the type of x."""
 
     @staticmethod
     def forward(
@@ -56,8 +73,8 @@ class LoraProduct(torch.autograd.Function):
         b: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        rows, weight, a, b = x.reshape(-1, x.shape[-1]).to(dtype), weight.to(dtype), a.to(dtype), (scale * b).to(dtype)
+        rows, dtype = x.reshape(-1, x.shape[-1]), x.dtype
+        weight, a, b = weight.to(dtype), a.to(dtype), (scale * b).to(dtype)
         low = rows @ a.t()
         out = torch.nn.functional.linear(rows, weight, None if bias is None else bias.to(dtype)).addmm_(low, b.t())
         ctx.save_for_backward(rows, low, weight, a, b)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from support.interrupted import BATCH, FIELDS, ROWS, SECTIONS, STEPS, Killed, Training
 
+from posttrain.training import head
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SECTIONS)
@@ -26,6 +28,22 @@ def test_killed_at_any_step_a_training_ends_with_the_same_bits_and_figures(tmp_p
     assert told["last"]["loss"] == figures["last"]["loss"]
     repeated = len(killed.steps) - STEPS
     assert repeated == 1 + 1 + 1 + 1 + FIELDS["save_steps"]  # none more than there are between two checkpoints
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "dpo", "reward_model"])
+def test_so_does_one_with_the_products_for_real_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(head, "_LARGE", 1)
+    whole, killed = (Training(name, tmp_path / folder, bf16=True) for folder in ("whole", "killed"))
+    for training in (whole, killed):
+        training.config["model"] |= {"lora": {"r": 2}, "attention": "eager"}
+    whole.go()
+    with pytest.raises(Killed):
+        killed.go(dies_after=5)
+    killed.go()
+    assert killed.bits() == whole.bits()
 
 
 def test_an_end_in_the_middle_of_an_epoch_is_an_end_when_resumed_too(tmp_path: Path) -> None:
