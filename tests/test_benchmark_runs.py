@@ -21,7 +21,8 @@ from support.faults import REDUCED
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if '"__main__"' in path.read_text("utf-8")]
-ELSEWHERE = {"ifeval_agreement"}  # needs lm-eval: tests/test_ifeval_agreement.py
+# They need lm-eval, or a model and files: tests/test_ifeval_agreement.py, tests/test_instructions_benchmark.py.
+ELSEWHERE = {"ifeval_agreement", "instructions"}
 SECONDS = 1800  # for one command: a hang, also on a busy machine
 NUMBER = r"[\d,]+(\.\d+)?(e-?\d+)?"
 TABLE = re.compile(r"(<!-- ([\w.-]+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)  # of a page

@@ -34,6 +34,7 @@ RECIPES = {
     "ultrafeedback": [*HERE, "preferences.given={path: edited-notes.jsonl}"],
     "consumer-gpu": HERE,
     "8b-one-gpu": HERE,
+    "instructions": HERE,
 }
 
 

@@ -427,7 +427,7 @@ def test_a_folder_is_loaded_with_the_engine_that_fits(tmp_path) -> None:
         assert [len(answers) for answers in engine.generate(MIXED, SamplingParams(1.0, 2))] == [4, 2, 5, 0, 1, 4, 8, 3]
     with pytest.raises(ModelError, match="cannot load a causal language model"):
         load_engine(tmp_path / "missing")
-    with pytest.raises(ModelError, match="no dtype 'int8'"):
+    with pytest.raises(ModelError, match="no dtype 'int4'"):
         load_engine(tmp_path / "llama", dtype="int4")
 
 

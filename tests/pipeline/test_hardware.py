@@ -90,7 +90,7 @@ def test_int8_is_for_answers_to_training_prompts_alone() -> None:
 
 def test_int8_is_refused_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "gpu", lambda: True)
-    with pytest.raises(InputError, match="for CPUs"):
+    with pytest.raises(InputError, match="engine-int8"):
         settled(load("quickstart", ["engine.dtype=int8"]), Measured(FAST), BASE)
 
 

@@ -110,8 +110,13 @@ class Training:
         for name in ("out", "scratch"):
             (self.folder / name).mkdir(exist_ok=True)
 
+        said: list[int] = []
+
         def progress(done: int, total: int, unit: str) -> None:
             if unit != "steps":
+                return
+            said.append(done)
+            if len(said) == 1:  # where it begins, before any step
                 return
             self.steps.append(done)
             if done == dies_after:

@@ -98,7 +98,7 @@ def shards(module: Any) -> None:
 
     @functools.wraps(do)  # it is sent to other processes by its name
     def noted(work: Any, shard: Any, pieces: Any, index: int) -> Any:
-        note(f"shard\t{os.path.relpath(pieces.folder, ROOT)}/{module._name(index)}")
+        note(f"shard\t{os.path.relpath(pieces.folder, ROOT)}/{module.name_of(index)}")
         return do(work, shard, pieces, index)
 
     module._do = noted
