@@ -165,7 +165,7 @@ def test_a_reward_that_is_slow_on_all_together_is_told_apart(tmp_path: Path) -> 
     with pytest.raises(
         StageError, match=r"for 4 rows, though it does for each alone; raise compute\.reward_minutes.*\[reward-slow\]"
     ):
-        asked(tmp_path, "time.sleep(0.06 * len(prompts) ** 2)", ["one", "two", "two", "four"], 0.4)
+        asked(tmp_path, "time.sleep(0.1 * len(prompts) ** 2)", ["one", "two", "two", "four"], 1.2)
     assert asked(tmp_path, "pass", ["one"], 60) == [1.0]
 
 
