@@ -78,21 +78,12 @@ def judged(model: str, given: argparse.Namespace, target: Path) -> dict[str, Any
     answers = target.with_suffix(".answers.jsonl")
     if not answers.is_file():
         greedy = ["--k", "1", "--temperature", "0", "--max-new-tokens", str(given.new)]
-        command("sample", model, "--prompts", str(prompts(given)), *greedy, "--out", str(answers), given=given)
+        command("sample", model, "--prompts", str(given.ifeval), *greedy, "--out", str(answers), given=given)
     check = Checked()
     rows = [check.row(json.loads(line)) for line in answers.read_text("utf-8").splitlines()]
     found = {"rows": rows, "texts": {path.name: log_likelihood(model, path, given.rows) for path in given.texts}}
     target.write_text(json.dumps(found), "utf-8")
     return found
-
-
-def prompts(given: argparse.Namespace) -> Path:
-    """IFEval's prompts, the first `--ifeval-rows` of them."""
-    if given.ifeval_rows is None:
-        return given.ifeval
-    few = given.folder / "ifeval.jsonl"
-    few.write_text("\n".join(given.ifeval.read_text("utf-8").splitlines()[: given.ifeval_rows]) + "\n", "utf-8")
-    return few
 
 
 def log_likelihood(model: str, texts: Path, rows: int) -> list[float]:
@@ -199,7 +190,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rows", type=int, default=200, help="texts of each file")
     parser.add_argument("--new", type=int, default=NEW_TOKENS, help="longest answer to IFEval, tokens")
-    parser.add_argument("--ifeval-rows", type=int, help="only the first prompts of IFEval")
     parser.add_argument("--set", dest="extra", action="append", default=[], help="as of `posttrain round`")
     parser.add_argument("--parts", action="store_true", help="also the arms")
     parser.add_argument("--table", action="store_true", help="only the table of what is there")

@@ -106,6 +106,10 @@ SMALLEST = {
         cells("0.1M | geometric | generate float32", "0.1M | geometric | ours bfloat16"),
         ("--sizes 0.1M --lengths geometric --repeats 1",),
     ),
+    "sampling_precision": Smallest(
+        cells("bfloat16"),
+        (f"--model {ROOT}/data/tiny-base --texts {ROOT}/data/word-problems.dev.jsonl --rows 1 --dtypes bfloat16",),
+    ),
     "scoring": Smallest(cells("0.1M | ours float32"), ("--sizes 0.1M --repeats 1",)),
     "scoring_precision": Smallest(
         cells("6"),

@@ -32,7 +32,7 @@ Attend = Callable[[int, torch.Tensor, Options], torch.Tensor]
 class LeanLlama:
     """A copy of a causal language model's or reward model's weights, rearranged.
 
-    `dtype` is that of the products. The residual stream is float32 on a CPU; keys and values too.
+    `dtype` is that of the products. The residual stream is float32 on a CPU, and so is what attention gets.
 
     Raises:
         Unsupported: the model is of another kind.

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from posttrain.engines.fast_linear import can_quantize
 from posttrain.engines.precision import linear_shapes, sampling_dtype
 from posttrain.engines.protocol import Request, SamplingParams, context_length
 from posttrain.errors import ModelError
@@ -42,7 +43,7 @@ def pick_dtype(dtype: str, device: str, model: Any = None) -> torch.dtype:
         dtype = _measured(tuple(linear_shapes(model).items())) if device == "cpu" else sampling_dtype({}, device).name
     if dtype not in DTYPES:
         raise ModelError(f"no dtype {dtype!r}", hint=f"use auto, {', '.join(DTYPES)}", rule="model-engine-dtype")
-    if dtype == "int8" and (device != "cpu" or not torch.cpu._is_vnni_supported()):
+    if dtype == "int8" and (device != "cpu" or not can_quantize()):
         raise ModelError("int8 needs a CPU with VNNI or AMX", hint="use auto", rule="model-engine-dtype")
     return DTYPES[dtype]
 

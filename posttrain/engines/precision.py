@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from posttrain.engines.fast_linear import Product, linear_weight
+from posttrain.engines.fast_linear import Product, can_quantize, linear_weight
 
 CLEARLY = 1.2  # times as fast: smaller differences are within the noise of a shared machine
 REPEATS = 3  # that must agree
@@ -65,10 +65,11 @@ def sampling_dtype(shapes: Mapping[tuple[int, int], int], device: str) -> Choice
 
 
 def rates() -> dict[str, float]:
-    """GFLOP/s of products (128, 1024) · (1024, 1024) on one thread of this CPU, by type: float32, bfloat16, int8."""
+    """GFLOP/s of products (128, 1024) · (1024, 1024) on one thread of this CPU, by type: float32, bfloat16, and int8
+    where the CPU has it."""
     found = {}
     with one_thread():
-        for dtype in (torch.float32, torch.bfloat16, torch.int8):
+        for dtype in (torch.float32, torch.bfloat16, *([torch.int8] if can_quantize() else [])):
             product, x = Product(torch.randn(_MOST, _MOST), None, dtype), torch.randn(_ROWS, _MOST)
             operations = 2 * _ROWS * _MOST * _MOST
             found[str(dtype).removeprefix("torch.")] = operations / 1e9 / seconds(lambda: product(x))  # noqa: B023

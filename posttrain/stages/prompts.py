@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def run(job: Job) -> dict[str, Any]:
         real, left_out = _real(sets, sets.real, contamination)
         pq.write_table(pa.Table.from_pylist(real, schema=REAL), job.out / "real.parquet")
         metrics["real"] = {"rows": len(real), **left_out}
-    return {**metrics, "longest_prompt": max(room.lengths)}
+    return {**metrics, "longest_prompt": room.longest}
 
 
 def _real(
@@ -119,7 +119,7 @@ def _real(
     return rows, left_out
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Room:
     """The room for prompts: at most `context` − `new` tokens. `drop`: longer prompts are dropped and counted."""
 
@@ -127,7 +127,7 @@ class _Room:
     context: int
     new: int
     drop: bool
-    lengths: list[int] = field(default_factory=list)  # of the prompts that fit
+    longest: int = 0  # tokens of a prompt that fits
 
 
 def _nothing(prompt: Prompt) -> None:
@@ -182,7 +182,7 @@ def _fits(room: _Room, prompt: Prompt, systems: Sequence[str | None], place: str
         )
     if length + room.new > room.context:
         return False
-    room.lengths.append(length)
+    room.longest = max(room.longest, length)
     return True
 
 

@@ -9,7 +9,7 @@ import torch
 from support.tiny_models import causal_lm
 
 from posttrain.engines import precision
-from posttrain.engines.fast_linear import Product
+from posttrain.engines.fast_linear import Product, can_quantize
 from posttrain.engines.load import pick_dtype
 from posttrain.engines.precision import clearly_faster, linear_shapes, products, sampling_dtype
 
@@ -77,6 +77,7 @@ def test_the_threads_are_what_they_were_after_a_measurement() -> None:
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.skipif(not can_quantize(), reason="needs a CPU with VNNI or AMX")
 def test_a_row_in_8_bits_is_near_and_depends_on_no_other() -> None:
     torch.manual_seed(0)
     weight, bias, x = torch.randn(96, 64), torch.randn(96), torch.randn(40, 64)
