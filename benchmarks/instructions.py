@@ -5,7 +5,7 @@
     python benchmarks/instructions.py MODEL --ifeval … --texts … --table         # only the tables of what is there
 
 MODEL is a folder; input_data.jsonl is IFEval's own file; the texts are GSM8K's and HumanEval's own files. It goes on
-where it was stopped. After each round the promoted policy answers IFEval
+where it was stopped; what is in --results is not made again. After each round the promoted policy answers IFEval
 greedily; an answer counts when reward/instructions.py says that it follows all constraints (IFEval's prompt-level
 strict accuracy). Intervals are of the prompts: 95 %, paired with the base. The log-likelihood is per token of whole
 texts, in float32. Arms of --parts have two rounds and half the prompts, and one seed.
@@ -31,10 +31,14 @@ from posttrain.report.reading import open_run
 ROOT = Path(__file__).parent.parent
 LOOP = "the loop"
 HALF = ["samples.prompts=250", "pairs.prompts=125", "preferences.prompts=100"]
+CHECKS = [  # the recipe's rewards without its last, the reward model
+    {"use": "instructions.py", "function": "all_followed", "for": "scores"},
+    {"use": "instructions.py", "function": "share_followed", "weight": 0.5},
+]
 PARTS = {
     LOOP: [],
     "without DPO": ["dpo=null", "pairs=null"],
-    "without the reward model": ["reward_model=null", "preferences=null", "reward.2=null"],
+    "without the reward model": ["reward_model=null", "preferences=null", f"reward={json.dumps(CHECKS)}"],
     "a random candidate": ["filters.7.choose=random"],
 }
 NEW_TOKENS = 512
@@ -50,39 +54,52 @@ def command(*words: str, given: argparse.Namespace) -> None:
 class Checked:
     """IFEval's constraints, by our registry; `untrained`: the kinds that are in no training prompt."""
 
-    def __init__(self) -> None:
+    def __init__(self, ifeval: Path) -> None:
         self.all_followed = runpy.run_path(str(ROOT / "reward" / "instructions.py"))["all_followed"]
         self.untrained = set(runpy.run_path(str(ROOT / "data" / "instructions.py"))["HELD_OUT"])
+        rows = map(json.loads, ifeval.read_text("utf-8").splitlines())
+        self.kinds: dict[str, list[str]] = {str(row["key"]): row["instruction_id_list"] for row in rows}
 
-    def row(self, answer: Mapping[str, Any]) -> dict[str, Any]:
-        """What is kept of one answer: whether all constraints are followed, and each by its kind."""
-        kinds, kwargs = answer["columns"]["instruction_id_list"], answer["columns"]["kwargs"]
+    def followed(self, answer: Mapping[str, Any]) -> list[int]:
+        """Whether each constraint of the prompt is followed, in its order."""
+        columns = answer["columns"]
+        constraints = zip(columns["instruction_id_list"], columns["kwargs"], strict=True)
+        of_row = {"prompts": [answer["prompt"]], "completions": [answer["completion"]]}
+        return [
+            int(self.all_followed(**of_row, instruction_id_list=[[kind]], kwargs=[[given]])[0])
+            for kind, given in constraints
+        ]
 
-        def followed(kinds: Sequence[str], kwargs: Sequence[Mapping[str, Any]]) -> float:
-            asked = {"instruction_id_list": [kinds], "kwargs": [kwargs]}
-            return self.all_followed(prompts=[answer["prompt"]], completions=[answer["completion"]], **asked)[0]
-
-        return {
-            "key": answer["columns"]["key"],
-            "strict": followed(kinds, kwargs),
-            "kinds": [(kind, followed([kind], [given])) for kind, given in zip(kinds, kwargs, strict=True)],
-            "tokens": answer["n_tokens"],
-            "completion": answer["completion"][-1]["content"],
-        }
+    def share(self, found: Mapping[str, Any], trained: bool) -> float:
+        """Of the constraints of kinds that are trained, or not, those that are followed."""
+        return mean(
+            ok
+            for key, verdicts in found["followed"].items()
+            for kind, ok in zip(self.kinds[key], verdicts, strict=True)
+            if (kind not in self.untrained) == trained
+        )
 
 
-def judged(model: str, given: argparse.Namespace, target: Path) -> dict[str, Any]:
-    """IFEval and the texts of one model; a second call reads what the first one wrote."""
+def judged(model: str, given: argparse.Namespace, name: str) -> dict[str, Any]:
+    """IFEval and the texts of one model; a second call reads what the first one wrote. The answers themselves stay in
+    the folder of the runs."""
+    target = given.results / f"{name}.json"
     if target.is_file():
         return json.loads(target.read_text("utf-8"))
-    answers = target.with_suffix(".answers.jsonl")
+    answers = given.folder / f"{name}.answers.jsonl"
     if not answers.is_file():
         greedy = ["--k", "1", "--temperature", "0", "--max-new-tokens", str(given.new)]
         command("sample", model, "--prompts", str(given.ifeval), *greedy, "--out", str(answers), given=given)
-    check = Checked()
-    rows = [check.row(json.loads(line)) for line in answers.read_text("utf-8").splitlines()]
-    found = {"rows": rows, "texts": {path.name: log_likelihood(model, path, given.rows) for path in given.texts}}
-    target.write_text(json.dumps(found), "utf-8")
+    check = Checked(given.ifeval)
+    rows = [json.loads(line) for line in answers.read_text("utf-8").splitlines()]
+    found = {
+        "followed": {str(row["columns"]["key"]): check.followed(row) for row in rows},
+        "tokens": mean(row["n_tokens"] for row in rows),
+        "unfinished": mean(row["finish"] != "stop" for row in rows),
+        "distinct-2": distinct([words_of(row["completion"][-1]["content"]) for row in rows], 2) or 0,
+        "texts": {path.name: mean(log_likelihood(model, path, given.rows)) for path in given.texts},
+    }
+    target.write_text(json.dumps(found) + "\n", "utf-8")
     return found
 
 
@@ -108,19 +125,18 @@ def text_of(row: Mapping[str, str]) -> str:
     return f"{row['question']}\n{row['answer']}" if "question" in row else row["prompt"] + row["canonical_solution"]
 
 
-def play(arm: str, seed: int, settings: Sequence[str], n: int, run: Path, given: argparse.Namespace) -> list[Any]:
-    """The rounds of one arm and seed; what each round's promoted policy gives. One arm at a time in a run folder."""
-    name = f"{arm.replace(' ', '-')}.seed-{seed}"
-    targets = [given.folder / f"{name}.round-{number}.json" for number in range(1, n + 1)]
-    if not all(target.is_file() for target in targets):
-        against = f"prompts.against=[{{path: {given.ifeval.absolute()}}}]"
-        changes = [f"model.path={given.model.absolute()}", f"seed={seed}", against]
-        words = [word for change in [*changes, *settings, *given.extra] for word in ("--set", change)]
-        command("round", str(given.recipe), "--n", str(n), "--run", str(run), *words, given=given)
-        rounds = {one.number: one for one in open_run(run).rounds}
-        for number, target in enumerate(targets, 1):
-            judged(str(run / (rounds[number].policy or "")), given, target)
-    return [json.loads(target.read_text("utf-8")) for target in targets]
+def play(arm: str, seed: int, settings: Sequence[str], n: int, run: Path, given: argparse.Namespace) -> None:
+    """The rounds of one arm and seed; each round's promoted policy is judged. One arm at a time in a run folder."""
+    names = [f"{arm.replace(' ', '-')}.seed-{seed}.round-{number}" for number in range(1, n + 1)]
+    if all((given.results / f"{name}.json").is_file() for name in names):
+        return
+    against = f"prompts.against=[{{path: {given.ifeval.absolute()}}}]"
+    changes = [f"model.path={given.model.absolute()}", f"seed={seed}", against]
+    words = [word for change in [*changes, *settings, *given.extra] for word in ("--set", change)]
+    command("round", str(given.recipe), "--n", str(n), "--run", str(run), *words, given=given)
+    rounds = {one.number: one for one in open_run(run).rounds}
+    for number, name in enumerate(names, 1):
+        judged(str(run / (rounds[number].policy or "")), given, name)
 
 
 def mean(values: Iterable[float]) -> float:
@@ -128,43 +144,48 @@ def mean(values: Iterable[float]) -> float:
     return sum(listed) / len(listed) if listed else math.nan
 
 
-def of_kinds(found: Mapping[str, Any], untrained: set[str], trained: bool) -> float:
-    return mean(ok for row in found["rows"] for kind, ok in row["kinds"] if (kind not in untrained) == trained)
-
-
-def line(name: str, found: Mapping[str, Any], base: Mapping[str, Any], untrained: set[str]) -> str:
+def line(name: str, found: Mapping[str, Any], base: Mapping[str, Any], check: Checked) -> str:
     """A row of the table."""
-    strict = {row["key"]: row["strict"] for row in found["rows"]}
-    before = {row["key"]: row["strict"] for row in base["rows"]}
-    change = statistics.paired_difference(list(strict.values()), [before[key] for key in strict])
-    texts = [mean(found["texts"][file]) / mean(base["texts"][file]) - 1 for file in base["texts"]]
-    words = [words_of(row["completion"]) for row in found["rows"]]
+    strict = [float(all(verdicts)) for verdicts in found["followed"].values()]
+    before = [float(all(base["followed"][key])) for key in found["followed"]]
+    change = statistics.paired_difference(strict, before)
+    low, high = (100 * end for end in change["ci95"])
     cells = [
         name,
-        statistics.in_words(statistics.proportion(list(strict.values()))),
-        "–"
-        if found is base
-        else f"{100 * change['value']:+.1f} [{', '.join(f'{100 * end:+.1f}' for end in change['ci95'])}]",
-        f"{of_kinds(found, untrained, True):.3f}",
-        f"{of_kinds(found, untrained, False):.3f}",
-        f"{mean(row['tokens'] for row in found['rows']):.0f}",
-        f"{distinct(words, 2) or 0:.3f}",
-        ", ".join(f"{100 * text:+.1f} %" for text in texts) if found is not base else "–",
+        statistics.in_words(statistics.proportion(strict)),
+        "–" if found is base else f"{100 * change['value']:+.1f} [{low:+.1f}, {high:+.1f}]",
+        f"{check.share(found, True):.3f}",
+        f"{check.share(found, False):.3f}",
+        f"{found['tokens']:.0f}",
+        f"{100 * found['unfinished']:.0f} %",
+        f"{found['distinct-2']:.3f}",
+        *(
+            f"{found['texts'][file]:.3f} ({100 * (found['texts'][file] / base['texts'][file] - 1):+.1f} %)"
+            for file in base["texts"]
+        ),
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def table(given: argparse.Namespace, base: Mapping[str, Any]) -> str:
-    """All that is there."""
-    untrained = Checked().untrained
-    texts = " and ".join(path.stem for path in given.texts)
-    heads = ["", "IFEval, strict", "points above the base", "kinds trained", "not trained", "tokens", "distinct-2"]
-    rows = [f"| {' | '.join([*heads, f'log-likelihood of {texts} worse by'])} |", "| --- " * 8 + "|"]
-    rows.append(line("base", base, base, untrained))
-    for file in sorted(given.folder.glob("*.round-*.json")):
-        if not file.name.endswith(".answers.jsonl"):
-            name = file.stem.replace("-", " ").replace(".", ", ")
-            rows.append(line(name, json.loads(file.read_text("utf-8")), base, untrained))
+    """All that is there. A log-likelihood is negative: a rise of its size is a loss."""
+    heads = [
+        "",
+        "IFEval, strict",
+        "points above the base",
+        "kinds trained",
+        "not trained",
+        "tokens",
+        "unfinished",
+        "distinct-2",
+    ]
+    heads += [f"log-likelihood, {file}" for file in base["texts"]]
+    rows = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    check = Checked(given.ifeval)
+    rows.append(line("base", base, base, check))
+    for file in sorted(given.results.glob("*.round-*.json")):
+        name = file.stem.replace("-", " ").replace(".", ", ")
+        rows.append(line(name, json.loads(file.read_text("utf-8")), base, check))
     return "\n".join(rows)
 
 
@@ -185,7 +206,8 @@ def main() -> None:
     parser.add_argument("--ifeval", type=Path, required=True)
     parser.add_argument("--texts", type=Path, nargs="+", required=True)
     parser.add_argument("--recipe", default="instructions")
-    parser.add_argument("--folder", type=Path, default=Path("runs/instructions-benchmark"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/instructions-benchmark"), help="of runs and answers")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "instructions")
     parser.add_argument("--n", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rows", type=int, default=200, help="texts of each file")
@@ -194,9 +216,10 @@ def main() -> None:
     parser.add_argument("--parts", action="store_true", help="also the arms")
     parser.add_argument("--table", action="store_true", help="only the table of what is there")
     given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
+    for folder in (given.folder, given.results):
+        folder.mkdir(parents=True, exist_ok=True)
     given.log = given.folder / "log"
-    base = judged(str(given.model.absolute()), given, given.folder / "base.json")
+    base = judged(str(given.model.absolute()), given, "base")
     if not given.table:
         for seed in given.seeds:
             play(LOOP, seed, [], given.n, given.folder / f"run-{seed}", given)

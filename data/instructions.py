@@ -273,7 +273,7 @@ def _weight(kind: str) -> float:
 def kinds_of(rng: Random, first: Sequence[str], more: Sequence[str]) -> list[str]:
     """One to three kinds that go together, the first of `first` and the others of `more`."""
     chosen = rng.choices(first, [_weight(kind) for kind in first])
-    for _ in range(rng.choices((0, 1, 2), (5, 4, 3))[0]):
+    for _ in range(rng.choices((0, 1, 2), (6, 3, 1))[0]):
         left = [kind for kind in more if all(go_together(kind, other) for other in chosen)]
         if left:
             chosen += rng.choices(left, [_weight(kind) for kind in left])

@@ -49,6 +49,8 @@ def test_it_goes_on_where_it_was_stopped_and_writes_its_table(tmp_path: Path) ->
         str(model),
         "--folder",
         str(tmp_path / "made"),
+        "--results",
+        str(tmp_path / "results"),
     ]
     command += ["--ifeval", str(tmp_path / "ifeval.jsonl"), "--texts"]
     command += [str(tmp_path / "texts.jsonl"), str(tmp_path / "code.jsonl"), "--seeds", "0", "--n", "1", "--new", "8"]

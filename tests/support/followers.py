@@ -85,7 +85,8 @@ def follow(kinds: list[str], kwargs: list[dict[str, Any]]) -> str:
     draft = Draft(_paragraphs(given), counted=any(kind in counts for kind in kinds))
     for kind, each in given.items():
         _letters(draft, kind, each)
-    for kind, each in given.items():
+    takes_a_sentence = ("start:phrase", "startend:end_checker")  # so before words are spread over them
+    for kind, each in sorted(given.items(), key=lambda one: one[0] not in takes_a_sentence):
         _marks(draft, kind, each)
         _structure(draft, kind, each)
         _words(draft, kind, each)
