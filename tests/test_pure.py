@@ -22,7 +22,11 @@ LEVELS = {"significantly_better": 0.75, "better": 0.5, "slightly_better": 0.25}
 
 
 def row(score: float | None, text: str | None = None) -> dict:
-    return {"score": score, "completion": [{"role": "assistant", "content": text or f"answer {score}"}]}
+    return {
+        "score": score,
+        "finish": "stop",
+        "completion": [{"role": "assistant", "content": text or f"answer {score}"}],
+    }
 
 
 def test_margins_become_four_levels() -> None:
@@ -43,6 +47,13 @@ def test_best_and_worst_of_k() -> None:
     assert best_and_worst(rows, 0.8) is None
     assert best_and_worst([row(1.0, "same"), row(0.0, " same ")], 0.1) is None
     assert best_and_worst([row(1.0), row(None)], 0.1) is None
+
+
+def test_an_answer_that_was_cut_off_is_never_chosen() -> None:
+    rows = [{**row(0.9), "finish": "length"}, row(0.6), {**row(0.1), "finish": "length"}]
+    assert best_and_worst(rows, 0.5) == (rows[1], rows[2])
+    assert best_and_worst(rows[:1] + rows[2:], 0.1) is None
+    assert across_policies([{**row(0.9, "a"), "finish": "length"}], [row(0.5, "b")]) is None
 
 
 def test_a_pair_has_one_answer_of_each_policy() -> None:

@@ -41,13 +41,14 @@ def split(prompt_id: str, heldout: float, watch: float = 0.0) -> Split:
 def best_and_worst(rows: Sequence[Row], margin: float) -> tuple[Row, Row] | None:
     """The best and the worst answer by `score`, when they differ by at least `margin` > 0 and in their text.
 
-    Rows without a score are no candidates; ties go to the earlier row.
+    Rows without a score are no candidates, and an answer cut off at its limit is never the best: a policy that learns
+    from it would learn to ramble. Ties go to the earlier row.
     """
     return _best_against_worst(rows, rows, margin)
 
 
 def _best_against_worst(better: Sequence[Row], worse: Sequence[Row], margin: float = 0.0) -> tuple[Row, Row] | None:
-    ups = [row for row in better if row["score"] is not None]
+    ups = [row for row in better if row["score"] is not None and row["finish"] != "length"]
     downs = [row for row in worse if row["score"] is not None]
     if not ups or not downs:
         return None

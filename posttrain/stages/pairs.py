@@ -25,7 +25,7 @@ def run(job: Job) -> dict[str, Any]:
     scorers, weights = load_scorers(job)
     margin = job.config["margin"]
     rows_path = score_table(job, job.inputs["answers"] / "answers.parquet", scorers, job.scratch / "scored.parquet")
-    columns = ["prompt_id", "prompt", "completion", "columns", "rewards"]
+    columns = ["prompt_id", "prompt", "completion", "finish", "columns", "rewards"]
     logits = [
         row["rewards"][REWARD_MODEL]
         for rows in by_prompt(rows_path, columns)

@@ -111,7 +111,7 @@ def _sampled(job: Job, section: Preferences, counts: Counter[str]) -> tuple[int,
         answers = job.inputs[role] / "answers.parquet"
         path = score_table(job, answers, Scorers(labels.rewards), job.scratch / f"{role}.parquet")
         found = {}
-        for rows in by_prompt(path, ["prompt_id", "tag", "prompt", "completion", "columns", "rewards"]):
+        for rows in by_prompt(path, ["prompt_id", "tag", "prompt", "completion", "finish", "columns", "rewards"]):
             for row in rows:
                 row["score"] = combine(row["rewards"], weights)
             if any(row["score"] is not None for row in rows):
