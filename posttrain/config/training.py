@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from posttrain.config import trl_fields
 from posttrain.config.keys import KeyedUnlessDefault
 from posttrain.config.kto import Kto
-from posttrain.config.section import MOST, Count, Few, Section, Share, complain
+from posttrain.config.section import MOST, Count, Few, Section, Share, Temperature, complain
 from posttrain.config.trained import Trained
 from posttrain.errors import did_you_mean
 
@@ -107,6 +107,7 @@ class Sft(Trained):
     """SFT on the samples that the filters kept, prompts masked; plus SFTConfig's fields."""
 
     trainer, trl_config = "sft", "SFTConfig"
+    made_with = ("temperature",)
     refused: ClassVar = {"assistant_only_loss": "the prompt is always masked and only the answer is trained on"}
 
     start: Literal["previous", "base"] = "previous"
@@ -115,6 +116,9 @@ class Sft(Trained):
     """The mix of data."""
     anneal: Anneal | None = None
     """Use the best data last; null: no annealing."""
+    temperature: Annotated[Temperature, KeyedUnlessDefault()] = 1.0
+    """Temperature of the policy in the loss. That of `samples`, where it is below 1, keeps the policy from growing
+    surer of everything from round to round."""
 
     @model_validator(mode="after")
     def _packs_whole_examples(self) -> Sft:
@@ -155,7 +159,7 @@ class Dpo(Trained):
         "label_smoothing": "TRL ignores it for the sigmoid loss",
     }
     shown = ("beta", "loss_type")
-    made_with = ("packed", "mask_format", "nll_weight")
+    made_with = ("packed", "mask_format", "nll_weight", "temperature")
     one_or_more = ("pairs_from",)
 
     pairs_from: list[PairSource] = Field(default=["pairs"], min_length=1)
@@ -174,6 +178,8 @@ class Dpo(Trained):
     """Mask the template's tokens after an answer in the preference loss."""
     nll_weight: float = Field(default=0.2, ge=0, le=MOST)
     """Weight of the chosen answer's negative log-likelihood, added to the DPO loss."""
+    temperature: Annotated[Temperature, KeyedUnlessDefault()] = 1.0
+    """Temperature of policy and reference in the loss, as `sft.temperature`."""
 
     @property
     def sources(self) -> list[str]:

@@ -56,6 +56,7 @@ def trainer(
         ref_model=AutoModelForCausalLM.from_pretrained(reference, **options) if reference else None,
         data_collator=PairCollator(pad, section.packed, eager, section.mask_format),
         nll_weight=section.nll_weight,
+        temperature=section.temperature,
         pieces=Pieces(job.scratch / "reference"),
     )
 

@@ -59,8 +59,9 @@ def run(job: Job) -> dict[str, Any]:
 def trainer(
     job: Job, section: Sft, args: SFTConfig, rows: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> AnswerSFTTrainer:
-    """The trainer for `rows` of `sft_rows`. Does not use `section`: `args` holds all of it."""
-    return AnswerSFTTrainer.made(**trainer_options(job, args, rows, tokenizer, TaskType.CAUSAL_LM))
+    """The trainer for `rows` of `sft_rows`."""
+    options = trainer_options(job, args, rows, tokenizer, TaskType.CAUSAL_LM)
+    return AnswerSFTTrainer.made(temperature=section.temperature, **options)
 
 
 def examples() -> Dataset:

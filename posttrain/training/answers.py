@@ -14,7 +14,8 @@ import torch
 from peft import PeftModel
 from trl.trainer.utils import FusedCausalLMOutput
 
-from posttrain.training.head import for_cpu
+from posttrain.errors import StageError
+from posttrain.training.head import for_cpu, is_linear
 
 # What TRL's fused head gives for each predicted token.
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
@@ -27,8 +28,8 @@ class AnswerOutput(FusedCausalLMOutput):
     answer_log_probs: torch.Tensor | None = None
 
 
-def head_at_answers(model: torch.nn.Module) -> None:
-    """Replaces the forward of a model that has TRL's fused head.
+def head_at_answers(model: torch.nn.Module, temperature: float = 1.0) -> None:
+    """Replaces the forward of a model that has TRL's fused head. All fields are of logits / `temperature`.
 
     With `labels` (B, L), the fields have the shape (1, n): one for each of the n labels that are not −100.
 
@@ -36,8 +37,16 @@ def head_at_answers(model: torch.nn.Module) -> None:
     flattened inputs each id is predicted, and `trained` (N, A) bool, the model is run on those inputs, and the fields
     are (N, A), zero where nothing is trained on. `log_probs` are then zero where `labels` (N, A + 1) are −100, too, and
     `answer_log_probs` are not.
+
+    Raises:
+        StageError: the temperature is not 1, and the output layer has a bias or a soft cap.
     """
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if temperature != 1 and not is_linear(inner):
+        raise StageError(
+            f"the output layer of a {type(inner).__name__} has a bias or a soft cap, so its loss has no other "
+            "temperature than 1; leave `temperature` of sft and dpo out"
+        )
     whole = inner.forward
 
     def forward(
@@ -49,10 +58,10 @@ def head_at_answers(model: torch.nn.Module) -> None:
         if answers is None:
             trained = labels[:, 1:] != -100
             index = torch.arange(labels.numel(), device=labels.device).reshape(labels.shape)[:, :-1]
-            return _at(self, whole, index[trained], labels[:, 1:][trained], named)
+            return _at(self, whole, index[trained], labels[:, 1:][trained], named, temperature)
         trained = answers["trained"]
         named = {**named, **answers["inputs"]}
-        outputs = _at(self, whole, answers["predicted_at"][trained], answers["ids"][trained], named)
+        outputs = _at(self, whole, answers["predicted_at"][trained], answers["ids"][trained], named, temperature)
         placed = {
             name: values.new_zeros(trained.shape).masked_scatter(trained, values) if name in PER_TOKEN else values
             for name, values in outputs.items()
@@ -63,11 +72,14 @@ def head_at_answers(model: torch.nn.Module) -> None:
     inner.forward = types.MethodType(forward, inner)
 
 
-def _at(inner: Any, forward: Any, at: torch.Tensor, labels: torch.Tensor, named: dict[str, Any]) -> Any:
+def _at(
+    inner: Any, forward: Any, at: torch.Tensor, labels: torch.Tensor, named: dict[str, Any], temperature: float
+) -> Any:
     """The fused head at the tokens `at` (n,) of the flattened sequences, which predict `labels` (n,)."""
 
     def select(module: Any, given: Any, outputs: Any) -> Any:
-        outputs.last_hidden_state = outputs.last_hidden_state.flatten(0, 1)[at][None]
+        states = outputs.last_hidden_state.flatten(0, 1)[at][None]
+        outputs.last_hidden_state = states if temperature == 1 else states / temperature
         return outputs
 
     hook = inner.base_model.register_forward_hook(select)

@@ -25,9 +25,7 @@ def for_cpu(model: Any) -> Iterator[None]:
     """Within it TRL's fused head is computed by `HeadLogProbs`, if the model's is a large one on a CPU, without bias
     and soft cap."""
     head = model.get_output_embeddings()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    plain = cap is None and getattr(head, "bias", None) is None
-    if not plain or head.weight.device.type != "cpu" or head.weight.numel() < _LARGE:
+    if not is_linear(model) or head.weight.device.type != "cpu" or head.weight.numel() < _LARGE:
         yield
         return
     theirs = trl_utils._ChunkedLogProbFunction
@@ -36,6 +34,12 @@ def for_cpu(model: Any) -> Iterator[None]:
         yield
     finally:
         trl_utils._ChunkedLogProbFunction = theirs
+
+
+def is_linear(model: Any) -> bool:
+    """Whether the logits are the hidden states times a matrix: no bias, no soft cap."""
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return cap is None and getattr(model.get_output_embeddings(), "bias", None) is None
 
 
 class HeadLogProbs(torch.autograd.Function):

@@ -115,14 +115,14 @@ class Llama3DPOTrainer(TokenizedRows, KeepsReference, DPOTrainer):
 
     Added is `nll_weight` × the negative log-likelihood of the chosen answer, its ending included, per token of it,
     averaged over sequences. TRL's own `sft` loss averages over the tokens of the micro-batch, so it depends on how rows
-    are batched.
+    are batched. All log-probs, the reference's too, are at `temperature`.
     """
 
     columns = ("prompt_ids", "chosen_ids", "chosen_parts", "rejected_ids", "rejected_parts", "length", *_REFERENCE)
 
-    def __init__(self, *, nll_weight: float, pieces: Pieces, **options: Any) -> None:
+    def __init__(self, *, nll_weight: float, pieces: Pieces, temperature: float = 1.0, **options: Any) -> None:
         """`pieces`: where the reference's log-probs are kept, for a training that resumes."""
-        self.nll_weight, self._pieces = nll_weight, pieces
+        self.nll_weight, self._pieces, self._temperature = nll_weight, pieces, temperature
         self.fallback: str | None = None
         self._longest = max(options["train_dataset"]["length"])
         if options.get("ref_model") is not None:  # now, since TRL's `__init__` puts its forward under autocast
@@ -142,7 +142,7 @@ class Llama3DPOTrainer(TokenizedRows, KeepsReference, DPOTrainer):
             )
             for model in (self.model, self.ref_model):
                 if model is not None:
-                    head_at_answers(self.accelerator.unwrap_model(model))
+                    head_at_answers(self.accelerator.unwrap_model(model), self._temperature)
 
     def _check_packing(self, model: Any, collator: PairCollator, **forward: Any) -> None:
         """Switches to separate rows if the model does not support packed ones. `forward`: see `answer_log_probs`."""
@@ -196,13 +196,14 @@ def chosen_nll(log_probs: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
 
 
 class AnswerSFTTrainer(SFTTrainer):
-    """TRL's SFT trainer with the head at labelled tokens only: the same loss from fewer logits."""
+    """TRL's SFT trainer with the head at labelled tokens only: the same loss from fewer logits. They are divided by
+    `temperature`."""
 
     fallback: str | None = None
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, temperature: float = 1.0, **options: Any) -> None:
         super().__init__(**options)
-        head_at_answers(self.accelerator.unwrap_model(self.model))
+        head_at_answers(self.accelerator.unwrap_model(self.model), temperature)
 
     @classmethod
     def made(cls, **options: Any) -> AnswerSFTTrainer:

@@ -65,6 +65,7 @@ def trainer(folder: Path, reference: Any = None, **options: Any) -> Llama3DPOTra
         processing_class=tokenizer,
         data_collator=collator,
         nll_weight=options.get("nll_weight", 0.0),
+        temperature=options.get("temperature", 1.0),
         pieces=pieces,
         peft_config=options.get("peft_config"),
     )
@@ -85,13 +86,13 @@ def loss(made: Llama3DPOTrainer) -> float:
     return made.compute_loss(made.model, batch).item()
 
 
-def by_hand(model: Any, row: dict[str, Any], side: str, ending: bool) -> tuple[float, int]:
+def by_hand(model: Any, row: dict[str, Any], side: str, ending: bool, temperature: float = 1.0) -> tuple[float, int]:
     """(log p of what the assistant says in this answer, number of tokens), from the text of the template alone."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     text = tokenizer.apply_chat_template([*row["prompt"], *row[side]], tokenize=False)
     ids = tokenizer.encode(text, add_special_tokens=False)
     with torch.no_grad():
-        log_p = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        log_p = (model(input_ids=torch.tensor([ids])).logits[0] / temperature).log_softmax(-1)
     assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
     headers = {tokenizer.convert_tokens_to_ids(name) for name in ("<|user|>", "<|assistant|>", "<|system|>")}
     inside, total, count = False, 0.0, 0
@@ -105,7 +106,12 @@ def by_hand(model: Any, row: dict[str, Any], side: str, ending: bool) -> tuple[f
 
 
 def expected(
-    reference: Any, mask_format: bool, nll_weight: float = 0.0, normalised: bool = False, trained: Any = None
+    reference: Any,
+    mask_format: bool,
+    nll_weight: float = 0.0,
+    normalised: bool = False,
+    trained: Any = None,
+    temperature: float = 1.0,
 ) -> float:
     """The loss of `trained`, which is `policy()` where nothing else is said."""
     terms = []
@@ -113,10 +119,10 @@ def expected(
     for row in PAIRS:
         ratios = []
         for side in ("chosen", "rejected"):
-            ours, count = by_hand(trained, row, side, ending=not mask_format)
-            theirs, _ = by_hand(reference, row, side, ending=not mask_format)
+            ours, count = by_hand(trained, row, side, not mask_format, temperature)
+            theirs, _ = by_hand(reference, row, side, not mask_format, temperature)
             ratios.append((ours - theirs) / (count if normalised else 1))
-        whole, length = by_hand(trained, row, "chosen", ending=True)
+        whole, length = by_hand(trained, row, "chosen", True, temperature)
         preference = -torch.nn.functional.logsigmoid(torch.tensor(0.3 * (ratios[0] - ratios[1]))).item()
         terms.append(preference + nll_weight * -whole / length)
     return sum(terms) / len(terms)

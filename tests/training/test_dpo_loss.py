@@ -24,6 +24,14 @@ def test_the_loss_is_that_of_the_paper(
     assert loss(made) == pytest.approx(expected(policy(7), mask_format, nll_weight), abs=1e-5)
 
 
+@pytest.mark.parametrize("precompute", [True, False])
+def test_all_its_log_probs_are_at_the_temperature(tmp_path: Path, precompute: bool) -> None:
+    made = trainer(tmp_path, policy(7), nll_weight=0.2, temperature=0.7, precompute=precompute)
+    wanted = expected(policy(7), mask_format=True, nll_weight=0.2, temperature=0.7)
+    assert loss(made) == pytest.approx(wanted, abs=1e-5)
+    assert abs(wanted - expected(policy(7), mask_format=True, nll_weight=0.2)) > 1e-2
+
+
 def test_masking_of_formatting_tokens_and_the_nll_term_make_a_difference() -> None:
     """Fails when either is switched off: then the losses above would be one."""
     with_all = expected(policy(7), mask_format=True, nll_weight=0.2)
