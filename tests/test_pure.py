@@ -49,11 +49,13 @@ def test_best_and_worst_of_k() -> None:
     assert best_and_worst([row(1.0), row(None)], 0.1) is None
 
 
-def test_an_answer_that_was_cut_off_is_never_chosen() -> None:
+def test_an_answer_that_was_cut_off_is_chosen_only_where_none_ended() -> None:
     rows = [{**row(0.9), "finish": "length"}, row(0.6), {**row(0.1), "finish": "length"}]
     assert best_and_worst(rows, 0.5) == (rows[1], rows[2])
-    assert best_and_worst(rows[:1] + rows[2:], 0.1) is None
-    assert across_policies([{**row(0.9, "a"), "finish": "length"}], [row(0.5, "b")]) is None
+    assert best_and_worst([rows[0], row(0.1)], 0.1) is None
+    assert best_and_worst([rows[0], rows[2]], 0.1) == (rows[0], rows[2])
+    assert across_policies([rows[0]], [row(0.5, "b")]) is None
+    assert across_policies([rows[0]], [rows[2]]) == (rows[0], rows[2])
 
 
 def test_a_pair_has_one_answer_of_each_policy() -> None:

@@ -41,15 +41,17 @@ def split(prompt_id: str, heldout: float, watch: float = 0.0) -> Split:
 def best_and_worst(rows: Sequence[Row], margin: float) -> tuple[Row, Row] | None:
     """The best and the worst answer by `score`, when they differ by at least `margin` > 0 and in their text.
 
-    Rows without a score are no candidates, and an answer cut off at its limit is never the best: a policy that learns
-    from it would learn to ramble. Ties go to the earlier row.
+    Rows without a score are no candidates. An answer cut off at its limit is the best only where no other ended: a
+    policy that learns from it would learn to ramble. Ties go to the earlier row.
     """
     return _best_against_worst(rows, rows, margin)
 
 
 def _best_against_worst(better: Sequence[Row], worse: Sequence[Row], margin: float = 0.0) -> tuple[Row, Row] | None:
-    ups = [row for row in better if row["score"] is not None and row["finish"] != "length"]
+    ups = [row for row in better if row["score"] is not None]
     downs = [row for row in worse if row["score"] is not None]
+    if any(row["finish"] != "length" for row in [*ups, *downs]):
+        ups = [row for row in ups if row["finish"] != "length"]
     if not ups or not downs:
         return None
     chosen = max(ups, key=lambda row: row["score"])
