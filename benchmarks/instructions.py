@@ -30,14 +30,14 @@ from posttrain.report.reading import open_run
 
 ROOT = Path(__file__).parent.parent
 LOOP = "the loop"
-HALF = ["samples.prompts=250", "pairs.prompts=125", "preferences.prompts=100"]
+HALF = ["samples.prompts=128", "preferences.prompts=50"]
 CHECKS = [  # the recipe's rewards without its last, the reward model
     {"use": "instructions.py", "function": "all_followed", "for": "scores"},
     {"use": "instructions.py", "function": "share_followed", "weight": 0.5},
 ]
 PARTS = {
     LOOP: [],
-    "without DPO": ["dpo=null", "pairs=null"],
+    "without DPO": ["dpo=null"],
     "without the reward model": ["reward_model=null", "preferences=null", f"reward={json.dumps(CHECKS)}"],
     "a random candidate": ["filters.7.choose=random"],
 }
