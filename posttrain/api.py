@@ -53,8 +53,9 @@ def run_rounds(recipe: Recipe, n: int, folder: str | Path | None = None, watcher
             check_run(recipe, n, store)
             push = _push(store, recipe, watcher)
             after_round = [each.round_done for each in (*push, Tracked(store, recipe.name, recipe.report_to))]
+            launcher = Forked(at_once=recipe.compute.stages_at_once)
             try:
-                play(recipe, Runner(store, Forked(), watcher, workers, recipe, after_round), n)
+                play(recipe, Runner(store, launcher, watcher, workers, recipe, after_round), n)
             except PosttrainError:
                 _finish(push)  # of the rounds that are done
                 raise
