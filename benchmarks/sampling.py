@@ -56,6 +56,9 @@ SIZES = {
     "1M": Size(128, 352, 4, 4, 512, True, prompts=128, prompt=40, k=8, new=48),
     "3M": Size(192, 512, 6, 6, 2048, True, prompts=48, prompt=100, k=16, new=64),
     "150M": Size(768, 2048, 14, 12, 32000, False, prompts=8, prompt=128, k=16, new=48),
+    # SmolLM2-135M's, with the short and the long prompts that its reward models score; not to be sampled from
+    "135M-60": Size(576, 1536, 30, 9, 49152, True, prompts=16, prompt=60, k=8, new=300, kv_heads=3),
+    "135M-500": Size(576, 1536, 30, 9, 49152, True, prompts=8, prompt=500, k=8, new=300, kv_heads=3),
     "1B": Size(2048, 8192, 16, 32, 32000, True, prompts=64, prompt=512, k=16, new=256, kv_heads=8),
 }
 GENERATE_ROWS = (64, 256, 1024)

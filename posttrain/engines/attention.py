@@ -7,10 +7,7 @@ that the engine puts into `active` before each forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -31,28 +28,11 @@ def check_equal(ours: torch.Tensor, wanted: torch.Tensor, tolerance: float, what
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a layer asks for: scaling, sliding window (None: all), soft cap of the scores (None: none); and whether
-    products with the prompt's keys may be made in bfloat16, added up in float32."""
+    """What a layer asks for: scaling, sliding window (None: all), soft cap of the scores (None: none)."""
 
     scaling: float
     window: int | None
     softcap: float | None
-    half: bool = False
-
-
-@contextmanager
-def half_products(wanted: bool) -> Iterator[None]:
-    """Lets oneDNN multiply float32 matrices in bfloat16. Only for larger ones: it slows down vector products."""
-    if not wanted:
-        yield
-        return
-    switch: Any = torch.backends.mkldnn
-    before = switch.matmul.fp32_precision
-    switch.matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        switch.matmul.fp32_precision = before
 
 
 def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Options) -> torch.Tensor:

@@ -38,8 +38,8 @@ class LeanDecoder:
 
     def __init__(self, loaded: Loaded, dtype: torch.dtype) -> None:
         self.model, self.pad_id, self.device = LeanLlama(loaded.model, dtype), loaded.pad_id, loaded.model.device
-        self.kv_heads, self.stored = self.model.kv_heads, torch.float32 if dtype == torch.int8 else dtype
-        self.token_bytes = 2 * len(self.model.layers) * self.kv_heads * self.model.dim * self.stored.itemsize
+        self.kv_heads = self.model.kv_heads
+        self.token_bytes = 2 * len(self.model.layers) * self.kv_heads * self.model.dim * self.model.attended.itemsize
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Prefix, torch.Tensor]:
         """The prompts' keys and values, and the logits after each prompt's last token, (prompts, vocab)."""
@@ -47,7 +47,7 @@ class LeanDecoder:
         model = self.model
 
         def attend(layer: int, joint: torch.Tensor, options: Options) -> torch.Tensor:
-            heads = joint.to(self.stored).view(*ids.shape, -1, model.dim).transpose(1, 2)
+            heads = joint.view(*ids.shape, -1, model.dim).transpose(1, 2)
             query, key, value = heads.split([model.heads, model.kv_heads, model.kv_heads], dim=1)
             return prefix.prefill(layer, query, key, value, options).transpose(1, 2).flatten(0, 1).flatten(1)
 
@@ -60,7 +60,7 @@ class LeanDecoder:
         model = self.model
 
         def attend(layer: int, joint: torch.Tensor, options: Options) -> torch.Tensor:
-            parts, start, joint = [], 0, joint.to(self.stored)
+            parts, start = [], 0
             for cohort in cohorts:
                 queries = cohort.rows * model.heads
                 heads = joint[start : start + cohort.rows].view(-1, model.dim)

@@ -32,7 +32,8 @@ Attend = Callable[[int, torch.Tensor, Options], torch.Tensor]
 class LeanLlama:
     """A copy of a causal language model's or reward model's weights, rearranged.
 
-    `dtype` is that of the products. The residual stream is float32 on a CPU, and so is what attention gets.
+    `dtype` is that of the products, and `attended` what attention gets: the same, or float32 where products are int8.
+    The residual stream is float32 on a CPU.
 
     Raises:
         Unsupported: the model is of another kind.
@@ -57,7 +58,7 @@ class LeanLlama:
         self.one_window = type(model).__name__.startswith("Mistral")  # the others' layers each say theirs
         self.eps: float = config.rms_norm_eps
         self.kept = torch.float32 if model.device.type == "cpu" else dtype
-        self.half = dtype == torch.bfloat16 and self.kept == torch.float32
+        self.attended = torch.float32 if dtype == torch.int8 else dtype
         self.embedding = body.embed_tokens.weight.detach()
         self.embedding_scale: torch.Tensor | None = getattr(body.embed_tokens, "embed_scale", None)
         self.rotary, self.rope_kinds = body.rotary_emb, list(ropes)
@@ -136,7 +137,7 @@ class _Layer:
         self.rope_kind: str | None = attention.layer_type if whole.gemma else None
         everywhere = getattr(attention.config, "sliding_window", None) if whole.one_window else None
         window = getattr(attention, "sliding_window", everywhere)
-        self.options = Options(1.0, window, getattr(attention, "attn_logit_softcapping", None), whole.half)
+        self.options = Options(1.0, window, getattr(attention, "attn_logit_softcapping", None))
         self.qk_weight: torch.Tensor | None = None
         if normed:
             of_queries = self._paired(whole.scale(attention.q_norm), True).detach().float() * attention.scaling
@@ -160,7 +161,7 @@ class _Layer:
             joint[:, :rotated] = rms_norm(joint[:, :rotated], (whole.dim,), eps=whole.eps) * self.qk_weight
         pairs = torch.view_as_complex(joint.unflatten(-1, (-1, 2)))[:, :rotated]
         pairs *= turn
-        attended = attend(at, joint[:rows].to(whole.kept), self.options)
+        attended = attend(at, joint[:rows].to(whole.attended), self.options)
         self._add(stream, self.out(_filled(attended, len(stream) - rows)), self.behind[0])
         self._add(stream, self.down(self.gated(rms_norm(stream, (whole.hidden,), eps=whole.eps))), self.behind[1])
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from posttrain.engines.attention import HIDDEN, Options, Unsupported, causal, half_products, scaled
+from posttrain.engines.attention import HIDDEN, Options, Unsupported, causal, scaled
 
 # Completions are padded to one of these lengths, beyond the last to a multiple of it.
 _LENGTHS = (8, 16, 24, 32, 48, 64)
@@ -149,14 +149,12 @@ def _part(
     n, steps, heads, dim = query.shape
     kv_heads, length = key.shape[1], key.shape[2]
     query = query.view(n, steps, kv_heads, groups, dim).transpose(1, 2).reshape(n * kv_heads, steps * groups, dim)
-    with half_products(options.half):
-        scores = scaled(query, key.reshape(n * kv_heads, length, -1), options).float().mul_(_LOG2_E)
+    scores = scaled(query, key.reshape(n * kv_heads, length, -1), options).float().mul_(_LOG2_E)
     if bias is not None:
         scores.view(n, kv_heads, steps, groups, length).add_(bias[:, :, :, None])
     highest = scores.amax(-1, keepdim=True)
     weights = scores.sub_(highest).exp2_()
-    with half_products(options.half):
-        out = torch.bmm(weights.to(value.dtype), value.reshape(n * kv_heads, length, -1)).float()
+    out = torch.bmm(weights.to(value.dtype), value.reshape(n * kv_heads, length, -1))
 
     def by_token(part: torch.Tensor) -> torch.Tensor:
         split = part.view(n, kv_heads, steps, groups, part.shape[-1]).transpose(1, 2)
