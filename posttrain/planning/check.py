@@ -26,7 +26,7 @@ from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.models import ModelSummary, inspect_model, structure
 from posttrain.pipeline.stage_inputs import StageInputs
-from posttrain.planning import fitting, probe
+from posttrain.planning import fitting, known_answers, miniature, probe
 from posttrain.planning.costs import Cost, cost
 from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan
@@ -100,10 +100,10 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
             if impossible:
                 checked.notes.append(f"no probe: {impossible}")
             elif with_probe:
-                size = probe.size(model.parameters, recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
-                small = load(name, [*overrides, *probe.miniature(recipe, size)])
+                size = miniature.size(model.parameters, recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
+                small = load(name, [*overrides, *miniature.overrides(recipe, size)])
                 few = max(4, size.completions // (1 + recipe.evaluate.k))
-                probe.write_few(prompts.path, run.root, few)
+                known_answers.write_few(prompts.path, run.root, few)
                 costs, shares, memory = _probe(checked, small, model, prompts, runs, run)
                 costs = _with_peaks(costs, wanted, shape)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
@@ -223,8 +223,9 @@ def _probe(
         first.metrics(answers)
         sections = [section for name in TRAINED if (section := getattr(small, name))]
         rows = [math.prod(section.trl[key] for key in ("max_steps", *BATCH)) for section in sections]
-        probe.keep_pool(run.root, answers.path, max(rows, default=0))
-        rows_made = Artifact(probe.STAND_IN, run.root / probe.STAND_IN) if model.parameters > SMALL else None
+        known_answers.keep_pool(run.root, answers.path, max(rows, default=0))
+        stand_in = Artifact(known_answers.STAND_IN, run.root / known_answers.STAND_IN)
+        rows_made = stand_in if model.parameters > SMALL else None
         play(small, _Miniature(run, launcher, Silent(), 1, small, stages.base, rows_made), 1)
     except _AllMeasured:
         pass
@@ -281,7 +282,7 @@ class _Miniature(Runner):
             self._scores = super().submit(call)
             return self._scores
         if call.stage == "pairs" and self._scores:
-            call = replace(call, inputs={**call.inputs, probe.SCORED: self._scores})
+            call = replace(call, inputs={**call.inputs, known_answers.SCORED: self._scores})
         if self._made_rows and STAGES[call.stage].trained:
             call = replace(call, inputs=self._at_once(call.inputs))
         if call.name == "answers_dev" and self.rounds[-1]["round"]:
@@ -292,7 +293,7 @@ class _Miniature(Runner):
     def _at_once(self, inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Inputs of a training that are there already."""
         assert self._made_rows
-        there = {"model": self._base, **dict.fromkeys(probe.MADE, self._made_rows)}
+        there = {"model": self._base, **dict.fromkeys(known_answers.MADE, self._made_rows)}
         return {role: there.get(role, artifact) for role, artifact in inputs.items()}
 
 

@@ -8,7 +8,7 @@ import pytest
 from support.loop_runs import ROUND
 
 from posttrain import shipped
-from posttrain.planning import probe
+from posttrain.planning import miniature
 from posttrain.planning.costs import Cost, Measured, cost, cost_of, row_share, work
 from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan, processes
@@ -220,24 +220,25 @@ def test_sampling_spreads_over_as_many_processes_as_it_has_shards(prompts: int, 
 
 def test_a_miniature_is_the_same_recipe_and_small(tmp_path: Path) -> None:
     recipe = load("quickstart", ["dpo.variants=[{}, {seed: 1}]", "watch={}"])
-    small = load("quickstart", probe.miniature(recipe, probe.Size(1024, 500)))
+    small = load("quickstart", miniature.overrides(recipe, miniature.Size(1024, 500)))
     assert small.samples.prompts == 128 and small.preferences is not None and small.preferences.prompts == 128
-    assert small.sft is not None and small.sft.trl["max_steps"] == probe.STEPS
+    assert small.sft is not None and small.sft.trl["max_steps"] == miniature.STEPS
     assert small.sft.trl["per_device_train_batch_size"] == 32
     assert small.watch is None and small.dpo is not None and small.dpo.variants == []
-    few = load("quickstart", probe.miniature(recipe, probe.Size(32, 3)))
+    few = load("quickstart", miniature.overrides(recipe, miniature.Size(32, 3)))
     assert few.samples.prompts == 4
-    assert few.sft is not None and few.sft.trl["max_steps"] == probe.FEW_STEPS
+    assert few.sft is not None and few.sft.trl["max_steps"] == miniature.FEW_STEPS
     assert few.sft.trl["per_device_train_batch_size"] * few.sft.trl["gradient_accumulation_steps"] == 3
 
 
 @pytest.mark.parametrize("name", shipped.names("recipes"))
 def test_a_miniature_of_every_recipe_is_a_recipe(name: str) -> None:
-    small = probe.miniature(load(name, files=False), probe.Size(64, 2))
+    small = miniature.overrides(load(name, files=False), miniature.Size(64, 2))
     assert load(name, small, files=False).promote == "always"
 
 
 def test_a_large_model_is_probed_with_fewer_completions_and_rows() -> None:
-    assert probe.size(0.9e6, 48, "cpu") == probe.Size(1024, 1157)
-    assert probe.size(8e9, 320, "cuda") == probe.Size(195, 32)  # 1e15 / (2 * 8e9 * 320), 1e15 / (6 * 8e9 * 2 * 320)
-    assert probe.size(8e9, 320, "cpu") == probe.Size(32, 2)
+    assert miniature.size(0.9e6, 48, "cpu") == miniature.Size(1024, 1157)
+    # 1e15 / (2 * 8e9 * 320), 1e15 / (6 * 8e9 * 2 * 320)
+    assert miniature.size(8e9, 320, "cuda") == miniature.Size(195, 32)
+    assert miniature.size(8e9, 320, "cpu") == miniature.Size(32, 2)

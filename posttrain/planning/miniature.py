@@ -1,0 +1,72 @@
+"""How small the round is that a probe runs: few prompts, few rows, few steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from posttrain.config.trained import BATCH
+from posttrain.config.training import TRAINED
+from posttrain.recipe.recipe import Recipe
+
+# Of a training: with the recipe's own batch four, of which the first warms up and does not count; with a smaller one of
+# a large model one.
+STEPS, FEW_STEPS = 4, 1
+# Completions that are sampled: as many as the engine has under way at once on a CPU, of a large model as many as it
+# makes with so many operations (two a parameter and token): some ten seconds of two cores, or one of a GPU.
+MOST, FEWEST = 1024, 32
+OPERATIONS = {"cpu": 2e12, "cuda": 1e15}
+LEAST_PROMPTS = 4
+# Rows of a training step: what so many operations are enough for (six a parameter and token, of two answers).
+STEP_OPERATIONS = {"cpu": 6e11, "cuda": 1e15}
+FEWEST_ROWS = 2
+WIDE = 128  # rows of a wide step, which fewer completions do not fill
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much a probe does: completions that are sampled, and rows of a training step (None: the recipe's batch)."""
+
+    completions: int
+    rows: int | None = None
+
+
+def size(parameters: float, longest: int, device: str) -> Size:
+    """The size of a probe. `longest`: most tokens of an answer; `device`: cpu or cuda."""
+    completions = int(OPERATIONS[device] / (2 * parameters * longest))
+    rows = int(STEP_OPERATIONS[device] / (6 * parameters * 2 * longest))
+    return Size(max(FEWEST, min(MOST, completions)), max(FEWEST_ROWS, rows))
+
+
+def overrides(recipe: Recipe, size: Size) -> list[str]:
+    """The overrides (`--set`) that make a round of the recipe small."""
+    prompts = max(LEAST_PROMPTS, size.completions // recipe.samples.k)
+    changes = [
+        "promote=always",
+        "average_rounds=1",
+        "watch=null",
+        f"samples.prompts={prompts}",
+    ]
+    if prompts * recipe.samples.k < WIDE and recipe.engine.server is None:  # for two processes
+        answers = math.ceil(prompts / 2) * recipe.samples.k
+        changes.append(f"engine.shard_tokens={answers * recipe.samples.max_new_tokens * 3 // 2}")
+    if recipe.samples.difficulty:
+        changes.append("samples.difficulty=null")
+    if recipe.preferences and recipe.preferences.prompts != 0:
+        changes.append(f"preferences.prompts={prompts}")
+    if recipe.pairs:
+        changes.append(f"pairs.prompts={prompts}")
+    for name in TRAINED:
+        section = getattr(recipe, name)
+        if section is None:
+            continue
+        micro, accumulated = (section.trl[key] for key in BATCH)
+        if size.rows is None or size.rows >= micro * accumulated:
+            changes.append(f"{name}.max_steps={STEPS}")
+        else:
+            least = min(micro, size.rows)
+            changes.append(f"{name}.max_steps={FEW_STEPS}")
+            changes += [f"{name}.{BATCH[0]}={least}", f"{name}.{BATCH[1]}={max(1, size.rows // least)}"]
+        if section.variants:
+            changes.append(f"{name}.variants=[]")
+    return changes
