@@ -155,9 +155,8 @@ def ours(work: Work, stage: str, watch: Watch) -> float:
         scratch.mkdir()
         named = {"dtype": "float32", "lora": None if work.full else {"r": 16}, "attention": work.attention}
         job = Job({stage: section.model_dump(mode="json"), "model": named}, {"model": work.model}, out, scratch, 0)
-        args = arguments(TRL[stage][1], section, job)
 
-        def make() -> Any:
+        def make(args: Any) -> Any:
             set_seed(0)
             made = module.trainer(job, section, args, rows, tokenizer)
             made.add_callback(watch)
@@ -165,7 +164,7 @@ def ours(work: Work, stage: str, watch: Watch) -> float:
 
         setattr(Llama3DPOTrainer, name, timed)
         stack.callback(setattr, Llama3DPOTrainer, name, reference)
-        train(stage, job, args, make)
+        train(stage, job, section, lambda: arguments(TRL[stage][1], section, job), make)
     return spent[0]
 
 

@@ -96,6 +96,9 @@ class Compute(Section):
 
     workers: Few | None = None
     """Processes for sampling and scoring; null: one per core."""
+    processes: Few | None = None
+    """Processes of a training, which share each micro-batch of `per_device_train_batch_size` rows evenly; null: one for
+    each GPU, and one on a CPU."""
     stages_at_once: Few = 1
     """Independent stages that run at once, at most; each needs its own memory."""
     checkpoint_minutes: float | None = Field(default=15, gt=0, le=MOST)

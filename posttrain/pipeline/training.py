@@ -112,7 +112,11 @@ class Training:
 
     def _how(self, role: str, number: int) -> dict[str, Any]:
         """Runtime of a training: minutes between checkpoints, and trackers with project and run name."""
-        runtime: dict[str, Any] = {"checkpoint_minutes": self.recipe.compute.checkpoint_minutes}
+        compute = self.recipe.compute
+        runtime: dict[str, Any] = {
+            "checkpoint_minutes": compute.checkpoint_minutes,
+            "processes": compute.processes,
+        }
         if self.recipe.report_to:
             to, project = self.recipe.report_to, self.recipe.name
             runtime["report"] = {"to": to, "project": project, "name": link_name(number, role)}

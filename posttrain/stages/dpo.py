@@ -33,11 +33,16 @@ def run(job: Job) -> dict[str, Any]:
     rows, too_long = pair_rows(tokenizer, pairs, section.trl.get("max_length"))
     if not len(rows):
         raise EmptyStageError(f"dpo: no pair is left ({len(pairs)} pairs, {too_long} longer than dpo.max_length)")
-    args = arguments(DPOConfig, section, job)
     reference = job.inputs.get("reference")
     if reference:
         check_same_tokens(job.inputs["model"], reference)
-    metrics = train("dpo", job, args, lambda: trainer(job, section, args, rows, tokenizer))
+    metrics = train(
+        "dpo",
+        job,
+        section,
+        lambda: arguments(DPOConfig, section, job),
+        lambda args: trainer(job, section, args, rows, tokenizer),
+    )
     counts = {name: len(source) for name, source in sources.items()}
     return {**metrics, "pairs": len(rows), "too_long": too_long, "sources": counts}
 

@@ -47,8 +47,13 @@ def run(job: Job) -> dict[str, Any]:
     rows = in_steps(rows, section.batch, job.seed, section.measures_kl)
     if section.trl.get("max_steps", -1) > 0:  # the reference need not read more than there are steps for
         rows = rows.select(range(min(len(rows), section.trl["max_steps"] * section.batch)))
-    args = arguments(KTOConfig, section, job)
-    metrics = train("kto", job, args, lambda: trainer(job, section, args, rows, tokenizer))
+    metrics = train(
+        "kto",
+        job,
+        section,
+        lambda: arguments(KTOConfig, section, job),
+        lambda args: trainer(job, section, args, rows, tokenizer),
+    )
     counts = {name: len(source) for name, source in sources.items()}
     labels = {"good": sum(rows["label"]), "bad": len(rows) - sum(rows["label"])}
     return {**metrics, "rows": len(rows), "labels": labels, "dropped": dict(dropped), "sources": counts}

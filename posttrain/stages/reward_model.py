@@ -43,12 +43,17 @@ def run(job: Job) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     if tokenizer.pad_token_id is None:  # as TRL would do, but before the rows are made: whoever scores sees this one
         tokenizer.pad_token = tokenizer.eos_token
-    args = arguments(RewardConfig, section, job)
     margins = LLAMA2_MARGINS if section.margin == "llama2" else None
     rows, dropped = ranked_rows(tokenizer, training, section.trl.get("max_length"), margins, section.max_similarity)
     if not len(rows):
         raise EmptyStageError(f"{name}: no pair is left of {len(training)}: {json.dumps(dropped)}")
-    metrics = train(name, job, args, lambda: trainer(job, section, args, rows, tokenizer))
+    metrics = train(
+        name,
+        job,
+        section,
+        lambda: arguments(RewardConfig, section, job),
+        lambda args: trainer(job, section, args, rows, tokenizer),
+    )
     accuracy = statistics.proportion(pairs_right(heldout_pairs(job), str(job.out), Pieces(job.scratch / "heldout")))
     fallback = [*metrics.pop("fallback", []), *scored_slowly(str(job.out))]
     extra = {"fallback": fallback} if fallback else {}

@@ -48,8 +48,13 @@ def run(job: Job) -> dict[str, Any]:
         scores = [-math.inf if score is None else score for score in rows["score"]]
         rows = rows.select(annealed(scores, list(rows["length"]), section.anneal, epochs, batch, job.seed))
         over = {"num_train_epochs": 1.0, "train_sampling_strategy": "sequential"}  # the order is in the rows
-    args = arguments(SFTConfig, section, job, **over)
-    metrics = train("sft", job, args, lambda: trainer(job, section, args, rows, tokenizer))
+    metrics = train(
+        "sft",
+        job,
+        section,
+        lambda: arguments(SFTConfig, section, job, **over),
+        lambda args: trainer(job, section, args, rows, tokenizer),
+    )
     counts = {name: len(source) for name, source in sources.items()}
     if real:
         counts |= {"real": len(real), "real_in_mix": len(chosen) - others}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.storage.checkpoint_seals import EPOCH, seal
+from posttrain.training.ranks import barrier
 
 
 class Checkpoints(TrainerCallback):
@@ -48,6 +49,7 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         self._last = time.monotonic()
+        barrier()  # each rank has written its random state
         if state.is_world_process_zero and args.output_dir is not None:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             at_its_end = float(state.epoch or 0).is_integer()  # then the next one begins with what is now

@@ -119,6 +119,7 @@ class StepKTOTrainer(TokenizedRows, KeepsReference, KTOTrainer):
     computed before its first micro-batch, with the same weights and as many forward passes as TRL's.
     """
 
+    reference_columns = ("ref_logps", "ref_KL_logps")
     columns = ("prompt_ids", "completion_ids", "trained", "label", "ref_logps", *_OF_KL)
 
     def __init__(self, *, pieces: Pieces, **options: Any) -> None:

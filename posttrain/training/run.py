@@ -34,6 +34,7 @@ from posttrain.system import cores, keep_memory, ran_out
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, lora_config, merged
 from posttrain.training.lora_product import fuse
+from posttrain.training.ranks import in_ranks, rank, world
 from posttrain.training.trackers import trackers
 
 # Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
@@ -70,6 +71,8 @@ def fields(section: Trained, job: Job, cuda: bool, **over: Any) -> dict[str, Any
     chosen["length_column_name"] = "length"
     chosen["output_dir"] = str(job.scratch / "checkpoints")
     chosen["seed"] = chosen["data_seed"] = job.seed
+    if world() > 1:  # the ranks share each micro-batch of the recipe, so that a step learns from the same rows
+        chosen["accelerator_config"] = {"split_batches": True}
     if not cuda:
         chosen["use_cpu"] = True
         chosen.setdefault("bf16", False)  # TRL's default is True, which a CPU refuses
@@ -98,10 +101,14 @@ class Watch(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        self.job.progress(state.global_step, state.max_steps, "steps")
+        self._tell(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        self.job.progress(state.global_step, state.max_steps, "steps")
+        self._tell(state)
+
+    def _tell(self, state: TrainerState) -> None:
+        if state.is_world_process_zero:
+            self.job.progress(state.global_step, state.max_steps, "steps")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         last = state.log_history[-1]
@@ -148,9 +155,14 @@ def trainer_options(
     }
 
 
-def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trainer]) -> dict[str, Any]:
+def train(
+    stage: str, job: Job, section: Trained, args: Callable[[], A], make: Callable[[A], Trainer]
+) -> dict[str, Any]:
     """Trains with the trainer that `make` builds on `args`, and saves the model in `job.out`. Resumes from a complete
     checkpoint.
+
+    Both are called in each process of the training: the runtime's `processes`, by default one for each GPU. They share
+    the rows of a micro-batch evenly.
 
     A micro-batch that does not fit into memory is halved and gradients are accumulated twice as often, so that a step
     learns from the same rows. The size that fitted is in the metrics (`micro_batch`); the runtime may have it from an
@@ -158,50 +170,67 @@ def train(stage: str, job: Job, args: TrainingArguments, make: Callable[[], Trai
 
     Raises:
         NonFiniteError: the loss, or a weight, is not a finite number.
-        StageError: not even a single row fits.
+        StageError: not even a single row fits, or the micro-batch cannot be shared evenly.
     """
+    processes = job.runtime.get("processes") or max(1, torch.cuda.device_count())
+    rows = section.trl["per_device_train_batch_size"]
+    if rows % processes:
+        raise StageError(
+            f"{stage}: a micro-batch of {rows} rows ({stage}.per_device_train_batch_size) cannot be shared evenly by "
+            f"{processes} processes; set it to a multiple of {processes}, or compute.processes to a divisor of it",
+            rule="training-processes",
+        )
     torch.set_num_threads(1)
     keep_memory()
-    datasets.disable_caching()  # TRL caches reference log-probs by data set and model, not by collator
     fitted = job.scratch / "micro_batch.json"  # what did not fit before a kill is not tried again: the bits differ
-    micro_batch = job.runtime.get("micro_batch", args.per_device_train_batch_size)
-    shrink(args, json.loads(fitted.read_text("utf-8")) if fitted.exists() else micro_batch)
+    micro_batch = job.runtime.get("micro_batch", rows)
+    micro_batch = json.loads(fitted.read_text("utf-8")) if fitted.exists() else micro_batch
     while True:
+
+        def one(most: int = micro_batch) -> dict[str, Any]:
+            made = args()
+            shrink(made, most, processes)
+            return _train(stage, job, made, make, processes)
+
         try:
-            metrics = _train(stage, job, make)
-            return {**metrics, "micro_batch": args.per_device_train_batch_size}
+            return in_ranks(one, processes)
         except RuntimeError as error:
             if not ran_out(error):
                 raise
-        if args.per_device_train_batch_size == 1:
+        if micro_batch <= processes:
             raise StageError(
                 f"{stage}: memory is too small for a single row; set {stage}.max_length or model.lora, or turn on "
                 f"{stage}.activation_checkpointing"
             )
-        shrink(args, args.per_device_train_batch_size // 2)
-        write_durably(fitted, json.dumps(args.per_device_train_batch_size))
+        micro_batch = max(processes, micro_batch // 2)
+        write_durably(fitted, json.dumps(micro_batch))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
-def shrink(args: TrainingArguments, micro_batch: int) -> None:
-    """Sets the largest micro-batch of at most `micro_batch` rows that keeps the number of rows per step."""
+def shrink(args: TrainingArguments, micro_batch: int, processes: int = 1) -> None:
+    """Sets the largest micro-batch of at most `micro_batch` rows that keeps the number of rows per step and is shared
+    evenly by the processes."""
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    while args.per_device_train_batch_size > micro_batch or rows % args.per_device_train_batch_size:
-        args.per_device_train_batch_size -= 1
-    args.gradient_accumulation_steps = rows // args.per_device_train_batch_size
+    size = min(micro_batch, args.per_device_train_batch_size)
+    while rows % size or size % processes:
+        size -= 1
+    args.per_device_train_batch_size = size
+    args.gradient_accumulation_steps = rows // size
 
 
-def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
-    trainer = make()
+def _train(stage: str, job: Job, args: A, make: Callable[[A], Trainer], processes: int) -> dict[str, Any]:
+    trainer = make(args)
+    if trainer.accelerator.num_processes != processes:
+        raise StageError(f"{stage}: {trainer.accelerator.num_processes} processes train, not {processes}")
     _check_rows(stage, trainer)
     if trainer.model is not None and sum(p.numel() for p in trainer.model.parameters()) > SMALL:
-        torch.set_num_threads(cores())
+        torch.set_num_threads(max(1, cores() // processes))
     if isinstance(trainer.model, PeftModel):
         fuse(trainer.model)
     trainer.add_callback(Watch(stage, job))
-    for tracker in trackers(job, trainer.args):
+    for tracker in trackers(job, trainer.args) if rank() == 0 else ():
         trainer.add_callback(tracker)
     checkpoint = latest_whole(job.scratch / "checkpoints")
     trainer.add_callback(Checkpoints(checkpoint, job.runtime.get("checkpoint_minutes")))
@@ -218,6 +247,8 @@ def _train(stage: str, job: Job, make: Callable[[], Trainer]) -> dict[str, Any]:
         "first_loss": history[0]["loss"] if history else None,
         "last": {name: value for name, value in (history[-1] if history else {}).items() if name != "step"},
         "resumed_at": int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        "micro_batch": trainer.args.per_device_train_batch_size,
+        **({"processes": processes} if processes > 1 else {}),
         **({"fallback": [f"rows are not packed, which takes longer: {why}"]} if why else {}),
     }
 
@@ -234,8 +265,13 @@ def _check_rows(stage: str, trainer: Trainer) -> None:
 
 
 def save(stage: str, trainer: Trainer, job: Job) -> None:
-    """Saves the trained model, adapters merged in, as a plain folder: safetensors, tokenizer, generation config."""
+    """Saves the trained model, adapters merged in, as a plain folder: safetensors, tokenizer, generation config. Rank 0
+    writes; all of them check their weights."""
     model = trainer.accelerator.unwrap_model(trainer.model)
+    assert isinstance(model, torch.nn.Module)
+    check_finite(stage, job, model.named_parameters(), trainer.state.global_step)
+    if rank() > 0:
+        return
     if isinstance(model, PeftModel):
         model = merged(model, job)
     assert isinstance(model, PreTrainedModel)

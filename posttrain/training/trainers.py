@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
+from torch.utils.data import DataLoader
 from trl import DPOTrainer, SFTTrainer
 
 from posttrain.data.chat_template import OTHER, TEXT
@@ -17,6 +18,7 @@ from posttrain.storage.pieces import Pieces
 from posttrain.training.answers import head_at_answers
 from posttrain.training.layout import laid_out
 from posttrain.training.packing import answer_log_probs, refusal, text_log_probs
+from posttrain.training.ranks import made_together
 
 _REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")  # the reference's log-probs of each side
 _REFERENCE_ROWS = 256  # rows whose log-probs by the reference are kept together, to resume from
@@ -82,29 +84,43 @@ class PairCollator:
 
 
 class KeepsReference:
-    """Computes the reference's log-probs part by part and keeps them, so that a resumed training reads them."""
+    """Computes the reference's log-probs part by part and keeps them, so that a resumed training reads them. The ranks
+    share each batch."""
 
     _pieces: Pieces
+    reference_columns: tuple[str, ...]
+    """Those of what the trainer's `compute_ref_log_probs` gives for a batch, in its order; it gives None for those that
+    the training does not need."""
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """The data set with these columns. TRL's own would keep all of them in one file of a cache, by a fingerprint
+        that does not know the collator."""
         random = torch.get_rng_state()
         size = batch_size * max(1, _REFERENCE_ROWS // batch_size)
-        logps = super()._precompute_ref_logps  # pyright: ignore[reportAttributeAccessIssue] # the trainer's
 
-        def reference_log_probs(start: int) -> pa.Table:
+        def log_probs(start: int) -> pa.Table:
             part = dataset.select(range(start, min(start + size, len(dataset))))
-            made = logps(part, name, batch_size)
-            columns = [each for each in made.column_names if each not in part.column_names]
-            return made.select_columns(columns).with_format("arrow")[:]
+            return self._reference_log_probs(part, batch_size)
 
         tables = [
-            self._pieces.made(f"{name}-{start}-{size}", functools.partial(reference_log_probs, start))
+            made_together(self._pieces, f"{name}-{start}-{size}", functools.partial(log_probs, start))
             for start in range(0, len(dataset), size)
         ]
         # Rows are shuffled by what is drawn next: the same, however many pieces there were to do. One pass draws once.
         torch.set_rng_state(random)
         torch.empty((), dtype=torch.int64).random_()
         return concatenate_datasets([dataset, Dataset(pa.concat_tables(tables))], axis=1)
+
+    def _reference_log_probs(self, part: Dataset, batch_size: int) -> pa.Table:
+        trainer: Any = self
+        loader = DataLoader(part, batch_size=batch_size, collate_fn=trainer.data_collator)  # pyright: ignore[reportArgumentType] # rows can be indexed
+        model, found = trainer.ref_model or trainer.model, dict[str, list[torch.Tensor]]()
+        for batch in trainer.accelerator.prepare(loader):
+            made = zip(self.reference_columns, trainer.compute_ref_log_probs(model, batch), strict=True)
+            needed = {column: values for column, values in made if values is not None}
+            for column, values in trainer.accelerator.gather_for_metrics(needed).items():
+                found.setdefault(column, []).append(values.float().cpu())
+        return pa.table({column: torch.cat(values).numpy() for column, values in found.items()})
 
 
 class Llama3DPOTrainer(TokenizedRows, KeepsReference, DPOTrainer):
@@ -118,6 +134,7 @@ class Llama3DPOTrainer(TokenizedRows, KeepsReference, DPOTrainer):
     are batched. All log-probs, the reference's too, are at `temperature`.
     """
 
+    reference_columns = _REFERENCE
     columns = ("prompt_ids", "chosen_ids", "chosen_parts", "rejected_ids", "rejected_parts", "length", *_REFERENCE)
 
     def __init__(self, *, nll_weight: float, pieces: Pieces, temperature: float = 1.0, **options: Any) -> None:

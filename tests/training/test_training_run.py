@@ -47,14 +47,13 @@ def trained(folder: Path, fits: int, **fields: int) -> tuple[dict[str, Any], dic
     job = Job({"model": {"dtype": "float32"}}, {}, folder / "out", folder / "scratch", seed=0)
     for path in (job.out, job.scratch):
         path.mkdir(parents=True)
-    args = run.arguments(SFTConfig, section, job)
 
-    def make() -> SFTTrainer:
+    def make(args: SFTConfig) -> SFTTrainer:
         trainer = SmallMemory(model=str(BASE), args=args, train_dataset=rows, processing_class=tokenizer)
         trainer.fits = fits
         return trainer
 
-    metrics = run.train("sft", job, args, make)
+    metrics = run.train("sft", job, section, lambda: run.arguments(SFTConfig, section, job), make)
     return metrics, load_file(job.out / "model.safetensors")
 
 
