@@ -99,6 +99,9 @@ class Compute(Section):
     processes: Few | None = None
     """Processes of a training, which share each micro-batch of `per_device_train_batch_size` rows evenly; null: one for
     each GPU, and one on a CPU."""
+    shard: Literal["fsdp2"] | None = None
+    """How the processes of a training hold the model. null: each holds all of it (DDP); fsdp2: each holds a part of its
+    weights, gradients and optimizer, which takes more communication."""
     stages_at_once: Few = 1
     """Independent stages that run at once, at most; each needs its own memory."""
     checkpoint_minutes: float | None = Field(default=15, gt=0, le=MOST)

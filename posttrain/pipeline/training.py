@@ -116,6 +116,7 @@ class Training:
         runtime: dict[str, Any] = {
             "checkpoint_minutes": compute.checkpoint_minutes,
             "processes": compute.processes,
+            "shard": compute.shard,
         }
         if self.recipe.report_to:
             to, project = self.recipe.report_to, self.recipe.name

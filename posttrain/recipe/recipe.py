@@ -21,7 +21,7 @@ from posttrain.config.quality_classifier import QualityClassifier
 from posttrain.config.rewards import RewardEntry
 from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
 from posttrain.config.section import Count, Section, complain
-from posttrain.config.training import Dpo, RewardModel, Sft
+from posttrain.config.training import TRAINED, Dpo, RewardModel, Sft
 from posttrain.config.tree import Path_, Places
 from posttrain.config.watch import SECOND, Judge, Watch, as_the_first
 from posttrain.errors import did_you_mean
@@ -130,6 +130,7 @@ class Recipe(Section):
         self._watch_fits()
         self._classifier_fits()
         self._balance_fits()
+        self._processes_fit()
         if self.sft and self.sft.mix.real.share and self.prompts.real is None:
             complain(
                 ("sft", "mix", "real"),
@@ -195,6 +196,20 @@ class Recipe(Section):
                 "no reward is left to label preferences: the reward model learns from those labels",
                 rule="recipe-no-reward",
             )
+
+    def _processes_fit(self) -> None:
+        """The processes of a training share its micro-batches evenly."""
+        processes = self.compute.processes or 1
+        for name in TRAINED:
+            section = getattr(self, name)
+            rows = section.trl["per_device_train_batch_size"] if section else 0
+            if rows % processes:
+                complain(
+                    ("compute", "processes"),
+                    f"{processes} processes cannot share the {rows} rows of {name}.per_device_train_batch_size evenly",
+                    f"set that to a multiple of {processes}, or this to a divisor of {rows}",
+                    rule="recipe-values-clash",
+                )
 
     def _balance_fits(self) -> None:
         balance = self.sft.mix.balance if self.sft else None

@@ -14,7 +14,14 @@ from posttrain.storage.files import file_hash, fsync, write_durably
 
 SEAL = "posttrain.json"
 EPOCH = "epoch.safetensors"  # torch's random state at the start of the epoch that is to go on
-NEEDED = {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", EPOCH}
+# Any of these names will do: of one process, of several ranks, of ranks that each hold a part.
+NEEDED = (
+    {"trainer_state.json"},
+    {"scheduler.pt"},
+    {EPOCH},
+    {"optimizer.pt", "optimizer_0/.metadata"},
+    {"rng_state.pth", "rng_state_0.pth"},
+)
 
 
 def seal(checkpoint: Path) -> None:
@@ -30,7 +37,7 @@ def seal(checkpoint: Path) -> None:
 def is_whole(checkpoint: Path) -> bool:
     try:
         hashes = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
-        return hashes.keys() >= NEEDED and all(
+        return all(names & hashes.keys() for names in NEEDED) and all(
             file_hash(checkpoint / name) == expected for name, expected in hashes.items()
         )
     except (OSError, ValueError, AttributeError):

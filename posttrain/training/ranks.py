@@ -1,7 +1,7 @@
-"""One training in several processes, its ranks: those of torchrun, by the agent that torchrun itself starts.
+"""One training in several processes, its ranks.
 
-On one machine the ranks are forked from the stage, which has read the rows and imported the libraries. Where a
-scheduler has started torchrun on several machines, each process of the stage is a rank already.
+On one machine they are forked from the stage, which has read the rows and imported the libraries. Where torchrun has
+started the stage, on one machine or many, its process is a rank already.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch import distributed, multiprocessing
 
 from posttrain.errors import StageCrashedError
 from posttrain.storage.pieces import Pieces
 from posttrain.system import die_with_parent
 
 T = TypeVar("T")
+
+_GRACE = 2.0  # seconds for the other ranks to end by themselves once one has failed
 
 
 def world() -> int:
@@ -40,8 +40,8 @@ def rank() -> int:
 
 def barrier() -> None:
     """Waits until every rank is here."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    if distributed.is_initialized():
+        distributed.barrier()
 
 
 def made_together(pieces: Pieces, name: str, make: Callable[[], pa.Table]) -> pa.Table:
@@ -49,7 +49,7 @@ def made_together(pieces: Pieces, name: str, make: Callable[[], pa.Table]) -> pa
     if world() == 1:
         return pieces.made(name, make)
     found: list[str | None] = [str(path) if rank() == 0 and (path := pieces.find(name)) else None]
-    torch.distributed.broadcast_object_list(found, src=0)
+    distributed.broadcast_object_list(found, src=0)
     if found[0]:
         return pq.read_table(found[0])
     table = make()
@@ -67,52 +67,53 @@ def in_ranks(work: Callable[[], T], processes: int) -> T:
     """
     if processes == 1 or world() > 1:
         return work()
-    with tempfile.TemporaryDirectory(prefix="posttrain-ranks-") as folder:
-        raised = Path(folder) / "error"
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id=Path(folder).name,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,  # retries are those of every stage
-            start_method="fork",
+    with tempfile.TemporaryDirectory(prefix="posttrain-ranks-") as name:
+        folder = Path(name)
+        ranks: Any = multiprocessing.start_processes(
+            _rank, (processes, work, folder), processes, join=False, start_method="fork"
         )
         try:
-            return elastic_launch(config, _rank)(work, raised)[0]
-        except ChildFailedError as error:
-            number, first = min(error.failures.items(), key=lambda failure: failure[1].timestamp)
-            if first.exitcode < 0:
-                by = signal.Signals(-first.exitcode).name
-                raise StageCrashedError(f"rank {number} of {processes} was killed by {by}") from None
-            raise pickle.loads(raised.read_bytes()) from None
+            while not ranks.join(grace_period=_GRACE):
+                pass
+        except multiprocessing.ProcessExitedException as error:
+            how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with code {error.exit_code}"
+            raise StageCrashedError(f"rank {error.error_index} of {processes} {how}") from None
+        except multiprocessing.ProcessRaisedException:
+            raise pickle.loads((folder / "error").read_bytes()) from None
+        return pickle.loads((folder / "made").read_bytes())
 
 
-def _rank(work: Callable[[], T], raised: Path) -> T | None:
+def _rank(number: int, processes: int, work: Callable[[], object], folder: Path) -> None:
+    """The work of a rank. They find one another by a file: no port that another process might have taken."""
     die_with_parent()
+    there = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    os.environ.update({name: str(value) for name, value in there.items()})
+    gpus = torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(number)
+    distributed.init_process_group(
+        "cuda:nccl,cpu:gloo" if gpus else "gloo", f"file://{folder}/store", rank=number, world_size=processes
+    )
     try:
         made = work()
         barrier()
-        return made if rank() == 0 else None
     except Exception as error:
-        _write_first(raised, error)
+        _write_first(folder, error)
         raise
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    if number == 0:
+        (folder / "made").write_bytes(pickle.dumps(made))
+    distributed.destroy_process_group()
 
 
-def _write_first(raised: Path, error: Exception) -> None:
+def _write_first(folder: Path, error: Exception) -> None:
     """Keeps the error of the rank that failed first: the others then fail for want of it."""
-    if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
-        error = StageCrashedError(f"rank {rank()} of {world()} lost the others: {error}")
-    part = raised.with_name(f"error.{os.getpid()}")
+    if isinstance(error, distributed.DistError) or "gloo" in str(error):
+        error = StageCrashedError(f"rank {rank()} of {world()} lost another one: {error}")
+    part = folder / f"error.{rank()}"
     try:
         part.write_bytes(pickle.dumps(error))
         pickle.loads(part.read_bytes())
     except Exception:
         part.write_bytes(pickle.dumps(StageCrashedError(f"{type(error).__name__}: {error}")))
     with contextlib.suppress(FileExistsError):
-        os.link(part, raised)
+        os.link(part, folder / "error")

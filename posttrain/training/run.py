@@ -57,6 +57,13 @@ OURS: dict[str, Any] = {
     "precompute_ref_log_probs": True,  # the reference is fixed: once is enough, and it need not stay in memory
 }
 
+FSDP2 = {
+    "version": 2,
+    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "state_dict_type": "SHARDED_STATE_DICT",
+    "cpu_ram_efficient_loading": False,
+}
+
 
 def arguments(kind: type[A], section: Trained, job: Job, **over: Any) -> A:
     """The trainer's arguments: `over`, then the section's TRL fields, then our defaults, then TRL's. Output and
@@ -73,6 +80,8 @@ def fields(section: Trained, job: Job, cuda: bool, **over: Any) -> dict[str, Any
     chosen["seed"] = chosen["data_seed"] = job.seed
     if world() > 1:  # the ranks share each micro-batch of the recipe, so that a step learns from the same rows
         chosen["accelerator_config"] = {"split_batches": True}
+        if job.runtime.get("shard") == "fsdp2":
+            chosen["fsdp"], chosen["fsdp_config"] = True, dict(FSDP2)
     if not cuda:
         chosen["use_cpu"] = True
         chosen.setdefault("bf16", False)  # TRL's default is True, which a CPU refuses
@@ -186,11 +195,12 @@ def train(
     micro_batch = job.runtime.get("micro_batch", rows)
     micro_batch = json.loads(fitted.read_text("utf-8")) if fitted.exists() else micro_batch
     while True:
+        checkpoint = latest_whole(job.scratch / "checkpoints")
 
-        def one(most: int = micro_batch) -> dict[str, Any]:
+        def one(most: int = micro_batch, checkpoint: Path | None = checkpoint) -> dict[str, Any]:
             made = args()
             shrink(made, most, processes)
-            return _train(stage, job, made, make, processes)
+            return _train(stage, job, made, make, processes, checkpoint)
 
         try:
             return in_ranks(one, processes)
@@ -220,7 +230,10 @@ def shrink(args: TrainingArguments, micro_batch: int, processes: int = 1) -> Non
     args.gradient_accumulation_steps = rows // size
 
 
-def _train(stage: str, job: Job, args: A, make: Callable[[A], Trainer], processes: int) -> dict[str, Any]:
+def _train(
+    stage: str, job: Job, args: A, make: Callable[[A], Trainer], processes: int, checkpoint: Path | None
+) -> dict[str, Any]:
+    """`checkpoint`: what to resume from."""
     trainer = make(args)
     if trainer.accelerator.num_processes != processes:
         raise StageError(f"{stage}: {trainer.accelerator.num_processes} processes train, not {processes}")
@@ -232,7 +245,6 @@ def _train(stage: str, job: Job, args: A, make: Callable[[A], Trainer], processe
     trainer.add_callback(Watch(stage, job))
     for tracker in trackers(job, trainer.args) if rank() == 0 else ():
         trainer.add_callback(tracker)
-    checkpoint = latest_whole(job.scratch / "checkpoints")
     trainer.add_callback(Checkpoints(checkpoint, job.runtime.get("checkpoint_minutes")))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     loss = mean_loss(trainer.state.log_history)

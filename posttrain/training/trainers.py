@@ -184,7 +184,8 @@ class Llama3DPOTrainer(TokenizedRows, KeepsReference, DPOTrainer):
         policy = _CapturesLogProbs(model)
         result = super()._compute_loss(policy, inputs, return_outputs)
         nll = chosen_nll(policy.last_log_probs, inputs["answers"]["trained"])
-        self._metrics["train" if model.training else "eval"]["nll"].append(nll.item())
+        over_ranks = self.accelerator.gather(nll.detach()).mean().item()
+        self._metrics["train" if model.training else "eval"]["nll"].append(over_ranks)
         if return_outputs:
             return result[0] + self.nll_weight * nll, result[1]
         return result + self.nll_weight * nll

@@ -1,0 +1,93 @@
+"""A training in two processes is the training in one: the ranks share its micro-batches."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from support.interrupted import BATCH, SECTIONS, Training
+
+from posttrain.errors import NonFiniteError, StageCrashedError, StageError
+from posttrain.execution import retry
+from posttrain.training import run
+from posttrain.training.ranks import in_ranks, rank, world
+
+TWO = {"processes": 2}
+EPOCHS = 5  # of four steps
+
+
+def training(name: str, folder: Path) -> Training:
+    return Training(name, folder, num_train_epochs=EPOCHS, learning_rate=1e-4)
+
+
+def furthest(one: Training, other: Training) -> float:
+    """How far apart the weights are that they ended with."""
+    mine, theirs = (load_file(each.folder / "out" / "model.safetensors") for each in (one, other))
+    return max((mine[name].float() - theirs[name].float()).abs().max().item() for name in mine)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_two_processes_end_with_the_losses_and_weights_of_one(tmp_path: Path, name: str) -> None:
+    alone, shared = training(name, tmp_path / "alone"), training(name, tmp_path / "shared")
+    one, two = alone.go(), shared.go(runtime=TWO)
+    assert one["steps"] == two["steps"] == 20
+    assert two["processes"] == 2 and "processes" not in one
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert {name: two["last"][name] for name in one["last"]} == pytest.approx(one["last"], rel=1e-3, abs=1e-3)
+    assert furthest(alone, shared) < 1e-5
+
+
+def dies_once(monkeypatch: pytest.MonkeyPatch, number: int, step: int, flag: Path) -> None:
+    """The rank of this number is killed behind this step, the first time."""
+    told = run.Watch.on_step_end
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        told(self, args, state, control, **kwargs)
+        if rank() == number and state.global_step == step and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(run.Watch, "on_step_end", on_step_end)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_with_a_rank_killed_it_goes_on_and_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    whole, killed = Training("sft", tmp_path / "whole"), Training("sft", tmp_path / "killed")
+    whole.go(runtime=TWO)
+    dies_once(monkeypatch, number, 7, tmp_path / "died")
+    with pytest.raises(StageCrashedError) as error:
+        killed.go(runtime=TWO)
+    assert retry.next_try([error.value], 2) == "same"
+    assert killed.go(runtime=TWO)["resumed_at"] == 6
+    assert killed.bits() == whole.bits()
+
+
+def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, moved = Training("dpo", tmp_path / "whole"), Training("dpo", tmp_path / "moved")
+    whole.go()
+    dies_once(monkeypatch, 1, 5, tmp_path / "died")
+    with pytest.raises(StageCrashedError):
+        moved.go(runtime=TWO)
+    assert moved.go()["resumed_at"] == 4
+    assert furthest(whole, moved) < 1e-4
+
+
+def test_rows_that_cannot_be_shared_evenly_are_refused_before_anything_begins(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=rf"a micro-batch of {BATCH} rows .* cannot be shared evenly by 3 processes"):
+        training("sft", tmp_path).go(runtime={"processes": 3})
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_what_a_rank_raises_is_raised() -> None:
+    def fails() -> None:
+        raise NonFiniteError(f"on rank {rank()} of {world()}", 3)
+
+    with pytest.raises(NonFiniteError, match=r"on rank [01] of 2") as error:
+        in_ranks(fails, 2)
+    assert error.value.step == 3
