@@ -20,6 +20,7 @@ from posttrain.data.chat_template import OTHER
 from posttrain.storage.pieces import Pieces
 from posttrain.training.layout import separate
 from posttrain.training.rows import Rendering
+from posttrain.training.sharding import ShardsOnCPU
 from posttrain.training.trainers import KeepsReference, TokenizedRows
 
 _OF_KL = ("KL_completion_ids", "KL_trained", "ref_KL_logps")
@@ -111,7 +112,7 @@ class LabelledCollator:
         return batch | {name: torch.tensor([row[name] for row in rows]) for name in known}
 
 
-class StepKTOTrainer(TokenizedRows, KeepsReference, KTOTrainer):
+class StepKTOTrainer(ShardsOnCPU, TokenizedRows, KeepsReference, KTOTrainer):
     """TRL's KTO trainer on rows of `in_steps`, with the KL term of a whole optimizer step.
 
     TRL estimates and clamps it per micro-batch, and refuses micro-batches of one row, whose answer would be paired with

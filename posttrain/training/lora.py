@@ -79,23 +79,24 @@ def check_four_bits() -> None:
         )
 
 
-def merged(model: PeftModel, job: Job) -> PreTrainedModel:
-    """The model with its adapter merged in. If the recipe keeps adapters, it is saved in `adapter/` of the output."""
+def merged(model: PeftModel, job: Job, weights: Mapping[str, torch.Tensor] | None = None) -> PreTrainedModel:
+    """The model with its adapter merged in. If the recipe keeps adapters, it is saved in `adapter/` of the output.
+    `weights`: those of a model that is sharded."""
     lora = _lora(job)
     assert lora
     if lora.adapters == "keep":
         start = {"base_model_name_or_path": job.inputs["model"].name}  # an artifact's folder is called by its key
-        save_adapter(model, job.out / ADAPTER, job.runtime.get("start", start))
-    if lora.load_in_4bit:
-        return merged_into(model, job.inputs["model"])
+        save_adapter(model, job.out / ADAPTER, job.runtime.get("start", start), weights)
+    if lora.load_in_4bit or weights is not None:
+        return merged_into(model, job.inputs["model"], weights)
     return model.merge_and_unload()
 
 
-def merged_into(model: PeftModel, start: Path) -> PreTrainedModel:
+def merged_into(model: PeftModel, start: Path, weights: Mapping[str, torch.Tensor] | None = None) -> PreTrainedModel:
     """The adapter of `model`, and its head if it has one, merged into the weights in `start` in float32.
 
-    For 4-bit models: peft would merge into the quantized weights and quantize the sum again, so that each stage would
-    add its own error to the policy.
+    For sharded models, whose `weights` are given, and 4-bit ones: peft would merge into the quantized weights and
+    quantize the sum again, so that each stage would add its own error to the policy.
     """
     rounded: Any = model.get_base_model()
     settings = rounded.config.to_dict()  # with the trainer's padding token and number of labels
@@ -103,17 +104,21 @@ def merged_into(model: PeftModel, start: Path) -> PreTrainedModel:
     config = type(rounded.config).from_dict(plain)
     whole = type(rounded).from_pretrained(start, config=config, dtype=torch.float32)
     adapted: Any = get_peft_model(whole, copy.deepcopy(model.peft_config["default"]))
-    set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, save_embedding_layers=False))
+    set_peft_model_state_dict(adapted, get_peft_model_state_dict(model, weights, save_embedding_layers=False))
     return adapted.merge_and_unload()
 
 
-def save_adapter(model: PeftModel, folder: Path, start: Mapping[str, str]) -> None:
+def save_adapter(
+    model: PeftModel, folder: Path, start: Mapping[str, str], weights: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Saves peft's two files. `start` goes into the config: the base model by Hub id and commit
     (`base_model_name_or_path`, `revision`) or by its artifact's key; never a path of this machine.
     """
     for name, value in start.items():
         setattr(model.peft_config["default"], name, value)
-    model.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" would look the key up on the Hub
+    model.save_pretrained(
+        str(folder), state_dict=weights, save_embedding_layers=False
+    )  # "auto" would look the key up on the Hub
     (folder / "README.md").unlink(missing_ok=True)  # a card with no word on data or figures
 
 

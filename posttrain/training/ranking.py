@@ -22,6 +22,7 @@ from posttrain.engines.reward_scorer import without_padding
 from posttrain.training import packing
 from posttrain.training.layout import laid_out
 from posttrain.training.rows import Rendering
+from posttrain.training.sharding import ShardsOnCPU
 from posttrain.training.trainers import TokenizedRows
 
 # Llama 2, table 27 (the larger margins): 1, 2/3, 1/3 and 0 by level. Llama 3 has none.
@@ -100,7 +101,7 @@ def ranking_loss(rewards: torch.Tensor, there: torch.Tensor, margin: torch.Tenso
     return (losses.sum((1, 2)) / pairs.sum((1, 2))).mean()
 
 
-class RankingTrainer(TokenizedRows, RewardTrainer):
+class RankingTrainer(ShardsOnCPU, TokenizedRows, RewardTrainer):
     """TRL's reward trainer on rankings: a data set of `ranked_rows` and a `RankingCollator`. If the model does not
     support packed rows, the collator makes separate ones, and `fallback` says why."""
 

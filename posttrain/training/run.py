@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import math
@@ -31,6 +32,7 @@ from posttrain.job import Job
 from posttrain.storage.checkpoint_seals import latest_whole
 from posttrain.storage.files import write_durably
 from posttrain.system import cores, keep_memory, ran_out
+from posttrain.training import sharding
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, lora_config, merged
 from posttrain.training.lora_product import fuse
@@ -57,13 +59,6 @@ OURS: dict[str, Any] = {
     "precompute_ref_log_probs": True,  # the reference is fixed: once is enough, and it need not stay in memory
 }
 
-FSDP2 = {
-    "version": 2,
-    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-    "state_dict_type": "SHARDED_STATE_DICT",
-    "cpu_ram_efficient_loading": False,
-}
-
 
 def arguments(kind: type[A], section: Trained, job: Job, **over: Any) -> A:
     """The trainer's arguments: `over`, then the section's TRL fields, then our defaults, then TRL's. Output and
@@ -81,7 +76,7 @@ def fields(section: Trained, job: Job, cuda: bool, **over: Any) -> dict[str, Any
     if world() > 1:  # the ranks share each micro-batch of the recipe, so that a step learns from the same rows
         chosen["accelerator_config"] = {"split_batches": True}
         if job.runtime.get("shard") == "fsdp2":
-            chosen["fsdp"], chosen["fsdp_config"] = True, dict(FSDP2)
+            chosen |= copy.deepcopy(sharding.FIELDS)
     if not cuda:
         chosen["use_cpu"] = True
         chosen.setdefault("bf16", False)  # TRL's default is True, which a CPU refuses
@@ -282,15 +277,22 @@ def save(stage: str, trainer: Trainer, job: Job) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     assert isinstance(model, torch.nn.Module)
     check_finite(stage, job, model.named_parameters(), trainer.state.global_step)
+    weights = sharding.whole_weights(trainer)
     if rank() > 0:
         return
     if isinstance(model, PeftModel):
-        model = merged(model, job)
+        model = merged(model, job, weights)
+        weights = None
+        check_finite(stage, job, model.named_parameters(), trainer.state.global_step)
     assert isinstance(model, PreTrainedModel)
-    check_finite(stage, job, model.named_parameters(), trainer.state.global_step)
+    dtype = getattr(torch, job.config["model"]["dtype"])
     model.config.use_cache = True  # the trainer turned it off; whoever samples wants it
     without_router_logits(model.config)  # the trainer turned them on, for the loss that balances experts
     model.config._attn_implementation_internal = None  # what trained it is not what must run it
-    model.to(getattr(torch, job.config["model"]["dtype"])).save_pretrained(job.out)
+    if weights is None:
+        model.to(dtype).save_pretrained(job.out)
+    else:
+        model.config.dtype = dtype
+        model.save_pretrained(job.out, state_dict={name: weight.to(dtype) for name, weight in weights.items()})
     assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
     trainer.processing_class.save_pretrained(job.out)

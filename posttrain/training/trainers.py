@@ -19,6 +19,7 @@ from posttrain.training.answers import head_at_answers
 from posttrain.training.layout import laid_out
 from posttrain.training.packing import answer_log_probs, refusal, text_log_probs
 from posttrain.training.ranks import made_together
+from posttrain.training.sharding import ShardsOnCPU
 
 _REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")  # the reference's log-probs of each side
 _REFERENCE_ROWS = 256  # rows whose log-probs by the reference are kept together, to resume from
@@ -123,7 +124,7 @@ class KeepsReference:
         return pa.table({column: torch.cat(values).numpy() for column, values in found.items()})
 
 
-class Llama3DPOTrainer(TokenizedRows, KeepsReference, DPOTrainer):
+class Llama3DPOTrainer(ShardsOnCPU, TokenizedRows, KeepsReference, DPOTrainer):
     """DPO as in Llama 3, section 4.1.4. The data set is already tokenized (`posttrain.training.rows.pair_rows`).
 
     The preference loss leaves out what the template writes after an answer, on both sides: common to chosen and
@@ -213,7 +214,7 @@ def chosen_nll(log_probs: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
     return -((chosen * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 
-class AnswerSFTTrainer(SFTTrainer):
+class AnswerSFTTrainer(ShardsOnCPU, SFTTrainer):
     """TRL's SFT trainer with the head at labelled tokens only: the same loss from fewer logits. They are divided by
     `temperature`."""
 
