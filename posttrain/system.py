@@ -74,6 +74,16 @@ def gpu() -> bool:
     return Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
 
 
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. They are counted, not touched: who has
+    used one can fork no process that does (posttrain.execution.preload tells torch to ask the driver alone)."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
 def gpu_memory() -> int | None:
     """Bytes that are free on the GPU that is used, asked of its driver without torch; None if it does not say."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]

@@ -12,6 +12,7 @@ import os
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # see posttrain.system.gpus
 # torch keeps a compiled kernel for each shape of a product, up to a thousand: half a gigabyte in a process that sees
 # many lengths. A few dozen are as fast (measured).
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")

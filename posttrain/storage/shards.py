@@ -8,15 +8,17 @@ resumes, and made again like a missing one.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.storage.pieces import Pieces, T
-from posttrain.system import device, die_with_parent, give_back
+from posttrain.system import die_with_parent, give_back, gpus
 
 
 def run_shards(
@@ -51,7 +53,10 @@ def run_shards(
         pool = ThreadPoolExecutor(threads)
     else:  # a stage is a fresh process with the libraries imported and no thread of torch's yet: workers are forked
         context = multiprocessing.get_context("fork")
-        pool = ProcessPoolExecutor(min(workers, len(missing)), context, initializer=die_with_parent)
+        free = context.SimpleQueue()
+        for name in gpus():
+            free.put(name)
+        pool = ProcessPoolExecutor(min(workers, len(missing)), context, initializer=_begin, initargs=(free,))
     try:
         waiting = {pool.submit(_do, work, shards[index], pieces, index): index for index in missing}
         for future in as_completed(waiting):
@@ -61,9 +66,16 @@ def run_shards(
     return [paths[index] for index in range(len(shards))]
 
 
+def _begin(free: SimpleQueue[str]) -> None:
+    """Begins a worker: with a GPU of its own, where there are any."""
+    die_with_parent()
+    if not free.empty():
+        os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
+
+
 def processes(workers: int) -> int:
-    """The processes for sharded work: 1 on a GPU, which one process keeps busy; else `workers`."""
-    return workers if device() == "cpu" else 1
+    """The processes for sharded work: one for each GPU, which one process keeps busy; without any `workers`."""
+    return len(gpus()) or workers
 
 
 def name_of(index: int) -> str:

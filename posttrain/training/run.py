@@ -31,7 +31,7 @@ from posttrain.errors import NonFiniteError, StageError
 from posttrain.job import Job
 from posttrain.storage.checkpoint_seals import latest_whole
 from posttrain.storage.files import write_durably
-from posttrain.system import cores, keep_memory, ran_out
+from posttrain.system import cores, gpus, keep_memory, ran_out
 from posttrain.training import sharding
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, lora_config, merged
@@ -176,7 +176,7 @@ def train(
         NonFiniteError: the loss, or a weight, is not a finite number.
         StageError: not even a single row fits, or the micro-batch cannot be shared evenly.
     """
-    processes = job.runtime.get("processes") or max(1, torch.cuda.device_count())
+    processes = job.runtime.get("processes") or max(1, len(gpus()))
     rows = section.trl["per_device_train_batch_size"]
     if rows % processes:
         raise StageError(

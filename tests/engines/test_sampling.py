@@ -23,7 +23,6 @@ from posttrain.engines.protocol import Completion
 from posttrain.engines.sampler import draw, uniforms
 from posttrain.engines.shared_prefix import SharedPrefixEngine
 from posttrain.errors import ModelError
-from posttrain.storage import shards
 
 LEAN = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text")
 FITTING = (*LEAN, "gemma", "gemma2", "gpt2")
@@ -436,15 +435,6 @@ def test_a_model_that_never_ends_is_refused() -> None:
     endless.eos_token = None
     with pytest.raises(ModelError, match="no end-of-text token"):
         prepare(causal_lm("llama", eos_token_id=None), endless, "float32", "cpu")
-
-
-@pytest.mark.parametrize(("device", "processes"), [("cpu", 8), ("cuda", 1)])
-def test_a_gpu_is_used_by_one_process_and_cores_by_one_each(
-    device: str, processes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A stand-in for the check of the device: none is needed to know what would be done there."""
-    monkeypatch.setattr(shards, "device", lambda: device)
-    assert shards.processes(8) == processes
 
 
 @pytest.mark.parametrize(("fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from posttrain.rewards.scoring import _rows, slices
+from posttrain.storage import shards
 from posttrain.storage.pieces import Pieces, by_work, even
 from posttrain.storage.shards import run_shards
 
@@ -48,6 +51,28 @@ def test_after_a_stop_only_what_was_not_finished_is_done(tmp_path: Path, workers
     assert values(paths) == [2, 4, 6, 8, 10, 12, 14, 16]
     assert sorted(journal.read_text().split()[len(first) :]) == sorted({"1", "3", "5", "7"} - set(first))
     assert sum(counted) == 8
+
+
+@pytest.mark.parametrize(("there", "count"), [([], 8), (["0"], 1), (["3", "5"], 2)])
+def test_each_gpu_is_used_by_one_process_and_without_any_each_core(
+    there: list[str], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the GPUs: none is needed to know what would be done there."""
+    monkeypatch.setattr(shards, "gpus", lambda: there)
+    assert shards.processes(8) == count
+
+
+def where(shard: int) -> pa.Table:
+    """Says on which GPU, and waits until the other process has a shard, too."""
+    time.sleep(0.2)
+    return pa.table({"x": [shard], "gpu": [os.environ.get("CUDA_VISIBLE_DEVICES")]})
+
+
+def test_each_process_sees_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "gpus", lambda: ["3", "5"])
+    paths = run_shards(where, [1, 2, 3, 4], tmp_path, shards.processes(8))
+    assert values(paths) == [1, 2, 3, 4]
+    assert {gpu for path in paths for gpu in pq.read_table(path)["gpu"].to_pylist()} == {"3", "5"}
 
 
 def empty(path: Path) -> None:
