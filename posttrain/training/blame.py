@@ -70,7 +70,7 @@ def as_recipe_error(where: str, trial: Trial, name: str, raised: Exception) -> R
     if name.startswith(("fsdp", "ddp", "activation_", "gradient_checkpointing", "torch_empty_cache")):
         return RecipeError(
             f"{key}: {value} cannot save memory here {quoted}",
-            hint=f"leave {key} out: a stage runs in one process, and offloading needs a GPU",
+            hint=f"leave {key} out: offloading needs a GPU, and sharding is `compute.shard: fsdp2`",
             rule="training-memory-option",
         )
     return RecipeError(
