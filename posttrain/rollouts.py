@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from posttrain.engines.server_dialects import DIALECTS, ServerSettings
 from posttrain.job import Job
 from posttrain.storage.pieces import by_work
 from posttrain.storage.shards import concatenate, processes, run_shards
-from posttrain.system import device
+from posttrain.system import device, gpus
 
 _FALLBACK = b"fallback"  # among a table's own words: why the engine was not the one that was asked for
 
@@ -60,7 +61,8 @@ def engine(job: Job) -> dict[str, Any]:
     settings = None
     if server is not None:
         start = tuple(server["start"]) if server["start"] else None
-        settings = ServerSettings(server["kind"], start, server["url"], str(job.scratch / "server.log"))
+        log = str(job.scratch / "server.log")
+        settings = ServerSettings(server["kind"], start, server["url"], log, server.get("devices"))
     return {"use": config["use"], "dtype": config["dtype"], "server": settings}
 
 
@@ -160,12 +162,17 @@ def run_rollouts(shards: Sequence[Shard], job: Job, target: Path) -> int:
         return concatenate(run_shards(rollout, shards, scratch, processes(job.workers), count), target)
     from posttrain.engines.server import ServerEngine
 
-    # As many shards at a time as fill the server, and one more: the next one's requests go out before the last one's
+    # As many shards at a time as fill a server, and one more: the next one's requests go out before the last one's
     # longest answer is there.
     threads = 1 + math.ceil(DIALECTS[server.kind].at_once / min(shard.completions for shard in shards))
-    with contextlib.closing(ServerEngine(policy, server)) as engine:
-        work = functools.partial(rollout, engine=engine)
-        return concatenate(run_shards(work, shards, scratch, 1, count, threads), target)
+    with contextlib.ExitStack() as stack:
+        engines = [stack.enter_context(contextlib.closing(ServerEngine(policy, one))) for one in server.each(gpus())]
+        turns = itertools.cycle(engines)
+
+        def by_turns(shard: Shard) -> pa.Table:
+            return rollout(shard, next(turns))
+
+        return concatenate(run_shards(by_turns, shards, scratch, 1, count, threads * len(engines)), target)
 
 
 @functools.lru_cache(maxsize=2)

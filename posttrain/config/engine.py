@@ -21,11 +21,16 @@ class Server(Section):
     """The command that serves the folder `{model}` on `{port}` of this machine, word by word."""
     url: str | None = Field(default=None, pattern=r"^https?://")
     """Address of a running server."""
+    devices: Few | None = None
+    """GPUs of a server that is started: for every so many there is one, with the others invisible to it; null: one
+    server, which sees all."""
 
     @model_validator(mode="after")
     def _start_or_url(self) -> Server:
         if (self.start is None) == (self.url is None):
             complain((), "a server has either `start` or `url`", rule="recipe-one-of")
+        if self.url and self.devices:
+            complain(("devices",), "the GPUs of a running server are its own affair", rule="recipe-belongs")
         for word in ("{model}", "{port}"):
             if self.start is not None and not any(word in part for part in self.start[1:]):
                 complain(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -27,7 +28,8 @@ class OwnServer:
         EngineError: its program does not exist.
     """
 
-    def __init__(self, start: Sequence[str], model: str, log: Path) -> None:
+    def __init__(self, start: Sequence[str], model: str, log: Path, gpus: str | None = None) -> None:
+        """`gpus`: those that it sees, None: all."""
         program = find_command(start[0])
         if program is None:
             raise EngineError(
@@ -37,6 +39,7 @@ class OwnServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port: int = probe.getsockname()[1]
+        self._environment = {**os.environ, **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus})}
         self.url, self.log, self.restarts = f"http://127.0.0.1:{port}", log, 0
         self._words = [program, *command([*start[1:], *loopback(start)], model, port)]
         self._start()
@@ -49,6 +52,7 @@ class OwnServer:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env=self._environment,
             )
 
     async def wait_healthy(self, client: OpenAIClient) -> None:

@@ -209,7 +209,7 @@ class ServerEngine:
 
     def _connected(self, prompt: list[int] | str) -> OpenAIClient:
         if self.settings.start is not None:
-            self._own = OwnServer(self.settings.start, self.policy, Path(self.settings.log))
+            self._own = OwnServer(self.settings.start, self.policy, Path(self.settings.log), self.settings.gpus)
         url = self._own.url if self._own else str(self.settings.url).rstrip("/").removesuffix("/v1")
         self._client = OpenAIClient(
             url,

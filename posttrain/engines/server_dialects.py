@@ -10,23 +10,49 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from posttrain.engines.protocol import Capabilities, SamplingParams
+from posttrain.errors import EngineError
 
 
 @dataclass(frozen=True)
 class ServerSettings:
     """Which server: its kind (a key of DIALECTS), and the words that start it or the address where one runs.
 
-    `log` is the file that takes the output of a server that is started here.
+    `log` is the file that takes the output of a server that is started here. `devices`: how many GPUs it has, `gpus`
+    which, as CUDA_VISIBLE_DEVICES names them; None: all.
     """
 
     kind: str
     start: tuple[str, ...] | None
     url: str | None
     log: str
+    devices: int | None = None
+    gpus: str | None = None
+
+    def each(self, there: Sequence[str]) -> list[ServerSettings]:
+        """One server for every `devices` of the GPUs `there`; this one if it has all of them, or there is none.
+
+        Raises:
+            EngineError: there are fewer than one server needs.
+        """
+        size = self.devices
+        if size is None or not there:
+            return [self]
+        if len(there) < size:
+            raise EngineError(
+                f"a server needs {size} GPUs (`engine.server.devices`), and {len(there)} can be used here: lower it, "
+                "or leave it out",
+                rule="server-devices",
+            )
+        log = Path(self.log)
+        return [
+            replace(self, gpus=",".join(there[at : at + size]), log=str(log.with_stem(f"{log.stem}-{at // size}")))
+            for at in range(0, len(there) - size + 1, size)
+        ]
 
 
 @dataclass(frozen=True)

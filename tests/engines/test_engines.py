@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from support.parrot import CHAIN, CHOICES, CONTEXT, ENDS, GOES_ON, LOOP, ROLLS, 
 from support.tiny_models import tokenizer
 from transformers.utils.import_utils import is_serve_available
 
+from posttrain import rollouts
 from posttrain.engines import Engine, Request, SamplingParams, ServerSettings, load_engine, own_server
 from posttrain.engines.protocol import Completion
 from posttrain.engines.server import ServerEngine
@@ -331,6 +333,31 @@ def test_a_server_of_ours_that_dies_is_started_again_and_ends_with_us(folder: Pa
     assert is_running(second)
     engine.close()
     assert gone(second)
+
+
+def test_there_is_a_server_for_every_so_many_gpus(tmp_path: Path) -> None:
+    settings = ServerSettings("vllm", program(), None, str(tmp_path / "server.log"), devices=2)
+    assert [one.gpus for one in settings.each(["2", "3", "5", "7", "8"])] == ["2,3", "5,7"]
+    assert settings.each([]) == [settings]
+    with pytest.raises(EngineError, match=r"needs 2 GPUs .*, and 1 can be used here.*\[server-devices\]"):
+        settings.each(["4"])
+    alone = replace(settings, devices=None)
+    assert alone.each(["2", "3"]) == [alone]
+
+
+def test_each_server_sees_its_own_gpus_and_they_share_the_shards(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollouts, "gpus", lambda: ["2", "3"])
+    told = ("sh", "-c", f'echo $CUDA_VISIBLE_DEVICES >> {tmp_path}/seen; exec "$@"', "sh", *program())
+    server = ServerSettings("vllm", told, None, str(tmp_path / "server.log"), devices=1)
+    asks = [[{"role": "user", "content": f"{word} {ROLLS}"}] for word in ("one", "another")]
+    prompts = [{"id": str(at), "prompt": prompt, "columns": "{}"} for at, prompt in enumerate(asks)]
+    sampling = rollouts.Sampling(str(folder), WARM, 2, 0, use="server", server=server)
+    shards = rollouts.plan(prompts, sampling, 1)
+    job = Job({}, {}, tmp_path, tmp_path / "scratch", 0)
+    assert len(shards) == 2 and rollouts.run_rollouts(shards, job, tmp_path / "answers.parquet") == 4
+    assert sorted((tmp_path / "seen").read_text().split()) == ["2", "3"]
 
 
 @pytest.mark.slow
