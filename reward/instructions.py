@@ -2,7 +2,7 @@
 
 A prompt row names them in two columns, as IFEval's rows do: `instruction_id_list`, the kinds, and `kwargs`, the
 parameters of each. `all_followed` is IFEval's prompt-level strict score, 1.0 when every constraint holds, else 0.0;
-`share_followed` is the share that holds. All of IFEval's 25 kinds are here under IFEval's names, and kinds of our own.
+`share_followed` is the share that holds; `substance`, beside them, keeps answers from becoming ever shorter. All of IFEval's 25 kinds are here under IFEval's names, and kinds of our own.
 A row without constraints gets no score; an empty answer follows nothing; an unknown kind, and an unknown, missing or
 wrong parameter, is an error, never a pass. Kinds that ask for a language need posttrain[language].
 
@@ -42,6 +42,16 @@ def share_followed(
         verdicts = _verdicts(completion[-1]["content"], kinds, parameters, prompt)
         scores.append(sum(verdicts) / len(verdicts) if verdicts else None)
     return scores
+
+
+def substance(prompts: list, completions: list, **columns: list) -> list[float | None]:
+    """The words of the answer, of the hundred beyond which more are worth no more. Most constraints are followed most
+    easily by an answer of one sentence: a policy that learns from what follows, and from nothing else, ends with that.
+    """
+    return [min(1.0, len(_words(completion[-1]["content"])) / _ENOUGH) for completion in completions]
+
+
+_ENOUGH = 100
 
 
 def _verdicts(text: str, kinds: Any, parameters: Any, prompt: Any) -> list[bool]:

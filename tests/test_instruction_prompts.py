@@ -128,7 +128,7 @@ def test_few_training_prompts_overlap_our_own_evaluation_prompts_as_the_page_say
     measures = [overlap(evaluation, 8, share) for share in (0.9, 0.5)]
     dropped = [sum(measure(row["prompt"]) is not None for row in SHIPPED["train"]) for measure in measures]
     page = (ROOT / "docs" / "instructions.md").read_text("utf-8")
-    assert f"drops {dropped[0]} of the 1,500, the default {dropped[1]}." in page
+    assert f"drops {dropped[0]} of the 2,000, the default {dropped[1]}." in page
 
 
 @pytest.mark.skipif(not IFEVAL.is_file(), reason="IFEval's prompts are not here")
