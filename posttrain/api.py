@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from posttrain.errors import InputError, PosttrainError
 from posttrain.execution import retry
-from posttrain.execution.launcher import Forked
+from posttrain.execution.cluster import launcher_of
 from posttrain.execution.progress import Silent, Watcher
 from posttrain.execution.runner import Runner
 from posttrain.inference import evaluate
@@ -53,7 +53,7 @@ def run_rounds(recipe: Recipe, n: int, folder: str | Path | None = None, watcher
             check_run(recipe, n, store)
             push = _push(store, recipe, watcher)
             after_round = [each.round_done for each in (*push, Tracked(store, recipe.name, recipe.report_to))]
-            launcher = Forked(at_once=recipe.compute.stages_at_once)
+            launcher = launcher_of(recipe.compute)
             try:
                 play(recipe, Runner(store, launcher, watcher, workers, recipe, after_round), n)
             except PosttrainError:

@@ -10,8 +10,10 @@ PosttrainError                 1   the base class
 │   ├── EmptyStageError        3   a stage had no rows left (no pair, no kept sample)
 │   ├── EngineError            3   an inference engine or judge is down or serves other weights
 │   ├── StageCrashedError      3   a process was killed, or memory or a device failed: the stage is retried
+│   ├── NearLimitError         3   within a cluster: a job's time is nearly up
 │   ├── NonFiniteError         3   a loss, gradient or weight is not finite
 │   └── ResourceError          3   disk or memory is too small
+├── MissingShardsError         1   within a cluster: shards are missing that other tasks make
 ├── LockedError                4   another process is using this run
 ├── DamagedError               5   a file of the run does not match its manifest
 └── HubError                   6   the Hub refused or could not be reached; the run is unchanged
@@ -128,8 +130,20 @@ class NonFiniteError(StageError):
         self.step = step
 
 
+class NearLimitError(StageError):
+    """A training stopped behind a checkpoint, since its job's time is nearly up: the same job goes on from there."""
+
+
 class ResourceError(StageError):
     """Disk or memory is too small, or the disk is full. Finished stages stay."""
+
+
+class MissingShardsError(PosttrainError):
+    """A stage's shards that other processes make are not there yet. `count`: how many."""
+
+    def __init__(self, message: str, count: int = 0) -> None:
+        super().__init__(message)
+        self.count = count
 
 
 class LockedError(PosttrainError):

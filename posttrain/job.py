@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from posttrain.config.keys import Keyed, join
+from posttrain.storage.part import Part
 
 S = TypeVar("S", bound=Keyed)
 
@@ -22,6 +23,7 @@ class Job:
 
     `config` (plain JSON) decides the result; `runtime` (paths outside the run, how to run) does not. `inputs` are
     artifact folders; the payload goes to `out`; `scratch` survives a kill. `workers`: most processes or threads.
+    `part`: the shards that are made here, None: all.
     """
 
     config: Mapping[str, Any]
@@ -31,6 +33,7 @@ class Job:
     seed: int
     runtime: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
+    part: Part | None = None
     progress: Callable[[int, int, str], None] = field(default=no_progress)
 
     def counter(self, total: int, unit: str) -> Callable[[int], None]:

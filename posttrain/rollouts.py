@@ -159,7 +159,7 @@ def run_rollouts(shards: Sequence[Shard], job: Job, target: Path) -> int:
     count = job.counter(sum(shard.completions for shard in shards), "completions")
     policy, server = next(((one.sampling.policy, one.sampling.server) for one in shards), ("", None))
     if server is None:
-        return concatenate(run_shards(rollout, shards, scratch, processes(job.workers), count), target)
+        return concatenate(run_shards(rollout, shards, scratch, processes(job.workers), count, part=job.part), target)
     from posttrain.engines.server import ServerEngine
 
     # As many shards at a time as fill a server, and one more: the next one's requests go out before the last one's
@@ -172,7 +172,7 @@ def run_rollouts(shards: Sequence[Shard], job: Job, target: Path) -> int:
         def by_turns(shard: Shard) -> pa.Table:
             return rollout(shard, next(turns))
 
-        return concatenate(run_shards(by_turns, shards, scratch, 1, count, threads * len(engines)), target)
+        return concatenate(run_shards(by_turns, shards, scratch, 1, count, threads * len(engines), job.part), target)
 
 
 @functools.lru_cache(maxsize=2)

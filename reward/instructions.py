@@ -2,9 +2,10 @@
 
 A prompt row names them in two columns, as IFEval's rows do: `instruction_id_list`, the kinds, and `kwargs`, the
 parameters of each. `all_followed` is IFEval's prompt-level strict score, 1.0 when every constraint holds, else 0.0;
-`share_followed` is the share that holds; `substance`, beside them, keeps answers from becoming ever shorter. All of IFEval's 25 kinds are here under IFEval's names, and kinds of our own.
-A row without constraints gets no score; an empty answer follows nothing; an unknown kind, and an unknown, missing or
-wrong parameter, is an error, never a pass. Kinds that ask for a language need posttrain[language].
+`share_followed` is the share that holds; `substance`, beside them, keeps answers from becoming ever shorter. All of
+IFEval's 25 kinds are here under IFEval's names, and kinds of our own. A row without constraints gets no score; an empty
+answer follows nothing; an unknown kind, and an unknown, missing or wrong parameter, is an error, never a pass. Kinds
+that ask for a language need posttrain[language].
 
 A kind is one entry of KINDS: what checks it, its parameters, phrasings for prompts, and a draw of parameters.
 docs/instructions.md lists them, says how to add one, and where verdicts differ from those of IFEval's own code.

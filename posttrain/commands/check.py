@@ -19,6 +19,7 @@ def check_(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
     probe: Annotated[bool, typer.Option(help="Measure a small round on this machine, for times and memory.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    script: Annotated[bool, typer.Option(help="Print the batch scripts of `compute.cluster`, no more.")] = False,
 ) -> None:
     """Check everything of a recipe that can be checked without training, and plan its rounds. Writes nothing.
 
@@ -28,8 +29,11 @@ def check_(
 
     Exit code 0: all checks passed. 2: the recipe or its inputs are wrong. 3: the engine or the probe failed.
     """
-    from posttrain.planning.check import check
+    from posttrain.planning.check import check, scripts
 
+    if script:
+        say(scripts(recipe, set_ or []))
+        return
     done = check(recipe, set_ or [], n, probe)
     if as_json:
         checks = [{"name": name, "right": right, "said": said} for name, right, said in done.found]

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain.config.cluster import Slurm
 from posttrain.config.section import MOST, Few, Section, Tokens, complain
 from posttrain.engines.server_dialects import DIALECTS
 
@@ -98,6 +99,9 @@ class Engine(Section):
 
 class Compute(Section):
     """How the work is run. Changes no result."""
+
+    cluster: Slurm | None = None
+    """The cluster that trains, samples and scores; null: this machine."""
 
     workers: Few | None = None
     """Processes for sampling and scoring; null: one per core."""

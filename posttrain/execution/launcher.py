@@ -2,7 +2,7 @@
 
 A stage's own process returns all memory when the stage ends, and a crash in it becomes an error here. It is forked from
 a server process that has imported the heavy libraries, so that a stage starts in milliseconds.
-Not covered: stages that span several processes (torchrun); those run `posttrain stage FOLDER`.
+The processes of one training: posttrain.training.ranks. Other machines: posttrain.execution.cluster.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_any
@@ -26,12 +27,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from posttrain.errors import PosttrainError, StageCrashedError, StageError
+from posttrain.errors import MissingShardsError, PosttrainError, StageCrashedError, StageError
 from posttrain.execution import retry, tokenizer_check
 from posttrain.job import Job, no_progress
 from posttrain.stages import run_stage
 from posttrain.storage import lock, store
 from posttrain.storage.files import read_json
+from posttrain.storage.part import Part
 from posttrain.storage.redact import Log, redact
 from posttrain.system import die_with_parent, versions
 
@@ -79,14 +81,40 @@ class Launcher(Protocol):
 def execute(folder: Path, workers: int, progress: Callable[[int, int, str], None] = no_progress) -> dict[str, Any]:
     """Runs the stage described in `folder/stage.json` and publishes its artifact. Returns its metrics."""
     with lock.alone(folder / "lock"):
-        return _execute(folder, workers, progress)
+        return publish(folder, workers, progress)
 
 
-def _execute(folder: Path, workers: int, progress: Callable[[int, int, str], None]) -> dict[str, Any]:
+def gather(folder: Path, workers: int, progress: Callable[[int, int, str], None] = no_progress) -> dict[str, Any]:
+    """As `execute`, from shards that the tasks of a cluster made.
+
+    Raises:
+        MissingShardsError: some are not there.
+    """
+    with lock.alone(folder / "lock"):
+        return publish(folder, workers, progress, Part())
+
+
+def make_part(folder: Path, part: Part, workers: int) -> bool:
+    """Makes a part of the shards of a stage, beside other processes that make others. Returns whether all shards are
+    there now: what a stage does with them is not kept, `gather` does it again."""
+    stage = read_json(folder / "stage.json")
+    with tempfile.TemporaryDirectory(dir=folder / "scratch", prefix=f"part-{part.index}-") as out:
+        job = replace(job_of(stage, folder, workers), out=Path(out), part=part)
+        try:
+            run_stage(stage["stage"], job)
+        except MissingShardsError:
+            return False
+    return True
+
+
+def publish(
+    folder: Path, workers: int, progress: Callable[[int, int, str], None] = no_progress, part: Part | None = None
+) -> dict[str, Any]:
+    """Runs the stage and publishes its artifact, where nobody else can be at it. Returns its metrics."""
     stage = read_json(folder / "stage.json")
     root = folder.parent.parent
     started = time.monotonic()
-    job = job_of(stage, folder, workers, progress)
+    job = replace(job_of(stage, folder, workers, progress), part=part)
     read = tokenizer_check.of_inputs(job.inputs)
     metrics = run_stage(stage["stage"], job)
     made = tokenizer_check.fingerprint(job.out)
@@ -190,7 +218,16 @@ class Forked:
         self._running[receiver] = (folder, child)
 
     def wait(self) -> Progress | Ended:
-        receiver = cast("Connection", wait_for_any(list(self._running))[0])
+        found = self.wait_for(None)
+        assert found
+        return found
+
+    def wait_for(self, seconds: float | None) -> Progress | Ended | None:
+        """As `wait`, so many seconds at most; None if nothing happened."""
+        ready = wait_for_any(list(self._running), seconds)
+        if not ready:
+            return None
+        receiver = cast("Connection", ready[0])
         folder, child = self._running[receiver]
         error: Exception | None = None
         try:

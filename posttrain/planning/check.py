@@ -16,7 +16,7 @@ from posttrain.config import Model
 from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.data.selection import matching
-from posttrain.errors import EmptyStageError, PosttrainError, StageError
+from posttrain.errors import EmptyStageError, InputError, PosttrainError, StageError
 from posttrain.execution import resources
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.execution.launcher import Forked, Launcher
@@ -39,7 +39,7 @@ from posttrain.stages.registry import STAGES
 from posttrain.storage.store import Store
 from posttrain.system import bytes_in_words, cores, gpu, gpu_memory
 
-SMALL = 5_000_000  # as posttrain.training.run.SMALL, which cannot be imported without torch
+SMALL = 5_000_000  # as posttrain.training.ranks.SMALL, which cannot be imported without torch
 
 
 @dataclass
@@ -108,6 +108,21 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
                 costs = _with_peaks(costs, wanted, shape)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
     return checked
+
+
+def scripts(name: str, overrides: Sequence[str]) -> str:
+    """The batch scripts with which the recipe's cluster is asked: that of a training, and that of an array of jobs.
+
+    Raises:
+        InputError: the recipe cannot be read, or has no cluster.
+    """
+    from posttrain.execution.slurm import Slurm
+
+    compute = load(name, overrides).compute
+    if compute.cluster is None:
+        raise InputError("the recipe has no compute.cluster, so there is no script", rule="command-no-cluster")
+    slurm, folder = Slurm(compute.cluster, compute.processes), Path("RUN/work/STAGE-KEY")
+    return "\n".join(slurm.script(folder, kind, "NAME", tasks) for kind, tasks in (("training", 0), ("shards", 4)))
 
 
 def _warmed() -> Launcher:

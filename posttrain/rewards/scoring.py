@@ -68,7 +68,7 @@ def score_shards(job: Job, answers: Path, scorers: Scorers, name: str = "scored"
     parts = slices(answers)
     count = job.counter(sum(stop - start for start, stop in parts), "scores")
     work = functools.partial(_score_slice, answers, scorers)
-    return run_shards(work, parts, job.scratch / name, processes(job.workers), count)
+    return run_shards(work, parts, job.scratch / name, processes(job.workers), count, part=job.part)
 
 
 def score_table(job: Job, answers: Path, scorers: Scorers, target: Path) -> Path:

@@ -73,7 +73,7 @@ def run(job: Job) -> dict[str, Any]:
     pooled = job.scratch / "pooled.parquet"
     count = job.counter(_pool({side: job.inputs[side] / "heldout.parquet" for side in sides}, pooled), "comparisons")
     work = functools.partial(_compared, pooled, panel)
-    paths = run_shards(work, slices(pooled), job.scratch / "shards", processes(job.workers), count)
+    paths = run_shards(work, slices(pooled), job.scratch / "shards", processes(job.workers), count, part=job.part)
     table = pa.concat_tables(pq.read_table(path) for path in paths)
     pq.write_table(table, job.out / "compared.parquet", compression="zstd")
     result = summary(table.to_pylist(), panel.judges, job.seed)

@@ -17,6 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain.errors import MissingShardsError
+from posttrain.storage.part import Part
 from posttrain.storage.pieces import Pieces, T
 from posttrain.system import die_with_parent, give_back, gpus
 
@@ -28,17 +30,22 @@ def run_shards(
     workers: int,
     progress: Callable[[int], None] = lambda rows: None,
     threads: int = 1,
+    part: Part | None = None,
 ) -> list[Path]:
     """Applies `work` (picklable) to every shard and returns the files, in the plan's order. `threads`: use threads of
     this process instead of processes, for work that waits for I/O.
 
-    `progress` gets the number of rows of each shard as it finishes, including shards that were finished before.
+    `progress` gets the number of rows of each shard as it finishes, including shards that were finished before. `part`:
+    those that are made here, where other processes make the others.
+
+    Raises:
+        MissingShardsError: some of the others are not there yet.
     """
     pieces = Pieces(folder)
     paths = {index: path for index in range(len(shards)) if (path := pieces.find(name_of(index)))}
     for path in paths.values():
         progress(pq.read_metadata(path).num_rows)
-    missing = [index for index in range(len(shards)) if index not in paths]
+    missing = [index for index in range(len(shards)) if index not in paths and (part is None or part.has(index))]
 
     def done(index: int, path: Path, rows: int) -> None:
         paths[index] = path
@@ -47,7 +54,7 @@ def run_shards(
     if len(missing) <= 1 or max(threads, workers) <= 1:
         for index in missing:
             done(index, *_do(work, shards[index], pieces, index))
-        return [paths[index] for index in range(len(shards))]
+        return _all(paths, pieces, len(shards))
     pool: Executor
     if threads > 1:
         pool = ThreadPoolExecutor(threads)
@@ -63,7 +70,17 @@ def run_shards(
             done(waiting[future], *future.result())
     finally:  # what is wrong with one shard is told before the others are done; a thread may wait for an answer
         pool.shutdown(wait=threads <= 1, cancel_futures=True)
-    return [paths[index] for index in range(len(shards))]
+    return _all(paths, pieces, len(shards))
+
+
+def _all(paths: dict[int, Path], pieces: Pieces, count: int) -> list[Path]:
+    """The files of so many shards, those included that others made meanwhile."""
+    found = [paths.get(index) or pieces.find(name_of(index)) for index in range(count)]
+    there = [path for path in found if path]
+    if len(there) < count:
+        missing = count - len(there)
+        raise MissingShardsError(f"{missing} of {count} shards in {pieces.folder} are not made yet", missing)
+    return there
 
 
 def _begin(free: SimpleQueue[str]) -> None:

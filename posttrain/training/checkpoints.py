@@ -6,6 +6,7 @@ resumed in its second epoch would see the rows in another order. Resumed after i
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from posttrain.storage.checkpoint_seals import EPOCH, seal
-from posttrain.training.ranks import barrier
+from posttrain.training.ranks import barrier, of_first
+
+SOON = "POSTTRAIN_SOON"  # names the file that a job's script makes when its time is nearly up
 
 
 class Checkpoints(TrainerCallback):
@@ -30,6 +33,8 @@ class Checkpoints(TrainerCallback):
         self._epoch_began = load_file(resumed / EPOCH)["torch"] if resumed else None
         self._resumed = resumed is not None
         self._minutes, self._last = minutes, time.monotonic()
+        self.stopped = False
+        """Whether the training ended early, as its job's time is nearly up."""
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -40,12 +45,14 @@ class Checkpoints(TrainerCallback):
         self._epoch_began = torch.get_rng_state()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if SOON in os.environ and of_first(Path(os.environ[SOON]).exists()):
+            self.stopped = control.should_save = control.should_training_stop = True
         if self._minutes is not None and time.monotonic() - self._last >= 60 * self._minutes:
             control.should_save = True
         if control.should_save or state.global_step >= state.max_steps:
             control.should_log = True  # the trainer forgets what it has not logged when it is resumed
         if state.global_step >= state.max_steps:
-            control.should_save = False
+            control.should_save = self.stopped = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         self._last = time.monotonic()

@@ -21,11 +21,17 @@ from torch import distributed, multiprocessing
 
 from posttrain.errors import StageCrashedError
 from posttrain.storage.pieces import Pieces
-from posttrain.system import die_with_parent
+from posttrain.system import cores, die_with_parent
 
 T = TypeVar("T")
 
+# Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
+SMALL = 5_000_000
 _GRACE = 2.0  # seconds for the other ranks to end by themselves once one has failed
+
+
+class OtherRank(Exception):
+    """Where torchrun has started the stage: this process has trained, and what follows is done by rank 0."""
 
 
 def world() -> int:
@@ -38,10 +44,24 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def use_cores(model: torch.nn.Module) -> None:
+    """Lets the ranks of this machine compute on all of its cores, if the model is large enough for that."""
+    if sum(weight.numel() for weight in model.parameters()) > SMALL:
+        torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def barrier() -> None:
     """Waits until every rank is here."""
     if distributed.is_initialized():
         distributed.barrier()
+
+
+def of_first(value: bool) -> bool:
+    """What rank 0 says, on every rank."""
+    said = [value]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def made_together(pieces: Pieces, name: str, make: Callable[[], pa.Table]) -> pa.Table:
@@ -62,10 +82,17 @@ def in_ranks(work: Callable[[], T], processes: int) -> T:
     """What `work` returns on rank 0 of so many processes; in this one if it is one, or a rank itself.
 
     Raises:
+        OtherRank: this is a rank itself, and not the first.
         StageCrashedError: a rank was killed.
         Exception: what the first rank that failed raised.
     """
-    if processes == 1 or world() > 1:
+    if world() > 1:
+        made = work()
+        barrier()
+        if rank() > 0:
+            raise OtherRank
+        return made
+    if processes == 1:
         return work()
     with tempfile.TemporaryDirectory(prefix="posttrain-ranks-") as name:
         folder = Path(name)

@@ -27,20 +27,17 @@ from transformers import (
 
 from posttrain.config import Trained
 from posttrain.engines.load import without_router_logits
-from posttrain.errors import NonFiniteError, StageError
+from posttrain.errors import NearLimitError, NonFiniteError, StageError
 from posttrain.job import Job
 from posttrain.storage.checkpoint_seals import latest_whole
 from posttrain.storage.files import write_durably
-from posttrain.system import cores, gpus, keep_memory, ran_out
+from posttrain.system import gpus, keep_memory, ran_out
 from posttrain.training import sharding
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, lora_config, merged
 from posttrain.training.lora_product import fuse
-from posttrain.training.ranks import in_ranks, rank, world
+from posttrain.training.ranks import in_ranks, rank, use_cores, world
 from posttrain.training.trackers import trackers
-
-# Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
-SMALL = 5_000_000
 
 A = TypeVar("A", bound=TrainingArguments)
 
@@ -176,7 +173,7 @@ def train(
         NonFiniteError: the loss, or a weight, is not a finite number.
         StageError: not even a single row fits, or the micro-batch cannot be shared evenly.
     """
-    processes = job.runtime.get("processes") or max(1, len(gpus()))
+    processes = world() if world() > 1 else job.runtime.get("processes") or max(1, len(gpus()))
     rows = section.trl["per_device_train_batch_size"]
     if rows % processes:
         raise StageError(
@@ -233,15 +230,18 @@ def _train(
     if trainer.accelerator.num_processes != processes:
         raise StageError(f"{stage}: {trainer.accelerator.num_processes} processes train, not {processes}")
     _check_rows(stage, trainer)
-    if trainer.model is not None and sum(p.numel() for p in trainer.model.parameters()) > SMALL:
-        torch.set_num_threads(max(1, cores() // processes))
+    if trainer.model is not None:
+        use_cores(trainer.model)
     if isinstance(trainer.model, PeftModel):
         fuse(trainer.model)
     trainer.add_callback(Watch(stage, job))
     for tracker in trackers(job, trainer.args) if rank() == 0 else ():
         trainer.add_callback(tracker)
-    trainer.add_callback(Checkpoints(checkpoint, job.runtime.get("checkpoint_minutes")))
+    checkpoints = Checkpoints(checkpoint, job.runtime.get("checkpoint_minutes"))
+    trainer.add_callback(checkpoints)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoints.stopped:
+        raise NearLimitError(f"{stage}: stopped behind step {trainer.state.global_step}")
     loss = mean_loss(trainer.state.log_history)
     if loss is None or not math.isfinite(loss):
         raise not_finite(stage, job, f"the training loss is {loss}", trainer.state.global_step)

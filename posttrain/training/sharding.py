@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
@@ -42,4 +42,6 @@ def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
     model: Any = trainer.model
     if not isinstance(model, FSDPModule):
         return None
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    options: Any = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    whole: Any = get_model_state_dict(cast("torch.nn.Module", model), options=options)
+    return whole

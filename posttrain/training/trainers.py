@@ -18,7 +18,7 @@ from posttrain.storage.pieces import Pieces
 from posttrain.training.answers import head_at_answers
 from posttrain.training.layout import laid_out
 from posttrain.training.packing import answer_log_probs, refusal, text_log_probs
-from posttrain.training.ranks import made_together
+from posttrain.training.ranks import made_together, use_cores
 from posttrain.training.sharding import ShardsOnCPU
 
 _REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")  # the reference's log-probs of each side
@@ -96,6 +96,8 @@ class KeepsReference:
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The data set with these columns. TRL's own would keep all of them in one file of a cache, by a fingerprint
         that does not know the collator."""
+        model: Any = self
+        use_cores(model.ref_model or model.model)
         random = torch.get_rng_state()
         size = batch_size * max(1, _REFERENCE_ROWS // batch_size)
 
@@ -185,8 +187,8 @@ class Llama3DPOTrainer(ShardsOnCPU, TokenizedRows, KeepsReference, DPOTrainer):
         policy = _CapturesLogProbs(model)
         result = super()._compute_loss(policy, inputs, return_outputs)
         nll = chosen_nll(policy.last_log_probs, inputs["answers"]["trained"])
-        over_ranks = self.accelerator.gather(nll.detach()).mean().item()
-        self._metrics["train" if model.training else "eval"]["nll"].append(over_ranks)
+        of_ranks: Any = self.accelerator.gather(nll.detach())
+        self._metrics["train" if model.training else "eval"]["nll"].append(of_ranks.mean().item())
         if return_outputs:
             return result[0] + self.nll_weight * nll, result[1]
         return result + self.nll_weight * nll

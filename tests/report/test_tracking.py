@@ -47,14 +47,14 @@ def test_a_training_reports_under_the_name_of_its_round_and_stage(tmp_path: Path
     )
     for path in (job.out, job.scratch):
         path.mkdir(parents=True)
-    args = run.arguments(SFTConfig, section, job)
     made: list[SFTTrainer] = []
 
-    def make() -> SFTTrainer:
+    def make(args: SFTConfig) -> SFTTrainer:
         made.append(SFTTrainer(model=str(BASE), args=args, train_dataset=rows, processing_class=tokenizer))
         return made[-1]
 
-    run.train("sft", job, args, make)
+    run.train("sft", job, section, lambda: run.arguments(SFTConfig, section, job), make)
+    args: Any = made[0].args
     assert (args.run_name, args.project) == ("round-2/sft", "mine")
     logged = [(entry["step"], entry["loss"]) for entry in made[0].state.log_history if "loss" in entry]
     found = scalars(tmp_path / "logs" / "round-2" / "sft")

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from posttrain.errors import MissingShardsError
 from posttrain.rewards.scoring import _rows, slices
 from posttrain.storage import shards
+from posttrain.storage.part import Part
 from posttrain.storage.pieces import Pieces, by_work, even
 from posttrain.storage.shards import run_shards
 
@@ -73,6 +75,18 @@ def test_each_process_sees_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.
     paths = run_shards(where, [1, 2, 3, 4], tmp_path, shards.processes(8))
     assert values(paths) == [1, 2, 3, 4]
     assert {gpu for path in paths for gpu in pq.read_table(path)["gpu"].to_pylist()} == {"3", "5"}
+
+
+def test_several_processes_make_a_part_each_and_the_last_one_reads_all(tmp_path: Path) -> None:
+    journal, folder = tmp_path / "journal", tmp_path / "shards"
+    with pytest.raises(MissingShardsError, match="4 of 4 shards") as nothing:
+        run_shards(Doubling(journal), SHARDS, folder, 1, part=Part())
+    assert nothing.value.count == 4 and not journal.exists()
+    with pytest.raises(MissingShardsError, match="2 of 4 shards"):
+        run_shards(Doubling(journal), SHARDS, folder, 1, part=Part(1, 2))
+    assert values(run_shards(Doubling(journal), SHARDS, folder, 1, part=Part(0, 2))) == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert journal.read_text().split() == ["3", "7", "1", "5"]
+    assert len(run_shards(Doubling(journal), SHARDS, folder, 1, part=Part())) == 4
 
 
 def empty(path: Path) -> None:
