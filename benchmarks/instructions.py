@@ -34,7 +34,7 @@ HALF = ["samples.prompts=128", "preferences.prompts=50"]
 CHECKS = [  # the recipe's rewards without its last, the reward model
     {"use": "instructions.py", "function": "all_followed", "for": "scores"},
     {"use": "instructions.py", "function": "share_followed", "weight": 0.5},
-    {"use": "instructions.py", "function": "substance", "weight": 0.3},
+    {"use": "instructions.py", "function": "substance", "weight": 0.1},
 ]
 PARTS = {
     LOOP: [],

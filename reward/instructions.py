@@ -46,13 +46,13 @@ def share_followed(
 
 
 def substance(prompts: list, completions: list, **columns: list) -> list[float | None]:
-    """The words of the answer, of the hundred beyond which more are worth no more. Most constraints are followed most
+    """The words of the answer, of the fifty beyond which more are worth no more. Most constraints are followed most
     easily by an answer of one sentence: a policy that learns from what follows, and from nothing else, ends with that.
     """
     return [min(1.0, len(_words(completion[-1]["content"])) / _ENOUGH) for completion in completions]
 
 
-_ENOUGH = 100
+_ENOUGH = 50
 
 
 def _verdicts(text: str, kinds: Any, parameters: Any, prompt: Any) -> list[bool]:
