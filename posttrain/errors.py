@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
+import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -168,3 +169,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`, did you mean 'x'?` for the nearest known name; empty when none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f", did you mean {near[0]!r}?" if near else ""
+
+
+def portable(error: Exception) -> Exception:
+    """The exception itself where another process can read it, else its words as a StageError."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return StageError(f"{type(error).__name__}: {error}")
+    return error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from posttrain.config.engine import Compute
-from posttrain.errors import MissingShardsError, StageError
+from posttrain.errors import MissingShardsError, PosttrainError, StageError
 from posttrain.execution.launcher import Ended, Forked, Launcher, Progress, gather
 from posttrain.execution.task import PROGRESS
 from posttrain.stages.registry import STAGES
@@ -45,7 +45,7 @@ class Cluster(Protocol):
         """Whether all tasks of the stage have ended.
 
         Raises:
-            StageError: one failed, with its own error, or was lost. The others are ended then.
+            PosttrainError: one failed, with its own error, or was lost. The others are ended then.
         """
         ...
 
@@ -125,7 +125,7 @@ class OnCluster:
                     self._cluster.check(Path(seen))
                 self._checked = True
             self._cluster.submit(folder, stage, tasks)
-        except StageError as error:
+        except PosttrainError as error:
             return Ended(folder, error)
         self._away[folder] = how
         return None
@@ -133,7 +133,7 @@ class OnCluster:
     def _look(self, folder: Path, how: _Away) -> Progress | Ended | None:
         try:
             ended = self._cluster.ended(folder)
-        except StageError as error:
+        except PosttrainError as error:
             del self._away[folder]
             return Ended(folder, error)
         if ended:

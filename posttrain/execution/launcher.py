@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from posttrain.errors import MissingShardsError, PosttrainError, StageCrashedError, StageError
+from posttrain.errors import MissingShardsError, PosttrainError, StageCrashedError, portable
 from posttrain.execution import retry, tokenizer_check
 from posttrain.job import Job, no_progress
 from posttrain.stages import run_stage
@@ -302,16 +301,7 @@ def _child(folder: Path, workers: int, background: bool, sender: Connection, run
         if not isinstance(raised, PosttrainError):
             with contextlib.suppress(OSError):  # the disk that the log is on may be full
                 sys.stderr.write(redact(traceback.format_exc()))  # which is the log
-        explained = retry.explained(raised, folder)
-        error = explained if _picklable(explained) else StageError(str(explained))
+        error = portable(retry.explained(raised, folder))
     with contextlib.suppress(BrokenPipeError):
         sender.send(Ended(folder, error))
     sender.close()
-
-
-def _picklable(error: BaseException) -> bool:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return False
-    return True

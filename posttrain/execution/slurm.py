@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config.cluster import Slurm as Settings
-from posttrain.errors import EngineError, StageCrashedError, StageError
+from posttrain.errors import EngineError, StageCrashedError
 from posttrain.execution import task
 from posttrain.storage.files import read_json, write_durably
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
 _JOBS = "slurm.json"  # in scratch: what was submitted
 _ASK_AGAIN = 5.0  # seconds between questions to Slurm
-_ALIVE = {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT", "SIGNALING"}
-_ENDING = "COMPLETING"
+_ALIVE = {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT", "COMPLETING"}
 
 
 class _Template(string.Template):
@@ -135,7 +134,7 @@ class Slurm:
             error = task.error_in(path)
             if error:
                 self.cancel(folder)
-                raise error if isinstance(error, StageError) else StageError(str(error))
+                raise error
         if len(there) == len(markers) and not made["training"]:
             (folder / "scratch" / _JOBS).unlink()
             return True
@@ -163,7 +162,7 @@ def _states(job: str) -> set[str]:
     """The states of a job's tasks that are not over; empty where all are, or Slurm has forgotten it."""
     done = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True, check=False)
     words = [word.partition("=")[2] for word in done.stdout.split() if word.startswith("JobState=")]
-    return {word for word in words if word in _ALIVE or word == _ENDING}
+    return {word for word in words if word in _ALIVE}
 
 
 def _call(words: Sequence[str]) -> str:

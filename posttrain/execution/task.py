@@ -3,7 +3,6 @@ command reads: schedulers forget."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
@@ -11,12 +10,11 @@ import pickle
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
-from posttrain.errors import EngineError, NearLimitError, PosttrainError, StageCrashedError
+from posttrain.errors import EngineError, NearLimitError, PosttrainError, portable
 from posttrain.execution import retry
 from posttrain.execution.launcher import make_part, publish
-from posttrain.storage.files import write_durably
+from posttrain.storage.files import keep_first, write_durably
 from posttrain.storage.part import Part
 from posttrain.system import versions
 
@@ -49,11 +47,10 @@ def run(folder: Path, submission: str, part: Part | None, workers: int) -> bool:
     except NearLimitError:
         return False  # the job's script puts it back into the queue
     except Exception as raised:
-        error = retry.explained(raised, folder)
-        _write_first(target, {"error": base64.b64encode(_pickled(error)).decode(), "said": str(error)})
+        keep_first(target, pickle.dumps(portable(retry.explained(raised, folder))))
         return False
     if part:
-        _write_first(target, {"error": None})
+        keep_first(target, pickle.dumps(None))
     return True
 
 
@@ -107,29 +104,5 @@ def compare(folder: Path, wanted: int) -> None:
 
 
 def error_in(target: Path) -> PosttrainError | None:
-    """The error of a task, from its marker."""
-    said = json.loads(target.read_text("utf-8"))
-    if said["error"] is None:
-        return None
-    try:
-        return pickle.loads(base64.b64decode(said["error"]))
-    except Exception:
-        return StageCrashedError(said["said"])
-
-
-def _pickled(error: BaseException) -> bytes:
-    try:
-        made = pickle.dumps(error)
-        pickle.loads(made)
-        return made
-    except Exception:
-        return pickle.dumps(StageCrashedError(str(error)))
-
-
-def _write_first(target: Path, said: dict[str, Any]) -> None:
-    """Of several ranks the one that failed first tells why: the others fail for want of it."""
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    write_durably(part, json.dumps(said))
-    with contextlib.suppress(FileExistsError):
-        os.link(part, target)
-    part.unlink()
+    """The error of a task, from its marker; None where it has none."""
+    return pickle.loads(target.read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -93,3 +94,14 @@ def _repair(path: Path) -> str:
 def remove(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_first(path: Path, content: bytes) -> None:
+    """Writes a file that is whole or absent, unless it is there: of several processes that failed, the first says why,
+    since the others then fail for want of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_bytes(content)
+    fsync(part)
+    with contextlib.suppress(FileExistsError):
+        os.link(part, path)
+    part.unlink()

@@ -6,7 +6,6 @@ started the stage, on one machine or many, its process is a rank already.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import tempfile
@@ -19,7 +18,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import distributed, multiprocessing
 
-from posttrain.errors import StageCrashedError
+from posttrain.errors import StageCrashedError, portable
+from posttrain.storage.files import keep_first
 from posttrain.storage.pieces import Pieces
 from posttrain.system import cores, die_with_parent
 
@@ -56,7 +56,7 @@ def barrier() -> None:
         distributed.barrier()
 
 
-def of_first(value: bool) -> bool:
+def of_first(value: T) -> T:
     """What rank 0 says, on every rank."""
     said = [value]
     if distributed.is_initialized():
@@ -68,10 +68,9 @@ def made_together(pieces: Pieces, name: str, make: Callable[[], pa.Table]) -> pa
     """As `Pieces.made`, where every rank takes part in making: rank 0 says whether the piece is there, and keeps it."""
     if world() == 1:
         return pieces.made(name, make)
-    found: list[str | None] = [str(path) if rank() == 0 and (path := pieces.find(name)) else None]
-    distributed.broadcast_object_list(found, src=0)
-    if found[0]:
-        return pq.read_table(found[0])
+    found = of_first(pieces.find(name) if rank() == 0 else None)
+    if found:
+        return pq.read_table(found)
     table = make()
     if rank() == 0:
         pieces.keep(name, table)
@@ -125,22 +124,10 @@ def _rank(number: int, processes: int, work: Callable[[], object], folder: Path)
         made = work()
         barrier()
     except Exception as error:
-        _write_first(folder, error)
+        lost = isinstance(error, distributed.DistError) or "gloo" in str(error)
+        told = StageCrashedError(f"rank {number} of {processes} lost another one: {error}") if lost else error
+        keep_first(folder / "error", pickle.dumps(portable(told)))
         raise
     if number == 0:
         (folder / "made").write_bytes(pickle.dumps(made))
     distributed.destroy_process_group()
-
-
-def _write_first(folder: Path, error: Exception) -> None:
-    """Keeps the error of the rank that failed first: the others then fail for want of it."""
-    if isinstance(error, distributed.DistError) or "gloo" in str(error):
-        error = StageCrashedError(f"rank {rank()} of {world()} lost another one: {error}")
-    part = folder / f"error.{rank()}"
-    try:
-        part.write_bytes(pickle.dumps(error))
-        pickle.loads(part.read_bytes())
-    except Exception:
-        part.write_bytes(pickle.dumps(StageCrashedError(f"{type(error).__name__}: {error}")))
-    with contextlib.suppress(FileExistsError):
-        os.link(part, folder / "error")

@@ -197,7 +197,7 @@ def train(
         try:
             return in_ranks(one, processes)
         except RuntimeError as error:
-            if not ran_out(error):
+            if not ran_out(error) or world() > 1:  # of ranks that another began, the others have to be told
                 raise
         if micro_batch <= processes:
             raise StageError(
@@ -215,7 +215,7 @@ def shrink(args: TrainingArguments, micro_batch: int, processes: int = 1) -> Non
     """Sets the largest micro-batch of at most `micro_batch` rows that keeps the number of rows per step and is shared
     evenly by the processes."""
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    size = min(micro_batch, args.per_device_train_batch_size)
+    size = max(processes, min(micro_batch, args.per_device_train_batch_size))
     while rows % size or size % processes:
         size -= 1
     args.per_device_train_batch_size = size

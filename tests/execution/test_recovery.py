@@ -13,7 +13,7 @@ import pytest
 from support import breaking
 from support.interrupted import STEPS, Training
 from support.loop_runs import FakeLauncher
-from support.planned import planned
+from support.planned import done, planned
 
 from posttrain.errors import (
     DataError,
@@ -25,9 +25,7 @@ from posttrain.errors import (
     StageError,
 )
 from posttrain.execution import retry
-from posttrain.execution.launcher import Ended, Forked, Launcher
-from posttrain.execution.progress import Silent
-from posttrain.execution.scheduler import Planned, StageQueue
+from posttrain.execution.launcher import Ended, Forked
 from posttrain.storage.files import file_hash
 from posttrain.storage.store import Store
 
@@ -104,26 +102,6 @@ class Dies(FakeLauncher):
         if len(self.workers) <= self.times:
             return Ended(self.started.pop(0), StageCrashedError(f"death {len(self.workers)}"))
         return super().wait()
-
-
-def done(root: Path, launcher: Launcher, what: Planned, workers: int = 8, attempts: int = 3) -> list[str]:
-    """What the watcher was told of tries, once the stage is done."""
-    told: list[str] = []
-
-    class Watching(Silent):
-        def tries_again(self, number: int, stage: str, reason: str) -> None:
-            told.append(reason)
-
-    run = Store(root)
-    with run.session():
-        queue = StageQueue(run, launcher, Watching(), workers, 1, attempts)
-        queue.add(what)
-        try:
-            while not queue.empty():
-                queue.advance()
-        finally:
-            queue.stop()
-    return told
 
 
 def test_the_second_try_is_the_same_and_the_third_has_half_of_all(tmp_path: Path) -> None:

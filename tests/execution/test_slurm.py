@@ -15,14 +15,12 @@ import pytest
 from support import slurm
 from support.faults import REDUCED
 from support.interrupted import Training
-from support.planned import planned
+from support.planned import done, planned
 
 from posttrain.config.cluster import Slurm as Settings
 from posttrain.errors import EngineError, InputError
 from posttrain.execution import task
 from posttrain.execution.cluster import OnCluster
-from posttrain.execution.progress import Silent
-from posttrain.execution.scheduler import StageQueue
 from posttrain.execution.slurm import Slurm
 from posttrain.planning import check
 from posttrain.storage import store
@@ -72,22 +70,8 @@ def trained(
     root: Path, training: Training, settings: Settings, processes: int | None = None
 ) -> tuple[Store, list[str]]:
     """The training as a stage on the cluster, and what the watcher was told of tries."""
-    told: list[str] = []
-
-    class Watching(Silent):
-        def tries_again(self, number: int, stage: str, reason: str) -> None:
-            told.append(reason)
-
-    run = Store(root)
-    with run.session():
-        queue = StageQueue(run, OnCluster(Slurm(settings, processes)), Watching(), 1, 1, 3)
-        queue.add(planned(training))
-        try:
-            while not queue.empty():
-                queue.advance()
-        finally:
-            queue.stop()
-    return run, told
+    told = done(root, OnCluster(Slurm(settings, processes)), planned(training), workers=1)
+    return Store(root), told
 
 
 def at_step(root: Path, step: int) -> Callable[[], bool]:
@@ -109,8 +93,8 @@ LONG = {
 def test_a_round_is_that_of_this_machine_to_the_bit(tmp_path: Path, cluster: None) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for run, changes in ((here, []), (there, [CLUSTER])):
-        done = subprocess.run(round_of(run, *changes), capture_output=True, text=True, timeout=600, check=False)
-        assert done.returncode == 0, done.stderr
+        ended = subprocess.run(round_of(run, *changes), capture_output=True, text=True, timeout=600, check=False)
+        assert ended.returncode == 0, ended.stderr
     assert not list((there / "work").iterdir())
     made = {path.name: store.read_manifest(path)["files"] for path in (here / "artifacts").iterdir()}
     assert {path.name: store.read_manifest(path)["files"] for path in (there / "artifacts").iterdir()} == made

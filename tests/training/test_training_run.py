@@ -71,6 +71,12 @@ def test_where_not_even_one_row_fits_the_error_says_what_to_do(tmp_path: Path) -
     assert not any((tmp_path / "out").iterdir())
 
 
+def test_as_many_rows_are_left_as_there_are_processes(tmp_path: Path) -> None:
+    args = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, per_device_train_batch_size=4)
+    run.shrink(args, 1, 2)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("asked", "fits", "made"), [((32, 1), 32, (32, 1)), ((32, 1), 12, (8, 4)), ((6, 2), 5, (4, 3))]
 )
