@@ -19,7 +19,7 @@ def rows_to_pad(rows: int, device: torch.device) -> int:
     """Padding rows to add to `rows`: oneDNN compiles a kernel for each new number of rows, which can take longer than
     the product, so there should be few distinct ones. At most an eighth, or up to the next multiple of 32; below 32 up
     to the next power of 2."""
-    if device.type != "cpu" or not _can_pack():
+    if device.type != "cpu" or not _can_pack(torch.float32):
         return 0
     if rows <= 32:
         return (1 << (rows - 1).bit_length()) - rows
@@ -36,7 +36,7 @@ class Product:
             return
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
-        self.packed = dtype in (torch.float32, torch.bfloat16) and weight.device.type == "cpu" and _can_pack()
+        self.packed = weight.device.type == "cpu" and _can_pack(dtype)
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, 256)
 
@@ -63,7 +63,7 @@ class GatedProduct:
         """`gate` and `up` are linear layers; `scale` (in,) multiplies what they take; `activation`: f."""
         self.activation, self.ending, self.variant = ACTIVATIONS[activation]
         # Where oneDNN can end a product with the activation, two products are faster than one; in float32 they are not.
-        self.fused = dtype == torch.bfloat16 and scale.device.type == "cpu" and _can_pack()
+        self.fused = dtype == torch.bfloat16 and scale.device.type == "cpu" and _can_pack(dtype)
         if self.fused:
             self.gate, self.up = (Product(layer.weight * scale, layer.bias, dtype) for layer in (gate, up))
             return
@@ -93,7 +93,7 @@ class Linear(nn.Module):
 
 def replace_linears(model: nn.Module, dtype: torch.dtype) -> None:
     """Replaces every linear layer of `model` (GPT-2's Conv1D too), in place, by one that computes in `dtype`."""
-    if dtype == torch.float32 and not _can_pack():
+    if dtype == torch.float32 and not _can_pack(dtype):
         return
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
@@ -138,9 +138,13 @@ def can_quantize() -> bool:
 
 
 @functools.cache
-def _can_pack() -> bool:
-    """Whether torch has oneDNN's packed products (private operators: absent ones are no error)."""
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether torch has oneDNN's packed products of this type on this CPU (private operators: absent ones are no
+    error). Those of bfloat16 need AVX-512 or AMX, or Arm's counterpart: with AVX2 alone torch refuses to pack."""
     ops = torch.ops.mkldnn
-    return torch.backends.mkldnn.is_available() and all(
+    there = torch.backends.mkldnn.is_available() and all(
         hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
     )
+    if dtype == torch.bfloat16:
+        return there and hasattr(ops, "_is_mkldnn_bf16_supported") and ops._is_mkldnn_bf16_supported()
+    return there and dtype == torch.float32

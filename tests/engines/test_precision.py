@@ -8,8 +8,8 @@ import pytest
 import torch
 from support.tiny_models import causal_lm
 
-from posttrain.engines import precision
-from posttrain.engines.fast_linear import Product, can_quantize
+from posttrain.engines import fast_linear, precision
+from posttrain.engines.fast_linear import GatedProduct, Product, can_quantize
 from posttrain.engines.load import pick_dtype
 from posttrain.engines.precision import clearly_faster, linear_shapes, products, sampling_dtype
 
@@ -87,3 +87,14 @@ def test_a_row_in_8_bits_is_near_and_depends_on_no_other() -> None:
     assert ((product(x) - exact).norm() / exact.norm()).item() < 0.05
     assert torch.equal(product(x)[7:8], product(x[7:8]))
     assert torch.equal(product(torch.zeros(2, 64)), bias.expand(2, -1))
+
+
+def test_where_torch_packs_no_bfloat16_weights_products_are_its_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU with AVX2 alone, where packing raises."""
+    monkeypatch.setattr(fast_linear, "_can_pack", lambda dtype: dtype == torch.float32)
+    weight, x = torch.randn(48, 32), torch.randn(5, 32)
+    product = Product(weight, None, torch.bfloat16)
+    assert torch.equal(product(x), torch.nn.functional.linear(x.bfloat16(), weight.bfloat16()))
+    made = GatedProduct(torch.nn.Linear(32, 48), torch.nn.Linear(32, 48), torch.ones(32), "silu", torch.bfloat16)
+    assert made(x).shape == (5, 48)
+    assert set(precision.rates()) >= {"float32", "bfloat16"}
