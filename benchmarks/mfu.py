@@ -53,6 +53,7 @@ class Size:
 
 SIZES = {
     "1M": Size(128, 352, 4, 4, 4, 640),
+    "Qwen2.5-0.5B": Size(896, 4864, 24, 14, 2, 151936),  # without the biases of its attention
     "0.5B": Size(1024, 5120, 24, 16, 8, 32000),
     "1B": Size(2048, 8192, 16, 32, 8, 32000),
 }

@@ -80,6 +80,7 @@ SMALLEST = {
         cells("0–1", "all", "TRL, glued", "posttrain", "trl dpo"),
         (f"--n 1 --searched 4 --shards 1 --folder made {SETTINGS}",),
     ),
+    "gpu": Smallest(cells("CPU", "reward_model", "dpo"), ("--size 1M --prompts 2 --k 2 --new 8 --folder made",)),
     "growth": Smallest(
         cells("as it is | samples", "prompt length × 8 | filters"), ("--prompts 12 --k 2 --workers 1 --repeats 1",)
     ),
@@ -91,6 +92,7 @@ SMALLEST = {
     "mfu": Smallest(cells("CPU"), ("--size 1M --length 128 --batch 2 --steps 5 --repeats 1",)),
     "plan": Smallest(cells("seconds", "memory", "disk", "steps"), (f"--n 1 --repeats 1 --folder made {SETTINGS}",)),
     "poisoning": Smallest(r'"none": \{\s+"', (f"--n 1 --run made {SETTINGS}",)),
+    "ranks": Smallest(cells("two, FSDP2"), (f"{ROOT}/data/tiny-base --length 64",)),
     "real_sampling": Smallest(
         cells("ours float32 (LeanDecoder)", "ours bfloat16 (LeanDecoder)"),
         (f"{ROOT}/data/tiny-base {ROOT}/data/word-problems.dev.jsonl --prompts 2 --k 2 --new 8",),
