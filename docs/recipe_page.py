@@ -77,7 +77,8 @@ def _sections(
             keys.setdefault(kind, []).append(f"{above}{key}")
     for kind, names in keys.items():
         section = whole["$defs"][kind]
-        use = f" `use: {section['properties']['use']['const']}`" if kind.startswith("Filter") else ""
+        told = next((one for one in ("use", "kind") if "const" in section["properties"].get(one, {})), None)
+        use = f" `{told}: {section['properties'][told]['const']}`" if told else ""
         yield ", ".join(f"`{name}`" for name in names) + use, section
         if f"`{names[0]}`" != SECOND:
             yield from _sections(section["properties"], whole, f"{names[0]}.")

@@ -10,6 +10,7 @@ PosttrainError                 1   the base class
 │   ├── EmptyStageError        3   a stage had no rows left (no pair, no kept sample)
 │   ├── EngineError            3   an inference engine or judge is down or serves other weights
 │   ├── StageCrashedError      3   a process was killed, or memory or a device failed: the stage is retried
+│   │   └── LostRankError      3   within a training: another of its processes ended
 │   ├── NearLimitError         3   within a cluster: a job's time is nearly up
 │   ├── NonFiniteError         3   a loss, gradient or weight is not finite
 │   └── ResourceError          3   disk or memory is too small
@@ -121,6 +122,10 @@ class EngineError(StageError):
 
 class StageCrashedError(StageError):
     """The process of a stage was killed, or memory or a device failed. A retry may succeed."""
+
+
+class LostRankError(StageCrashedError):
+    """Another process of the training ended, which this one found out by waiting for it: not the cause."""
 
 
 class NonFiniteError(StageError):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from posttrain.commands.completion import recipes
 from posttrain.commands.terminal import json_text, say
+from posttrain.errors import InputError
+from posttrain.planning import at_scale
+from posttrain.planning.at_scale import Cluster
 from posttrain.system import bytes_in_words
 
 
@@ -19,7 +22,18 @@ def check_(
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")] = None,
     probe: Annotated[bool, typer.Option(help="Measure a small round on this machine, for times and memory.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    script: Annotated[bool, typer.Option(help="Print the batch scripts of `compute.cluster`, no more.")] = False,
+    script: Annotated[
+        Literal["slurm", "kuberay", "skypilot"] | None,
+        typer.Option(help="Print what runs the recipe on `compute.cluster`, no more."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Plan for such GPUs, which are not here: h100, a100, ...")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs of a node of it.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    parameters: Annotated[
+        float | None, typer.Option(min=1, help="Plan for a model of so many parameters, such as 8e9.")
+    ] = None,
+    trains: Annotated[float | None, typer.Option(min=1, help="TFLOP/s that a GPU reaches in training.")] = None,
+    samples: Annotated[float | None, typer.Option(min=1, help="TFLOP/s that a GPU reaches in sampling.")] = None,
 ) -> None:
     """Check everything of a recipe that can be checked without training, and plan its rounds. Writes nothing.
 
@@ -27,14 +41,21 @@ def check_(
 
     posttrain check 8b-one-gpu --set model.path=tiny-base --no-probe
 
+    posttrain check llama3 --device h100 --devices 8 --nodes 4
+
     Exit code 0: all checks passed. 2: the recipe or its inputs are wrong. 3: the engine or the probe failed.
     """
-    from posttrain.planning.check import check, scripts
+    from posttrain.planning.check import Machines, check, scripts
 
     if script:
-        say(scripts(recipe, set_ or []))
+        say(scripts(recipe, set_ or [], n, script, Machines(nodes, devices, device)))
         return
-    done = check(recipe, set_ or [], n, probe)
+    elsewhere = (_cluster(device, devices, nodes, trains, samples), parameters) if device else None
+    if elsewhere is None and any(one is not None for one in (parameters, trains, samples)):
+        raise InputError(
+            "--parameters, --trains and --samples are for other machines: add --device", rule="command-device"
+        )
+    done = check(recipe, set_ or [], n, probe, elsewhere=elsewhere)
     if as_json:
         checks = [{"name": name, "right": right, "said": said} for name, right, said in done.found]
         result = {"recipe": done.recipe.name, "checks": checks, "notes": done.notes, "plan": done.plan}
@@ -45,9 +66,50 @@ def check_(
         for note in done.notes:
             say(f"note  {note}")
         if done.plan:
-            say("\n" + "\n".join(_lines(done.plan, n)))
+            say("\n" + "\n".join((lines_elsewhere if elsewhere else _lines)(done.plan, n)))
     if done.error:
         raise typer.Exit(done.error.exit_code)
+
+
+def _cluster(device: str, devices: int, nodes: int, trains: float | None, samples: float | None) -> Cluster:
+    known = at_scale.DEVICES.get(device.lower())
+    if known is None:
+        raise InputError(
+            f"--device {device} is not known; known are {', '.join(at_scale.DEVICES)}",
+            hint="take one that is like it, and give its rates by --trains and --samples",
+            rule="command-device",
+        )
+    reached = (trains or known.peak * at_scale.TRAINS, samples or known.peak * at_scale.SAMPLES)
+    return Cluster(known, nodes, devices, *reached)
+
+
+def lines_elsewhere(plan: dict[str, Any], n: int) -> list[str]:
+    """The plan for other machines, as it is printed."""
+    cluster = plan["cluster"]
+    count = cluster["nodes"] * cluster["devices"]
+    lines, shown = [f"{'round':<6}{'stage':<28}{'tokens':>17}{'PFLOP':>11}{'time':>10}{'device hours':>14}"], None
+    for entry in plan["rounds"]:
+        if entry["stages"] == shown:
+            lines.append(_row_elsewhere(entry["round"], f"as round {entry['round'] - 1}", entry))
+            continue
+        shown = entry["stages"]
+        for at, stage in enumerate(shown):
+            lines.append(_row_elsewhere(entry["round"] if at == 0 else "", stage["stage"].replace("_", " "), stage))
+        lines.append(_row_elsewhere("", f"round {entry['round']}", entry))
+    lines.append(_row_elsewhere("", f"{n} round{'s' if n > 1 else ''}", plan))
+    lines.append(
+        f"\nat most: all rows there can be, answers as long as they may be; {plan['parameters'] / 1e9:g}B parameters "
+        f"on {count} devices at {cluster['trains']:.0f} TFLOP/s in training and {cluster['samples']:.0f} in sampling, "
+        "one stage after the other. Not in it: loading, filters, rewards that are Python"
+    )
+    return lines
+
+
+def _row_elsewhere(number: object, name: str, amounts: dict[str, Any]) -> str:
+    return (
+        f"{number!s:<6}{name:<28}{amounts['tokens']:>17,.0f}{amounts['tflop'] / 1000:>11,.0f}"
+        f"{_time(3600 * amounts['hours']):>10}{amounts['device_hours']:>14,.1f}"
+    )
 
 
 HEADER = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ def stage(
     if task == "hello":
         from posttrain.execution.task import hello
 
-        hello(folder.resolve())
+        hello(folder.resolve(), int(os.environ["SLURM_PROCID"]))
         return
     from posttrain.errors import InputError
     from posttrain.execution.launcher import execute

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from posttrain.config.section import Few, Section
+from posttrain.config.section import MOST, Few, Section
 
 
 class Slurm(Section):
@@ -35,4 +35,17 @@ class Slurm(Section):
     warning: int = Field(default=90, ge=1, le=86_400)
     """Seconds before the time limit at which Slurm tells a job that it is near."""
     template: str | None = None
-    """A batch script of your own in place of ours; `posttrain check --script` prints ours."""
+    """A batch script of your own in place of ours; `posttrain check --script slurm` prints ours."""
+
+
+class Ray(Section):
+    """A Ray cluster. The run's folder, the models and the package are on a file system that all nodes share."""
+
+    kind: Literal["ray"]
+    """The scheduler."""
+    address: str = "auto"
+    """Of the cluster; auto: the one that this machine belongs to, or RAY_ADDRESS."""
+    cpus: Few = 1
+    """Cores of a task that samples or scores, and of each process of a training; each has a GPU where there are any."""
+    memory_gib: float | None = Field(default=None, gt=0, le=MOST)
+    """Memory of each of them; null: not counted."""

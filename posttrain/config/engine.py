@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from posttrain.config.cluster import Slurm
+from posttrain.config.cluster import Ray, Slurm
 from posttrain.config.section import MOST, Few, Section, Tokens, complain
 from posttrain.engines.server_dialects import DIALECTS
 
@@ -100,7 +100,7 @@ class Engine(Section):
 class Compute(Section):
     """How the work is run. Changes no result."""
 
-    cluster: Slurm | None = None
+    cluster: Annotated[Slurm | Ray, Field(discriminator="kind")] | None = None
     """The cluster that trains, samples and scores; null: this machine."""
 
     workers: Few | None = None
@@ -121,3 +121,15 @@ class Compute(Section):
     attempts: Few = 3
     """Attempts at a stage whose process dies, or whose memory, device or loss fails: the second one unchanged, further
     ones with micro-batches and processes halved; each resumes. 1: no retry. See docs/failures.md."""
+
+    @model_validator(mode="after")
+    def _shared_evenly(self) -> Compute:
+        nodes = self.cluster.nodes if self.cluster and self.cluster.kind == "slurm" else 1
+        if self.processes and self.processes % nodes:
+            complain(
+                ("processes",),
+                f"{self.processes} processes cannot be shared evenly by {nodes} nodes",
+                f"set it to a multiple of {nodes}, or change compute.cluster.nodes",
+                rule="recipe-nodes",
+            )
+        return self

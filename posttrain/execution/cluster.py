@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from posttrain.config import cluster as config
 from posttrain.config.engine import Compute
 from posttrain.errors import MissingShardsError, PosttrainError, StageError
 from posttrain.execution.launcher import Ended, Forked, Launcher, Progress, gather
@@ -25,9 +26,6 @@ _POLL = 1.0  # seconds
 class Cluster(Protocol):
     """Where tasks run: a scheduler."""
 
-    tasks: int
-    """How many of a stage run at once, at most."""
-
     def check(self, folder: Path) -> None:
         """Has a task read a new folder of the run, and compares what it says: see `posttrain.execution.task.compare`.
 
@@ -36,9 +34,13 @@ class Cluster(Protocol):
         """
         ...
 
-    def submit(self, folder: Path, stage: Mapping[str, Any], tasks: int) -> None:
-        """Begins the training of the stage in `folder` (`tasks` 0), or so many tasks for its shards. Where those of an
-        earlier command run still, they are kept."""
+    def submit(self, folder: Path, stage: Mapping[str, Any], shards: int) -> None:
+        """Begins the training of the stage in `folder` (`shards` 0), or tasks for so many shards that it lacks. Where
+        those of an earlier command run still, they are kept.
+
+        Raises:
+            StageError: they are refused, or no node is large enough.
+        """
         ...
 
     def ended(self, folder: Path) -> bool:
@@ -115,16 +117,16 @@ class OnCluster:
             return Ended(found.folder, StageError(f"the tasks of the cluster ended, and still {lacks}"))
         how.lacks = lacks
         stage = read_json(found.folder / "stage.json")
-        return self._submit(found.folder, stage, how, min(lacks.count, self._cluster.tasks))
+        return self._submit(found.folder, stage, how, lacks.count)
 
-    def _submit(self, folder: Path, stage: Mapping[str, Any], how: _Away, tasks: int) -> Ended | None:
+    def _submit(self, folder: Path, stage: Mapping[str, Any], how: _Away, shards: int) -> Ended | None:
         """Begins the tasks of a stage; its end if that is refused."""
         try:
             if not self._checked:
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".cluster-") as seen:
                     self._cluster.check(Path(seen))
                 self._checked = True
-            self._cluster.submit(folder, stage, tasks)
+            self._cluster.submit(folder, stage, shards)
         except PosttrainError as error:
             return Ended(folder, error)
         self._away[folder] = how
@@ -171,6 +173,14 @@ def launcher_of(compute: Compute) -> Launcher:
     """The launcher of a recipe: of this machine, or of its cluster."""
     if compute.cluster is None:
         return Forked(at_once=compute.stages_at_once)
+    return OnCluster(_cluster(compute.cluster, compute.processes), compute.stages_at_once)
+
+
+def _cluster(settings: config.Slurm | config.Ray, processes: int | None) -> Cluster:
+    if settings.kind == "ray":
+        from posttrain.execution.ray import Ray
+
+        return Ray(settings, processes)
     from posttrain.execution.slurm import Slurm
 
-    return OnCluster(Slurm(compute.cluster, compute.processes), compute.stages_at_once)
+    return Slurm(settings, processes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import string
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 from posttrain.config.cluster import Slurm as Settings
 from posttrain.errors import EngineError, StageCrashedError
 from posttrain.execution import task
+from posttrain.execution.template import Template
 from posttrain.storage.files import read_json, write_durably
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
@@ -29,15 +29,11 @@ _ASK_AGAIN = 5.0  # seconds between questions to Slurm
 _ALIVE = {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "STAGE_OUT", "COMPLETING"}
 
 
-class _Template(string.Template):
-    delimiter = "%"
-
-
 class Slurm:
     """A `posttrain.execution.cluster.Cluster`. `processes`: of a training, over all of its nodes; None: its GPUs."""
 
     def __init__(self, settings: Settings, processes: int | None) -> None:
-        self.settings, self.processes, self.tasks = settings, processes, settings.tasks
+        self.settings, self.processes = settings, processes
         self._asked: dict[Path, float] = {}
 
     def check(self, folder: Path) -> None:
@@ -54,8 +50,9 @@ class Slurm:
             raise EngineError(f"{error.args[0]} {logs[-1000:]}".strip(), rule=error.rule) from None
         task.compare(folder, self.settings.nodes)
 
-    def submit(self, folder: Path, stage: Mapping[str, Any], tasks: int) -> None:
+    def submit(self, folder: Path, stage: Mapping[str, Any], shards: int) -> None:
         """See `Cluster.submit`."""
+        tasks = min(shards, self.settings.tasks)
         record = folder / "scratch" / _JOBS
         if record.exists():
             before = read_json(record)
@@ -97,7 +94,7 @@ class Slurm:
         options = [f"--{name}={value}" for name, value in given.items() if value is not None]
         lines = [f"#SBATCH {option}" for option in [*options, "--requeue", *one.options]]
         template = Path(one.template) if one.template else SCRIPT
-        return _Template(template.read_text("utf-8")).substitute(
+        return Template(template.read_text("utf-8")).substitute(
             options="\n".join(lines),
             stage=role,
             folder=folder,

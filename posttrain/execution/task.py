@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pickle
 import socket
 import time
 from pathlib import Path
 
-from posttrain.errors import EngineError, NearLimitError, PosttrainError, portable
+from posttrain.errors import EngineError, LostRankError, NearLimitError, PosttrainError, portable
 from posttrain.execution import retry
 from posttrain.execution.launcher import make_part, publish
 from posttrain.storage.files import keep_first, write_durably
@@ -43,9 +42,9 @@ def run(folder: Path, submission: str, part: Part | None, workers: int) -> bool:
         if part:
             make_part(folder, part, workers)
         else:
-            _train(folder, workers)
-    except NearLimitError:
-        return False  # the job's script puts it back into the queue
+            train(folder, workers)
+    except (NearLimitError, LostRankError):
+        return False  # the job's script puts it back into the queue; the rank that was lost says why, or its absence
     except Exception as raised:
         keep_first(target, pickle.dumps(portable(retry.explained(raised, folder))))
         return False
@@ -54,7 +53,8 @@ def run(folder: Path, submission: str, part: Part | None, workers: int) -> bool:
     return True
 
 
-def _train(folder: Path, workers: int) -> None:
+def train(folder: Path, workers: int) -> None:
+    """Runs the training of the stage in `folder` and publishes its artifact. How far it is stands in a file."""
     from posttrain.training.ranks import OtherRank
 
     told = 0.0
@@ -72,11 +72,12 @@ def _train(folder: Path, workers: int) -> None:
         publish(folder, workers, progress)
 
 
-def hello(folder: Path) -> None:
-    """Says what this machine sees of the folder, and has of the libraries: what the command compares with its own."""
+def hello(folder: Path, number: int) -> None:
+    """Says what this machine, which has a number of its own, sees of the folder, and has of the libraries: what the
+    command compares with its own."""
     read = (folder / NONCE).read_text("utf-8") if (folder / NONCE).is_file() else ""
     said = json.dumps({"nonce": read, "versions": versions(), "host": socket.gethostname()})
-    write_durably(folder / f"{HELLO}{os.environ.get('SLURM_PROCID', '0')}.json", said)
+    write_durably(folder / f"{HELLO}{number}.json", said)
 
 
 def compare(folder: Path, wanted: int) -> None:

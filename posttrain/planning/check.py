@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,18 @@ from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.data.selection import matching
 from posttrain.errors import EmptyStageError, InputError, PosttrainError, StageError
-from posttrain.execution import resources
+from posttrain.execution import ray_files, resources
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.execution.launcher import Forked, Launcher
 from posttrain.execution.progress import Silent
+from posttrain.execution.ray_files import Machines
 from posttrain.execution.resources import Need, training_disk, training_memory
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
 from posttrain.models import ModelSummary, inspect_model, structure
 from posttrain.pipeline.stage_inputs import StageInputs
 from posttrain.planning import fitting, known_answers, miniature, probe
+from posttrain.planning.at_scale import Cluster, memory_notes, plan_at_scale
 from posttrain.planning.costs import Cost, cost
 from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan
@@ -34,7 +36,7 @@ from posttrain.planning.fitting import Training
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
 from posttrain.rewards import pairwise
-from posttrain.stages.amounts import Sets, Shares
+from posttrain.stages.amounts import Sets, Shares, amounts
 from posttrain.stages.registry import STAGES
 from posttrain.storage.store import Store
 from posttrain.system import bytes_in_words, cores, gpu, gpu_memory
@@ -64,8 +66,16 @@ class Checked:
         return value
 
 
-def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launcher: Launcher | None = None) -> Checked:
+def check(
+    name: str,
+    overrides: Sequence[str],
+    n: int,
+    with_probe: bool,
+    launcher: Launcher | None = None,
+    elsewhere: tuple[Cluster, float | None] | None = None,
+) -> Checked:
     """Checks the recipe `name` with these overrides and plans `n` rounds. `launcher`: runs stages and measures them.
+    `elsewhere`: plans them for those machines, and for a model of so many parameters; nothing is measured here then.
 
     Raises:
         RecipeError: the recipe itself cannot be read. All other errors are in the result.
@@ -88,6 +98,10 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
             made = run.manifest(prompts.key)
             if made["metrics"].get("unused_weights"):
                 checked.notes.append(structure.unused(made["metrics"]["unused_weights"]))
+            if elsewhere:
+                cluster, parameters = elsewhere
+                checked.plan = _elsewhere(checked, model, n, sets, made["metrics"], cluster, parameters)
+                return checked
             shape = resources.Shape.of(model.path, model.parameters)
             wanted = fitting.trainings(recipe, made["metrics"]["longest_prompt"])
             if shape and wanted and not checked.run("memory", lambda: _memory(checked, wanted, shape)):
@@ -110,19 +124,27 @@ def check(name: str, overrides: Sequence[str], n: int, with_probe: bool, launche
     return checked
 
 
-def scripts(name: str, overrides: Sequence[str]) -> str:
-    """The batch scripts with which the recipe's cluster is asked: that of a training, and that of an array of jobs.
+def scripts(name: str, overrides: Sequence[str], n: int, kind: str, machines: Machines) -> str:
+    """What runs a recipe on other machines, to be looked at. `slurm`: the batch scripts of a training and of an array
+    of jobs; `kuberay`, `skypilot`: a file that starts a Ray cluster and the command in it.
 
     Raises:
-        InputError: the recipe cannot be read, or has no cluster.
+        InputError: the recipe cannot be read, or its cluster is of another kind.
     """
     from posttrain.execution.slurm import Slurm
 
-    compute = load(name, overrides).compute
-    if compute.cluster is None:
-        raise InputError("the recipe has no compute.cluster, so there is no script", rule="command-no-cluster")
+    recipe = load(name, overrides)
+    compute, wanted = recipe.compute, "slurm" if kind == "slurm" else "ray"
+    if compute.cluster is None or compute.cluster.kind != wanted:
+        raise InputError(
+            f"{kind} is for recipes with `compute.cluster: {{kind: {wanted}}}`",
+            hint=f"add it to the recipe, or --set 'compute.cluster={{kind: {wanted}}}'",
+            rule="command-no-cluster",
+        )
+    if compute.cluster.kind == "ray":
+        return ray_files.filled(kind, name, n, overrides, compute.cluster, machines)
     slurm, folder = Slurm(compute.cluster, compute.processes), Path("RUN/work/STAGE-KEY")
-    return "\n".join(slurm.script(folder, kind, "NAME", tasks) for kind, tasks in (("training", 0), ("shards", 4)))
+    return "\n".join(slurm.script(folder, role, "NAME", tasks) for role, tasks in (("training", 0), ("shards", 4)))
 
 
 def _warmed() -> Launcher:
@@ -338,6 +360,28 @@ def _plan(
     planned = dry_run(recipe if model.here else _stood_in(recipe), n)
     made = plan(planned, sets, shares, costs, machine, _saved(recipe, model), prompts_seconds)
     return {**made, "machine": {"cores": many, "gpu": gpu(), "workers": machine.workers, "at_once": machine.at_once}}
+
+
+def _elsewhere(
+    checked: Checked,
+    model: ModelSummary,
+    n: int,
+    sets: Sets,
+    prompts: Mapping[str, Any],
+    cluster: Cluster,
+    parameters: float | None,
+) -> dict[str, Any]:
+    """The plan for other machines. Rows are the most there can be, answers as long as they may be."""
+    recipe, size = checked.recipe, parameters or model.parameters
+    trainings = fitting.trainings(recipe, round(prompts["mean_prompt"]))
+    keep = [vars(one)["keep"] for one in recipe.filters if vars(one)["use"] == "best-of-k"]
+    shares = Shares(kept=min([1.0, *(most / recipe.samples.k for most in keep)]))
+    planned = dry_run(recipe if model.here else _stood_in(recipe), n)
+    lengths = (prompts["mean_prompt"], float(recipe.samples.max_new_tokens))
+    todo = amounts(planned, sets, shares)
+    checked.notes += memory_notes(size, trainings, cluster)
+    made = plan_at_scale(planned, todo, {one.name: one for one in trainings}, lengths, size, cluster)
+    return {**made, "parameters": size, "cluster": asdict(cluster)}
 
 
 def _saved(recipe: Recipe, model: ModelSummary) -> int:

@@ -95,7 +95,7 @@ def run(job: Job) -> dict[str, Any]:
         real, left_out = _real(sets, sets.real, contamination)
         pq.write_table(pa.Table.from_pylist(real, schema=REAL), job.out / "real.parquet")
         metrics["real"] = {"rows": len(real), **left_out}
-    return {**metrics, "longest_prompt": room.longest}
+    return {**metrics, "longest_prompt": room.longest, "mean_prompt": round(room.tokens / room.fit, 1)}
 
 
 def _real(
@@ -128,6 +128,8 @@ class _Room:
     new: int
     drop: bool
     longest: int = 0  # tokens of a prompt that fits
+    tokens: int = 0  # of all that fit
+    fit: int = 0
 
 
 def _nothing(prompt: Prompt) -> None:
@@ -183,6 +185,8 @@ def _fits(room: _Room, prompt: Prompt, systems: Sequence[str | None], place: str
     if length + room.new > room.context:
         return False
     room.longest = max(room.longest, length)
+    room.tokens += length
+    room.fit += 1
     return True
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import distributed, multiprocessing
 
-from posttrain.errors import StageCrashedError, portable
+from posttrain.errors import LostRankError, StageCrashedError, portable
 from posttrain.storage.files import keep_first
 from posttrain.storage.pieces import Pieces
 from posttrain.system import cores, die_with_parent
@@ -82,12 +82,11 @@ def in_ranks(work: Callable[[], T], processes: int) -> T:
 
     Raises:
         OtherRank: this is a rank itself, and not the first.
-        StageCrashedError: a rank was killed.
+        StageCrashedError: a rank was killed; LostRankError where this is one itself.
         Exception: what the first rank that failed raised.
     """
     if world() > 1:
-        made = work()
-        barrier()
+        made = _with_others(work)
         if rank() > 0:
             raise OtherRank
         return made
@@ -121,13 +120,22 @@ def _rank(number: int, processes: int, work: Callable[[], object], folder: Path)
         "cuda:nccl,cpu:gloo" if gpus else "gloo", f"file://{folder}/store", rank=number, world_size=processes
     )
     try:
-        made = work()
-        barrier()
+        made = _with_others(work)
     except Exception as error:
-        lost = isinstance(error, distributed.DistError) or "gloo" in str(error)
-        told = StageCrashedError(f"rank {number} of {processes} lost another one: {error}") if lost else error
-        keep_first(folder / "error", pickle.dumps(portable(told)))
+        keep_first(folder / "error", pickle.dumps(portable(error)))
         raise
     if number == 0:
         (folder / "made").write_bytes(pickle.dumps(made))
     distributed.destroy_process_group()
+
+
+def _with_others(work: Callable[[], T]) -> T:
+    """What `work` returns in this rank, once all have done theirs."""
+    try:
+        made = work()
+        barrier()
+    except Exception as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):
+            raise LostRankError(f"rank {rank()} of {world()} lost another one: {error}") from error
+        raise
+    return made

@@ -1,0 +1,281 @@
+"""Ray: a stage's shards are tasks over all nodes, its training is one, or Ray Train's where it needs several nodes.
+
+What is lost with a node Ray runs again; what a stage raises is for `compute.attempts`. A task does its work in a
+process of its own, forked from a server with the libraries imported that each of Ray's workers keeps.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from posttrain.config.cluster import Ray as Settings
+from posttrain.errors import EngineError, StageCrashedError, StageError
+from posttrain.execution import task
+from posttrain.execution.launcher import Ended, Forked, make_part
+from posttrain.storage.part import Part
+
+_SHARES = 4  # tasks of a stage for each place there is: a slow node takes fewer of them, each loads the model
+_RETRIES = 3  # of a training over several nodes that loses one; Ray's own number for tasks
+_LOOK_AGAIN = 30.0  # seconds between looks at the nodes
+_PATIENCE = 600.0  # seconds that work may wait for a node that is large enough, once there is none
+
+Need = dict[str, float]  # by Ray's names: CPU, GPU, memory (bytes)
+
+
+@dataclass
+class _Going:
+    """Work of a stage: `count` times `each`, a training's at once."""
+
+    refs: list[Any]
+    each: Need
+    count: int
+    had_room: float  # when it was seen last that the nodes can hold it
+
+
+class Ray:
+    """A `posttrain.execution.cluster.Cluster`. `processes`: of a training; None: one for each GPU of a node."""
+
+    def __init__(self, settings: Settings, processes: int | None) -> None:
+        self.settings, self.processes = settings, processes
+        self._going: dict[Path, _Going] = {}
+        self._looked = 0.0
+
+    def check(self, folder: Path) -> None:
+        """See `Cluster.check`. Each node answers."""
+        self._connect()
+        import ray
+        from ray.exceptions import RayError
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        (folder / task.NONCE).write_text(uuid.uuid4().hex, "utf-8")
+        hello, asked = ray.remote(_hello), list[tuple[Any, Any]]()
+        for node in _nodes():
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            one = hello.options(num_cpus=0, scheduling_strategy=there).remote(str(folder), len(asked))
+            asked.append((node, one))
+        for node, one in list(asked):
+            try:
+                ray.get(one)
+            except RayError as error:
+                if node["NodeID"] in [left["NodeID"] for left in _nodes()]:
+                    raise EngineError(
+                        f"{node['NodeManagerHostname']} cannot run posttrain: {_last_line(error)}. Use one environment "
+                        "everywhere",
+                        rule="cluster-versions",
+                    ) from None
+                asked.remove((node, one))  # lost meanwhile
+        task.compare(folder, len(asked))
+
+    def submit(self, folder: Path, stage: Mapping[str, Any], shards: int) -> None:
+        """See `Cluster.submit`. What an earlier command began has ended with it."""
+        import ray
+
+        name, count = uuid.uuid4().hex[:8], 1 if shards else self._processes()
+        each = self._need(self._gpus_of(stage) if shards else min(_most("GPU"), 1))
+        places, whole = _places(each), {what: amount * count for what, amount in each.items()}
+        if places < count:
+            raise EngineError(_no_room(whole), rule="cluster-room")
+        if shards or _places(whole):
+            work = ray.remote(_work).options(
+                num_cpus=whole["CPU"], num_gpus=whole["GPU"], memory=int(whole["memory"]) or None
+            )
+            of = min(shards, _SHARES * places)
+            parts = [Part(at, of) for at in range(of)] if shards else [None]
+            refs = [work.remote(str(folder), part, self.settings.cpus) for part in parts]
+        else:
+            refs = [ray.remote(_over_nodes).options(num_cpus=0).remote(str(folder), name, count, each)]
+        self._going[folder] = _Going(refs, each, count, time.monotonic())
+
+    def ended(self, folder: Path) -> bool:
+        """See `Cluster.ended`."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        going = self._going[folder]
+        done, going.refs = ray.wait(going.refs, num_returns=len(going.refs), timeout=0)
+        for one in done:
+            try:
+                error = ray.get(one)
+            except RayTaskError as raised:
+                error = StageError(f"a task of Ray failed: {_last_line(raised)}")
+            except RayError as lost:
+                error = StageCrashedError(f"Ray lost a task of {folder.name}: {_last_line(lost)}")
+            if error:
+                self.cancel(folder)
+                raise error
+        if not going.refs:
+            del self._going[folder]
+            return True
+        now = time.monotonic()
+        if now - self._looked > _LOOK_AGAIN:
+            self._looked = now
+            if _places(going.each) >= going.count:
+                going.had_room = now
+            elif now - going.had_room > _PATIENCE:
+                self.cancel(folder)
+                whole = {what: amount * going.count for what, amount in going.each.items()}
+                raise EngineError(f"nodes were lost: {_no_room(whole)}", rule="cluster-room")
+        return False
+
+    def cancel(self, folder: Path) -> None:
+        """See `Cluster.cancel`."""
+        import ray
+
+        going = self._going.pop(folder, None)
+        for one in going.refs if going else []:
+            ray.cancel(one, force=True)
+
+    def _connect(self) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise EngineError(
+                "`compute.cluster` needs Ray, here and on all nodes: pip install 'posttrain[ray]'",
+                rule="cluster-absent",
+            ) from None
+        if ray.is_initialized():
+            return
+        address = self.settings.address
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise EngineError(
+                f"no Ray cluster at `{address}` ({_last_line(error)}): start one with `ray start --head` here and "
+                "`ray start --address` on the other nodes, or set `compute.cluster.address`",
+                rule="cluster-absent",
+            ) from None
+        except (
+            Exception
+        ) as error:  # other versions of Python or Ray, a full temporary folder: told by RuntimeError, OSError
+            raise EngineError(f"Ray refuses: {_last_line(error)}", rule="cluster-refuses") from None
+
+    def _processes(self) -> int:
+        return self.processes or max(1, int(_most("GPU")))
+
+    def _need(self, gpus: float) -> Need:
+        return {"CPU": self.settings.cpus, "GPU": gpus, "memory": (self.settings.memory_gib or 0) * (1 << 30)}
+
+    def _gpus_of(self, stage: Mapping[str, Any]) -> float:
+        """GPUs of a task that samples or scores: one where there are any, or those of the server that it starts."""
+        most, server = _most("GPU"), stage["runtime"].get("server")
+        if server and server["start"]:
+            return server["devices"] or most
+        return min(most, 1)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def _most(what: str) -> float:
+    """How much of a resource the node has that has most of it."""
+    return max((node["Resources"].get(what, 0) for node in _nodes()), default=0)
+
+
+def _places(need: Need) -> int:
+    """How many such tasks the nodes have room for at once."""
+    count = 0
+    for node in _nodes():
+        count += min(int(node["Resources"].get(what, 0) // amount) for what, amount in need.items() if amount)
+    return count
+
+
+def _no_room(need: Need) -> str:
+    def words(amounts: Mapping[str, float]) -> str:
+        gib = amounts.get("memory", 0) / (1 << 30)
+        return f"{amounts.get('CPU', 0):g} CPUs, {amounts.get('GPU', 0):g} GPUs, {gib:.1f} GiB"
+
+    there = "; ".join(sorted(words(node["Resources"]) for node in _nodes())) or "no node"
+    return (
+        f"a task needs {words(need)}, and the nodes have {there}. Add nodes, or lower compute.processes, "
+        "compute.cluster.cpus or memory_gib"
+    )
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().rpartition("\n")[2][:500]
+
+
+def _hello(folder: str, number: int) -> None:
+    """Runs on a node. Its libraries are imported meanwhile."""
+    task.hello(Path(folder), number)
+    Forked().warm()
+
+
+def _work(folder: str, part: Part | None, workers: int) -> Exception | None:
+    """Runs on a node: a part of a stage's shards, or its training. Returns its error."""
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")  # those that Ray gave this task; the server has what it began with
+    launcher = Forked(functools.partial(_in_child, part=part, devices=devices))
+    launcher.start(Path(folder), workers)
+    while True:
+        news = launcher.wait()
+        if isinstance(news, Ended):
+            return news.error
+
+
+def _in_child(
+    folder: Path,
+    workers: int,
+    progress: Callable[[int, int, str], None],
+    *,
+    part: Part | None,
+    devices: str | None,
+) -> None:
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    if part:
+        make_part(folder, part, workers)
+    elif not task.artifact(folder).exists():  # its node was lost once it had published
+        task.train(folder, workers)
+
+
+def _over_nodes(folder: str, name: str, processes: int, need: Need) -> Exception | None:
+    """A training by Ray Train, a rank for each process. Returns its error."""
+    from ray import train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    gpus = need["GPU"] > 0
+    trainer = TorchTrainer(
+        _rank,
+        train_loop_config={"folder": folder, "name": name},
+        torch_config=TorchConfig(backend="cuda:nccl,cpu:gloo" if gpus else "gloo"),
+        scaling_config=train.ScalingConfig(
+            num_workers=processes,
+            use_gpu=gpus,
+            resources_per_worker={what: amount for what, amount in need.items() if amount},
+        ),
+        run_config=train.RunConfig(
+            name="ray",
+            storage_path=str(Path(folder) / "scratch"),
+            failure_config=train.FailureConfig(max_failures=_RETRIES),
+        ),
+    )
+    marker = task.marker(Path(folder), name, 0)
+    try:
+        trainer.fit()
+    except Exception as error:
+        if not marker.exists():
+            return StageCrashedError(f"Ray Train gave up: {_last_line(error)}")
+    return task.error_in(marker) if marker.exists() else None
+
+
+def _rank(given: Mapping[str, str]) -> None:
+    """A rank of a training. One that is lost makes Ray Train begin all of them again; they resume at a checkpoint."""
+    import posttrain.execution.preload  # noqa: F401 - what it sets for torch
+
+    folder, name = Path(given["folder"]), given["name"]
+    if task.marker(folder, name, 0).exists() or task.artifact(folder).exists():
+        return
+    if not task.run(folder, name, None, 1):
+        raise RuntimeError("a rank failed")  # Ray Train ends the others, which may wait for this one

@@ -1,0 +1,135 @@
+"""The plan on machines that are not here: tokens, operations and device hours of each stage. Pure arithmetic.
+
+Operations: 2 N a token and forward pass, 4 N the backward pass, 2 N of it with adapters, one forward pass more where
+activations are computed again (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Not in them: attention (3 % at 8B
+and a thousand tokens), loading, filters, rewards that are Python, and devices that wait for one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from posttrain.execution.resources import training_memory
+from posttrain.planning.costs import PASS, work
+from posttrain.planning.fitting import Training
+from posttrain.stages.amounts import Amounts, PlannedStage
+
+
+@dataclass(frozen=True)
+class Device:
+    """`peak`: dense bfloat16 products, in TFLOP/s; `memory`: bytes. Both as the vendor's data sheet has them."""
+
+    peak: float
+    memory: float
+
+
+DEVICES: Mapping[str, Device] = {
+    "a100": Device(312, 80e9),  # SXM, 80 GB
+    "l40s": Device(362, 48e9),
+    "h100": Device(989, 80e9),  # SXM
+    "h200": Device(989, 141e9),
+    "b200": Device(2250, 180e9),
+    "mi300x": Device(1307, 192e9),
+}
+# Shares of the peak that others reached. Training: Llama 3 405B, 38 to 43 % (arXiv 2407.21783, table 4). Forward passes
+# alone are taken to be as fast. Sampling: MLPerf Inference v4.1, Llama 2 70B offline on 8 H100, 84 samples a second of
+# 294 new tokens, which is 0.44 of the bfloat16 peak with fp8 products; half of it with bfloat16 ones.
+TRAINS, SAMPLES = 0.40, 0.22
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """So many nodes with so many devices each. `trains`, `samples`: TFLOP/s that a device reaches."""
+
+    device: Device
+    nodes: int
+    devices: int
+    trains: float
+    samples: float
+
+    @property
+    def count(self) -> int:
+        return self.nodes * self.devices
+
+
+def plan_at_scale(
+    stages: Sequence[PlannedStage],
+    todo: Mapping[str, Amounts],
+    trainings: Mapping[str, Training],
+    lengths: tuple[float, float],
+    parameters: float,
+    cluster: Cluster,
+) -> dict[str, Any]:
+    """The plan as plain JSON: of each stage that computes with the model, tokens, TFLOP, hours and device hours.
+
+    `trainings`: by their stage, with rows as long as they are on average; `lengths`: tokens of a prompt and of an
+    answer; `parameters`: of the policy, and of the reward model.
+    """
+    rounds = []
+    for number in sorted({planned.number for planned in stages}):
+        found = []
+        for planned in (one for one in stages if one.number == number):
+            tokens, operations, rate = _work(planned, todo[planned.key], trainings, lengths, parameters, cluster)
+            if operations:
+                hours = operations / (rate * 1e12) / 3600
+                share = {"hours": hours / cluster.count, "device_hours": hours}
+                found.append({"stage": planned.role, "tokens": tokens, "tflop": operations / 1e12, **share})
+        rounds.append({"round": number, "stages": found, **_sums(found)})
+    return {"rounds": rounds, **_sums(rounds)}
+
+
+def _sums(parts: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {name: sum(part[name] for part in parts) for name in ("tokens", "tflop", "hours", "device_hours")}
+
+
+def _work(
+    planned: PlannedStage,
+    amounts: Amounts,
+    trainings: Mapping[str, Training],
+    lengths: tuple[float, float],
+    parameters: float,
+    cluster: Cluster,
+) -> tuple[float, float, float]:
+    """Tokens, operations, and the TFLOP/s that a device reaches."""
+    training = trainings.get(planned.stage)
+    if training:
+        read = work(planned, amounts)
+        stepped = read - amounts.passes * PASS
+        tokens = training.micro.length * (stepped + amounts.passes)
+        forward, backward = 2 * parameters, (2 if training.model.get("lora") else 4) * parameters
+        again = forward if training.micro.checkpointed else 0.0
+        step = (forward + backward + again) * training.micro.length * stepped
+        return tokens, step + forward * training.micro.length * amounts.passes, cluster.trains
+    if planned.spec.samples:  # a prompt is read once for all of its answers
+        tokens = amounts.tokens + lengths[0] * amounts.prompts
+        return tokens, 2 * parameters * tokens, cluster.samples
+    if "reward_model" in planned.inputs:
+        tokens = amounts.rows * sum(lengths)
+        return tokens, 2 * parameters * tokens, cluster.trains
+    return 0.0, 0.0, 1.0
+
+
+def memory_notes(parameters: float, trainings: Sequence[Training], cluster: Cluster) -> list[str]:
+    """What does not fit into a device, and what to do."""
+    notes, room = [], cluster.device.memory
+    most = max((training_memory(parameters, one.model) for one in trainings), default=0.0)
+    held = f"weights, gradients and moments of a training are {most / 1e9:,.0f} GB"
+    shared = most / cluster.count
+    if shared > room:
+        notes.append(
+            f"{held}, {shared / 1e9:,.0f} on each of {cluster.count} devices, which have {room / 1e9:,.0f}: take more "
+            "devices, or train adapters (model.lora)"
+        )
+    elif most > room:
+        notes.append(
+            f"{held}, more than a device's {room / 1e9:,.0f}: `compute.shard: fsdp2` holds {shared / 1e9:,.0f} on each"
+        )
+    weights = 2 * parameters
+    if weights > 0.9 * room:
+        notes.append(
+            f"bfloat16 weights are {weights / 1e9:,.0f} GB, and a device has {room / 1e9:,.0f}: sample by a server "
+            f"over {2 ** int(weights / (0.9 * room)).bit_length():,} devices (engine.server.devices)"
+        )
+    return notes
