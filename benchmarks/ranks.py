@@ -1,8 +1,8 @@
 """What each process of a training holds: one, two with DDP, two with FSDP2.
 
-    python benchmarks/ranks.py MODEL [--batch 4] [--length 256] [--steps 3]
+    python benchmarks/ranks.py MODEL [--batch 2] [--length 256] [--steps 3]
 
-The sft stage on all weights of MODEL (a folder), in float32, on rows of about so many tokens; each way in a process of
+The sft stage on all weights of MODEL (a folder), in float32 with activation checkpointing, on rows of about so many tokens; each way in a process of
 its own, its ranks forked from it. Held: bytes of weights, gradients and moments of a rank, the largest that were seen
 at a step. Peak: the most that a rank's process ever had in memory (VmHWM: pages that ranks share count in each), from
 before the model is loaded to after it is saved.
@@ -63,6 +63,7 @@ def train(model: Path, folder: Path, way: str, batch: int, length: int, steps: i
     watch.on_pre_optimizer_step, watch.on_step_end, watch.on_train_end = holds, holds, ends
     settings = {"max_length": length, "per_device_train_batch_size": batch, "max_steps": steps}
     settings |= {"logging_steps": steps, "save_steps": 10 * steps, "gradient_accumulation_steps": 1, "bf16": "false"}
+    settings["activation_checkpointing"] = "true"
     recipe = load_recipe("quickstart", [f"sft.{name}={value}" for name, value in settings.items()])
     assert recipe.sft
     named = {"dtype": "bfloat16", "lora": None, "attention": "sdpa"}
@@ -78,7 +79,7 @@ def train(model: Path, folder: Path, way: str, batch: int, length: int, steps: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)

@@ -90,6 +90,10 @@ SMALLEST = {
         (f"--n 1 --repeats 1 --folder made {SETTINGS}",),
     ),
     "mfu": Smallest(cells("CPU"), ("--size 1M --length 128 --batch 2 --steps 5 --repeats 1",)),
+    "nodes": Smallest(
+        "Two nodes sample",
+        (f"{ROOT}/data/tiny-base --prompts 8 --new 16 --set model.lora=null --folder made",),
+    ),
     "plan": Smallest(cells("seconds", "memory", "disk", "steps"), (f"--n 1 --repeats 1 --folder made {SETTINGS}",)),
     "poisoning": Smallest(r'"none": \{\s+"', (f"--n 1 --run made {SETTINGS}",)),
     "ranks": Smallest(cells("two, FSDP2"), (f"{ROOT}/data/tiny-base --length 64",)),

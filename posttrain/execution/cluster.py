@@ -1,5 +1,5 @@
-"""Runs stages on a cluster whose machines share the run's folder: trainings as one task each, sampling and scoring as
-several, which make a part of the shards each. All else takes seconds, and runs here.
+"""Runs stages on a cluster whose machines share the run's folder: trainings, and what measures a device, as one task
+each, sampling and scoring as several, which make a part of the shards each. All else takes seconds, and runs here.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Cluster(Protocol):
         ...
 
     def submit(self, folder: Path, stage: Mapping[str, Any], shards: int) -> None:
-        """Begins the training of the stage in `folder` (`shards` 0), or tasks for so many shards that it lacks. Where
-        those of an earlier command run still, they are kept.
+        """Begins the whole stage in `folder`, such as a training (`shards` 0), or tasks for so many shards that it
+        lacks. Where those of an earlier command run still, they are kept.
 
         Raises:
             StageError: they are refused, or no node is large enough.
@@ -58,7 +58,7 @@ class Cluster(Protocol):
 
 @dataclass
 class _Away:
-    """How a stage is run. `lacks`: its shards that were not there, None for a training; `told`: progress."""
+    """How a stage is run. `lacks`: its shards that were not there, None for a whole stage; `told`: progress."""
 
     workers: int
     background: bool
@@ -78,7 +78,8 @@ class OnCluster:
     def start(self, folder: Path, workers: int, background: bool = False) -> None:
         how = _Away(workers, background)
         stage = read_json(folder / "stage.json")
-        if STAGES[stage["stage"]].trained:
+        spec = STAGES[stage["stage"]]
+        if spec.trained or spec.on_device:
             self._refused = self._submit(folder, stage, how, 0)
         else:
             self._gather(folder, how)

@@ -20,6 +20,7 @@ from posttrain.config.cluster import Ray as Settings
 from posttrain.errors import EngineError, StageCrashedError, StageError
 from posttrain.execution import task
 from posttrain.execution.launcher import Ended, Forked, make_part
+from posttrain.stages.registry import STAGES
 from posttrain.storage.part import Part
 
 _SHARES = 4  # tasks of a stage for each place there is: a slow node takes fewer of them, each loads the model
@@ -78,7 +79,8 @@ class Ray:
         """See `Cluster.submit`. What an earlier command began has ended with it."""
         import ray
 
-        name, count = uuid.uuid4().hex[:8], 1 if shards else self._processes()
+        trains = STAGES[stage["stage"]].trained
+        name, count = uuid.uuid4().hex[:8], self._processes() if trains else 1
         each = self._need(self._gpus_of(stage) if shards else min(_most("GPU"), 1))
         places, whole = _places(each), {what: amount * count for what, amount in each.items()}
         if places < count:
@@ -213,7 +215,7 @@ def _hello(folder: str, number: int) -> None:
 
 
 def _work(folder: str, part: Part | None, workers: int) -> Exception | None:
-    """Runs on a node: a part of a stage's shards, or its training. Returns its error."""
+    """Runs on a node: a part of a stage's shards, or all of it. Returns its error."""
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")  # those that Ray gave this task; the server has what it began with
     launcher = Forked(functools.partial(_in_child, part=part, devices=devices))
     launcher.start(Path(folder), workers)
@@ -244,7 +246,6 @@ def _over_nodes(folder: str, name: str, processes: int, need: Need) -> Exception
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     gpus = need["GPU"] > 0
     trainer = TorchTrainer(
         _rank,

@@ -21,6 +21,7 @@ from posttrain.config.cluster import Slurm as Settings
 from posttrain.errors import EngineError, StageCrashedError
 from posttrain.execution import task
 from posttrain.execution.template import Template
+from posttrain.stages.registry import STAGES
 from posttrain.storage.files import read_json, write_durably
 
 SCRIPT = Path(__file__).with_name("slurm.sh")
@@ -42,7 +43,9 @@ class Slurm:
         path = folder / "slurm.sh"
         command = ["srun", shlex.quote(sys.executable), "-m", "posttrain", "stage", shlex.quote(str(folder))]
         words = " ".join([*command, "--task", "hello"])
-        path.write_text(self._filled(folder, "check", folder, words, shlex.quote(str(folder)), 0), "utf-8")
+        path.write_text(
+            self._filled(folder, "check", folder, words, shlex.quote(str(folder)), 0, self.settings.nodes), "utf-8"
+        )
         try:
             _call(["sbatch", "--wait", "--parsable", str(path)])
         except EngineError as error:
@@ -60,21 +63,25 @@ class Slurm:
                 return
         submission = uuid.uuid4().hex[:8]
         path = folder / "scratch" / "slurm.sh"
-        path.write_text(self.script(folder, stage["stage"], submission, tasks), "utf-8")
+        path.write_text(self.script(folder, stage["stage"], submission, tasks, STAGES[stage["stage"]].trained), "utf-8")
         said = _call(["sbatch", "--parsable", str(path)])
         job = said.strip().partition(";")[0]
         made = {"job": job, "submission": submission, "tasks": max(tasks, 1), "training": tasks == 0}
         write_durably(record, json.dumps(made))
 
-    def script(self, folder: Path, role: str, submission: str, tasks: int) -> str:
-        """The batch script of a stage: its training where `tasks` is 0, else an array of so many tasks."""
+    def script(self, folder: Path, role: str, submission: str, tasks: int, trains: bool = True) -> str:
+        """The batch script of a stage: all of it where `tasks` is 0, else an array of so many tasks. `trains`: it has
+        processes on as many nodes as are set for that."""
         if tasks:
             ends = shlex.quote(str(task.marker(folder, submission, 0).parent)) + "/$SLURM_ARRAY_TASK_ID.json"
         else:
             ends = shlex.quote(str(task.artifact(folder)))
-        return self._filled(folder, role, folder / "scratch", self._command(folder, submission, tasks), ends, tasks)
+        command = self._command(folder, submission, tasks, trains)
+        return self._filled(
+            folder, role, folder / "scratch", command, ends, tasks, self.settings.nodes if trains else 1
+        )
 
-    def _filled(self, folder: Path, role: str, log: Path, command: str, ends: str, tasks: int) -> str:
+    def _filled(self, folder: Path, role: str, log: Path, command: str, ends: str, tasks: int, nodes: int) -> str:
         """The script with all that it leaves open. `log`: the folder of its output; `ends`: a file that is there when
         its work is done."""
         one = self.settings
@@ -89,7 +96,7 @@ class Slurm:
             "gres": one.gres,
             "mem": one.memory,
             "cpus-per-task": one.cpus,
-            **({"array": f"0-{tasks - 1}", "ntasks": 1} if tasks else {"nodes": one.nodes, "ntasks-per-node": 1}),
+            **({"array": f"0-{tasks - 1}", "ntasks": 1} if tasks else {"nodes": nodes, "ntasks-per-node": 1}),
         }
         options = [f"--{name}={value}" for name, value in given.items() if value is not None]
         lines = [f"#SBATCH {option}" for option in [*options, "--requeue", *one.options]]
@@ -104,11 +111,13 @@ class Slurm:
             command=command,
         )
 
-    def _command(self, folder: Path, submission: str, tasks: int) -> str:
+    def _command(self, folder: Path, submission: str, tasks: int, trains: bool) -> str:
         stage = ["-m", "posttrain", "stage", shlex.quote(str(folder)), "--task", submission]
         python = shlex.quote(sys.executable)
         if tasks:
             return " ".join([python, *stage, "--part", f"$SLURM_ARRAY_TASK_ID/{tasks}"])
+        if not trains:
+            return " ".join([python, *stage])
         nodes, gpus = self.settings.nodes, "gpu" in (self.settings.gres or "")
         each = "gpu" if self.processes is None and gpus else str((self.processes or nodes) // nodes)
         if each == "1" and nodes == 1:

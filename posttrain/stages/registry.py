@@ -21,7 +21,8 @@ class StageSpec:
     `makes_model`: its artifact is a model folder. `like`: the stage whose measured cost is used if this one's was not
     measured. `check_only`: it only raises errors, and no stage reads it. `runs`: for a role with its own entry, the
     stage that it is. `label`: the display name of stages that make a policy. `reference_reads`: for a stage with a
-    reference policy, how often the reference reads each row.
+    reference policy, how often the reference reads each row. `on_device`: it finds out about the device that it runs
+    on, and so on a cluster it runs where trainings do.
     """
 
     name: str
@@ -35,6 +36,7 @@ class StageSpec:
     runs: str = ""
     label: str = ""
     reference_reads: int = 0
+    on_device: bool = False
 
     @property
     def trained(self) -> bool:
@@ -48,9 +50,9 @@ class StageSpec:
 
 
 _ALL = (
-    StageSpec("hardware", 1, "data"),
+    StageSpec("hardware", 1, "data", on_device=True),
     StageSpec("prompts", 2, "data"),
-    StageSpec("trial", 1, "training", check_only=True),
+    StageSpec("trial", 1, "training", check_only=True, on_device=True),
     StageSpec("answers", 1, "sampling and scoring", "completions"),
     StageSpec("answers_dev", 1, "evaluation", "completions", runs="answers"),
     StageSpec("answers_heldout", 1, "evaluation", "completions", background=True, runs="answers"),

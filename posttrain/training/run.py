@@ -31,7 +31,7 @@ from posttrain.errors import NearLimitError, NonFiniteError, StageError
 from posttrain.job import Job
 from posttrain.storage.checkpoint_seals import latest_whole
 from posttrain.storage.files import write_durably
-from posttrain.system import gpus, keep_memory, ran_out
+from posttrain.system import gpus, keep_memory, ran_out, return_memory
 from posttrain.training import sharding
 from posttrain.training.checkpoints import Checkpoints, mean_loss
 from posttrain.training.lora import four_bits, lora_config, merged
@@ -182,7 +182,10 @@ def train(
             rule="training-processes",
         )
     torch.set_num_threads(1)
-    keep_memory()
+    if job.runtime.get("shard"):
+        return_memory()
+    else:
+        keep_memory()
     fitted = job.scratch / "micro_batch.json"  # what did not fit before a kill is not tried again: the bits differ
     micro_batch = job.runtime.get("micro_batch", rows)
     micro_batch = json.loads(fitted.read_text("utf-8")) if fitted.exists() else micro_batch

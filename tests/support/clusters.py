@@ -20,8 +20,8 @@ from support.interrupted import Training
 from support.planned import done, planned
 
 T = TypeVar("T")
-# Some twenty seconds: time to do something to it.
-LONG = {"num_train_epochs": 200, "save_steps": 20, "max_steps": -1}
+# Some ten seconds: time to do something to it.
+LONG = {"num_train_epochs": 100, "save_steps": 20, "max_steps": -1}
 
 
 def round_of(run: Path, *changes: str) -> list[str]:
