@@ -2,10 +2,10 @@
 
     python benchmarks/ranks.py MODEL [--batch 2] [--length 256] [--steps 3]
 
-The sft stage on all weights of MODEL (a folder), in float32 with activation checkpointing, on rows of about so many tokens; each way in a process of
-its own, its ranks forked from it. Held: bytes of weights, gradients and moments of a rank, the largest that were seen
-at a step. Peak: the most that a rank's process ever had in memory (VmHWM: pages that ranks share count in each), from
-before the model is loaded to after it is saved.
+The sft stage on all weights of MODEL (a folder), in float32 with activation checkpointing, on rows of about so many
+tokens; each way in a process of its own, its ranks forked from it. Held: bytes of weights, gradients and moments of a
+rank, the largest that were seen at a step. Peak: the most that a rank's process had in memory (VmHWM: pages that ranks
+share count in each), from before the model is loaded to the end of its training.
 """
 
 from __future__ import annotations

@@ -135,6 +135,14 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def one_thread_after_fork() -> None:
+    """Lets torch compute on one thread in a process that was forked, and has it make its pool of threads anew: else
+    threads that load weights do so at the same time, and one of them may fail ("Invalid thread pool!")."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def device() -> str:
     import torch
 
@@ -165,8 +173,8 @@ def keep_memory() -> None:
 
 
 def return_memory() -> None:
-    """Makes glibc give each block of a megabyte or more back to the system as it is freed: slower, and the process holds
-    no more than it uses. For the whole process; nothing happens without glibc."""
+    """Makes glibc give each block of a megabyte or more back to the system as it is freed: slower, and the process
+    holds no more than it uses. For the whole process; nothing happens without glibc."""
     _mallopt(mmap_threshold=1 << 20, trim_threshold=1 << 20, top_pad=0)
 
 

@@ -34,7 +34,7 @@ from posttrain.storage import lock, store
 from posttrain.storage.files import read_json
 from posttrain.storage.part import Part
 from posttrain.storage.redact import Log, redact
-from posttrain.system import die_with_parent, versions
+from posttrain.system import die_with_parent, one_thread_after_fork, versions
 
 
 @dataclass(frozen=True)
@@ -276,9 +276,7 @@ def _died(folder: Path, exitcode: int) -> str:
 
 def _child(folder: Path, workers: int, background: bool, sender: Connection, run: Run) -> None:
     die_with_parent()
-    import torch
-
-    torch.set_num_threads(1)  # sampling and scoring use processes; training asks for more threads where they pay
+    one_thread_after_fork()  # sampling and scoring use processes; training asks for more threads where they pay
     if background:
         os.nice(19)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from posttrain.errors import MissingShardsError
 from posttrain.storage.part import Part
 from posttrain.storage.pieces import Pieces, T
-from posttrain.system import die_with_parent, give_back, gpus
+from posttrain.system import die_with_parent, give_back, gpus, one_thread_after_fork
 
 
 def run_shards(
@@ -86,6 +86,7 @@ def _all(paths: dict[int, Path], pieces: Pieces, count: int) -> list[Path]:
 def _begin(free: SimpleQueue[str]) -> None:
     """Begins a worker: with a GPU of its own, where there are any."""
     die_with_parent()
+    one_thread_after_fork()
     if not free.empty():
         os.environ["CUDA_VISIBLE_DEVICES"] = free.get()
 

@@ -21,7 +21,7 @@ from torch import distributed, multiprocessing
 from posttrain.errors import LostRankError, StageCrashedError, portable
 from posttrain.storage.files import keep_first
 from posttrain.storage.pieces import Pieces
-from posttrain.system import cores, die_with_parent
+from posttrain.system import cores, die_with_parent, one_thread_after_fork
 
 T = TypeVar("T")
 
@@ -111,6 +111,7 @@ def in_ranks(work: Callable[[], T], processes: int) -> T:
 def _rank(number: int, processes: int, work: Callable[[], object], folder: Path) -> None:
     """The work of a rank. They find one another by a file: no port that another process might have taken."""
     die_with_parent()
+    one_thread_after_fork()
     there = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ.update({name: str(value) for name, value in there.items()})
     gpus = torch.cuda.is_available()

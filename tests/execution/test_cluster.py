@@ -54,5 +54,5 @@ def test_types_and_attention_are_measured_where_trainings_run(tmp_path: Path) ->
 def test_what_a_cluster_lost_is_submitted_again(tmp_path: Path) -> None:
     cluster = Here(StageCrashedError("its node is gone"))
     told = done(tmp_path / "run", OnCluster(cluster), planned(Training("sft", tmp_path)))
-    assert told == ["its node is gone"] and cluster.submitted == [("sft", 0)] * 2
+    assert len(told) == 1 and told[0].endswith("its node is gone") and cluster.submitted == [("sft", 0)] * 2
     assert Store(tmp_path / "run").manifest("sft-0123")["attempts"]
