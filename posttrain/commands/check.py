@@ -27,8 +27,8 @@ def check_(
         typer.Option(help="Print what runs the recipe on `compute.cluster`, no more."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Plan for such GPUs, which are not here: h100, a100, ...")] = None,
-    devices: Annotated[int, typer.Option(min=1, help="GPUs of a node of it.")] = 1,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    devices: Annotated[int | None, typer.Option(min=1, help="GPUs of a node of it; 1.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes; 1.")] = None,
     parameters: Annotated[
         float | None, typer.Option(min=1, help="Plan for a model of so many parameters, such as 8e9.")
     ] = None,
@@ -47,14 +47,16 @@ def check_(
     """
     from posttrain.planning.check import Machines, check, scripts
 
-    if script:
-        say(scripts(recipe, set_ or [], n, script, Machines(nodes, devices, device)))
-        return
-    elsewhere = (_cluster(device, devices, nodes, trains, samples), parameters) if device else None
-    if elsewhere is None and any(one is not None for one in (parameters, trains, samples)):
+    if not device and any(one is not None for one in (devices, parameters, trains, samples, None if script else nodes)):
         raise InputError(
-            "--parameters, --trains and --samples are for other machines: add --device", rule="command-device"
+            "--devices, --nodes, --parameters, --trains and --samples are for other machines",
+            hint="add --device, such as --device h100",
+            rule="command-device",
         )
+    if script:
+        say(scripts(recipe, set_ or [], n, script, Machines(nodes or 1, devices or 1, device)))
+        return
+    elsewhere = (_cluster(device, devices or 1, nodes or 1, trains, samples), parameters) if device else None
     done = check(recipe, set_ or [], n, probe, elsewhere=elsewhere)
     if as_json:
         checks = [{"name": name, "right": right, "said": said} for name, right, said in done.found]
@@ -87,7 +89,10 @@ def lines_elsewhere(plan: dict[str, Any], n: int) -> list[str]:
     """The plan for other machines, as it is printed."""
     cluster = plan["cluster"]
     count = cluster["nodes"] * cluster["devices"]
-    lines, shown = [f"{'round':<6}{'stage':<28}{'tokens':>17}{'PFLOP':>11}{'time':>10}{'device hours':>14}"], None
+    lines, shown = (
+        [f"{'round':<6}{'stage':<28}{'tokens':>17}{'PFLOP':>11}{'devices':>9}{'time':>10}{'device hours':>14}"],
+        None,
+    )
     for entry in plan["rounds"]:
         if entry["stages"] == shown:
             lines.append(_row_elsewhere(entry["round"], f"as round {entry['round'] - 1}", entry))
@@ -108,7 +113,7 @@ def lines_elsewhere(plan: dict[str, Any], n: int) -> list[str]:
 def _row_elsewhere(number: object, name: str, amounts: dict[str, Any]) -> str:
     return (
         f"{number!s:<6}{name:<28}{amounts['tokens']:>17,.0f}{amounts['tflop'] / 1000:>11,.0f}"
-        f"{_time(3600 * amounts['hours']):>10}{amounts['device_hours']:>14,.1f}"
+        f"{amounts.get('devices', ''):>9}{_time(3600 * amounts['hours']):>10}{amounts['device_hours']:>14,.1f}"
     )
 
 

@@ -5,18 +5,19 @@ each, sampling and scoring as several, which make a part of the shards each. All
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from posttrain.config import cluster as config
 from posttrain.config.engine import Compute
 from posttrain.errors import MissingShardsError, PosttrainError, StageError
+from posttrain.execution import task
 from posttrain.execution.launcher import Ended, Forked, Launcher, Progress, gather
-from posttrain.execution.task import PROGRESS
 from posttrain.stages.registry import STAGES
 from posttrain.storage.files import read_json
 
@@ -69,10 +70,12 @@ class _Away:
 class OnCluster:
     """A launcher: see `posttrain.execution.launcher.Launcher`."""
 
+    here = False
+
     def __init__(self, cluster: Cluster, at_once: int = 1) -> None:
         self._cluster, self._here = cluster, Forked(gather, at_once)
         self._away: dict[Path, _Away] = {}
-        self._checked, self._refused = False, cast("Ended | None", None)
+        self._checked, self._refused = False, list[Ended]()
         self._back: dict[Path, _Away] = {}  # stages that are here
 
     def start(self, folder: Path, workers: int, background: bool = False) -> None:
@@ -80,7 +83,8 @@ class OnCluster:
         stage = read_json(folder / "stage.json")
         spec = STAGES[stage["stage"]]
         if spec.trained or spec.on_device:
-            self._refused = self._submit(folder, stage, how, 0)
+            refused = self._submit(folder, stage, how, 0)
+            self._refused += [refused] if refused else []
         else:
             self._gather(folder, how)
 
@@ -91,8 +95,7 @@ class OnCluster:
     def wait(self) -> Progress | Ended:
         while True:
             if self._refused:
-                refused, self._refused = self._refused, None
-                return refused
+                return self._refused.pop(0)
             found = None
             if self._back:
                 found = self._here.wait_for(_POLL if self._away else None)
@@ -142,6 +145,7 @@ class OnCluster:
         if ended:
             del self._away[folder]
             if how.lacks is None:
+                os.listdir(task.artifact(folder).parent)  # NFS looks anew: it may hold on to what was not there before
                 return Ended(folder)
             self._gather(folder, how)
             return None
@@ -154,7 +158,7 @@ class OnCluster:
             done, total, unit = there, max(there, how.lacks.count), "shards"
         else:
             try:
-                done, total, unit = json.loads((folder / "scratch" / PROGRESS).read_text("utf-8"))
+                done, total, unit = json.loads((folder / "scratch" / task.PROGRESS).read_text("utf-8"))
             except (OSError, ValueError):
                 return None
         if done == how.told:

@@ -63,6 +63,9 @@ _PATIENCE = 1.5  # seconds that stages have to end when the command is stopped: 
 class Launcher(Protocol):
     """Runs stages, each from a folder made by `Store.begin` to its published artifact."""
 
+    here: bool
+    """Whether they take this machine's memory."""
+
     def start(self, folder: Path, workers: int, background: bool = False) -> None:
         """Begin a stage. `background`: no other stage waits for it soon, so it gives way to
         them."""
@@ -169,6 +172,8 @@ Run = Callable[[Path, int, Callable[[int, int, str], None]], object]
 class InProcess:
     """Runs stages in this process, one after the other: for tests."""
 
+    here = True
+
     def __init__(self) -> None:
         self._started: list[tuple[Path, int]] = []
 
@@ -193,6 +198,8 @@ class Forked:
     `run`: the function that the process calls, `execute` or a wrapper of it; it is imported by its name.
     `at_once`: the stages that run beside one another, at most.
     """
+
+    here = True
 
     def __init__(self, run: Run = execute, at_once: int = 1) -> None:
         if at_once > 1:  # threads that wait for one another busily, on cores they share: steps of 3 s took 50 s

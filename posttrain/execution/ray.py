@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -25,6 +27,7 @@ from posttrain.storage.part import Part
 
 _SHARES = 4  # tasks of a stage for each place there is: a slow node takes fewer of them, each loads the model
 _RETRIES = 3  # of a training over several nodes that loses one; Ray's own number for tasks
+_ANSWERS = 300.0  # seconds that a node has to say hello
 _LOOK_AGAIN = 30.0  # seconds between looks at the nodes
 _PATIENCE = 600.0  # seconds that work may wait for a node that is large enough, once there is none
 
@@ -39,6 +42,7 @@ class _Going:
     each: Need
     count: int
     had_room: float  # when it was seen last that the nodes can hold it
+    looked: float = 0.0
 
 
 class Ray:
@@ -47,28 +51,32 @@ class Ray:
     def __init__(self, settings: Settings, processes: int | None) -> None:
         self.settings, self.processes = settings, processes
         self._going: dict[Path, _Going] = {}
-        self._looked = 0.0
 
     def check(self, folder: Path) -> None:
         """See `Cluster.check`. Each node answers."""
         self._connect()
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import GetTimeoutError, RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         (folder / task.NONCE).write_text(uuid.uuid4().hex, "utf-8")
         hello, asked = ray.remote(_hello), list[tuple[Any, Any]]()
         for node in _nodes():
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            one = hello.options(num_cpus=0, scheduling_strategy=there).remote(str(folder), len(asked))
+            one = hello.options(num_cpus=0, scheduling_strategy=there).remote(str(folder.resolve()), len(asked))
             asked.append((node, one))
         for node, one in list(asked):
             try:
-                ray.get(one)
+                ray.get(one, timeout=_ANSWERS)
+            except GetTimeoutError:
+                raise EngineError(
+                    f"{node['NodeManagerHostname']} has begun no task in {_ANSWERS:.0f} s: see Ray's logs there",
+                    rule="cluster-refuses",
+                ) from None
             except RayError as error:
                 if node["NodeID"] in [left["NodeID"] for left in _nodes()]:
                     raise EngineError(
-                        f"{node['NodeManagerHostname']} cannot run posttrain: {_last_line(error)}. Use one environment "
+                        f"{node['NodeManagerHostname']} cannot run posttrain: {_line(error, -1)}. Use one environment "
                         "everywhere",
                         rule="cluster-versions",
                     ) from None
@@ -91,9 +99,9 @@ class Ray:
             )
             of = min(shards, _SHARES * places)
             parts = [Part(at, of) for at in range(of)] if shards else [None]
-            refs = [work.remote(str(folder), part, self.settings.cpus) for part in parts]
+            refs = [work.remote(str(folder.resolve()), part, self.settings.cpus) for part in parts]
         else:
-            refs = [ray.remote(_over_nodes).options(num_cpus=0).remote(str(folder), name, count, each)]
+            refs = [ray.remote(_over_nodes).options(num_cpus=0).remote(str(folder.resolve()), name, count, each)]
         self._going[folder] = _Going(refs, each, count, time.monotonic())
 
     def ended(self, folder: Path) -> bool:
@@ -107,9 +115,9 @@ class Ray:
             try:
                 error = ray.get(one)
             except RayTaskError as raised:
-                error = StageError(f"a task of Ray failed: {_last_line(raised)}")
+                error = StageError(f"a task of Ray failed: {_line(raised, -1)}")
             except RayError as lost:
-                error = StageCrashedError(f"Ray lost a task of {folder.name}: {_last_line(lost)}")
+                error = StageCrashedError(f"Ray lost a task of {folder.name}: {_line(lost, 0)}")
             if error:
                 self.cancel(folder)
                 raise error
@@ -117,8 +125,8 @@ class Ray:
             del self._going[folder]
             return True
         now = time.monotonic()
-        if now - self._looked > _LOOK_AGAIN:
-            self._looked = now
+        if now - going.looked > _LOOK_AGAIN:
+            going.looked = now
             if _places(going.each) >= going.count:
                 going.had_room = now
             elif now - going.had_room > _PATIENCE:
@@ -146,18 +154,26 @@ class Ray:
         if ray.is_initialized():
             return
         address = self.settings.address
+        # A task that takes too much memory is for `compute.attempts`; by default Ray runs it again for ever.
+        os.environ.setdefault("RAY_task_oom_retries", "0")
+        main, before = threading.current_thread() is threading.main_thread(), signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise EngineError(
-                f"no Ray cluster at `{address}` ({_last_line(error)}): start one with `ray start --head` here and "
+                f"no Ray cluster at `{address}` ({_line(error, -1)}): start one with `ray start --head` here and "
                 "`ray start --address` on the other nodes, or set `compute.cluster.address`",
                 rule="cluster-absent",
             ) from None
-        except (
-            Exception
-        ) as error:  # other versions of Python or Ray, a full temporary folder: told by RuntimeError, OSError
-            raise EngineError(f"Ray refuses: {_last_line(error)}", rule="cluster-refuses") from None
+        except Exception as error:  # other versions, a full temporary folder: Ray has no class for them
+            raise EngineError(
+                f"Ray refuses: {_line(error, -1)}. It takes the same versions of Python and Ray everywhere, and room "
+                "in its temporary folder",
+                rule="cluster-refuses",
+            ) from None
+        finally:
+            if main:
+                signal.signal(signal.SIGTERM, before)
 
     def _processes(self) -> int:
         return self.processes or max(1, int(_most("GPU")))
@@ -204,8 +220,9 @@ def _no_room(need: Need) -> str:
     )
 
 
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().rpartition("\n")[2][:500]
+def _line(error: BaseException, number: int) -> str:
+    """A line of what Ray says: of an exception in a task the last one is it, of a lost node the first."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[number][:500]
 
 
 def _hello(folder: str, number: int) -> None:
@@ -237,7 +254,7 @@ def _in_child(
         os.environ["CUDA_VISIBLE_DEVICES"] = devices
     if part:
         make_part(folder, part, workers)
-    elif not task.artifact(folder).exists():  # its node was lost once it had published
+    elif not task.is_there(task.artifact(folder)):  # its node was lost once it had published
         task.train(folder, workers)
 
 
@@ -266,9 +283,9 @@ def _over_nodes(folder: str, name: str, processes: int, need: Need) -> Exception
     try:
         trainer.fit()
     except Exception as error:
-        if not marker.exists():
-            return StageCrashedError(f"Ray Train gave up: {_last_line(error)}")
-    return task.error_in(marker) if marker.exists() else None
+        if not task.is_there(marker):
+            return StageCrashedError(f"Ray Train gave up: {_line(error, 0)}; log of its workers: Ray's")
+    return task.error_in(marker) if task.is_there(marker) else None
 
 
 def _rank(given: Mapping[str, str]) -> None:
@@ -276,7 +293,7 @@ def _rank(given: Mapping[str, str]) -> None:
     import posttrain.execution.preload  # noqa: F401 - what it sets for torch
 
     folder, name = Path(given["folder"]), given["name"]
-    if task.marker(folder, name, 0).exists() or task.artifact(folder).exists():
+    if task.is_there(task.marker(folder, name, 0)) or task.is_there(task.artifact(folder)):
         return
     if not task.run(folder, name, None, 1):
-        raise RuntimeError("a rank failed")  # Ray Train ends the others, which may wait for this one
+        raise RuntimeError("a rank failed, see its log")  # Ray Train ends the others, which may wait for this one

@@ -34,7 +34,7 @@ def filled(kind: str, recipe: str, n: int, overrides: Sequence[str], settings: R
         quoted=json.dumps(shlex.join(words)),
         nodes=machines.nodes,
         cpus=settings.cpus * places,
-        memory=round((settings.memory_gib or 16) * places),
+        memory=round(1.5 * (settings.memory_gib or 16) * places),  # Ray keeps some third for its object store
         gpus=f', nvidia.com/gpu: "{gpus}"' if gpus else "",
         accelerators=f"accelerators: {machines.device.upper()}:{gpus}, " if machines.device else "",
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,9 @@ class StageQueue:
             if any(read in self for read in planned.reads):
                 continue
             self._check(planned)
-            resources.check(resources.of_stage(planned.stage, self.store.root), self.store.root, planned.name)
+            need = resources.of_stage(planned.stage, self.store.root)
+            need = need if self.launcher.here else replace(need, memory=0.0)
+            resources.check(need, self.store.root, planned.name)
             del self._waiting[key]
             self._start(planned)
 

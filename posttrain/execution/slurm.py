@@ -131,11 +131,11 @@ class Slurm:
 
     def ended(self, folder: Path) -> bool:
         """See `Cluster.ended`."""
-        if task.artifact(folder).exists():
+        if task.is_there(task.artifact(folder)):
             return True
         made = read_json(folder / "scratch" / _JOBS)
         markers = [task.marker(folder, made["submission"], index) for index in range(made["tasks"])]
-        there = [path for path in markers if path.exists()]
+        there = [path for path in markers if task.is_there(path)]
         for path in there:
             error = task.error_in(path)
             if error:
@@ -149,7 +149,7 @@ class Slurm:
         self._asked[folder] = time.monotonic()
         if _states(made["job"]):
             return False
-        over = task.artifact(folder).exists() if made["training"] else all(path.exists() for path in markers)
+        over = all(map(task.is_there, [task.artifact(folder)] if made["training"] else markers))
         if not over:  # looked at again, since that may have come meanwhile
             self.cancel(folder)
             log = folder / "scratch" / "slurm-*.txt"

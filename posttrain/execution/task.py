@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import socket
+import sys
 import time
+import traceback
 from pathlib import Path
 
 from posttrain.errors import EngineError, LostRankError, NearLimitError, PosttrainError, portable
@@ -15,6 +18,7 @@ from posttrain.execution import retry
 from posttrain.execution.launcher import make_part, publish
 from posttrain.storage.files import keep_first, write_durably
 from posttrain.storage.part import Part
+from posttrain.storage.redact import redact
 from posttrain.system import versions
 
 PROGRESS = "progress.json"  # in scratch: done, total, unit
@@ -25,6 +29,12 @@ NONCE, HELLO = "nonce", "hello-"  # files of `hello`
 def artifact(folder: Path) -> Path:
     """What the training of the stage in `folder` publishes: that it has ended well."""
     return folder.parent.parent / "artifacts" / folder.name
+
+
+def is_there(path: Path) -> bool:
+    """Whether another machine has made this. NFS may say for half a minute that it is not there, unless its folder is
+    listed anew."""
+    return path.parent.is_dir() and path.name in os.listdir(path.parent)
 
 
 def marker(folder: Path, submission: str, index: int) -> Path:
@@ -43,14 +53,23 @@ def run(folder: Path, submission: str, part: Part | None, workers: int) -> bool:
             make_part(folder, part, workers)
         else:
             train(folder, workers)
-    except (NearLimitError, LostRankError):
-        return False  # the job's script puts it back into the queue; the rank that was lost says why, or its absence
+    except NearLimitError:
+        return False  # the job's script puts it back into the queue
+    except LostRankError as lost:
+        say(lost)
+        return False  # who was lost says why, or its absence does
     except Exception as raised:
+        say(raised)
         keep_first(target, pickle.dumps(portable(retry.explained(raised, folder))))
         return False
     if part:
         keep_first(target, pickle.dumps(None))
     return True
+
+
+def say(error: Exception) -> None:
+    """Where the process's output goes: a job's log."""
+    sys.stderr.write(redact("".join(traceback.format_exception(error))))
 
 
 def train(folder: Path, workers: int) -> None:
@@ -75,6 +94,8 @@ def train(folder: Path, workers: int) -> None:
 def hello(folder: Path, number: int) -> None:
     """Says what this machine, which has a number of its own, sees of the folder, and has of the libraries: what the
     command compares with its own."""
+    if not folder.is_dir():
+        return  # not shared: the command finds no answer
     read = (folder / NONCE).read_text("utf-8") if (folder / NONCE).is_file() else ""
     said = json.dumps({"nonce": read, "versions": versions(), "host": socket.gethostname()})
     write_durably(folder / f"{HELLO}{number}.json", said)

@@ -31,27 +31,34 @@ DEVICES: Mapping[str, Device] = {
     "h100": Device(989, 80e9),  # SXM
     "h200": Device(989, 141e9),
     "b200": Device(2250, 180e9),
-    "mi300x": Device(1307, 192e9),
 }
 # Shares of the peak that others reached. Training: Llama 3 405B, 38 to 43 % (arXiv 2407.21783, table 4). Forward passes
 # alone are taken to be as fast. Sampling: MLPerf Inference v4.1, Llama 2 70B offline on 8 H100, 84 samples a second of
 # 294 new tokens, which is 0.44 of the bfloat16 peak with fp8 products; half of it with bfloat16 ones.
 TRAINS, SAMPLES = 0.40, 0.22
+FULL = 0.9  # of a device's memory: the rest is for what is computed
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """So many nodes with so many devices each. `trains`, `samples`: TFLOP/s that a device reaches."""
+    """So many nodes with so many devices each. `trains`, `samples`: TFLOP/s that a device reaches; `processes`: of a
+    training, None: as many as there are devices."""
 
     device: Device
     nodes: int
     devices: int
     trains: float
     samples: float
+    processes: int | None = None
 
     @property
     def count(self) -> int:
         return self.nodes * self.devices
+
+    def of_training(self, rows: int) -> int:
+        """The devices of a training: as many as can share a micro-batch of so many rows evenly, at most."""
+        most = min(self.count, self.processes or self.count)
+        return max(one for one in range(1, most + 1) if rows % one == 0)
 
 
 def plan_at_scale(
@@ -64,8 +71,9 @@ def plan_at_scale(
 ) -> dict[str, Any]:
     """The plan as plain JSON: of each stage that computes with the model, tokens, TFLOP, hours and device hours.
 
-    `trainings`: by their stage, with rows as long as they are on average; `lengths`: tokens of a prompt and of an
-    answer; `parameters`: of the policy, and of the reward model.
+    A training has the devices that can share its micro-batch, all else has all. `trainings`: by their stage, with rows
+    as long as they are on average; `lengths`: tokens of a prompt and of an answer; `parameters`: of the policy, and of
+    the reward model.
     """
     rounds = []
     for number in sorted({planned.number for planned in stages}):
@@ -74,7 +82,9 @@ def plan_at_scale(
             tokens, operations, rate = _work(planned, todo[planned.key], trainings, lengths, parameters, cluster)
             if operations:
                 hours = operations / (rate * 1e12) / 3600
-                share = {"hours": hours / cluster.count, "device_hours": hours}
+                training = trainings.get(planned.stage)
+                used = cluster.of_training(training.micro.rows) if training else cluster.count
+                share = {"devices": used, "hours": hours / used, "device_hours": hours}
                 found.append({"stage": planned.role, "tokens": tokens, "tflop": operations / 1e12, **share})
         rounds.append({"round": number, "stages": found, **_sums(found)})
     return {"rounds": rounds, **_sums(rounds)}
@@ -105,8 +115,9 @@ def _work(
     if planned.spec.samples:  # a prompt is read once for all of its answers
         tokens = amounts.tokens + lengths[0] * amounts.prompts
         return tokens, 2 * parameters * tokens, cluster.samples
-    if "reward_model" in planned.inputs:
-        tokens = amounts.rows * sum(lengths)
+    models = sum(role in planned.inputs for role in ("reward_model", "watch_model"))
+    if models:
+        tokens = models * amounts.rows * sum(lengths)
         return tokens, 2 * parameters * tokens, cluster.trains
     return 0.0, 0.0, 1.0
 
@@ -114,22 +125,33 @@ def _work(
 def memory_notes(parameters: float, trainings: Sequence[Training], cluster: Cluster) -> list[str]:
     """What does not fit into a device, and what to do."""
     notes, room = [], cluster.device.memory
-    most = max((training_memory(parameters, one.model) for one in trainings), default=0.0)
-    held = f"weights, gradients and moments of a training are {most / 1e9:,.0f} GB"
-    shared = most / cluster.count
-    if shared > room:
+    for one in trainings:
+        held, count = training_memory(parameters, one.model), cluster.of_training(one.micro.rows)
+        said = f"{one.name}: weights, gradients and moments are {held / 1e9:,.0f} GB"
+        if held / count > FULL * room:
+            notes.append(
+                f"{said}, {held / count / 1e9:,.0f} on each of the {count} devices that can share "
+                f"{one.micro.rows} rows, which have {room / 1e9:,.0f}: raise {one.name}.per_device_train_batch_size "
+                "(with less accumulation), take more devices, or train adapters (model.lora)"
+            )
+        elif held > FULL * room:
+            notes.append(
+                f"{said}, more than a device's {room / 1e9:,.0f}: `compute.shard: fsdp2` holds "
+                f"{held / count / 1e9:,.0f} on each of {count}"
+            )
+    if trainings:
+        a_node = min(cluster.devices, cluster.of_training(trainings[0].micro.rows))
         notes.append(
-            f"{held}, {shared / 1e9:,.0f} on each of {cluster.count} devices, which have {room / 1e9:,.0f}: take more "
-            "devices, or train adapters (model.lora)"
-        )
-    elif most > room:
-        notes.append(
-            f"{held}, more than a device's {room / 1e9:,.0f}: `compute.shard: fsdp2` holds {shared / 1e9:,.0f} on each"
+            f"each process of a training reads the model in float32 first: {4 * parameters * a_node / 1e9:,.0f} GB of "
+            "a node's memory"
         )
     weights = 2 * parameters
-    if weights > 0.9 * room:
+    if weights > FULL * room * cluster.devices:
+        notes.append(f"bfloat16 weights are {weights / 1e9:,.0f} GB: sample by a server over several nodes (`url`)")
+    elif weights > FULL * room:
         notes.append(
             f"bfloat16 weights are {weights / 1e9:,.0f} GB, and a device has {room / 1e9:,.0f}: sample by a server "
-            f"over {2 ** int(weights / (0.9 * room)).bit_length():,} devices (engine.server.devices)"
+            f"over {min(2 ** int(weights / (FULL * room)).bit_length(), cluster.devices)} devices "
+            "(engine.server.devices)"
         )
     return notes

@@ -373,6 +373,7 @@ def _elsewhere(
 ) -> dict[str, Any]:
     """The plan for other machines. Rows are the most there can be, answers as long as they may be."""
     recipe, size = checked.recipe, parameters or model.parameters
+    cluster = replace(cluster, processes=recipe.compute.processes)
     trainings = fitting.trainings(recipe, round(prompts["mean_prompt"]))
     keep = [vars(one)["keep"] for one in recipe.filters if vars(one)["use"] == "best-of-k"]
     shares = Shares(kept=min([1.0, *(most / recipe.samples.k for most in keep)]))
@@ -390,7 +391,8 @@ def _saved(recipe: Recipe, model: ModelSummary) -> int:
 
 
 def check_run(recipe: Recipe, n: int, run: Store) -> None:
-    """Checks that disk and memory suffice for the rounds still to be run: their models, and one training at a time.
+    """Checks that disk and memory suffice for the rounds still to be run: their models, and one training at a time;
+    with a cluster, the disk alone.
 
     Raises:
         ResourceError: disk or memory is too small.
@@ -403,7 +405,8 @@ def check_run(recipe: Recipe, n: int, run: Store) -> None:
         return
     size, model = _saved(recipe, found), recipe.model.in_key()
     extra = training_disk(found.parameters, 0, model)
-    need = Need(len(made) * size + extra, training_memory(found.parameters, model))
+    memory = 0.0 if recipe.compute.cluster else training_memory(found.parameters, model)
+    need = Need(len(made) * size + extra, memory)
     resources.check(
         need, run.root, f"the models of these rounds ({len(made)} of {bytes_in_words(size)}, and checkpoints)"
     )

@@ -33,7 +33,7 @@ def cluster() -> Iterator[Any]:
         yield made
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_round_in_which_a_node_is_lost_is_that_of_this_machine_to_the_bit(tmp_path: Path, cluster: Any) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     assert subprocess.run(round_of(here), capture_output=True, timeout=600, check=False).returncode == 0
@@ -56,7 +56,7 @@ def test_a_round_in_which_a_node_is_lost_is_that_of_this_machine_to_the_bit(tmp_
     assert lost and made(there) == made(here)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_training_whose_node_is_lost_resumes_on_another(tmp_path: Path) -> None:
     training = Training("sft", tmp_path, **LONG)
     with support.running(nodes=1) as cluster:
@@ -111,7 +111,7 @@ def test_files_for_kubernetes_and_rented_machines_hold_the_command() -> None:
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
     assert group["replicas"] == 2
     (container,) = group["template"]["spec"]["containers"]
-    assert container["resources"]["limits"] == {"cpu": "32", "memory": "128Gi", "nvidia.com/gpu": "8"}
+    assert container["resources"]["limits"] == {"cpu": "32", "memory": "192Gi", "nvidia.com/gpu": "8"}
     rented = yaml.safe_load(check.scripts("quickstart", given, 6, "skypilot", machines))
     assert rented["num_nodes"] == 2 and rented["resources"]["accelerators"] == "H100:8"
     assert "posttrain round quickstart --n 6" in rented["run"]

@@ -64,7 +64,7 @@ def test_a_training_on_two_nodes_is_that_of_two_processes_here(tmp_path: Path, c
 
 
 @real
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_training_whose_job_is_cancelled_is_retried_and_resumes(tmp_path: Path, cluster: None) -> None:
     training = Training("sft", tmp_path, **LONG)
     cancels = when(
@@ -155,7 +155,7 @@ def test_without_slurm_it_says_where_to_run_the_command(tmp_path: Path, monkeypa
 
 
 @real
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_slurm_refuses_is_told_in_its_words(tmp_path: Path, cluster: None) -> None:
     with pytest.raises(EngineError, match=r"invalid partition.*\[cluster-refuses\]"):
         trained(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -26,17 +27,18 @@ def stage(name: str, **inputs: str) -> PlannedStage:
     return PlannedStage(name, 1, name, name, {name: {"num_train_epochs": 2, "batch": 4}}, inputs, frozenset())
 
 
-def training(name: str, length: int, lora: bool = False, checkpointed: bool = False) -> Training:
-    return Training(
-        name, {"lora": {"r": 8} if lora else None}, MicroBatch(1, length, length, checkpointed=checkpointed)
-    )
+def training(name: str, length: int, lora: bool = False, checkpointed: bool = False, rows: int = 8) -> Training:
+    micro = MicroBatch(rows, length, length, checkpointed=checkpointed)
+    return Training(name, {"lora": {"r": 8} if lora else None}, micro)
 
 
 def test_operations_are_those_of_the_formula() -> None:
     stages = [stage("answers"), stage("scores", reward_model="r"), stage("sft"), stage("dpo"), stage("filters")]
+    stages += [stage("watch", reward_model="r", watch_model="w")]
     todo = {
         "answers": Amounts(prompts=10, completions=80, tokens=8000),
         "scores": Amounts(rows=80),
+        "watch": Amounts(rows=40),
         "sft": Amounts(rows=30, steps=16),
         "dpo": Amounts(rows=20, steps=10, passes=20),
         "filters": Amounts(rows=80),
@@ -45,14 +47,16 @@ def test_operations_are_those_of_the_formula() -> None:
     made = plan_at_scale(stages, todo, trainings, (50.0, 100.0), 1e9, H100)
     (only,) = made["rounds"]
     found = {one["stage"]: one for one in only["stages"]}
-    assert set(found) == {"answers", "scores", "sft", "dpo"}
+    assert set(found) == {"answers", "scores", "sft", "dpo", "watch"}
     assert found["answers"]["tflop"] == pytest.approx(2e9 * (8000 + 10 * 50) / 1e12)
     assert found["scores"]["tflop"] == pytest.approx(2e9 * 80 * 150 / 1e12)
+    assert found["watch"]["tflop"] == pytest.approx(2 * 2e9 * 40 * 150 / 1e12)
     assert found["sft"]["tflop"] == pytest.approx(6e9 * 2 * 30 * 150 / 1e12)
     assert found["dpo"]["tflop"] == pytest.approx((6e9 * 2 * 20 + 2e9 * 20) * 250 / 1e12)
     assert found["sft"]["device_hours"] == pytest.approx(found["sft"]["tflop"] / 400 / 3600)
     assert found["answers"]["device_hours"] == pytest.approx(found["answers"]["tflop"] / 200 / 3600)
-    assert found["sft"]["hours"] == pytest.approx(found["sft"]["device_hours"] / 16)
+    assert found["sft"]["hours"] == pytest.approx(found["sft"]["device_hours"] / 8)
+    assert found["answers"]["hours"] == pytest.approx(found["answers"]["device_hours"] / 16)
     assert made["tflop"] == pytest.approx(sum(one["tflop"] for one in only["stages"]))
     again = {"sft": training("sft", 150, lora=True, checkpointed=True), "dpo": trainings["dpo"]}
     adapters = plan_at_scale(stages, todo, again, (50.0, 100.0), 1e9, H100)["rounds"][0]["stages"][2]
@@ -60,12 +64,19 @@ def test_operations_are_those_of_the_formula() -> None:
 
 
 def test_what_does_not_fit_into_a_device_is_told_with_what_would() -> None:
-    full = [training("sft", 100)]
-    (shards,) = memory_notes(8e9, full, H100)
-    assert "128 GB" in shards and "fsdp2` holds 8 on each" in shards
-    too_large, server = memory_notes(400e9, full, H100)
-    assert "take more devices" in too_large and "over 16 devices" in server
-    assert not memory_notes(1e9, full, H100)
+    full = [training("sft", 100, rows=16)]
+    shards, read = memory_notes(8e9, full, H100)
+    assert "128 GB" in shards and "fsdp2` holds 8 on each of 16" in shards
+    assert "256 GB of a node's memory" in read
+    too_large, _, server = memory_notes(400e9, full, H100)
+    assert "400 on each of the 16 devices that can share 16 rows" in too_large and "over several nodes" in server
+    assert "over 2 devices" in memory_notes(70e9, full, H100)[2]
+    assert len(memory_notes(1e9, full, H100)) == 1
+
+
+def test_a_training_has_the_devices_that_can_share_its_rows() -> None:
+    assert [H100.of_training(rows) for rows in (1, 4, 6, 16, 64)] == [1, 4, 6, 16, 16]
+    assert replace(H100, processes=8).of_training(64) == 8
 
 
 def test_the_command_plans_for_other_machines() -> None:
@@ -76,6 +87,6 @@ def test_the_command_plans_for_other_machines() -> None:
     (sft,) = [one for one in plan["rounds"][1]["stages"] if one["stage"] == "sft"]
     assert sft["device_hours"] == pytest.approx(sft["tflop"] / 500 / 3600)
     assert "8B parameters on 32 devices" in "\n".join(lines_elsewhere(plan, 1))
-    for wrong in (["--device", "abacus"], ["--parameters", "8e9"]):
+    for wrong in (["--device", "abacus"], ["--parameters", "8e9"], ["--nodes", "4"]):
         ended = command(*wrong)
         assert ended.returncode == 2 and "[command-device]" in ended.stderr

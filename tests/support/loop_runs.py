@@ -54,6 +54,8 @@ METRICS = {  # of stages that report any
 class FakeLauncher:
     """Publishes each stage at once with made-up metrics. `fails(stage)` may raise instead."""
 
+    here = True
+
     def __init__(
         self,
         promoted: bool = True,
