@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import socket
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -18,7 +17,7 @@ from posttrain.execution import retry
 from posttrain.execution.launcher import make_part, publish
 from posttrain.storage.files import keep_first, write_durably
 from posttrain.storage.part import Part
-from posttrain.storage.redact import redact
+from posttrain.storage.redact import Log, redact
 from posttrain.system import versions
 
 PROGRESS = "progress.json"  # in scratch: done, total, unit
@@ -56,10 +55,10 @@ def run(folder: Path, submission: str, part: Part | None, workers: int) -> bool:
     except NearLimitError:
         return False  # the job's script puts it back into the queue
     except LostRankError as lost:
-        say(lost)
+        note(folder, lost)
         return False  # who was lost says why, or its absence does
     except Exception as raised:
-        say(raised)
+        note(folder, raised)
         keep_first(target, pickle.dumps(portable(retry.explained(raised, folder))))
         return False
     if part:
@@ -67,9 +66,10 @@ def run(folder: Path, submission: str, part: Part | None, workers: int) -> bool:
     return True
 
 
-def say(error: Exception) -> None:
-    """Where the process's output goes: a job's log."""
-    sys.stderr.write(redact("".join(traceback.format_exception(error))))
+def note(folder: Path, error: Exception) -> None:
+    """Writes the error with its traceback into the stage's log."""
+    with Log((folder / "scratch" / "log.txt").open("ab"), encoding="utf-8", errors="replace") as log:
+        log.write(redact("".join(traceback.format_exception(error))))
 
 
 def train(folder: Path, workers: int) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -76,7 +74,7 @@ class Pieces:
 
     def keep(self, name: str, table: pa.Table) -> Path:
         """Writes the piece so that a kill or a power failure leaves it complete or absent."""
-        part = self.folder / f".{name}.{socket.gethostname()}-{os.getpid()}.part"  # a node that seems lost may go on
+        part = self.folder / f".{name}.part"
         pq.write_table(table, part, compression="zstd")
         fsync(part)
         path = self.folder / f"{name}.{file_hash(part)[:_DIGITS]}.parquet"
