@@ -26,6 +26,7 @@ import torch
 from mfu import SIZES, peak, write_model
 from safetensors.torch import load_file
 
+from posttrain import shipped
 from posttrain.engines.load import load
 from posttrain.engines.protocol import Request, SamplingParams, completion_seed
 from posttrain.engines.shared_prefix import SharedPrefixEngine
@@ -84,7 +85,7 @@ def agreement(folder: Path) -> str:
         shutil.rmtree(path)
     _round(there, {})
     lines = ["| trained on both | weights differ by | relative to what changed |", "| --- " * 3 + "|"]
-    base = _weights(Path(_shipped()))
+    base = _weights(shipped.locate("data", "tiny-base"))
     for name, path in _trained(here).items():
         one, other = _weights(path), _weights(_trained(there)[name])
         differs = _norm({key: one[key] - other[key] for key in one})
@@ -103,12 +104,6 @@ def _round(run: Path, env: Mapping[str, str]) -> None:
 
 def _trained(run: Path) -> dict[str, Path]:
     return {name: path for name in TRAINED for path in (run / "artifacts").glob(f"{name}-*")}
-
-
-def _shipped() -> str:
-    from posttrain import shipped
-
-    return str(shipped.locate("data", "tiny-base"))
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -137,7 +137,7 @@ def die_with_parent() -> None:
 
 def one_thread_after_fork() -> None:
     """Lets torch compute on one thread in a process that was forked, and has it make its pool of threads anew: else
-    threads that load weights do so at the same time, and one of them may fail ("Invalid thread pool!")."""
+    threads that load weights seem to do so at the same time, and one failed ("Invalid thread pool!", seen once)."""
     import torch
 
     torch.set_num_threads(1)

@@ -9,8 +9,6 @@ import typer
 from posttrain.commands.completion import recipes
 from posttrain.commands.terminal import json_text, say
 from posttrain.errors import InputError
-from posttrain.planning import at_scale
-from posttrain.planning.at_scale import Cluster
 from posttrain.system import bytes_in_words
 
 
@@ -45,7 +43,9 @@ def check_(
 
     Exit code 0: all checks passed. 2: the recipe or its inputs are wrong. 3: the engine or the probe failed.
     """
-    from posttrain.planning.check import Machines, check, scripts
+    from posttrain.planning.at_scale import cluster_of
+    from posttrain.planning.check import check
+    from posttrain.planning.scripts import Machines, scripts
 
     if not device and any(one is not None for one in (devices, parameters, trains, samples, None if script else nodes)):
         raise InputError(
@@ -56,7 +56,7 @@ def check_(
     if script:
         say(scripts(recipe, set_ or [], n, script, Machines(nodes or 1, devices or 1, device)))
         return
-    elsewhere = (_cluster(device, devices or 1, nodes or 1, trains, samples), parameters) if device else None
+    elsewhere = (cluster_of(device, devices or 1, nodes or 1, trains, samples), parameters) if device else None
     done = check(recipe, set_ or [], n, probe, elsewhere=elsewhere)
     if as_json:
         checks = [{"name": name, "right": right, "said": said} for name, right, said in done.found]
@@ -73,26 +73,12 @@ def check_(
         raise typer.Exit(done.error.exit_code)
 
 
-def _cluster(device: str, devices: int, nodes: int, trains: float | None, samples: float | None) -> Cluster:
-    known = at_scale.DEVICES.get(device.lower())
-    if known is None:
-        raise InputError(
-            f"--device {device} is not known; known are {', '.join(at_scale.DEVICES)}",
-            hint="take one that is like it, and give its rates by --trains and --samples",
-            rule="command-device",
-        )
-    reached = (trains or known.peak * at_scale.TRAINS, samples or known.peak * at_scale.SAMPLES)
-    return Cluster(known, nodes, devices, *reached)
-
-
 def lines_elsewhere(plan: dict[str, Any], n: int) -> list[str]:
     """The plan for other machines, as it is printed."""
     cluster = plan["cluster"]
     count = cluster["nodes"] * cluster["devices"]
-    lines, shown = (
-        [f"{'round':<6}{'stage':<28}{'tokens':>17}{'PFLOP':>11}{'devices':>9}{'time':>10}{'device hours':>14}"],
-        None,
-    )
+    shown, lines = None, []
+    lines.append(f"{'round':<6}{'stage':<28}{'tokens':>17}{'PFLOP':>11}{'devices':>9}{'time':>10}{'device hours':>14}")
     for entry in plan["rounds"]:
         if entry["stages"] == shown:
             lines.append(_row_elsewhere(entry["round"], f"as round {entry['round'] - 1}", entry))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.errors import InputError
 from posttrain.execution.resources import training_memory
 from posttrain.planning.costs import PASS, work
 from posttrain.planning.fitting import Training
@@ -59,6 +60,22 @@ class Cluster:
         """The devices of a training: as many as can share a micro-batch of so many rows evenly, at most."""
         most = min(self.count, self.processes or self.count)
         return max(one for one in range(1, most + 1) if rows % one == 0)
+
+
+def cluster_of(device: str, devices: int, nodes: int, trains: float | None, samples: float | None) -> Cluster:
+    """`trains`, `samples`: TFLOP/s that a device reaches, None: as others did.
+
+    Raises:
+        InputError: the device is not known.
+    """
+    known = DEVICES.get(device.lower())
+    if known is None:
+        raise InputError(
+            f"--device {device} is not known; known are {', '.join(DEVICES)}",
+            hint="take one that is like it, and give its rates by --trains and --samples",
+            rule="command-device",
+        )
+    return Cluster(known, nodes, devices, trains or known.peak * TRAINS, samples or known.peak * SAMPLES)
 
 
 def plan_at_scale(

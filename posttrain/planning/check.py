@@ -16,12 +16,11 @@ from posttrain.config import Model
 from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.data.selection import matching
-from posttrain.errors import EmptyStageError, InputError, PosttrainError, StageError
-from posttrain.execution import ray_files, resources
+from posttrain.errors import EmptyStageError, PosttrainError, StageError
+from posttrain.execution import resources
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.execution.launcher import Forked, Launcher
 from posttrain.execution.progress import Silent
-from posttrain.execution.ray_files import Machines
 from posttrain.execution.resources import Need, training_disk, training_memory
 from posttrain.execution.runner import Runner
 from posttrain.loop import play
@@ -122,29 +121,6 @@ def check(
                 costs = _with_peaks(costs, wanted, shape)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
     return checked
-
-
-def scripts(name: str, overrides: Sequence[str], n: int, kind: str, machines: Machines) -> str:
-    """What runs a recipe on other machines, to be looked at. `slurm`: the batch scripts of a training and of an array
-    of jobs; `kuberay`, `skypilot`: a file that starts a Ray cluster and the command in it.
-
-    Raises:
-        InputError: the recipe cannot be read, or its cluster is of another kind.
-    """
-    from posttrain.execution.slurm import Slurm
-
-    recipe = load(name, overrides)
-    compute, wanted = recipe.compute, "slurm" if kind == "slurm" else "ray"
-    if compute.cluster is None or compute.cluster.kind != wanted:
-        raise InputError(
-            f"{kind} is for recipes with `compute.cluster: {{kind: {wanted}}}`",
-            hint=f"add it to the recipe, or --set 'compute.cluster={{kind: {wanted}}}'",
-            rule="command-no-cluster",
-        )
-    if compute.cluster.kind == "ray":
-        return ray_files.filled(kind, name, n, overrides, compute.cluster, machines)
-    slurm, folder = Slurm(compute.cluster, compute.processes), Path("RUN/work/STAGE-KEY")
-    return "\n".join(slurm.script(folder, role, "NAME", tasks) for role, tasks in (("training", 0), ("shards", 4)))
 
 
 def _warmed() -> Launcher:

@@ -19,7 +19,7 @@ from posttrain.config.cluster import Ray as Settings
 from posttrain.errors import EngineError
 from posttrain.execution.ray import Ray
 from posttrain.execution.ray_files import Machines
-from posttrain.planning import check
+from posttrain.planning.scripts import scripts
 from posttrain.storage.files import file_hash
 
 pytest.importorskip("ray", reason="no Ray: pip install 'posttrain[ray]'")
@@ -105,18 +105,18 @@ def test_what_the_cluster_cannot_do_is_refused_before_work_begins(tmp_path: Path
 
 def test_files_for_kubernetes_and_rented_machines_hold_the_command() -> None:
     given, machines = ["compute.cluster={kind: ray, cpus: 4}"], Machines(nodes=2, devices=8, device="h100")
-    job = yaml.safe_load(check.scripts("quickstart", given, 6, "kuberay", machines))["spec"]
+    job = yaml.safe_load(scripts("quickstart", given, 6, "kuberay", machines))["spec"]
     words = shlex.split(job["entrypoint"])
     assert words[:5] == ["posttrain", "round", "quickstart", "--n", "6"] and words[-1] == given[0]
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
     assert group["replicas"] == 2
     (container,) = group["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"cpu": "32", "memory": "192Gi", "nvidia.com/gpu": "8"}
-    rented = yaml.safe_load(check.scripts("quickstart", given, 6, "skypilot", machines))
+    rented = yaml.safe_load(scripts("quickstart", given, 6, "skypilot", machines))
     assert rented["num_nodes"] == 2 and rented["resources"]["accelerators"] == "H100:8"
     assert "posttrain round quickstart --n 6" in rented["run"]
     assert subprocess.run(["bash", "-n", "-c", rented["run"]], check=False).returncode == 0
-    none = yaml.safe_load(check.scripts("quickstart", given, 1, "skypilot", Machines()))
+    none = yaml.safe_load(scripts("quickstart", given, 1, "skypilot", Machines()))
     assert "accelerators" not in none["resources"]
 
 

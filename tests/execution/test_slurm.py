@@ -19,7 +19,7 @@ from posttrain.errors import EngineError, InputError, RecipeError
 from posttrain.execution import task
 from posttrain.execution.ray_files import Machines
 from posttrain.execution.slurm import Slurm
-from posttrain.planning import check
+from posttrain.planning import scripts as made_scripts
 from posttrain.recipe.load import load
 from posttrain.storage.files import file_hash
 
@@ -127,7 +127,7 @@ def test_a_command_that_was_killed_picks_its_jobs_up_and_a_cancelled_task_is_mad
 
 
 def scripts(kind: str, *changes: str) -> str:
-    return check.scripts("quickstart", changes, 1, kind, Machines(nodes=2, devices=8, device="h100"))
+    return made_scripts.scripts("quickstart", changes, 1, kind, Machines(nodes=2, devices=8, device="h100"))
 
 
 def test_the_scripts_can_be_looked_at_and_replaced(tmp_path: Path) -> None:
