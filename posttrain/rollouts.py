@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.data.chat_template import render_prompt
-from posttrain.data.messages import under
+from posttrain.data.messages import Message, hinted, under
 from posttrain.data.tables import ANSWERS, GREEDY
 from posttrain.engines.protocol import Engine, Request, SamplingParams, completion_seed
 from posttrain.engines.server_dialects import DIALECTS, ServerSettings
@@ -35,7 +35,8 @@ _FALLBACK = b"fallback"  # among a table's own words: why the engine was not the
 @dataclass(frozen=True)
 class Sampling:
     """How answers are sampled. `use` and `dtype` as in the recipe's `engine`, `server` as `engine` gives it.
-    `system`: the system message for prompts without their own; the rows hold the prompts without it. `greedy`: also a
+    `system`: the system message for prompts without their own; `hint`: the column with a text to put below the prompt.
+    The rows hold the prompts without both. `greedy`: also a
     greedy completion, before the K, under the tag GREEDY: together with them it costs little."""
 
     policy: str
@@ -47,6 +48,7 @@ class Sampling:
     dtype: str = "auto"
     server: ServerSettings | None = None
     system: str | None = None
+    hint: str | None = None
     greedy: bool = False
 
     @property
@@ -100,7 +102,7 @@ def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, shard_tokens:
     The plan depends on prompts and recipe alone, not on the machine or the number of processes.
     """
     tokenizer = _tokenizer(sampling.policy)
-    rendered = [(tuple(render_prompt(tokenizer, under(sampling.system, row["prompt"]))), row) for row in prompts]
+    rendered = [(tuple(render_prompt(tokenizer, _steered(row, sampling))), row) for row in prompts]
     rendered.sort(key=lambda one: (len(one[0]), one[1]["id"]))
     longest = (sampling.k + sampling.greedy) * sampling.params.max_new_tokens
     parts = by_work([len(ids) + longest for ids, _ in rendered], shard_tokens)
@@ -108,6 +110,11 @@ def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, shard_tokens:
         Shard(tuple(row for _, row in rendered[part]), tuple(ids for ids, _ in rendered[part]), sampling)
         for part in parts
     ]
+
+
+def _steered(row: Mapping[str, Any], sampling: Sampling) -> list[Message]:
+    hint = json.loads(row["columns"]).get(sampling.hint) if sampling.hint else None
+    return under(sampling.system, hinted(hint, row["prompt"]))
 
 
 def rollout(shard: Shard, engine: Engine | None = None) -> pa.Table:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from posttrain.config import Engine
-from posttrain.data.messages import Message, under
+from posttrain.data.messages import Message, hinted, under
 from posttrain.data.tables import GREEDY, SAMPLED
 from posttrain.engines.protocol import SamplingParams
 from posttrain.rollouts import Sampling, plan, rollout
@@ -32,6 +32,20 @@ def test_a_steered_prompt_is_answered_as_with_the_message_and_kept_without_it() 
     assert [row["tokens"] for row in steered] == [row["tokens"] for row in whole]
     assert [row["tokens"] for row in steered] != [row["tokens"] for row in plain]
     assert all(row["prompt"] == ASKED for row in steered)
+
+
+def test_a_hinted_prompt_is_answered_as_with_the_hint_below_it_and_kept_without_it() -> None:
+    """A row without a hint, in the same shard, is answered as it stands."""
+    sampling = Sampling(str(BASE), SamplingParams(1.0, 12), k=8, seed=0, dtype="float32")
+    columns = {"one": '{"hint": "Say 6."}', "two": '{"hint": null}', "three": "{}"}
+    prompts = [{"id": name, "prompt": ASKED, "columns": each} for name, each in columns.items()]
+    whole = [row | {"prompt": hinted("Say 6.", ASKED) if row["id"] == "one" else ASKED} for row in prompts]
+    rows, asked = sampled(prompts, replace(sampling, hint="hint")), sampled(whole, sampling)
+    tokens = {(row["prompt_id"], row["sample_index"]): row["tokens"] for row in asked}
+    assert {(row["prompt_id"], row["sample_index"]): row["tokens"] for row in rows} == tokens
+    assert [row["tokens"] for row in rows] != [row["tokens"] for row in sampled(prompts, sampling)]
+    assert all(row["prompt"] == ASKED for row in rows)
+    assert hinted("Say 6.", ASKED)[-1]["content"] == f"{ASKED[-1]['content']}\n\nSay 6."
 
 
 def test_the_greedy_answer_is_made_before_the_samples_and_named() -> None:

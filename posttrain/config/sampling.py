@@ -99,6 +99,9 @@ class Samples(Section):
     system: list[str | None] = Field(default=[])
     """System messages by round, the last repeats. Samples are drawn with them and trained on without them, so that the
     policy learns what they ask for. A prompt's own system message stays."""
+    hint: str | None = Field(default=None, min_length=1)
+    """A column of the training prompts with a text that stands below the prompt while it is answered, and is not
+    trained on: how to do what the prompt asks for. A row with null has none."""
 
     difficulty: Difficulty | None = None
     """Select prompts by pass rate; null: in order."""

@@ -28,6 +28,14 @@ def under(system: str | None, messages: Sequence[Message]) -> list[Message]:
     return [{"role": "system", "content": system}, *given]
 
 
+def hinted(hint: str | None, messages: Sequence[Message]) -> list[Message]:
+    """The messages with the hint below the text of the last one."""
+    if not hint:
+        return list(messages)
+    *before, last = messages
+    return [*before, {**last, "content": f"{last['content']}\n\n{hint}"}]
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt, and the columns that rewards may read (`answer`, ...).

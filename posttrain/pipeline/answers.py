@@ -29,6 +29,7 @@ class Answers:
         greedy: bool = False,
         further: Sequence[float] = (),
         system: str | None = None,
+        hint: str | None = None,
         difficulty: Artifact | None = None,
     ) -> Artifact:
         """Answers to the prompts that `difficulty` selected, else to those of the `selection`. `settings`: see
@@ -46,6 +47,7 @@ class Answers:
                     "greedy": greedy,
                     "further": list(further),
                     "system": system,
+                    **({"hint": hint} if hint else {}),
                     # What decides the answers: not where a server is, or how it is started.
                     "engine": engine.model_dump(mode="json", exclude={"server"})
                     | ({"server": engine.server.kind} if engine.server else {}),

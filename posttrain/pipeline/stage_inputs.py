@@ -81,6 +81,7 @@ class StageInputs:
                     "too_long": recipe.prompts.too_long,
                     "max_new_tokens": max(section.max_new_tokens for section in sections if section),
                     "systems": sorted({message for message in recipe.samples.system if message is not None}),
+                    **({"hint": recipe.samples.hint} if recipe.samples.hint else {}),
                     **({"decontaminate": near.in_key()} if near else {}),
                 },
                 inputs={"model": self.base},
@@ -178,6 +179,7 @@ class StageInputs:
             settings_of(section),
             seed=self._seed("samples"),
             system=section.steering(self.number),
+            hint=section.hint,
             difficulty=difficulty,
         )
 

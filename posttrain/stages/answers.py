@@ -22,7 +22,7 @@ def run(job: Job) -> dict[str, Any]:
     """Inputs: prompts, policy, difficulty (optional: its prompts in place of `take`). Config: set (train, dev or
     heldout); where, take (of a training set); answers (k, temperature, top_p, max_new_tokens), tag (of the K answers),
     greedy (whether a greedy answer precedes them), further (temperatures with K // 2 answers each, under the tag
-    `T=0.7`), system (None: no message); engine. Writes answers.parquet: see ANSWERS.
+    `T=0.7`), system (None: no message), hint (a column; absent: none); engine. Writes answers.parquet: see ANSWERS.
 
     Raises:
         DataError: no prompt matches `where`.
@@ -60,6 +60,7 @@ def samplings(job: Job) -> list[Sampling]:
     """The K answers, and K // 2 at each further temperature."""
     policy, asked = str(job.inputs["policy"]), job.config["answers"]
     options = {"tag": job.config["tag"], "greedy": job.config["greedy"], "system": job.config["system"], **engine(job)}
+    options["hint"] = job.config.get("hint")
     params = SamplingParams(asked["temperature"], asked["max_new_tokens"], asked["top_p"])
     settings = [Sampling(policy, params, asked["k"], job.seed, **options)]
     for temperature in job.config["further"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from posttrain import models, rewards
 from posttrain.config import Decontaminate, Judge, Prompts, PromptSet, RewardEntry
 from posttrain.data import load as loaders
 from posttrain.data.chat_template import render_prompt
-from posttrain.data.messages import Message, Prompt, under
+from posttrain.data.messages import Message, Prompt, hinted, under
 from posttrain.data.tables import MESSAGES
 from posttrain.errors import DataError, RewardError
 from posttrain.filters import message_text
@@ -34,10 +34,10 @@ REAL = pa.schema([("id", pa.string()), ("prompt", MESSAGES), ("completion", MESS
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model. Config: max_new_tokens, decontaminate. Runtime: prompts (with paths); and, to be checked only:
-    later (training sets of later rounds), given (rows given to sections: by section its sets, and the reader in
-    `loaders.GIVEN`), reference (DPO's). Writes train.parquet, dev.parquet and heldout.parquet; against.parquet for
-    further evaluation sets, real.parquet for real data.
+    """Inputs: model. Config: max_new_tokens, systems and hint of the samples, decontaminate. Runtime: prompts (with
+    paths); and, to be checked only: later (training sets of later rounds), given (rows given to sections: by section
+    its sets, and the reader in `loaders.GIVEN`), reference (DPO's). Writes train.parquet, dev.parquet and
+    heldout.parquet; against.parquet for further evaluation sets, real.parquet for real data.
 
     Training prompts that are evaluation prompts too are dropped and counted, whatever the recipe's filters are:
     preferences, samples and pairs all start from train.parquet.
@@ -152,10 +152,19 @@ def _read(
     place = prompt_set.path or prompt_set.dataset_name
     _check_rewards(_rewards_of(job, name), prompts, place)
     messages = [None, *(job.config.get("systems", []) if name == "train" else [])]
+    hint = job.config.get("hint") if name == "train" else None
+    if hint and not any(hint in prompt.columns for prompt in prompts):
+        raise DataError(
+            f"samples.hint names the column {hint!r}, which no training prompt has",
+            file=place,
+            hint="name a column of the prompts with a text for each, or null",
+            rule="data-hint",
+        )
     left_out: Counter[str] = Counter({"too_long": 0, "in_an_evaluation_set": 0})
     kept = []
     for prompt in prompts:
-        reason = contamination(prompt) or (None if _fits(room, prompt, messages, place) else "too_long")
+        asked = _with_hint(prompt, hint, place) if hint else prompt
+        reason = contamination(prompt) or (None if _fits(room, asked, messages, place) else "too_long")
         if reason:
             left_out[reason] += 1
         else:
@@ -168,6 +177,19 @@ def _read(
             rule="data-no-prompt-left",
         )
     return kept, {"prompts": len(kept), **left_out, **counts}
+
+
+def _with_hint(prompt: Prompt, column: str, place: str | None) -> Prompt:
+    hint = prompt.columns.get(column)
+    if hint is not None and not isinstance(hint, str):
+        raise DataError(
+            f"the hint in the column {column!r} is no text: {hint!r:.80}",
+            file=place,
+            line=prompt.line,
+            hint="give a text, or null for a prompt without a hint",
+            rule="data-hint",
+        )
+    return replace(prompt, messages=tuple(hinted(hint, prompt.messages)))
 
 
 def _fits(room: _Room, prompt: Prompt, systems: Sequence[str | None], place: str | None) -> bool:

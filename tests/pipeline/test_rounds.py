@@ -506,6 +506,17 @@ def test_samples_are_steered_by_the_rounds_system_message(tmp_path: Path) -> Non
     assert fits == ["Answer in one line.", "Answer kindly."]
 
 
+def test_samples_alone_are_drawn_with_hints(tmp_path: Path) -> None:
+    go(tmp_path / "run", 1, "samples.hint=answer")
+    run = Store(tmp_path / "run")
+    stages = run.read_run()["rounds"][1]["stages"]
+    hints = {
+        name: run.manifest(key)["config"].get("hint") for name, key in stages.items() if name.startswith("answers")
+    }
+    assert {name: hint for name, hint in hints.items() if hint} == {"answers_samples": "answer"}
+    assert len(hints) > 1
+
+
 def test_prompts_grow_harder_by_the_last_policys_pass_rate(tmp_path: Path) -> None:
     changes = ("samples.prompts=100", "samples.difficulty={pool: 3.0, pass_rate: [0.75, 0.25]}")
     ran, _ = go(tmp_path / "run", 3, *changes)

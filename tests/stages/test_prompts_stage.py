@@ -31,6 +31,7 @@ def run(
     model: Path = BASE,
     rewards: list[str] | None = None,
     systems: tuple[str, ...] = (),
+    hint: str | None = None,
     later: list[dict[str, Any]] | None = None,
     given_pairs: list[dict[str, Any]] | None = None,
     decontaminate: dict[str, Any] | None = None,
@@ -59,7 +60,7 @@ def run(
     if given_pairs:
         path = str(write(folder / "given.jsonl", given_pairs))
         settings["given"] = {"preferences": {"as": "preferences", "sets": [{"path": path}]}}
-    config = {"max_new_tokens": 48, "systems": list(systems)}
+    config = {"max_new_tokens": 48, "systems": list(systems), **({"hint": hint} if hint else {})}
     job = Job(config, {"model": model}, folder / "out", folder / "scratch", 0, settings)
     return prompts.run(job)
 
@@ -206,3 +207,20 @@ def test_a_reference_of_another_tokenizer_is_told_before_anything_is_sampled(tmp
 def test_a_training_prompt_must_leave_room_for_the_messages_that_steer_its_samples(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.jsonl:1: the prompt has"):
         run(tmp_path, systems=("x1 " * 300,))
+
+
+def test_a_training_prompt_must_leave_room_for_its_hint(tmp_path: Path) -> None:
+    hinted = [row | {"hint": "x1 " * 300 if at == 1 else None} for at, row in enumerate(rows("train"))]
+    assert run(tmp_path, train=hinted)["train"]["prompts"] == 3
+    with pytest.raises(DataError, match=r"train\.jsonl:2: the prompt has"):
+        run(tmp_path, train=hinted, hint="hint")
+
+
+@pytest.mark.parametrize(
+    ("column", "message"), [("hints", "no training prompt has"), ("number", r"train\.jsonl:2: .*is no text: 7")]
+)
+def test_hints_are_texts_of_a_column_that_is_there(tmp_path: Path, column: str, message: str) -> None:
+    train = [row | {"number": 7 if at == 1 else None} for at, row in enumerate(rows("train"))]
+    with pytest.raises(DataError, match=message) as caught:
+        run(tmp_path, train=train, hint=column)
+    assert caught.value.rule == "data-hint"
