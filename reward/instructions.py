@@ -7,6 +7,9 @@ IFEval's 25 kinds are here under IFEval's names, and kinds of our own. A row wit
 answer follows nothing; an unknown kind, and an unknown, missing or wrong parameter, is an error, never a pass. Kinds
 that ask for a language need posttrain[language].
 
+A row may have a `hint`, shown to the policy while it samples (`samples.hint`). An answer that copies from it follows
+nothing either: it would teach to say the same to every prompt.
+
 A kind is one entry of KINDS: what checks it, its parameters, phrasings for prompts, and a draw of parameters.
 docs/instructions.md lists them, says how to add one, and where verdicts differ from those of IFEval's own code.
 """
@@ -29,7 +32,7 @@ def all_followed(
     prompts: list, completions: list, instruction_id_list: list, kwargs: list, **columns: list
 ) -> list[float | None]:
     """1.0 where every constraint of the row holds, else 0.0. Completions are lists of one assistant message."""
-    shares = share_followed(prompts, completions, instruction_id_list, kwargs)
+    shares = share_followed(prompts, completions, instruction_id_list, kwargs, **columns)
     return [None if share is None else float(share == 1) for share in shares]
 
 
@@ -38,10 +41,13 @@ def share_followed(
 ) -> list[float | None]:
     """The share of the row's constraints that holds. Arguments as above; raises ValueError for a row that is wrong."""
     scores: list[float | None] = []
-    rows = zip(prompts, completions, instruction_id_list, kwargs, strict=True)
-    for prompt, completion, kinds, parameters in rows:
-        verdicts = _verdicts(completion[-1]["content"], kinds, parameters, prompt)
-        scores.append(sum(verdicts) / len(verdicts) if verdicts else None)
+    hints = columns.get("hint") or [None] * len(prompts)
+    rows = zip(prompts, completions, instruction_id_list, kwargs, hints, strict=True)
+    for prompt, completion, kinds, parameters, hint in rows:
+        text = completion[-1]["content"]
+        verdicts = _verdicts(text, kinds, parameters, prompt)
+        share = sum(verdicts) / len(verdicts) if verdicts else None
+        scores.append(0.0 if share and hint and _copies(text, hint, prompt[-1]["content"]) else share)
     return scores
 
 
@@ -53,6 +59,15 @@ def substance(prompts: list, completions: list, **columns: list) -> list[float |
 
 
 _ENOUGH = 50
+_COPIED = 4  # words in a row
+
+
+def _copies(text: str, hint: str, prompt: str) -> bool:
+    """Whether words in a row are the hint's, and not the prompt's too."""
+    said, hinted, asked = (
+        {*zip(*(_words(each.lower())[at:] for at in range(_COPIED)), strict=False)} for each in (text, hint, prompt)
+    )
+    return bool(said & (hinted - asked))
 
 
 def _verdicts(text: str, kinds: Any, parameters: Any, prompt: Any) -> list[bool]:

@@ -1,32 +1,30 @@
 """Ray: a stage's shards are tasks over all nodes, its training is one, or Ray Train's where it needs several nodes.
 
-What is lost with a node Ray runs again; what a stage raises is for `compute.attempts`. A task does its work in a
-process of its own, forked from a server with the libraries imported that each of Ray's workers keeps.
+What is lost with a node Ray runs again; what a stage raises is for `compute.attempts`. What runs on the nodes:
+posttrain.execution.ray_node.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.config.cluster import Ray as Settings
 from posttrain.errors import EngineError, StageCrashedError, StageError
-from posttrain.execution import task
-from posttrain.execution.launcher import Ended, Forked, make_part
+from posttrain.execution import ray_node, task
+from posttrain.execution.ray_node import line
 from posttrain.stages.registry import STAGES
 from posttrain.storage.part import Part
 
-_SHARES = 4  # tasks of a stage for each place there is: a slow node takes fewer of them, each loads the model
-_RETRIES = 3  # of a training over several nodes that loses one; Ray's own number for tasks
+_SHARES = 4  # tasks of a stage for each place there is: a slow node takes fewer of them
 _ANSWERS = 300.0  # seconds that a node has to say hello
 _LOOK_AGAIN = 30.0  # seconds between looks at the nodes
 _PATIENCE = 600.0  # seconds that work may wait for a node that is large enough, once there is none
@@ -60,7 +58,7 @@ class Ray:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         (folder / task.NONCE).write_text(uuid.uuid4().hex, "utf-8")
-        hello, asked = ray.remote(_hello), list[tuple[Any, Any]]()
+        hello, asked = ray.remote(ray_node.hello), list[tuple[Any, Any]]()
         for node in _nodes():
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             one = hello.options(num_cpus=0, scheduling_strategy=there).remote(str(folder.resolve()), len(asked))
@@ -76,7 +74,7 @@ class Ray:
             except RayError as error:
                 if node["NodeID"] in [left["NodeID"] for left in _nodes()]:
                     raise EngineError(
-                        f"{node['NodeManagerHostname']} cannot run posttrain: {_line(error, -1)}. Use one environment "
+                        f"{node['NodeManagerHostname']} cannot run posttrain: {line(error, -1)}. Use one environment "
                         "everywhere",
                         rule="cluster-versions",
                     ) from None
@@ -94,14 +92,18 @@ class Ray:
         if places < count:
             raise EngineError(_no_room(whole), rule="cluster-room")
         if shards or _places(whole):
-            work = ray.remote(_work).options(
+            work = ray.remote(ray_node.work).options(
                 num_cpus=whole["CPU"], num_gpus=whole["GPU"], memory=int(whole["memory"]) or None
             )
             of = min(shards, _SHARES * places)
             parts = [Part(at, of) for at in range(of)] if shards else [None]
             refs = [work.remote(str(folder.resolve()), part, self.settings.cpus) for part in parts]
         else:
-            refs = [ray.remote(_over_nodes).options(num_cpus=0).remote(str(folder.resolve()), name, count, each)]
+            refs = [
+                ray.remote(ray_node.train_over_nodes)
+                .options(num_cpus=0)
+                .remote(str(folder.resolve()), name, count, each)
+            ]
         self._going[folder] = _Going(refs, each, count, time.monotonic())
 
     def ended(self, folder: Path) -> bool:
@@ -115,9 +117,9 @@ class Ray:
             try:
                 error = ray.get(one)
             except RayTaskError as raised:
-                error = StageError(f"a task of Ray failed: {_line(raised, -1)}")
+                error = StageError(f"a task of Ray failed: {line(raised, -1)}")
             except RayError as lost:
-                error = StageCrashedError(f"Ray lost a task of {folder.name}: {_line(lost, 0)}")
+                error = StageCrashedError(f"Ray lost a task of {folder.name}: {line(lost, 0)}")
             if error:
                 self.cancel(folder)
                 raise error
@@ -161,13 +163,13 @@ class Ray:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise EngineError(
-                f"no Ray cluster at `{address}` ({_line(error, -1)}): start one with `ray start --head` here and "
+                f"no Ray cluster at `{address}` ({line(error, -1)}): start one with `ray start --head` here and "
                 "`ray start --address` on the other nodes, or set `compute.cluster.address`",
                 rule="cluster-absent",
             ) from None
         except Exception as error:  # other versions, a full temporary folder: Ray has no class for them
             raise EngineError(
-                f"Ray refuses: {_line(error, -1)}. It takes the same versions of Python and Ray everywhere, and room "
+                f"Ray refuses: {line(error, -1)}. It takes the same versions of Python and Ray everywhere, and room "
                 "in its temporary folder",
                 rule="cluster-refuses",
             ) from None
@@ -218,82 +220,3 @@ def _no_room(need: Need) -> str:
         f"a task needs {words(need)}, and the nodes have {there}. Add nodes, or lower compute.processes, "
         "compute.cluster.cpus or memory_gib"
     )
-
-
-def _line(error: BaseException, number: int) -> str:
-    """A line of what Ray says: of an exception in a task the last one is it, of a lost node the first."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[number][:500]
-
-
-def _hello(folder: str, number: int) -> None:
-    """Runs on a node. Its libraries are imported meanwhile."""
-    task.hello(Path(folder), number)
-    Forked().warm()
-
-
-def _work(folder: str, part: Part | None, workers: int) -> Exception | None:
-    """Runs on a node: a part of a stage's shards, or all of it. Returns its error."""
-    devices = os.environ.get("CUDA_VISIBLE_DEVICES")  # those that Ray gave this task; the server has what it began with
-    launcher = Forked(functools.partial(_in_child, part=part, devices=devices))
-    launcher.start(Path(folder), workers)
-    while True:
-        news = launcher.wait()
-        if isinstance(news, Ended):
-            return news.error
-
-
-def _in_child(
-    folder: Path,
-    workers: int,
-    progress: Callable[[int, int, str], None],
-    *,
-    part: Part | None,
-    devices: str | None,
-) -> None:
-    if devices is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices
-    if part:
-        make_part(folder, part, workers)
-    elif not task.is_there(task.artifact(folder)):  # its node was lost once it had published
-        task.train(folder, workers)
-
-
-def _over_nodes(folder: str, name: str, processes: int, need: Need) -> Exception | None:
-    """A training by Ray Train, a rank for each process. Returns its error."""
-    from ray import train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    gpus = need["GPU"] > 0
-    trainer = TorchTrainer(
-        _rank,
-        train_loop_config={"folder": folder, "name": name},
-        torch_config=TorchConfig(backend="cuda:nccl,cpu:gloo" if gpus else "gloo"),
-        scaling_config=train.ScalingConfig(
-            num_workers=processes,
-            use_gpu=gpus,
-            resources_per_worker={what: amount for what, amount in need.items() if amount},
-        ),
-        run_config=train.RunConfig(
-            name="ray",
-            storage_path=str(Path(folder) / "scratch"),
-            failure_config=train.FailureConfig(max_failures=_RETRIES),
-        ),
-    )
-    marker = task.marker(Path(folder), name, 0)
-    try:
-        trainer.fit()
-    except Exception as error:
-        if not task.is_there(marker):
-            return StageCrashedError(f"Ray Train gave up: {_line(error, 0)}; log of its workers: Ray's")
-    return task.error_in(marker) if task.is_there(marker) else None
-
-
-def _rank(given: Mapping[str, str]) -> None:
-    """A rank of a training. One that is lost makes Ray Train begin all of them again; they resume at a checkpoint."""
-    import posttrain.execution.preload  # noqa: F401 - what it sets for torch
-
-    folder, name = Path(given["folder"]), given["name"]
-    if task.is_there(task.marker(folder, name, 0)) or task.is_there(task.artifact(folder)):
-        return
-    if not task.run(folder, name, None, 1):
-        raise RuntimeError("a rank failed, see its log")  # Ray Train ends the others, which may wait for this one
