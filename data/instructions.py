@@ -13,11 +13,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
-import itertools
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -265,85 +263,60 @@ def split_of(text: str) -> str:
 
 
 # ---- hints ----------------------------------------------------------------------------------------------------------
+# Of a few that were tried, those that SmolLM2-135M-Instruct followed most often without copying from them. Kinds for
+# which none was better than no hint have none. Forms with dots are filled in; a whole example is repeated instead.
 
-_EXAMPLES = _list(
-    "The market opens early.; A boat lies near the shore.; My brother likes old songs.; Rain fell all night.; The "
-    "baker sells warm bread.; Two birds sat on the wall.; She keeps her letters in a box.; The path goes up the hill.; "
-    "We had soup for dinner.; A clock stands in the hall.; The children built a kite.; He paints his door every "
-    "spring.; The train was late again.; Snow covers the roof.; They planted a pear tree.; The lamp gives a soft light."
+_LOWER = _list(
+    "the market opens early.; a boat lies near the shore.; my brother likes old songs.; rain fell all night.; two "
+    "birds sat on the wall.; she keeps her letters in a box.; we had soup for dinner.; a clock stands in the hall.; he "
+    "paints his door every spring.; the train was late again.; snow covers the roof.; the lamp gives a soft light."
 )
 
 
 def hint(rng: Random, kind: str, given: Mapping[str, Any]) -> str | None:
-    """How to follow a constraint, said to a policy that cannot yet; None for a kind without a hint. The examples are
-    about other matters than any task, and change from prompt to prompt, so that they are not learned by heart."""
-    some = rng.sample(_EXAMPLES, 8)
+    """How to follow a constraint, said to a policy that cannot yet; None for a kind without a hint."""
     at_least = given.get("relation", given.get("capital_relation")) == "at least"
     match kind:
         case "keywords:existence":
-            begin = " and ".join(f"the {word}" for word in given["keywords"]).capitalize()
-            return f'Use these words in the first sentence. It could begin like this: "{begin} ..."'
-        case "keywords:forbidden_words":
-            return "Keep the answer very short: two sentences of plain words."
+            return f"Let the first sentence be about {' and '.join(given['keywords'])}."
         case "keywords:frequency":
-            word = given["keyword"]
-            often = (
-                f'Use "{word}" in every sentence, as in: The {word} is here. I like the {word}. A {word} is a {word}.'
-            )
-            return often if at_least else f'Write no "{word}" at all.'
+            return f'Use "{given["keyword"]}" in every sentence.' if at_least else None
         case "startend:end_checker":
-            return f"Keep the answer short. The very last words of your answer are: {given['end_phrase']}"
+            return f"Write three sentences. Then write: {given['end_phrase']}"
         case "punctuation:no_comma":
-            return f"Write short simple sentences without any commas. For example: {' '.join(some[:4])}"
+            return "Write short simple sentences. Write no commas. Begin a new sentence where a comma would be."
         case "change_case:english_lowercase":
-            return f"you write only in small letters. for example: {' '.join(some[:3])}".lower()
+            return f"you write only in small letters. for example: {' '.join(rng.sample(_LOWER, 3))}"
         case "change_case:english_capital":
-            return f"YOU WRITE ONLY IN CAPITAL LETTERS. FOR EXAMPLE: {' '.join(some[:3])}".upper()
-        case "change_case:capital_word_frequency" if at_least:
-            words = " ".join(some[:3]).split()
-            words[1::2] = (word.upper() for word in words[1::2])
-            return (
-                f"Write at least {given['capital_frequency']} words in capital letters. For example: {' '.join(words)}"
-            )
+            return "ANSWER LIKE A TELEGRAM, ALL IN CAPITAL LETTERS, AS I DO HERE. ONE SENTENCE IS ENOUGH."
         case "change_case:capital_word_frequency":
-            return "Write no word in capital letters."
+            many = f"at LEAST {given['capital_frequency']} of THEM"
+            return f"WRITE some WORDS in CAPITAL letters, AS I do HERE: {many}." if at_least else None
         case "detectable_format:number_highlighted_sections":
-            starred = (re.sub(r"(\w+ \w+)\.", r"*\1*.", each) for each in some[: given["num_highlights"]])
-            return f"Put at least {given['num_highlights']} phrases between asterisks. For example: {' '.join(starred)}"
+            return _form("*...* ...", given["num_highlights"], "\n")
         case "detectable_format:multiple_sections":
-            parts = (f"{given['section_spliter']} {number}\n{each}" for number, each in enumerate(some, 1))
-            return _like(
-                f"Write {given['num_sections']} sections, each with its heading.", given["num_sections"], parts
-            )
-        case "detectable_format:number_bullet_lists":
-            told = f"Answer with exactly {given['num_bullets']} bullet points and nothing else."
-            return _like(told, given["num_bullets"], (f"* {each}" for each in some), "\n")
+            name, more = given["section_spliter"], range(2, given["num_sections"] + 1)
+            rest = (f'Then write "{name} {number}" and two sentences.' for number in more)
+            return " ".join([f'Begin with "{name} 1" and two sentences.', *rest])
         case "detectable_format:json_format":
-            return _like("Answer only in JSON.", 1, [json.dumps({"title": some[0].strip("."), "text": some[1]})])
-        case "detectable_format:constrained_response":
-            lines = (f"My answer is {which}." for which in ("yes", "no", "maybe"))
-            return "\n".join(["Copy one of these three lines and write nothing else:", *lines])
-        case "length_constraints:number_sentences" if at_least:
-            told = f"Write a long answer with at least {given['num_sentences']} short sentences."
-            return f"{told} For example: {' '.join(some)}"
-        case "length_constraints:number_words" if at_least:
-            return f"Write a long answer of more than {given['num_words']} words, with many details."
+            keys = 'a JSON object with the keys "first" and "second"'
+            return f'Write two short sentences as {keys}: {{"first": "...", "second": "..."}}'
+        case "length_constraints:number_words":
+            return "Write a long answer with many details." if at_least else None
         case "length_constraints:number_paragraphs":
-            told = f"Write {given['num_paragraphs']} short paragraphs, with *** between them."
-            return _like(told, given["num_paragraphs"], some, "\n\n***\n\n")
+            return _form("...", given["num_paragraphs"], "\n\n***\n\n")
         case "length_constraints:nth_paragraph_first_word":
-            some[given["nth_paragraph"] - 1] = f"{given['first_word'].capitalize()} was there."
-            return _like(f"Write {given['num_paragraphs']} short paragraphs.", given["num_paragraphs"], some)
+            first = f'Paragraph {given["nth_paragraph"]} begins with "{given["first_word"].capitalize()}".'
+            each = f"Write {given['num_paragraphs']} paragraphs of one sentence each, with an empty line between them."
+            return f"{each} {first}"
         case "combination:two_responses":
-            return _like("Give two short answers, with ****** between them.", 2, some, "\n\n******\n\n")
-        case "combination:repeat_prompt":
-            return f"Your answer begins with these words: {given['prompt_to_repeat']}"
+            return _form("...", 2, "\n\n******\n\n")
         case _:
             return None
 
 
-def _like(told: str, count: int, examples: Iterable[str], between: str = "\n\n") -> str:
-    return f"{told} For example:\n\n{between.join(itertools.islice(examples, count))}"
+def _form(part: str, count: int, between: str) -> str:
+    return f"Use this form:\n\n{between.join([part] * count)}"
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------------
