@@ -63,7 +63,10 @@ _COPIED = 4  # words in a row
 
 
 def _copies(text: str, hint: str, prompt: str) -> bool:
-    """Whether words in a row are the hint's, and not the prompt's too."""
+    """Whether words in a row are the hint's, and not the prompt's too, or a line is one that was to be filled in."""
+    forms = {line.strip() for line in hint.split("\n") if "..." in line}
+    if forms & {line.strip() for line in text.split("\n")}:
+        return True
     said, hinted, asked = (
         {*zip(*(_words(each.lower())[at:] for at in range(_COPIED)), strict=False)} for each in (text, hint, prompt)
     )

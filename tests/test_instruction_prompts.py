@@ -146,3 +146,14 @@ def test_no_prompt_of_ifeval_is_among_ours():
     assert set(shared) <= runs(options.format("")) | runs(options.format("or ")), shared.most_common(5)
     overlaps = overlap([row["prompt"] for row in rows(IFEVAL)], 8, 0.5)
     assert not any(overlaps(row["prompt"]) for row in ALL)
+
+
+def test_training_prompts_alone_have_hints_and_whoever_says_one_follows_nothing() -> None:
+    """Of kinds for which no hint was better than none, or that are ours, there is none."""
+    hinted = [row for row in SHIPPED["train"] if row["hint"]]
+    assert 0 < len(hinted) < len(SHIPPED["train"])
+    assert not any("hint" in row for split in ("dev", "heldout") for row in SHIPPED[split])
+    for row in hinted:
+        asked, said = [[{"content": row["prompt"]}]], [[{"content": row["hint"]}]]
+        one = {"instruction_id_list": [row["instruction_id_list"]], "kwargs": [row["kwargs"]]}
+        assert REWARD.share_followed(asked, said, **one, hint=[row["hint"]]) == [0.0], row["hint"]
