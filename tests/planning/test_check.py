@@ -104,7 +104,7 @@ def test_every_shipped_recipe_passes_offline_with_a_model_and_prompts_that_stand
         for at, part in enumerate(("train", "dev", "heldout")):
             rows = [{key: text.replace("{n}", str(at * 20 + n)) for key, text in PROBLEM.items()} for n in range(20)]
             if name == "instructions":
-                rows = [{**row, "instruction_id_list": [], "kwargs": []} for row in rows]
+                rows = [{**row, "instruction_id_list": [], "kwargs": [], "hint": None} for row in rows]
             if by_round(load(name, files=False).prompts.train)[0].columns:
                 rows = [{key: row[key] for key in ("question", "answer")} for row in rows]
             path = tmp_path / f"{part}.jsonl"
