@@ -36,8 +36,8 @@ _FALLBACK = b"fallback"  # among a table's own words: why the engine was not the
 class Sampling:
     """How answers are sampled. `use` and `dtype` as in the recipe's `engine`, `server` as `engine` gives it.
     `system`: the system message for prompts without their own; `hint`: the column with a text to put below the prompt.
-    The rows hold the prompts without both. `greedy`: also a
-    greedy completion, before the K, under the tag GREEDY: together with them it costs little."""
+    The rows hold the prompts without both. `greedy`: also a greedy completion, before the K, under the tag GREEDY:
+    together with them it costs little."""
 
     policy: str
     params: SamplingParams

@@ -149,7 +149,7 @@ def test_no_prompt_of_ifeval_is_among_ours():
 
 
 def test_training_prompts_alone_have_hints_and_whoever_says_one_follows_nothing() -> None:
-    """Of kinds for which no hint was better than none, or that are ours, there is none."""
+    """A hint is no answer: with its own text nothing is gained, also where that happens to follow the constraints."""
     hinted = [row for row in SHIPPED["train"] if row["hint"]]
     assert 0 < len(hinted) < len(SHIPPED["train"])
     assert not any("hint" in row for split in ("dev", "heldout") for row in SHIPPED[split])

@@ -85,8 +85,8 @@ class _Maker:
 
     def _begin(self) -> None:
         folder, workers, devices = self.makes
-        self._parts, theirs = multiprocessing.get_context("forkserver").Pipe()
-        self._launcher = Forked(functools.partial(_parts, parts=theirs, devices=devices))
+        self._pipe, theirs = multiprocessing.get_context("forkserver").Pipe()
+        self._launcher = Forked(functools.partial(_make_parts, parts=theirs, devices=devices))
         self._launcher.start(folder, workers)
         theirs.close()
 
@@ -94,19 +94,19 @@ class _Maker:
         """Returns the error of the part."""
         while True:
             try:
-                self._parts.send(part)
-                self._parts.recv()
+                self._pipe.send(part)
+                self._pipe.recv()
                 return None
             except (EOFError, OSError):  # it failed, or had stopped waiting
                 error = _error(self._launcher)
-                self._parts.close()
+                self._pipe.close()
                 if error:
                     type(self)._last = None
                     return error
                 self._begin()
 
 
-def _parts(folder: Path, workers: int, progress: Progress, *, parts: Connection, devices: str | None) -> None:
+def _make_parts(folder: Path, workers: int, progress: Progress, *, parts: Connection, devices: str | None) -> None:
     _use(devices)
     while parts.poll(_NEXT):
         try:

@@ -59,8 +59,8 @@ def prompts_of(job: Job) -> Sequence[Mapping[str, Any]]:
 def samplings(job: Job) -> list[Sampling]:
     """The K answers, and K // 2 at each further temperature."""
     policy, asked = str(job.inputs["policy"]), job.config["answers"]
-    options = {"tag": job.config["tag"], "greedy": job.config["greedy"], "system": job.config["system"], **engine(job)}
-    options["hint"] = job.config.get("hint")
+    given = {name: job.config[name] for name in ("tag", "greedy", "system")}
+    options = {**given, "hint": job.config.get("hint"), **engine(job)}
     params = SamplingParams(asked["temperature"], asked["max_new_tokens"], asked["top_p"])
     settings = [Sampling(policy, params, asked["k"], job.seed, **options)]
     for temperature in job.config["further"]:
