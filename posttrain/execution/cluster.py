@@ -21,11 +21,14 @@ from posttrain.execution.launcher import Ended, Forked, Launcher, Progress, gath
 from posttrain.stages.registry import STAGES
 from posttrain.storage.files import read_json
 
-_POLL = 1.0  # seconds
+_TELLS = 1.0  # seconds between looks for progress, in files of a shared folder
 
 
 class Cluster(Protocol):
-    """Where tasks run: a scheduler."""
+    """Where tasks run: a scheduler. `looks_every`: seconds between two looks whether tasks have ended. A round has some
+    twenty stages, so that is short where a look costs nothing."""
+
+    looks_every: float
 
     def check(self, folder: Path) -> None:
         """Has a task read a new folder of the run, and compares what it says: see `posttrain.execution.task.compare`.
@@ -65,6 +68,7 @@ class _Away:
     background: bool
     lacks: MissingShardsError | None = None
     told: int = -1
+    asked: float = 0.0  # when `told` was looked up
 
 
 class OnCluster:
@@ -98,9 +102,9 @@ class OnCluster:
                 return self._refused.pop(0)
             found = None
             if self._back:
-                found = self._here.wait_for(_POLL if self._away else None)
+                found = self._here.wait_for(self._cluster.looks_every if self._away else None)
             else:
-                time.sleep(_POLL)
+                time.sleep(self._cluster.looks_every)
             if isinstance(found, Progress):
                 return found
             if found:
@@ -153,6 +157,10 @@ class OnCluster:
 
     def _progress(self, folder: Path, how: _Away) -> Progress | None:
         """What a training says in its file, or the shards that are there."""
+        now = time.monotonic()
+        if now - how.asked < _TELLS:
+            return None
+        how.asked = now
         if how.lacks:
             there = len(list((folder / "scratch").rglob("shard-*.parquet")))
             done, total, unit = there, max(there, how.lacks.count), "shards"

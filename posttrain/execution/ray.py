@@ -46,6 +46,8 @@ class _Going:
 class Ray:
     """A `posttrain.execution.cluster.Cluster`. `processes`: of a training; None: one for each GPU of a node."""
 
+    looks_every = 0.1  # Ray keeps that in this process
+
     def __init__(self, settings: Settings, processes: int | None) -> None:
         self.settings, self.processes = settings, processes
         self._going: dict[Path, _Going] = {}

@@ -33,6 +33,8 @@ _ALIVE = {"PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "REQUEUED", "REQUEUE
 class Slurm:
     """A `posttrain.execution.cluster.Cluster`. `processes`: of a training, over all of its nodes; None: its GPUs."""
 
+    looks_every = 1.0  # files of a shared folder
+
     def __init__(self, settings: Settings, processes: int | None) -> None:
         self.settings, self.processes = settings, processes
         self._asked: dict[Path, float] = {}

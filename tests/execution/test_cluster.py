@@ -21,6 +21,8 @@ from posttrain.storage.store import Store
 class Here:
     """A cluster whose tasks run in this process as they are submitted. `fails`: errors of the first ones."""
 
+    looks_every = 0.01
+
     def __init__(self, *fails: PosttrainError) -> None:
         self.fails, self.submitted = list(fails), list[tuple[str, int]]()
 
