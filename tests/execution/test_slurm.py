@@ -33,6 +33,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _bounded() -> Iterator[None]:
+    with slurm.at_most(900) if slurm.installed() else contextlib.nullcontext():
+        yield
+
+
 def jobs() -> list[str]:
     """Ids of the jobs and tasks of arrays that run."""
     said = subprocess.run(["squeue", "-h", "-r", "-t", "R", "-o", "%A %i"], capture_output=True, text=True, check=True)

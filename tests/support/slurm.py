@@ -7,6 +7,8 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,8 +85,28 @@ def running(folder: Path) -> Iterator[None]:
         for one in reversed(started):
             one.terminate()
         for one in started:
-            one.wait()
+            try:
+                one.wait(30)
+            except subprocess.TimeoutExpired:
+                one.kill()
         del os.environ["SLURM_CONF"]
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Ends all jobs once the time is up, so that whoever waits for one fails, and says what the cluster says."""
+
+    def end() -> None:
+        for words in (["scontrol", "show", "node"], ["scontrol", "show", "job"]):
+            sys.stderr.write(subprocess.run(words, capture_output=True, text=True, check=False).stdout)
+        subprocess.run(["scancel", "--full", "--user=root"], check=False)
+
+    timer = threading.Timer(seconds, end)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _nodes() -> str:
