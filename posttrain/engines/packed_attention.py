@@ -21,10 +21,11 @@ class Packed:
     """The layout of P prompts with any number of completions each, and attention over it.
 
     `ids` and `position` are (tokens,): first every prompt, then the nodes of every prompt's completions, where those
-    that begin with the same tokens share nodes. `last` says where each completion's last token is. Padding exists only
-    inside attention, on three kinds of grid: prompts (P, L); the nodes of a prompt in a row (P, Q), for what they see
-    of the prompt; completions of like length (n, T), for what their nodes see of themselves. Each grid holds at every
-    place the index of its token.
+    that begin with the same tokens share nodes. `last` says where each completion's last token is; `path` where each of
+    its tokens is, all completions' one after the other, `sizes` of each; `before`, the token that a node follows.
+    Padding exists only inside attention, on three kinds of grid: prompts (P, L); the nodes of a prompt in a row (P, Q),
+    for what they see of the prompt; completions of like length (n, T), for what their nodes see of themselves. Each
+    grid holds at every place the index of its token.
     """
 
     def __init__(
@@ -35,12 +36,15 @@ class Packed:
         tree = _Tree(answers)
         of_prompt = torch.tensor(tree.counts)
         sizes = torch.tensor([len(answer) for some in answers for answer in some])
-        path = torch.tensor(tree.path) + self.prompt_tokens
+        self.sizes, path = sizes, torch.tensor(tree.path) + self.prompt_tokens
         ids = [an_id for text in [*prompts, tree.ids] for an_id in text]
         depth = torch.tensor(tree.depth) + torch.repeat_interleave(lengths, of_prompt)
         position = torch.cat([_ranges(lengths), depth])
         self.ids, self.position = torch.tensor(ids, device=device), position.to(device)
-        self.last = path[sizes.cumsum(0) - 1].to(device)
+        self.path, self.last = path.to(device), path[sizes.cumsum(0) - 1].to(device)
+        parent = torch.tensor(tree.parents)
+        ends = torch.repeat_interleave(lengths.cumsum(0) - 1, of_prompt)
+        self.before = torch.where(parent < 0, ends, parent + self.prompt_tokens).to(device)
         self.length, self.longest = int(lengths.max()), int(position.max()) + 1
 
         first = lengths.cumsum(0) - lengths
@@ -103,13 +107,14 @@ class Packed:
 class _Tree:
     """The completions of every prompt as trees: nodes numbered prompt by prompt, each a token after what precedes it.
 
-    `ids`, `depth` and `made` (the place in `path` that made it) of each node; `path`: the node of every token of every
-    completion, one after the other; `counts`: how many nodes each prompt has.
+    `ids`, `depth`, `parents` (-1: the prompt) and `made` (the place in `path` that made it) of each node; `path`: the
+    node of every token of every completion, one after the other; `counts`: how many nodes each prompt has.
     """
 
     def __init__(self, answers: Sequence[Sequence[Sequence[int]]]) -> None:
         self.ids: list[int] = []
         self.depth: list[int] = []
+        self.parents: list[int] = []
         self.made: list[int] = []
         self.path: list[int] = []
         self.counts: list[int] = []
@@ -128,6 +133,7 @@ class _Tree:
                 known[step] = node
                 self.ids.append(an_id)
                 self.depth.append(depth)
+                self.parents.append(step[0])
                 self.made.append(len(self.path))
             self.path.append(node)
 

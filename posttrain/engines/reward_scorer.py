@@ -6,7 +6,7 @@ completion is computed with its prompt, in batches sorted by length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from posttrain.engines.attention import Options, Unsupported, check_equal
-from posttrain.engines.batches import by_length
+from posttrain.engines.batches import by_length, of_prompts
 from posttrain.engines.fast_linear import replace_linears
 from posttrain.engines.fused_llama import LeanLlama
 from posttrain.engines.hf_attention import NAME, active, fitting, use_in
@@ -104,7 +104,8 @@ class Scorer:
         for at, k in pairs:
             if kept[at][k]:
                 distinct[at].setdefault(kept[at][k], []).append(k)
-        for chosen in self._batches(prompts, distinct):
+        sizes = [sum(map(len, some)) for some in distinct]
+        for chosen in of_prompts([len(prompt) for prompt in prompts], sizes, _TOKENS):
             values = iter(self._shared([prompts[at] for at in chosen], [list(distinct[at]) for at in chosen]))
             for at in chosen:
                 for of_answer in distinct[at].values():
@@ -112,23 +113,6 @@ class Scorer:
                     for k in of_answer:
                         result[at][k] = value
         return result
-
-    def _batches(
-        self, prompts: Sequence[Ids], distinct: Sequence[dict[tuple[int, ...], list[int]]]
-    ) -> Iterator[list[int]]:
-        """Prompts to be computed together, those of like length."""
-        order = sorted((at for at, some in enumerate(distinct) if some), key=lambda at: len(prompts[at]))
-        batch: list[int] = []
-        tokens = 0
-        for at in order:
-            more = len(prompts[at]) + sum(map(len, distinct[at]))
-            if batch and tokens + more > _TOKENS:
-                yield batch
-                batch, tokens = [], 0
-            batch.append(at)
-            tokens += more
-        if batch:
-            yield batch
 
     def _shared(self, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]]) -> list[float]:
         assert self._forward is not None
