@@ -46,7 +46,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e '.[dev,language,math,pii,quality,ray,serve]'
+	$(INSTALL) -e '.[dev,eval,language,math,pii,quality,ray,serve]'
 	touch $(VENV)/installed $@
 
 # Hours, on a machine that does nothing else. One script at a time: see its first lines.

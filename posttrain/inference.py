@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +14,14 @@ from posttrain.config import Engine, Model, PromptSet, by_round
 from posttrain.data import load as loaders
 from posttrain.data.messages import Message, Prompt
 from posttrain.errors import InputError
+from posttrain.execution.artifact import Artifact
 from posttrain.execution.launcher import Forked
 from posttrain.execution.progress import Silent, Watcher
 from posttrain.execution.runner import Runner
 from posttrain.job import Job
 from posttrain.models.folder import resolve
 from posttrain.models.inspection import inspect
+from posttrain.pipeline.benchmarks import Benchmarks
 from posttrain.pipeline.stage_inputs import StageInputs
 from posttrain.recipe.recipe import Recipe
 from posttrain.report.reading import open_run
@@ -41,8 +44,39 @@ def evaluate(
         InputError: recipe, model, prompts or rewards are not right.
         StageError: the evaluation failed.
     """
+    recipe = _of_model(recipe, model)
+    with _runner(recipe, watcher) as runner:
+        stages = StageInputs(recipe, runner)
+        prompts = stages.prompts()
+        stages.settle(prompts)
+        answers = stages.scoring.scored_answers(on, prompts, stages.base)
+        return runner.metrics(answers)[on]
+
+
+def evaluate_benchmarks(model: str | Path, recipe: Recipe, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Evaluates a model on the benchmarks of a recipe, with the stage that a run uses. `model`: as in `evaluate`.
+
+    By benchmark, task and metric: value, standard error `stderr`, 95 % interval `ci95`, number of questions `n`.
+
+    Raises:
+        InputError: a benchmark cannot be read, or does not fit the model's context.
+    """
+    recipe = _of_model(recipe, model)
+    with _runner(recipe, watcher) as runner:
+        benchmarks, policy = Benchmarks(recipe, runner), Artifact("model", Path(recipe.model.path))
+        benchmarks.check(policy)
+        made = benchmarks.evaluate(policy)
+        return {name: runner.metrics(one)["figures"] for name, one in made.items()}
+
+
+def _of_model(recipe: Recipe, model: str | Path) -> Recipe:
     given = {"path": str(find(str(model)).absolute()), "revision": None, "chat_template": None}
-    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=given)})
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=given)})
+
+
+@contextlib.contextmanager
+def _runner(recipe: Recipe, watcher: Watcher | None) -> Iterator[Runner]:
+    """Runs stages in a folder that is gone afterwards."""
     workers = recipe.compute.workers or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="posttrain-eval-", ignore_cleanup_errors=True) as folder:
         run = Store(Path(folder) / "run")
@@ -50,11 +84,7 @@ def evaluate(
             runner = Runner(run, Forked(), watcher or Silent(), workers, recipe)
             try:
                 runner.begin_round(0)
-                stages = StageInputs(recipe, runner)
-                prompts = stages.prompts()
-                stages.settle(prompts)
-                answers = stages.scoring.scored_answers(on, prompts, stages.base)
-                return runner.metrics(answers)[on]
+                yield runner
             finally:
                 runner.stop()
 

@@ -3,8 +3,8 @@
     preferences → reward model → samples → scores → filters → SFT → pairs → DPO → KTO → evaluate → promote
 
 Round 0 evaluates the starting model. `StageInputs` puts together each stage's config, inputs and seed; a stage runs as
-soon as its inputs are there, and the loop itself waits only at the gate. Held-out prompts are answered, and watched
-where the recipe says so, in the background: no choice depends on either.
+soon as its inputs are there, and the loop itself waits only at the gate. Held-out prompts are answered, benchmarks
+evaluated, and answers watched where the recipe says so, in the background: no choice depends on any of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def play(recipe: Recipe, runner: Stages, n: int) -> Artifact:
         prompts = stages.prompts()
         stages.settle(prompts)
         stages.trial()
+        stages.benchmarks.check(stages.base)
         evaluation = stages.scoring.evaluate_base(prompts, stages.base)
+        stages.benchmarks.evaluate(stages.base)
         runner.end_round(promoted=True, policy=stages.base)
         state = State(stages.base, stages.base, evaluation, evaluation)
         for number in range(1, n + 1):
@@ -86,6 +88,7 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
         policy = stages.preference_optimisation("kto", policy, tables, reward_model)
     policy = stages.across_rounds(policy, state.promoted, reward_model)
     evaluation = stages.scoring.evaluate(prompts, policy, reward_model)
+    stages.benchmarks.evaluate(policy)
     promoted, better = stages.promote(evaluation, state.evaluation, reward_model)
     if recipe.watch:
         stages.watch(evaluation, state.evaluation, state.base, preferences, reward_model)

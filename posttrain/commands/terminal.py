@@ -51,11 +51,11 @@ class Terminal:
         if self._live:
             self._show()
         else:
-            self._print(f"{label:<24}begins")
+            self._print(f"{label:<23} begins")
 
     def tries_again(self, number: int, stage: str, reason: str) -> None:
         self._running.pop(_label(number, stage), None)
-        self._print(f"{_label(number, stage):<24}{reason}")
+        self._print(f"{_label(number, stage):<23} {reason}")
 
     def progress(self, number: int, stage: str, done: int, total: int, unit: str) -> None:
         label, now = _label(number, stage), self._clock()
@@ -65,11 +65,11 @@ class Terminal:
             self._show()
         elif now - self._told[label] >= self._every and done < total:
             self._told[label] = now
-            self._print(f"{label:<24}{self._running[label]}")
+            self._print(f"{label:<23} {self._running[label]}")
 
     def finished(self, number: int, stage: str, seconds: float, metrics: Mapping[str, Any]) -> None:
         del self._running[_label(number, stage)]
-        self._print(f"{_label(number, stage):<24}{seconds:6.1f} s  {summary(stage, metrics)}")
+        self._print(f"{_label(number, stage):<23} {seconds:6.1f} s  {summary(stage, metrics)}")
         for reason in metrics.get("fallback", ()):  # the same in every round: said in the first
             if reason not in self._slow:
                 self._slow.add(reason)
@@ -130,6 +130,12 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
         return "  ".join(
             f"{name} greedy {figures['greedy']['value'] or 0:.3f} pass@1 {figures['pass@1']['value'] or 0:.3f}"
             for name, figures in metrics.items()
+        )
+    if stage.startswith("benchmark_") and "figures" in metrics:
+        return "  ".join(
+            f"{name} {figure['value']:.3f}"
+            for of_task in metrics["figures"].values()
+            for name, figure in of_task.items()
         )
     if stage == "quality_classifier":
         area = metrics["auc"]["value"]

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from posttrain.config.benchmark import NamedBenchmark
 from posttrain.config.prompts import ByRound
 from posttrain.config.rewards import RewardEntry
 from posttrain.config.section import (
@@ -148,3 +149,14 @@ class Evaluate(Section):
     """Longest answer, in tokens. Default: samples.max_new_tokens."""
     measure: list[RewardEntry] = Field(default=[])
     """Rewards that are only reported: no stage learns from them."""
+    benchmarks: list[NamedBenchmark] = Field(default=[])
+    """Benchmarks of lm-evaluation-harness, for the base and each round's policy. Only reported, in the background:
+    nothing is chosen by them. Each is a name, a task file, or a mapping."""
+
+    @model_validator(mode="after")
+    def _benchmarks_differ(self) -> Evaluate:
+        names = [one.name for one in self.benchmarks]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                complain(("benchmarks", index), f"there are two benchmarks {name}", rule="recipe-name-taken")
+        return self

@@ -36,11 +36,12 @@ def metadata(summary: RunSummary, repo: str, data_repo: str | None) -> ModelCard
 
 
 def eval_results(summary: RunSummary) -> list[EvalResult]:
-    """The round's figures on the held-out prompts; `args` of each holds its 95 % interval and number of prompts."""
+    """The round's figures on the held-out prompts and on benchmarks; `args` of each holds its 95 % interval and number
+    of prompts."""
     source = (summary.recipe.get("prompts") or {}).get("heldout") or {}
     name = source.get("dataset_name")
     shown = name or file_name(source)
-    return [
+    heldout = [
         EvalResult(
             task_type=TASK,
             dataset_type=name or shown,
@@ -54,6 +55,20 @@ def eval_results(summary: RunSummary) -> list[EvalResult]:
             metric_args={"ci95": [round(bound, 4) for bound in figure["ci95"]], "n": figure["n"]},
         )
         for kind, title, figure in measured(summary, summary.rounds[-1])
+    ]
+    return heldout + [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=task,
+            dataset_name=task,
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=round(figure["value"], 4),
+            metric_args={"ci95": figure["ci95"], "stderr": figure["stderr"], "n": figure["n"]},
+        )
+        for tasks in summary.rounds[-1].get("benchmarks", {}).values()
+        for task, figures in tasks.items()
+        for metric, figure in figures.items()
     ]
 
 

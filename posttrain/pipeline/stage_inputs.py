@@ -11,6 +11,7 @@ from posttrain.config.section import of_round
 from posttrain.config.training import TRAINED
 from posttrain.execution.artifact import Artifact, StageCall, Stages, present
 from posttrain.pipeline.answers import Answers, settings_of, to_train
+from posttrain.pipeline.benchmarks import Benchmarks
 from posttrain.pipeline.externals import external_inputs
 from posttrain.pipeline.filtering import Filtering, earlier
 from posttrain.pipeline.hardware import settled
@@ -31,7 +32,7 @@ class Tables:
 
 class StageInputs:
     """Submits the stages of a run, one method per stage, called by the loop in `posttrain.loop`. `scoring` has those of
-    evaluations, `filtering` those between scores and training."""
+    evaluations, `benchmarks` those of benchmarks, `filtering` those between scores and training."""
 
     def __init__(self, recipe: Recipe, runner: Stages) -> None:
         self.runner, self.number = runner, 0
@@ -47,6 +48,7 @@ class StageInputs:
         self.scoring = Scoring(recipe, runner, self.external.rewards, self.answers)
         self.filtering = Filtering(recipe, runner, self.base)
         self.training = Training(recipe, runner, self.external)
+        self.benchmarks = Benchmarks(recipe, runner)
 
     def settle(self, prompts: Artifact) -> None:
         """Resolves every `auto` of the recipe by a stage that measures this machine. Waits for the prompts, so that

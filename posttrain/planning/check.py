@@ -204,6 +204,7 @@ def _training(checked: Checked, stages: StageInputs, prompts: Artifact) -> tuple
     started = time.monotonic()
     stages.settle(prompts)
     checked.notes += stages.trial()
+    checked.notes += stages.benchmarks.check(stages.base)
     return f"one step of each in small ({time.monotonic() - started:.1f} s)", True
 
 

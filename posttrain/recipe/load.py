@@ -47,7 +47,12 @@ PATHS: dict[Path_, shipped.Kind] = {
     ("annotate", "*", "rubric"): "reward",
     ("annotate", "*", "judge", "path"): "data",
     ("filters", "*", "file"): "data",
+    ("evaluate", "benchmarks", "*"): "data",
+    ("evaluate", "benchmarks", "*", "task"): "data",
+    ("evaluate", "benchmarks", "*", "file"): "data",
+    ("evaluate", "benchmarks", "*", "file", "*"): "data",
 }
+_OF_THE_HARNESS = [("evaluate", "benchmarks", "*"), ("evaluate", "benchmarks", "*", "task")]  # without a slash
 _MOST_PARENTS = 20
 _MODELS = ("model", "judge", "embed")  # a path below one of these is a model's: a folder, or a Hub id
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
@@ -134,6 +139,8 @@ def _resolve(tree: Node, files: bool) -> None:
         is_template = path == ("model", "chat_template")
         if is_template and not is_template_file(node.value):
             continue  # a name that the model's folder knows
+        if "/" not in node.value and any(matches(pattern, path) for pattern in _OF_THE_HARNESS):
+            continue  # a task of lm-evaluation-harness
         if kinds and node.value not in ("reward-model", SECOND, "tfidf"):
             is_model = not is_template and bool({*path} & {*_MODELS})
             node.value = _resolved(node.value, node.place, kinds[0], is_model=is_model, files=files)

@@ -58,6 +58,21 @@ def _measured(rounds: Sequence[Round]) -> list[Chart]:
     return charts
 
 
+def benchmarks(rounds: Sequence[Round]) -> list[Chart]:
+    """A chart for each task, with its metrics."""
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for one in rounds:
+        for tasks in one.benchmarks().values():
+            for task, metrics in tasks.items():
+                found.setdefault(task, {})[one.number] = metrics
+    charts: list[Chart] = []
+    for task, by_round in found.items():
+        names = {metric: metric for metrics in by_round.values() for metric in metrics}
+        caption = "By lm-evaluation-harness. Nothing is chosen by it. Bands are 95 % intervals from standard errors."
+        charts += lines(f"benchmark-{_slug(task)}", f"Benchmark: {task}", caption, "value", _curves(by_round, names))
+    return charts
+
+
 def rewards(rounds: Sequence[Round]) -> list[Chart]:
     """Rewards of the policy by reward models, and the models' accuracy."""
     heldout = {one.number: one.metrics("heldout").get("heldout", {}).get("reward") for one in rounds}

@@ -32,6 +32,7 @@ def html(view: RunView) -> str:
     scored = _scored(view)
     charts = {
         "Accuracy": figures.accuracy(view.rounds),
+        "Benchmarks": figures.benchmarks(view.rounds),
         "Reward": figures.rewards(view.rounds),
         "Win rates": figures.win_rates(view.rounds),
         "Length and diversity": figures.form(surveys),

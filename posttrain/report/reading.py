@@ -31,6 +31,11 @@ class Round:
         """The metrics of a stage; empty if it is not finished or cannot be read."""
         return self.manifests.get(role, {}).get("metrics", {})
 
+    def benchmarks(self) -> dict[str, Mapping[str, Mapping[str, Any]]]:
+        """The figures of each benchmark that is done, by its name, then by task and metric."""
+        done = {role: one for role, one in self.manifests.items() if one["stage"] == "benchmark"}
+        return {role.removeprefix("benchmark_"): one["metrics"]["figures"] for role, one in done.items()}
+
 
 @dataclass
 class RunView:

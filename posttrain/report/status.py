@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.evaluation.statistics import in_words
@@ -28,6 +28,8 @@ def round_figures(of: Round) -> dict[str, Any]:
     metrics = {role: of.metrics(role) for role in of.manifests}
     shown: dict[str, Any] = {"round": of.number, "promoted": of.promoted}
     shown["evaluate"] = {**metrics.get("evaluate", {}), **metrics.get("heldout", {})} or None
+    if of.benchmarks():
+        shown["benchmarks"] = of.benchmarks()
     if "reward_model" in metrics:
         shown["reward_model"] = {name: metrics["reward_model"][name] for name in ("pair_accuracy", "pairs")}
     if "filters" in metrics:
@@ -109,6 +111,36 @@ def watch_lines(shown: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"warning: round {shown['round']}: {warning}" for warning in watch["warnings"])]
 
 
+def benchmark_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each metric of each task, with its value and standard error in every round."""
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for shown in rounds:
+        for tasks in shown.get("benchmarks", {}).values():
+            for task, metrics in tasks.items():
+                for metric, figure in metrics.items():
+                    found.setdefault(f"{task}, {metric}", {})[shown["round"]] = figure
+    if not found:
+        return []
+    numbers = sorted({number for of in found.values() for number in of})
+    width = max(map(len, found)) + 2
+    head = f"{'benchmark':<{width}}" + "".join(f"{f'round {number}':>16}" for number in numbers)
+    return [
+        "",
+        head,
+        *(
+            f"{name:<{width}}" + "".join(f"{_with_error(of.get(number)):>16}" for number in numbers)
+            for name, of in found.items()
+        ),
+    ]
+
+
+def _with_error(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    error = figure["stderr"]
+    return f"{figure['value']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
 def after_round(of: Round) -> str:
     """A finished round, with its watch and collapse warnings, under the table's header."""
     return table({"rounds": [round_figures(of)], "pushed": []})
@@ -124,7 +156,16 @@ def table(figures: Mapping[str, Any]) -> str:
         for text in shown.get("diversity", {}).get("warnings", ())
     ]
     pushed = [f"pushed: round {one['round']}, {one['kind']} {one['repo']} at {one['tag']}" for one in figures["pushed"]]
-    return "\n".join([HEADER, *rounds, *fallen, *(["", WATCH_HEADER, *watched] if watched else []), *pushed])
+    return "\n".join(
+        [
+            HEADER,
+            *rounds,
+            *fallen,
+            *(["", WATCH_HEADER, *watched] if watched else []),
+            *benchmark_lines(figures["rounds"]),
+            *pushed,
+        ]
+    )
 
 
 def _value(figure: Mapping[str, Any] | None, digits: int = 3) -> str:

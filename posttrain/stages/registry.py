@@ -72,6 +72,8 @@ _ALL = (
     StageSpec("kto", 2, "training", "steps", makes_model=True, like="dpo", label="KTO", reference_reads=2),
     StageSpec("evaluate", 7, "evaluation"),
     StageSpec("heldout", 6, "evaluation", background=True, like="evaluate"),
+    StageSpec("benchmark", 1, "evaluation", background=True),
+    StageSpec("benchmark_check", 1, "evaluation", check_only=True),
     StageSpec("promote", 1, "evaluation"),
     StageSpec("watch", 5, "watch", background=True, like="scores"),
     StageSpec("watch_model", 3, "watch", "steps", background=True, makes_model=True, runs="reward_model"),

@@ -1,0 +1,84 @@
+"""What decides a benchmark's figures beside the policy: a hash for the key, without reading lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from posttrain.config.benchmark import Benchmark
+from posttrain.errors import InputError
+from posttrain.storage.files import file_hash
+
+_EXTRA = "pip install 'posttrain[eval]'"
+
+
+def identity(benchmark: Benchmark) -> str:
+    """A hash of the version of lm-evaluation-harness, of a task file, of what it includes, of Python files beside it,
+    and of files with questions.
+
+    Raises:
+        InputError: lm-evaluation-harness is not installed, or a file is not there or not a task's.
+    """
+    try:
+        version = metadata.version("lm_eval")
+    except metadata.PackageNotFoundError:
+        raise InputError(
+            "benchmarks need lm-evaluation-harness, which is not installed", hint=_EXTRA, rule="benchmark-extra"
+        ) from None
+    files = list(_questions(benchmark))
+    if "/" in benchmark.task:
+        files += _of_task(Path(benchmark.task))
+    named = hashlib.sha256(version.encode())
+    for path in sorted({path.resolve() for path in files}):
+        if not path.is_file():
+            raise InputError("there is no such file", file=str(path), rule="benchmark-no-file")
+        named.update(file_hash(path).encode())
+    return named.hexdigest()
+
+
+def _questions(benchmark: Benchmark) -> Iterator[Path]:
+    given = benchmark.file
+    for path in given.values() if isinstance(given, dict) else [given] if given else []:
+        yield Path(path)
+
+
+def _of_task(path: Path) -> Iterator[Path]:
+    """A task file, what it includes, the Python files beside it, and the files that its questions are in."""
+    yield path
+    if not path.is_file():
+        return
+    yield from path.parent.glob("*.py")
+    task = _read(path)
+    included = task.get("include") or []
+    for one in included if isinstance(included, list) else [included]:
+        yield from _of_task(path.parent / str(one))
+    kwargs = task.get("dataset_kwargs")
+    listed = kwargs.get("data_files") if isinstance(kwargs, dict) else None
+    for one in listed.values() if isinstance(listed, dict) else [listed] if isinstance(listed, str) else []:
+        if isinstance(one, str) and Path(one).is_file():
+            yield Path(one)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads the name of a function as a word."""
+
+
+_Loader.add_multi_constructor("!", lambda loader, _, node: str(node.value))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.load(path.read_text("utf-8"), Loader=_Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:
+        said = str(error).partition("\n")[0]
+        raise InputError(
+            f"it is not a task file: {said}", file=str(path), hint="see docs/evaluation.md", rule="benchmark-unreadable"
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError("it is not a task file", file=str(path), rule="benchmark-unreadable")
+    return found

@@ -1,0 +1,47 @@
+"""Inputs of the stages of benchmarks."""
+
+from __future__ import annotations
+
+from posttrain.config.benchmark import Benchmark
+from posttrain.evaluation.benchmark_files import identity
+from posttrain.execution.artifact import Artifact, StageCall, Stages
+from posttrain.recipe.recipe import Recipe
+from posttrain.seeds import derive_seed
+
+
+class Benchmarks:
+    """Submits the benchmarks of a recipe. They are evaluated by our own engine in the float type of the recipe."""
+
+    def __init__(self, recipe: Recipe, runner: Stages) -> None:
+        self.recipe, self.runner = recipe, runner
+        self.identities = {one.name: identity(one) for one in recipe.evaluate.benchmarks}
+
+    def check(self, base: Artifact) -> list[str]:
+        """Reads all of them, and waits for that; returns warnings."""
+        made = [self._submit("benchmark_check", one, base) for one in self.recipe.evaluate.benchmarks]
+        return [said for one in made for said in self.runner.metrics(one).get("fallback", ())]
+
+    def evaluate(self, policy: Artifact) -> dict[str, Artifact]:
+        """By name. In a run nothing waits for them, and nothing is chosen by them."""
+        return {one.name: self._submit("benchmark", one, policy) for one in self.recipe.evaluate.benchmarks}
+
+    def _submit(self, stage: str, benchmark: Benchmark, policy: Artifact) -> Artifact:
+        engine = self.recipe.engine
+        return self.runner.submit(
+            StageCall(
+                stage,
+                config={
+                    "benchmark": benchmark.in_key(),
+                    "engine": {
+                        "use": "shared-prefix" if engine.server else engine.use,
+                        "dtype": "auto" if engine.server else engine.dtype,
+                        "shard_tokens": engine.shard_tokens,
+                    },
+                },
+                inputs={"policy": policy},
+                seed=derive_seed(self.recipe.seed, "benchmark", benchmark.name),
+                external_hashes={"benchmark": self.identities[benchmark.name]},
+                runtime={"benchmark": benchmark.not_in_key()},
+                role=f"{stage}_{benchmark.name}",
+            )
+        )

@@ -1,0 +1,60 @@
+"""Evaluates a policy on a benchmark: reported only, no stage reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from posttrain.config.benchmark import Benchmark
+from posttrain.errors import InputError
+from posttrain.evaluation import harness
+from posttrain.evaluation.harness_model import DoesNotFitError, EngineModel, Work
+from posttrain.job import Job
+
+FEW = 30  # questions
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Inputs: policy. Config: benchmark, engine (use, dtype, shard_tokens). Writes samples.jsonl, what came of each
+    question; returns {"figures": by task and metric, "chat": whether questions were put by the chat template}.
+
+    Raises:
+        InputError: the task cannot be read, or a question does not fit into the model's context.
+    """
+    engine, done = job.config["engine"], 0
+
+    def progress(more: int) -> None:
+        nonlocal done
+        done += more
+        job.progress(done, model.asked, "requests")
+
+    work = Work(job.scratch, job.workers, engine, engine["shard_tokens"], job.seed, progress)
+    model = EngineModel(job.inputs["policy"], work)
+    found = _evaluated(job, model)
+    samples = found.pop("samples")
+    (job.out / "samples.jsonl").write_text("".join(f"{line}\n" for line in harness.as_lines(samples)), "utf-8")
+    return found
+
+
+def check(job: Job) -> dict[str, Any]:
+    """As `run` without computing anything. Returns the number of questions of each task, and warnings."""
+    engine = job.config["engine"]
+    model = EngineModel(job.inputs["policy"], Work(job.scratch, 1, engine, engine["shard_tokens"], job.seed, dry=True))
+    counts = {task: len({row["doc_id"] for row in rows}) for task, rows in _evaluated(job, model)["samples"].items()}
+    few = [f"{task} has {count} questions: its intervals are wide" for task, count in counts.items() if count < FEW]
+    return {"questions": counts, **({"fallback": few} if few else {})}
+
+
+def _evaluated(job: Job, model: EngineModel) -> dict[str, Any]:
+    benchmark = job.section("benchmark", Benchmark)
+    folder = Path(job.scratch)
+    folder.mkdir(parents=True, exist_ok=True)
+    tasks = harness.load(benchmark, folder)
+    try:
+        return harness.evaluate(tasks, benchmark, model)
+    except DoesNotFitError as error:
+        raise InputError(
+            f"{benchmark.name}: {error}",
+            hint="ask for fewer examples (`fewshot`), or leave the benchmark out",
+            rule="benchmark-does-not-fit",
+        ) from error

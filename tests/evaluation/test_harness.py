@@ -1,0 +1,178 @@
+"""Benchmarks by lm-evaluation-harness: the figures of its own `hf` model, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.benchmarks import GENERATED, MULTIPLE_CHOICE, PERPLEXITY, model, questions, task
+
+from posttrain.config.benchmark import Benchmark
+from posttrain.errors import InputError
+from posttrain.evaluation.benchmark_files import identity
+from posttrain.job import Job
+from posttrain.loop import play
+from posttrain.planning.dry_run import DryRunner
+from posttrain.recipe.load import load
+from posttrain.stages import benchmark as stage
+
+pytest.importorskip("lm_eval", reason="needs posttrain[eval]")
+
+ENGINE = {"use": "shared-prefix", "dtype": "float32", "shard_tokens": 200}
+
+
+def job(folder: Path, policy: Path, benchmark: Benchmark, workers: int = 1) -> Job:
+    for name in ("out", "scratch"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    config = {"benchmark": benchmark.model_dump(mode="json"), "engine": ENGINE}
+    return Job(config, {"policy": policy}, folder / "out", folder / "scratch", 0, workers=workers)
+
+
+def by_their_own(policy: Path, file: Path, **options: Any) -> dict[str, Any]:
+    """lm-evaluation-harness's results with its `hf` model, in float32."""
+    from lm_eval import evaluator
+    from lm_eval.models import huggingface
+    from lm_eval.tasks import TaskManager
+
+    load_model: Any = huggingface.HFLM  # its signature is hidden by a decorator
+    their = load_model(pretrained=str(policy), dtype="float32", device="cpu", batch_size=4)
+    tasks: Any = TaskManager(include_defaults=False).load(str(file))
+    found = evaluator.evaluate(their, tasks, bootstrap_iters=1000, **options)
+    assert found
+    return dict(found)
+
+
+def samples(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out" / "samples.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("body", [MULTIPLE_CHOICE, GENERATED, PERPLEXITY], ids=["choices", "answers", "texts"])
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_figures_are_those_of_the_harness_s_own_model(tmp_path: Path, kind: str, body: str) -> None:
+    policy, file = model(tmp_path / "model", kind, sliding_window=256), task(tmp_path / "tasks", "apples", body)
+    found = stage.run(job(tmp_path, policy, Benchmark(task=str(file), chat=False)))
+    theirs = by_their_own(policy, file)
+    for name, figure in found["figures"]["apples"].items():
+        assert figure["value"] == pytest.approx(theirs["results"]["apples"][f"{name},none"], rel=1e-4), name
+        if name.startswith("acc") or name == "exact_match":
+            assert figure["stderr"] == pytest.approx(theirs["results"]["apples"][f"{name}_stderr,none"])
+            low, high = figure["ci95"]
+            assert (high - low) / 2 == pytest.approx(1.96 * figure["stderr"]) and figure["n"] == 12
+    for ours, their in zip(samples(tmp_path), theirs["samples"]["apples"], strict=True):
+        assert ours["arguments"] == json.loads(json.dumps(their["arguments"], default=str))
+        for one, other in zip(ours["resps"], their["resps"], strict=True):
+            if body == MULTIPLE_CHOICE:
+                assert one[0][0] == pytest.approx(other[0][0], abs=1e-4) and one[0][1] == other[0][1]
+            elif body == GENERATED:
+                assert one == other
+
+
+def test_a_question_is_put_by_the_chat_template_where_the_answer_is_generated(tmp_path: Path) -> None:
+    policy, file = model(tmp_path / "model"), task(tmp_path / "tasks", "apples", GENERATED)
+    found = stage.run(job(tmp_path, policy, Benchmark(task=str(file))))
+    assert found["chat"]
+    theirs = by_their_own(policy, file, apply_chat_template=True, fewshot_as_multiturn=True)
+    assert [row["resps"] for row in samples(tmp_path)] == [row["resps"] for row in theirs["samples"]["apples"]]
+    assert samples(tmp_path)[0]["arguments"][0][0].startswith("<|user|>")
+    choices = task(tmp_path / "tasks", "choices", MULTIPLE_CHOICE)
+    assert not stage.run(job(tmp_path / "other", policy, Benchmark(task=str(choices))))["chat"]
+
+
+def test_shards_that_are_there_are_not_made_again_and_workers_change_nothing(tmp_path: Path) -> None:
+    policy, file = model(tmp_path / "model"), task(tmp_path / "tasks", "apples", MULTIPLE_CHOICE)
+    one = stage.run(job(tmp_path / "one", policy, Benchmark(task=str(file)), workers=2))
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("shard-*.parquet")}
+    assert len(made) > 2
+    lost = sorted(made)[0]
+    lost.unlink()
+    assert stage.run(job(tmp_path / "one", policy, Benchmark(task=str(file)))) == one
+    again = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("shard-*.parquet")}
+    assert {path: again[path] for path in made if path != lost} == {p: t for p, t in made.items() if p != lost}
+    assert again[lost] != made[lost]
+
+
+def test_questions_can_be_given_as_a_file_and_be_limited(tmp_path: Path) -> None:
+    policy, file = model(tmp_path / "model"), task(tmp_path / "tasks", "apples", MULTIPLE_CHOICE)
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(row) + "\n" for row in questions(40)[12:]), "utf-8")
+    found = stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(own), limit=20)))
+    assert found == {"questions": {"apples": 20}, "fallback": ["apples has 20 questions: its intervals are wide"]}
+    with pytest.raises(InputError, match=r"shows 2 examples .* of its split None.*\[benchmark-file\]"):
+        stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(own), fewshot=2)))
+    with pytest.raises(InputError, match=r"files of other kinds than \.json.*\[benchmark-file\]"):
+        stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(tmp_path / "own.txt"))))
+
+
+def test_what_is_wrong_shows_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    policy, tasks = model(tmp_path / "model"), tmp_path / "tasks"
+
+    def refused(name: str, body: str, rule: str, rows: list[dict[str, Any]] | None = None, **settings: Any) -> None:
+        file = task(tasks, name, body, rows)
+        with pytest.raises(InputError) as told:
+            stage.check(job(tmp_path / "job", policy, Benchmark(task=str(file), **settings)))
+        assert told.value.rule == rule and told.value.hint
+
+    long = [{**row, "question": 40 * row["question"]} for row in questions(2)]
+    refused("long", MULTIPLE_CHOICE, "benchmark-does-not-fit", long)
+    refused("code", f"{GENERATED}\nunsafe_code: true\n", "benchmark-runs-code")
+    refused("unlabelled", MULTIPLE_CHOICE, "benchmark-no-labels", [{**row, "label": None} for row in questions(2)])
+    tasks.mkdir(exist_ok=True)
+    (tasks / "own.py").write_text("def none(questions):\n    return questions.select([])\n", "utf-8")
+    refused("empty", f"{MULTIPLE_CHOICE}\nprocess_docs: !function own.none\n", "benchmark-unreadable")
+    refused("images", f"{GENERATED}\ndoc_to_image: [question]\n", "benchmark-kind")
+    refused("no-split", MULTIPLE_CHOICE.replace("doc_to_target: label", "test_split: none"), "benchmark-unreadable")
+    online = tasks / "online.yaml"
+    online.write_text(f"task: online\ndataset_path: nobody/nothing\ntest_split: test\n{MULTIPLE_CHOICE}", "utf-8")
+    for name, rule in (
+        (str(online), "benchmark-network"),
+        ("arc_eazy", "benchmark-unknown"),
+        ("mmlu", "benchmark-group"),
+    ):
+        with pytest.raises(InputError) as told:
+            settings = {"fewshot": 0} if name == "mmlu" else {}
+            stage.check(job(tmp_path / "job", policy, Benchmark.model_validate({"task": name, **settings})))
+        assert told.value.rule == rule
+        if name == "arc_eazy":
+            assert "did you mean 'arc_easy'" in str(told.value)
+
+
+def test_the_key_is_of_all_files_that_decide_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = task(tmp_path, "apples", "include: more.yaml\n")
+    (tmp_path / "more.yaml").write_text(f"{MULTIPLE_CHOICE}\nprocess_results: !function own.score\n", "utf-8")
+    (tmp_path / "own.py").write_text("def score(doc, results): ...\n", "utf-8")
+    benchmark = Benchmark(task=str(file))
+    seen = [identity(benchmark)]
+    for name in ("apples.yaml", "apples.jsonl", "more.yaml", "own.py"):
+        path = tmp_path / name
+        path.write_text(path.read_text("utf-8") + "\n", "utf-8")
+        seen.append(identity(benchmark))
+    assert len({*seen}) == 5
+    assert identity(benchmark) == seen[-1]
+    with pytest.raises(InputError, match=r"\[benchmark-no-file\]"):
+        identity(Benchmark(task="gsm8k", file=str(tmp_path / "gone.jsonl")))
+
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    with pytest.raises(InputError, match=r"(?s)not installed.*posttrain\[eval\].*|\[benchmark-extra\]"):
+        identity(benchmark)
+
+
+def test_no_stage_reads_a_benchmark_or_waits_for_it(tmp_path: Path) -> None:
+    file = task(tmp_path, "apples", MULTIPLE_CHOICE)
+    recipe = load("quickstart", [f"evaluate.benchmarks=[{file}]"])
+    runner = DryRunner()
+    play(recipe, runner, 2)
+    of_rounds = [planned for planned in runner.stages if planned.stage == "benchmark"]
+    assert [(planned.number, planned.role) for planned in of_rounds] == [(n, "benchmark_apples") for n in range(3)]
+    keys = {planned.key for planned in of_rounds}
+    for planned in runner.stages:
+        assert not keys & {*planned.waits, *planned.inputs.values()}, planned.role
+    without = DryRunner()
+    play(load("quickstart"), without, 2)
+    assert [p.role for p in runner.stages if "benchmark" not in p.role] == [p.role for p in without.stages]
