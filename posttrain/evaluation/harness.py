@@ -53,6 +53,7 @@ def load(benchmark: Benchmark, scratch: Path) -> dict[str, Any]:
     """
     from lm_eval.tasks import TaskManager
 
+    tasks: Any
     source, spec = task_file(benchmark), benchmark.task
     if source:
         spec = str(_changed(benchmark, source, scratch))

@@ -165,7 +165,7 @@ class EngineModel(TemplateLM):
 
     def _answer_shards(self, requests: Sequence[Instance], places: Sequence[int]) -> list[_AnswerShard]:
         """Of requests that ask for the same kind of answer."""
-        asked: Mapping[str, Any] = normalize_gen_kwargs(_options(requests[places[0]]), _LONGEST_ANSWER)
+        asked: dict[str, Any] = {**normalize_gen_kwargs(_options(requests[places[0]]), _LONGEST_ANSWER)}
         stop = tuple(one for one in asked["until"] if one)
         drawn = bool(asked.get("do_sample")) and asked.get("temperature", 1.0) > 0
         params = SamplingParams(
