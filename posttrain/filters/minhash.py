@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # compiled, without stubs
 
-from posttrain.filters.shingles import ODD, U64, Ints, Sets, mixed
+from posttrain.data.words import U64, Ints
+from posttrain.filters.shingles import ODD, Sets, mixed
 
 MISSED = 0.02  # of the pairs that are just alike enough, no more than this share is overlooked
 MOST = 32  # rows that are compared in each band with one that is asked about; the earliest

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from posttrain.data.words import Ints
 from posttrain.filters.base import AcrossRounds, Decide, FilterContext, Verdict
 from posttrain.filters.minhash import Bands, among, band_keys, band_size
 from posttrain.filters.rows import Rows
-from posttrain.filters.shingles import Ints, Sets, jaccard, offsets, ragged, shingles
+from posttrain.filters.shingles import Sets, jaccard, offsets, ragged, shingles
 
 SKETCH = 1024  # hashes held of a row: a longer one is compared by its smallest
 _AT_ONCE = 4096  # pairs that are compared in one go

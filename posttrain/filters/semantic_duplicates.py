@@ -11,12 +11,12 @@ import numpy.typing as npt
 from pydantic import Field
 
 from posttrain.config.section import MOST
+from posttrain.data.words import Ints
 from posttrain.filters import embedding
 from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict
 from posttrain.filters.embedding import Points
 from posttrain.filters.extras import check_installed
 from posttrain.filters.rows import Rows
-from posttrain.filters.shingles import Ints
 
 IN_A_CLUSTER = 500  # rows, on average
 

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
+
+from posttrain.data.words import U64, Ints, words
 
 U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
-Ints = npt.NDArray[np.int64]
 
 ODD = np.uint64(0x9E3779B97F4A7C15)
-_PUNCTUATION = ".,;:!?\"'`´“”‘’«»„()[]{}<>*_~|…。，、！？；：（）「」"
-_LONG_WORD = 30  # characters a word; above it a text has no spaces, and is taken by characters
 
 
 class Sets(NamedTuple):
@@ -56,13 +51,13 @@ def shingles(texts: Sequence[str], n: int, most: int) -> Sets:
     Case, white space and punctuation around a word are not compared. A text of fewer than `n` words is one n-gram of
     all its words; one without a word has none. Two different n-grams share a hash with a chance of 2^-32.
     """
-    words, rows = _words(texts)
+    hashes, rows = words(texts)
     counts = np.bincount(rows, minlength=len(texts))
     starts = offsets(counts)[:-1]
     at = [np.flatnonzero(rows[: len(rows) - n + 1] == rows[n - 1 :])]
     at += [starts[counts == size] for size in range(1, n)]
     grams = [
-        mixed(words[first + step] for step in range(size)) for first, size in zip(at, (n, *range(1, n)), strict=True)
+        mixed(hashes[first + step] for step in range(size)) for first, size in zip(at, (n, *range(1, n)), strict=True)
     ]
     # Row and hash in one number, so that one sort puts the sets in order.
     marked = [rows[first].astype(np.uint64) << np.uint64(32) | gram for first, gram in zip(at, grams, strict=True)]
@@ -74,31 +69,6 @@ def shingles(texts: Sequence[str], n: int, most: int) -> Sets:
         return sets
     kept = np.minimum(sizes, most)
     return Sets(sets.values[ragged(sets.offsets[:-1], kept)], offsets(kept))
-
-
-def _words(texts: Sequence[str]) -> tuple[U64, Ints]:
-    """The hash of each word, and the number of its text. A distinct word is cleaned and hashed once."""
-    spaced = [
-        text if len(text) < _LONG_WORD or len(text) < _LONG_WORD * text.count(" ") else _apart(text) for text in texts
-    ]
-    lists = pc.call_function("utf8_split_whitespace", [pa.array(spaced, pa.large_string())])
-    encoded = lists.flatten().dictionary_encode()
-    hashes = np.array([_hash(word) for word in encoded.dictionary.to_pylist()], np.uint64)
-    words = hashes[encoded.indices.to_numpy()]
-    rows = np.repeat(np.arange(len(texts)), lists.value_lengths().to_numpy())
-    nonempty = words != 0
-    return words[nonempty], rows[nonempty]
-
-
-def _apart(text: str) -> str:
-    words = text.split()
-    return text if len(words) * _LONG_WORD > len(text) else " ".join(text)
-
-
-def _hash(word: str) -> int:
-    """0: there is nothing in it but punctuation."""
-    plain = word.lower().strip(_PUNCTUATION)
-    return int.from_bytes(blake2b(plain.encode(), digest_size=8).digest(), "little") or 1 if plain else 0
 
 
 def mixed(columns: Iterable[U64]) -> U64:
