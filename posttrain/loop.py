@@ -30,6 +30,7 @@ class State:
     preferences: tuple[Artifact, ...] = ()  # of all rounds so far
     kept: tuple[Artifact, ...] = ()  # by the filters, in all rounds so far
     reward_model: Artifact | None = None  # the last round's
+    seen: Artifact | None = None  # of the benchmarks, in what was learned from so far
     collapsed: bool = False  # the last round's answers, and the recipe says to end then
 
 
@@ -88,7 +89,8 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
         policy = stages.preference_optimisation("kto", policy, tables, reward_model)
     policy = stages.across_rounds(policy, state.promoted, reward_model)
     evaluation = stages.scoring.evaluate(prompts, policy, reward_model)
-    stages.benchmarks.evaluate(policy)
+    benchmarks = stages.benchmarks.evaluate(policy)
+    seen = stages.benchmarks.contamination(benchmarks, stages.learned_from(kept[-1], tables), state.seen)
     promoted, better = stages.promote(evaluation, state.evaluation, reward_model)
     if recipe.watch:
         stages.watch(evaluation, state.evaluation, state.base, preferences, reward_model)
@@ -99,6 +101,7 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
         preferences=preferences,
         kept=kept,
         reward_model=reward_model,
+        seen=seen,
         rounds_without_improvement=0 if better else state.rounds_without_improvement + 1,
     )
     if promoted:

@@ -200,7 +200,11 @@ def evaluate(tasks: Mapping[str, Any], benchmark: Benchmark, model: EngineModel)
     figures = {
         name: dict(_figures(values, counts.get(name))) for name, values in {**found["results"]}.items() if values
     }
-    return {"figures": figures, "chat": chat, "samples": found["samples"]}
+    samples = found["samples"]
+    for name, rows in samples.items():
+        for row in rows:
+            row["question"] = _text(tasks["tasks"][name], row["doc"])
+    return {"figures": figures, "chat": chat, "samples": samples}
 
 
 def _put_by_template(benchmark: Benchmark, tasks: Mapping[str, Any], model: EngineModel) -> bool:
@@ -225,6 +229,29 @@ def _figures(values: Mapping[str, Any], count: int | None) -> Iterator[tuple[str
             "n": count,
         }
         yield metric if chosen == "none" else f"{metric}, {chosen}", figure
+
+
+def _text(task: Any, doc: Any) -> str:
+    """A question without examples or template, with its choices if it has any."""
+    choices = task.doc_to_choice(doc) if task.OUTPUT_TYPE == "multiple_choice" else []
+    asked = task.doc_to_text(doc)
+    said = [asked] if isinstance(asked, str) else []
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        said.append(str(task.doc_to_target(doc)))
+    return "\n".join([*said, *map(str, choices)])
+
+
+def questions(samples: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Each question of each task, once: its text, and its score by the task's first metric that is a number."""
+    for task, rows in samples.items():
+        told = set[int]()
+        for row in rows:
+            if row["doc_id"] in told:  # a further filter of the answers
+                continue
+            told.add(row["doc_id"])
+            values = [row[metric] for metric in row["metrics"]]
+            score = next((float(value) for value in values if isinstance(value, int | float)), None)
+            yield {"task": task, "text": row["question"], "score": score}
 
 
 def as_lines(samples: Mapping[str, Any]) -> Iterator[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from posttrain.config.benchmark import Benchmark
 from posttrain.evaluation.benchmark_files import identity
-from posttrain.execution.artifact import Artifact, StageCall, Stages
+from posttrain.execution.artifact import Artifact, StageCall, Stages, present
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
 
@@ -24,6 +26,18 @@ class Benchmarks:
     def evaluate(self, policy: Artifact) -> dict[str, Artifact]:
         """By name. In a run nothing waits for them, and nothing is chosen by them."""
         return {one.name: self._submit("benchmark", one, policy) for one in self.recipe.evaluate.benchmarks}
+
+    def contamination(
+        self, benchmarks: Mapping[str, Artifact], learned: Mapping[str, Artifact], earlier: Artifact | None
+    ) -> Artifact | None:
+        """How much of these benchmarks is in what was learned from up to this round, of which `learned` has the tables
+        (by the roles of `stages.contamination.LEARNED`); None without benchmarks."""
+        if not benchmarks:
+            return None
+        inputs = {**{f"benchmark_{name}": one for name, one in benchmarks.items()}, **learned}
+        return self.runner.submit(
+            StageCall("contamination", config={}, inputs={**inputs, **present(earlier=earlier)}, seed=0)
+        )
 
     def _submit(self, stage: str, benchmark: Benchmark, policy: Artifact) -> Artifact:
         engine = self.recipe.engine

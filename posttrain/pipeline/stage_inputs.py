@@ -247,6 +247,16 @@ class StageInputs:
         section = getattr(self.recipe, name)
         return self.training.stage(name, section, self.number, inputs, self._on_dev(name, reward_model))
 
+    def learned_from(self, kept: Artifact, tables: Tables) -> dict[str, Artifact]:
+        """The tables that any training of the round learns from, by source."""
+        sources = {source for name in TRAINED if (section := getattr(self.recipe, name)) for source in section.sources}
+        return present(
+            kept=kept if self.recipe.sft else None,
+            samples=tables.scored if "samples" in sources else None,
+            pairs=tables.pairs,
+            preferences=tables.preferences[-1] if tables.preferences else None,
+        )
+
     def across_rounds(self, policy: Artifact, promoted: Sequence[Artifact], reward_model: Artifact | None) -> Artifact:
         """The round's policy averaged with the last promoted ones, if `average_rounds` is above 1."""
         others = self.recipe.average_rounds - 1

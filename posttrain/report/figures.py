@@ -70,7 +70,23 @@ def benchmarks(rounds: Sequence[Round]) -> list[Chart]:
         names = {metric: metric for metrics in by_round.values() for metric in metrics}
         caption = "By lm-evaluation-harness. Nothing is chosen by it. Bands are 95 % intervals from standard errors."
         charts += lines(f"benchmark-{_slug(task)}", f"Benchmark: {task}", caption, "value", _curves(by_round, names))
-    return charts
+    return charts + _contamination(rounds)
+
+
+def _contamination(rounds: Sequence[Round]) -> list[Chart]:
+    found = {one.number: one.metrics("contamination").get("tasks", {}) for one in rounds}
+    tasks = {task: task for of_round in found.values() for task in of_round}
+    share = {n: {task: seen["share"] for task, seen in of_round.items()} for n, of_round in found.items()}
+    gains = {n: {task: seen["gain"] for task, seen in of_round.items()} for n, of_round in found.items()}
+    seen = "Share of a benchmark's words that stand in 8-grams of what was learned from up to a round."
+    gained = (
+        "Mean score of the questions that count as contaminated, minus that of the others. Bands are 95 % intervals "
+        "that hold for whichever threshold was chosen."
+    )
+    return [
+        *lines("contamination", "Contamination", seen, "share of words", _curves(share, tasks)),
+        *lines("contamination-gain", "What it may have added", gained, "score", _curves(gains, tasks), 0.0),
+    ]
 
 
 def rewards(rounds: Sequence[Round]) -> list[Chart]:

@@ -30,6 +30,8 @@ def round_figures(of: Round) -> dict[str, Any]:
     shown["evaluate"] = {**metrics.get("evaluate", {}), **metrics.get("heldout", {})} or None
     if of.benchmarks():
         shown["benchmarks"] = of.benchmarks()
+    if "contamination" in metrics:
+        shown["contamination"] = metrics["contamination"]["tasks"]
     if "reward_model" in metrics:
         shown["reward_model"] = {name: metrics["reward_model"][name] for name in ("pair_accuracy", "pairs")}
     if "filters" in metrics:
@@ -119,6 +121,8 @@ def benchmark_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
             for task, metrics in tasks.items():
                 for metric, figure in metrics.items():
                     found.setdefault(f"{task}, {metric}", {})[shown["round"]] = figure
+        for task, seen in shown.get("contamination", {}).items():
+            found.setdefault(f"{task}, share seen", {})[shown["round"]] = {"value": seen["share"], "stderr": None}
     if not found:
         return []
     numbers = sorted({number for of in found.values() for number in of})

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from posttrain.config.benchmark import Benchmark
 from posttrain.errors import InputError
 from posttrain.evaluation import harness
@@ -12,11 +15,14 @@ from posttrain.evaluation.harness_model import DoesNotFitError, EngineModel, Wor
 from posttrain.job import Job
 
 FEW = 30  # questions
+QUESTIONS = "questions.parquet"
+_SCHEMA = pa.schema([("task", pa.string()), ("text", pa.string()), ("score", pa.float64())])
 
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: policy. Config: benchmark, engine (use, dtype, shard_tokens). Writes samples.jsonl, what came of each
-    question; returns {"figures": by task and metric, "chat": whether questions were put by the chat template}.
+    question, and questions.parquet: each question's text, and its score by the task's first metric. Returns {"figures":
+    by task and metric, "chat": whether questions were put by the chat template}.
 
     Raises:
         InputError: the task cannot be read, or a question does not fit into the model's context.
@@ -32,6 +38,7 @@ def run(job: Job) -> dict[str, Any]:
     model = EngineModel(job.inputs["policy"], work)
     found = _evaluated(job, model)
     samples = found.pop("samples")
+    pq.write_table(pa.Table.from_pylist(list(harness.questions(samples)), schema=_SCHEMA), job.out / QUESTIONS)
     (job.out / "samples.jsonl").write_text("".join(f"{line}\n" for line in harness.as_lines(samples)), "utf-8")
     return found
 

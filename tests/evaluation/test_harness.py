@@ -7,8 +7,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.benchmarks import GENERATED, MULTIPLE_CHOICE, PERPLEXITY, model, questions, task
+from support.interrupted import says
 
 from posttrain.config.benchmark import Benchmark
 from posttrain.errors import InputError
@@ -18,6 +21,7 @@ from posttrain.loop import play
 from posttrain.planning.dry_run import DryRunner
 from posttrain.recipe.load import load
 from posttrain.stages import benchmark as stage
+from posttrain.stages import contamination
 
 pytest.importorskip("lm_eval", reason="needs posttrain[eval]")
 
@@ -163,6 +167,28 @@ def test_the_key_is_of_all_files_that_decide_the_figures(tmp_path: Path, monkeyp
         identity(benchmark)
 
 
+def test_what_was_learned_from_is_looked_for_in_the_questions(tmp_path: Path) -> None:
+    policy, file = model(tmp_path / "model"), task(tmp_path / "tasks", "apples", MULTIPLE_CHOICE, questions(24))
+    first = job(tmp_path / "apples", policy, Benchmark(task=str(file)))
+    stage.run(first)
+    asked = [f"Question: {row['question']} Answer: {' '.join(row['choices'])}" for row in questions(24)]
+
+    def seen_in(number: int, texts: list[str], **earlier: Path) -> dict[str, Any]:
+        table, out = tmp_path / f"kept-{number}", tmp_path / f"seen-{number}"
+        rows = [{"prompt": says("user", "Say it."), "completion": says("assistant", text)} for text in texts]
+        for folder in (table, out):
+            folder.mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), table / "kept.parquet")
+        return contamination.run(Job({}, {"benchmark_apples": first.out, "kept": table, **earlier}, out, out, 0))
+
+    found = seen_in(1, [*asked[:12], "nothing of it"])
+    alone = found["tasks"]["apples"]
+    assert found["rows"] == 13 and alone["contaminated"] == 0.5 and alone["share"] > 0.5
+    assert alone["gain"]["n"] == 24 and alone["gain"]["ci95"][0] < 0 < alone["gain"]["ci95"][1]
+    assert seen_in(2, asked[12:])["tasks"]["apples"]["share"] < 1
+    assert seen_in(3, asked[12:], earlier=tmp_path / "seen-1")["tasks"]["apples"]["share"] == 1
+
+
 def test_no_stage_reads_a_benchmark_or_waits_for_it(tmp_path: Path) -> None:
     file = task(tmp_path, "apples", MULTIPLE_CHOICE)
     recipe = load("quickstart", [f"evaluate.benchmarks=[{file}]"])
@@ -171,8 +197,11 @@ def test_no_stage_reads_a_benchmark_or_waits_for_it(tmp_path: Path) -> None:
     of_rounds = [planned for planned in runner.stages if planned.stage == "benchmark"]
     assert [(planned.number, planned.role) for planned in of_rounds] == [(n, "benchmark_apples") for n in range(3)]
     keys = {planned.key for planned in of_rounds}
+    keys |= {planned.key for planned in runner.stages if planned.stage == "contamination"}
     for planned in runner.stages:
-        assert not keys & {*planned.waits, *planned.inputs.values()}, planned.role
+        if planned.stage != "contamination":
+            assert not keys & {*planned.waits, *planned.inputs.values()}, planned.role
     without = DryRunner()
     play(load("quickstart"), without, 2)
-    assert [p.role for p in runner.stages if "benchmark" not in p.role] == [p.role for p in without.stages]
+    other = [planned.role for planned in runner.stages if not planned.role.startswith(("benchmark", "contamination"))]
+    assert other == [planned.role for planned in without.stages]
