@@ -88,7 +88,7 @@ def _grams(hashes: U64, first: Ints, size: Ints) -> U64:
     return made
 
 
-def gain(shares: Sequence[float], scores: Sequence[float], seed: int = 0) -> dict[str, Any]:
+def gain(shares: Sequence[float] | Floats, scores: Sequence[float] | Floats, seed: int = 0) -> dict[str, Any]:
     """What contamination may have added to a benchmark's score.
 
     shares, scores: of each question, the share of its words that was seen and what the policy got for it.
