@@ -34,6 +34,20 @@ def mean(values: Sequence[float]) -> Figure:
     return {"value": value, "ci95": [value - half, value + half], "n": count}
 
 
+def pass_at(k: int, answers: Sequence[tuple[int, int]]) -> Figure:
+    """pass@k: the chance that one of k answers to a prompt is right, a mean over prompts with its 95 % interval.
+
+    answers: how many each prompt has, and how many of them are right. From n answers of which c are right it is
+    estimated without bias by 1 − C(n − c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, section 2.1). A prompt with
+    fewer than k answers is left out.
+    """
+    found = mean([1 - math.comb(n - c, k) / math.comb(n, k) for n, c in answers if n >= k])
+    if found["ci95"]:
+        low, high = found["ci95"]
+        found["ci95"] = [max(0.0, low), min(1.0, high)]
+    return found
+
+
 def known_mean(values: Iterable[float | None]) -> float | None:
     """The mean of the values that are not None; None where none is known."""
     known = [value for value in values if value is not None]

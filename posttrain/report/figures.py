@@ -27,8 +27,8 @@ def accuracy(rounds: Sequence[Round]) -> list[Chart]:
     charts: list[Chart] = []
     for stage, name, said in (("heldout", "heldout", "held-out"), ("evaluate", "dev", "dev")):
         found = {one.number: one.metrics(stage).get(name, {}) for one in rounds}
-        of_k = sorted({key for figures in found.values() for key in figures if PASS.fullmatch(key)})
-        curves = _curves(found, {key: key for key in ("greedy", *of_k)})
+        of_k = {key for figures in found.values() for key in figures if PASS.fullmatch(key)}
+        curves = _curves(found, {key: key for key in ("greedy", *sorted(of_k, key=_k))})
         sharpest = found.get(0, {}).get("pass@1_best_temperature")
         if sharpest:
             curves.append(
@@ -119,7 +119,15 @@ def rewards(rounds: Sequence[Round]) -> list[Chart]:
         for name, role in models.items()
     ]
     caption = f"Share of held-out pairs of the current policy that the reward model ranks as labelled. {INTERVALS}"
-    return charts + lines("pair-accuracy", "Reward model accuracy", caption, "share right", curves, 0.5)
+    charts += lines("pair-accuracy", "Reward model accuracy", caption, "share right", curves, 0.5)
+    errors = [
+        series(name, {one.number: one.metrics(role).get("ece") for one in rounds}) for name, role in models.items()
+    ]
+    caption = (
+        "Expected calibration error on the same pairs: how far apart are, on average, how sure the reward model is of "
+        f"the better answer and how often it is right. {INTERVALS}"
+    )
+    return charts + lines("calibration", "Reward model calibration", caption, "error", errors, 0.0)
 
 
 def win_rates(rounds: Sequence[Round]) -> list[Chart]:
@@ -249,6 +257,11 @@ def _by_group(manifests: Mapping[str, Mapping[str, Any]]) -> Counter[str]:
     for role, manifest in manifests.items():
         spent[spec(manifest["stage"], role).group] += manifest.get("seconds", 0.0)
     return spent
+
+
+def _k(name: str) -> int:
+    """Of `pass@K`."""
+    return int(name.removeprefix("pass@"))
 
 
 def _slug(name: str) -> str:

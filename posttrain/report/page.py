@@ -92,7 +92,7 @@ def summary(of: Round) -> dict[str, Any]:
         "done": list(of.manifests),
         "greedy": heldout.get("greedy"),
         "sampled": heldout.get("pass@1"),
-        "best_of": heldout[of_k[0]] if of_k else None,
+        "best_of": heldout[max(of_k, key=lambda key: int(key[5:]))] if of_k else None,
         "dev": dev.get("pass@1"),
         "against": promote if promote.get("ci95") else None,
         "model": of.metrics("reward_model").get("pair_accuracy"),

@@ -70,9 +70,8 @@ def line(shown: Mapping[str, Any]) -> str:
     """One round as a row under `HEADER`."""
     evaluate = shown.get("evaluate") or {}
     heldout, dev = evaluate.get("heldout", {}), evaluate.get("dev", {})
-    best_of = next(
-        (name for name in heldout if name.startswith("pass@") and name[5:].isdigit() and name != "pass@1"), ""
-    )
+    of_k = [name for name in heldout if name.startswith("pass@") and name[5:].isdigit() and name != "pass@1"]
+    best_of = max(of_k, key=lambda name: int(name[5:]), default="")
     samples, model = shown.get("samples"), shown.get("reward_model")
     mark = {True: " ✓", False: " ✗", None: " …"}[shown["promoted"]] if shown["round"] else ""
     seconds = sum(shown["seconds"].values()) - sum(shown["background_seconds"].values())

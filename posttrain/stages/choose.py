@@ -17,7 +17,7 @@ from posttrain.job import Job
 from posttrain.rewards.combine import of_functions
 from posttrain.rewards.scoring import Scorers, load_scorers, score_table
 from posttrain.stages.promote import decide, prompt_figures
-from posttrain.stages.reward_model import heldout_pairs, pairs_right
+from posttrain.stages.reward_model import heldout_pairs, pair_margins
 from posttrain.storage.files import read_json
 from posttrain.storage.pieces import Pieces
 from posttrain.storage.store import MANIFEST
@@ -90,4 +90,4 @@ def _on_pairs(job: Job, name: str, model: Path) -> dict[str, float]:
             "preferences.heldout, or leave reward_model.variants out"
         )
     pieces = Pieces(job.scratch / f"pairs-{name}")
-    return {str(at): right for at, right in enumerate(pairs_right(pairs, str(model), pieces))}
+    return {str(at): float(margin > 0) for at, margin in enumerate(pair_margins(pairs, str(model), pieces))}

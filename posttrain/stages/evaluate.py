@@ -40,12 +40,14 @@ def figures(
 ) -> dict[str, Any]:
     """The figures F of one prompt set from its samples, grouped by prompt and sampling setting.
 
-    Returns greedy, pass@1, pass@K, reward, mean_length, unfinished, and pass@1 by further temperature.
+    Returns greedy, pass@1, pass@K and those of the powers of 2 between, reward, mean_length, unfinished, and pass@1 by
+    further temperature.
     """
     names = list(measures)
     greedy: list[float] = []
     passed: dict[str, list[float]] = {}
     any_passed: list[float] = []
+    counted: list[tuple[int, int]] = []  # answers of each prompt, and the right ones
     logits: list[float] = []
     lengths: list[int] = []
     unfinished: list[float] = []
@@ -77,6 +79,7 @@ def figures(
         k = len(rows)
         if hits:
             any_passed.append(max(hits))
+            counted.append((len(hits), int(sum(hits))))
         if REWARD_MODEL in rows[0]["rewards"]:
             logits.append(sum(row["rewards"][REWARD_MODEL] for row in rows) / k)
         lengths += [row["n_tokens"] for row in rows]
@@ -84,6 +87,7 @@ def figures(
     result: dict[str, Any] = {
         "greedy": statistics.proportion(greedy),
         "pass@1": statistics.mean(passed.get(SAMPLED, [])),
+        **{f"pass@{few}": statistics.pass_at(few, counted) for few in _powers(k)},
         f"pass@{k}": statistics.proportion(any_passed),
         "reward": statistics.mean(logits),
         "mean_length": sum(lengths) / max(len(lengths), 1),
@@ -99,3 +103,8 @@ def figures(
         result["pass@1_by_temperature"] = {SAMPLED: result["pass@1"], **further}
         result["pass@1_best_temperature"] = max([result["pass@1"], *further.values()], key=lambda f: f["value"] or 0.0)
     return result
+
+
+def _powers(k: int) -> list[int]:
+    """2, 4, 8, … below k."""
+    return [1 << at for at in range(1, k.bit_length()) if 1 << at < k]

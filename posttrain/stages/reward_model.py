@@ -19,6 +19,7 @@ from posttrain.data.pairs import once
 from posttrain.engines import reward_head
 from posttrain.errors import EmptyStageError
 from posttrain.evaluation import statistics
+from posttrain.evaluation.calibration import calibration
 from posttrain.job import Job
 from posttrain.rewards.scoring import model_rewards, scored_slowly
 from posttrain.storage.pieces import Pieces, cut
@@ -43,8 +44,8 @@ def run(job: Job) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     if tokenizer.pad_token_id is None:  # as TRL would do, but before the rows are made: whoever scores sees this one
         tokenizer.pad_token = tokenizer.eos_token
-    margins = LLAMA2_MARGINS if section.margin == "llama2" else None
-    rows, dropped = ranked_rows(tokenizer, training, section.trl.get("max_length"), margins, section.max_similarity)
+    bounds = LLAMA2_MARGINS if section.margin == "llama2" else None
+    rows, dropped = ranked_rows(tokenizer, training, section.trl.get("max_length"), bounds, section.max_similarity)
     if not len(rows):
         raise EmptyStageError(f"{name}: no pair is left of {len(training)}: {json.dumps(dropped)}")
     metrics = train(
@@ -54,10 +55,18 @@ def run(job: Job) -> dict[str, Any]:
         lambda: arguments(RewardConfig, section, job),
         lambda args: trainer(job, section, args, rows, tokenizer),
     )
-    accuracy = statistics.proportion(pairs_right(heldout_pairs(job), str(job.out), Pieces(job.scratch / "heldout")))
+    margins = pair_margins(heldout_pairs(job), str(job.out), Pieces(job.scratch / "heldout"))
+    accuracy = statistics.proportion([float(margin > 0) for margin in margins])
     fallback = [*metrics.pop("fallback", []), *scored_slowly(str(job.out))]
     extra = {"fallback": fallback} if fallback else {}
-    return {**metrics, "pairs": len(rows), "dropped": dropped, "pair_accuracy": accuracy, **extra}
+    return {
+        **metrics,
+        "pairs": len(rows),
+        "dropped": dropped,
+        "pair_accuracy": accuracy,
+        **calibration(margins),
+        **extra,
+    }
 
 
 def trainer(
@@ -91,8 +100,8 @@ def heldout_pairs(job: Job) -> list[dict[str, Any]]:
     return [row for row in table if row["split"] == "heldout"]
 
 
-def pairs_right(pairs: list[dict[str, Any]], reward_model: str, pieces: Pieces) -> list[float]:
-    """1.0 for each pair whose chosen answer gets the higher reward, else 0.0. `pieces`: finished parts, to resume."""
+def pair_margins(pairs: list[dict[str, Any]], reward_model: str, pieces: Pieces) -> list[float]:
+    """The reward of each pair's chosen answer minus that of the rejected one. `pieces`: finished parts, to resume."""
 
     def scored(part: Sequence[dict[str, Any]]) -> pa.Table:
         answers = [
@@ -101,10 +110,10 @@ def pairs_right(pairs: list[dict[str, Any]], reward_model: str, pieces: Pieces) 
             for side in ("chosen", "rejected")
         ]
         rewards = model_rewards(answers, reward_model)
-        return pa.table({"right": [float(rewards[i] > rewards[i + 1]) for i in range(0, len(rewards), 2)]})
+        return pa.table({"margin": [rewards[i] - rewards[i + 1] for i in range(0, len(rewards), 2)]})
 
     tables = [
         pieces.made(f"pairs-{number}", functools.partial(scored, part))
         for number, part in enumerate(cut(pairs, _PAIRS))
     ]
-    return [right for table in tables for right in table["right"].to_pylist()]
+    return [margin for table in tables for margin in table["margin"].to_pylist()]

@@ -25,7 +25,7 @@ from posttrain.errors import DataError, EmptyStageError
 from posttrain.job import Job
 from posttrain.stages import run_stage
 from posttrain.stages.prompts import SCHEMA
-from posttrain.stages.reward_model import pairs_right
+from posttrain.stages.reward_model import pair_margins
 from posttrain.storage.pieces import Pieces
 
 BASE = Path(__file__).parents[2] / "data" / "tiny-base"
@@ -207,7 +207,8 @@ def test_the_reward_model_reads_an_answer_of_several_turns_whole(tmp_path: Path)
     pair = {"prompt_id": "a", "prompt": [user("3 + 4?")], "chosen": better, "rejected": worse}
     other = {**pair, "prompt_id": "b", "chosen": worse, "rejected": better}
     pieces = Pieces(tmp_path / "pieces")
-    assert pairs_right([pair, other], str(tmp_path / "model"), pieces) == [1.0, 0.0]
+    margins = pair_margins([pair, other], str(tmp_path / "model"), pieces)
+    assert [margin > 0 for margin in margins] == [True, False]
 
 
 def test_the_shipped_example_is_read() -> None:
