@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

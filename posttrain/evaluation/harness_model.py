@@ -6,48 +6,27 @@ Tokens are made as lm-evaluation-harness's own `hf` model makes them, so that fi
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from posttrain.engines.protocol import Request, SamplingParams, completion_seed, context_length
+from posttrain.engines.protocol import Ids, Request, SamplingParams, completion_seed, context_length
+from posttrain.evaluation.likelihood_shards import Work, log_likelihoods
 from posttrain.storage.pieces import by_work
-from posttrain.storage.shards import processes, run_shards
 from posttrain.system import device
 
 _LONGEST_ANSWER = 256  # tokens, where a task does not say: as lm-evaluation-harness has it
 
-Ids = tuple[int, ...]
-
 
 class DoesNotFitError(ValueError):
     """A request is longer than the model's context."""
-
-
-@dataclass(frozen=True)
-class _Continuations:
-    """A context with those of its continuations that are asked for; `places`: of each among the requests."""
-
-    context: Ids
-    continuations: tuple[Ids, ...]
-    places: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _LikelihoodShard:
-    policy: str
-    dtype: str
-    texts: tuple[_Continuations, ...]
 
 
 @dataclass(frozen=True)
@@ -60,22 +39,9 @@ class _AnswerShard:
     places: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Work:
-    """Where and how a model's shards are made: `scratch` survives a kill. `engine`: `use` and `dtype` of the recipe.
-    `dry`: nothing is computed, and each request gets an answer that says nothing: what is wrong shows all the same."""
-
-    scratch: Path
-    workers: int
-    engine: Mapping[str, str]
-    shard_tokens: int
-    seed: int
-    progress: Callable[[int], None] = lambda rows: None
-    dry: bool = False
-
-
 class EngineModel(TemplateLM):
-    """See `lm_eval.api.model.LM`.
+    """See `lm_eval.api.model.LM`. `seed`: of the answers to tasks that are sampled. `dry`: nothing is computed, and
+    each request gets an answer that says nothing: what is wrong shows all the same. `asked`: requests so far.
 
     Raises:
         DoesNotFitError: a request is longer than the model's context. lm-evaluation-harness cuts such ones at their
@@ -84,14 +50,14 @@ class EngineModel(TemplateLM):
 
     backend = "causal"
 
-    def __init__(self, policy: Path, work: Work) -> None:
+    def __init__(self, work: Work, seed: int, dry: bool = False) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
         super().__init__()
-        self.policy, self.work = policy, work
+        self.work, self.seed, self.dry = work, seed, dry
         self.asked = 0  # requests so far
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(policy)
-        self.max_length = context_length(AutoConfig.from_pretrained(policy))
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(work.policy)
+        self.max_length = context_length(AutoConfig.from_pretrained(work.policy))
 
     @property
     def eot_token_id(self) -> int:
@@ -104,7 +70,7 @@ class EngineModel(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        return self.policy.name
+        return self.work.policy.name
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids; those that begin a text as the tokenizer adds them, unless the text has them."""
@@ -124,20 +90,11 @@ class EngineModel(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        texts = _by_context([(tuple(context), tuple(continuation)) for _, context, continuation in requests])
-        for text in texts:
-            self._fits(len(text.context), max(map(len, text.continuations)))
-        texts.sort(key=lambda one: (len(one.context), one.context))
-        sizes = [len(one.context) + sum(map(len, one.continuations)) for one in texts]
-        engine = self.work.engine
-        shards = [
-            _LikelihoodShard(str(self.policy), engine["dtype"], tuple(texts[part]))
-            for part in by_work(sizes, self.work.shard_tokens)
-        ]
-        if self.work.dry:
-            return [(0.0, False)] * len(requests)
-        rows = self._made(_likelihoods, shards, requests)
-        return [(row["total"], row["greedy"]) for row in rows]
+        pairs = [(tuple(context), tuple(continuation)) for _, context, continuation in requests]
+        for context, continuation in pairs:
+            self._fits(len(context), len(continuation))
+        self.asked += len(pairs)
+        return [(0.0, False)] * len(pairs) if self.dry else log_likelihoods(pairs, self.work)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         windows, counts = list[tuple[None, list[int], list[int]]](), list[int]()
@@ -159,9 +116,10 @@ class EngineModel(TemplateLM):
         for at, one in enumerate(requests):
             groups.setdefault(json.dumps(_options(one), sort_keys=True), []).append(at)
         shards = [shard for places in groups.values() for shard in self._answer_shards(requests, places)]
-        if self.work.dry:
+        self.asked += len(requests)
+        if self.dry:
             return [""] * len(requests)
-        return [row["text"] for row in self._made(_answers, shards, [one.args for one in requests])]
+        return [row["text"] for row in self.work.rows(_answers, shards, [list(one.args) for one in requests])]
 
     def _answer_shards(self, requests: Sequence[Instance], places: Sequence[int]) -> list[_AnswerShard]:
         """Of requests that ask for the same kind of answer."""
@@ -181,12 +139,12 @@ class EngineModel(TemplateLM):
         engine = self.work.engine
         return [
             _AnswerShard(
-                str(self.policy),
+                str(self.work.policy),
                 engine["use"],
                 engine["dtype"],
                 params,
                 tuple(
-                    Request(encoded[at], (completion_seed(self.work.seed, str(at), 0) if drawn else None,))
+                    Request(encoded[at], (completion_seed(self.seed, str(at), 0) if drawn else None,))
                     for at in order[part]
                 ),
                 tuple(order[part]),
@@ -206,60 +164,16 @@ class EngineModel(TemplateLM):
                 f"{self.max_length}"
             )
 
-    def _made(
-        self, work: Callable[[Any], pa.Table], shards: Sequence[Any], requests: Iterable[Any]
-    ) -> list[dict[str, Any]]:
-        """The rows that `work` makes of the shards, in the order of the requests. Shards of the same plan that an
-        earlier process has finished are not made again."""
-        listed = [list(one) for one in requests]
-        self.asked += len(listed)
-        planned = json.dumps(listed, default=str)
-        folder = self.work.scratch / "shards" / hashlib.sha256(planned.encode()).hexdigest()[:16]
-        paths = run_shards(work, shards, folder, processes(self.work.workers), self.work.progress)
-        rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
-        return sorted(rows, key=lambda row: row["place"])
-
 
 def _options(request: Any) -> dict[str, Any]:
     """How an answer is to be generated."""
     return request.args[1]
 
 
-def _by_context(pairs: Sequence[tuple[Ids, Ids]]) -> list[_Continuations]:
-    """The continuations of each context, with their places."""
-    found: dict[Ids, list[tuple[Ids, int]]] = {}
-    for place, (context, continuation) in enumerate(pairs):
-        found.setdefault(context, []).append((continuation, place))
-    return [
-        _Continuations(context, tuple(one for one, _ in some), tuple(place for _, place in some))
-        for context, some in found.items()
-    ]
-
-
-def _likelihoods(shard: _LikelihoodShard) -> pa.Table:
-    model = _scoring(shard.policy, shard.dtype)
-    found = model.of([text.context for text in shard.texts], [text.continuations for text in shard.texts])
-    rows = [
-        {"place": place, "total": one.total, "greedy": one.greedy}
-        for text, some in zip(shard.texts, found, strict=True)
-        for place, one in zip(text.places, some, strict=True)
-    ]
-    schema = pa.schema([("place", pa.int64()), ("total", pa.float64()), ("greedy", pa.bool_())])
-    return pa.Table.from_pylist(rows, schema=schema)
-
-
 def _answers(shard: _AnswerShard) -> pa.Table:
     made = _sampling(shard.policy, shard.engine, shard.dtype).generate(shard.requests, shard.params)
     rows = [{"place": place, "text": some[0].text} for place, some in zip(shard.places, made, strict=True)]
     return pa.Table.from_pylist(rows, schema=pa.schema([("place", pa.int64()), ("text", pa.string())]))
-
-
-@functools.lru_cache(maxsize=1)
-def _scoring(policy: str, dtype: str) -> Any:
-    from posttrain.engines.likelihood import Likelihoods
-    from posttrain.engines.load import load
-
-    return Likelihoods(load(policy, dtype, device()))
 
 
 @functools.lru_cache(maxsize=1)

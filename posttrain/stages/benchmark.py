@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from posttrain.config.benchmark import Benchmark
 from posttrain.errors import InputError
 from posttrain.evaluation import harness
-from posttrain.evaluation.harness_model import DoesNotFitError, EngineModel, Work
+from posttrain.evaluation.harness_model import DoesNotFitError, EngineModel
+from posttrain.evaluation.likelihood_shards import Work
 from posttrain.job import Job
 
 FEW = 30  # questions
@@ -34,8 +35,8 @@ def run(job: Job) -> dict[str, Any]:
         done += more
         job.progress(done, model.asked, "requests")
 
-    work = Work(job.scratch, job.workers, engine, engine["shard_tokens"], job.seed, progress)
-    model = EngineModel(job.inputs["policy"], work)
+    work = Work(job.inputs["policy"], job.scratch, job.workers, engine, engine["shard_tokens"], progress)
+    model = EngineModel(work, job.seed)
     found = _evaluated(job, model)
     samples = found.pop("samples")
     pq.write_table(pa.Table.from_pylist(list(harness.questions(samples)), schema=_SCHEMA), job.out / QUESTIONS)
@@ -46,7 +47,8 @@ def run(job: Job) -> dict[str, Any]:
 def check(job: Job) -> dict[str, Any]:
     """As `run` without computing anything. Returns the number of questions of each task, and warnings."""
     engine = job.config["engine"]
-    model = EngineModel(job.inputs["policy"], Work(job.scratch, 1, engine, engine["shard_tokens"], job.seed, dry=True))
+    work = Work(job.inputs["policy"], job.scratch, 1, engine, engine["shard_tokens"])
+    model = EngineModel(work, job.seed, dry=True)
     counts = {task: len({row["doc_id"] for row in rows}) for task, rows in _evaluated(job, model)["samples"].items()}
     few = [f"{task} has {count} questions: its intervals are wide" for task, count in counts.items() if count < FEW]
     return {"questions": counts, **({"fallback": few} if few else {})}

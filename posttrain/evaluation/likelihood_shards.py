@@ -1,0 +1,100 @@
+"""Log-likelihoods of many continuations under one policy, shard by shard, in several processes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from posttrain.engines.protocol import Ids
+from posttrain.storage.pieces import by_work
+from posttrain.storage.shards import processes, run_shards
+from posttrain.system import device
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where and how shards of a policy are made: `scratch` survives a kill. `engine`: `use` and `dtype` of the recipe.
+    `progress` gets the number of rows of each shard that is done."""
+
+    policy: Path
+    scratch: Path
+    workers: int
+    engine: Mapping[str, str]
+    shard_tokens: int
+    progress: Callable[[int], None] = lambda rows: None
+
+    def rows(self, make: Callable[[Any], pa.Table], shards: Sequence[Any], plan: Any) -> list[dict[str, Any]]:
+        """The rows that `make` makes of the shards, by their column `place`. Shards that an earlier process has
+        finished for the same `plan` (JSON, but for what `str` makes of it) are not made again."""
+        folder = self.scratch / "shards" / hashlib.sha256(json.dumps(plan, default=str).encode()).hexdigest()[:16]
+        paths = run_shards(make, shards, folder, processes(self.workers), self.progress)
+        rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
+        return sorted(rows, key=lambda row: row["place"])
+
+
+@dataclass(frozen=True)
+class _Continuations:
+    """A context with those of its continuations that are asked for; `places`: of each among the pairs."""
+
+    context: Ids
+    continuations: tuple[Ids, ...]
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    policy: str
+    dtype: str
+    texts: tuple[_Continuations, ...]
+
+
+def log_likelihoods(pairs: Sequence[tuple[Ids, Ids]], work: Work) -> list[tuple[float, bool]]:
+    """Of each pair of a context and a continuation, as token ids: the sum of the continuation's natural log-probs, and
+    whether each of its tokens is the likeliest one, so that greedy decoding would give it. A context is computed
+    once."""
+    texts = sorted(_by_context(pairs), key=lambda one: (len(one.context), one.context))
+    sizes = [len(one.context) + sum(map(len, one.continuations)) for one in texts]
+    shards = [
+        _Shard(str(work.policy), work.engine["dtype"], tuple(texts[part])) for part in by_work(sizes, work.shard_tokens)
+    ]
+    rows = work.rows(_likelihoods, shards, [[*map(list, pair)] for pair in pairs])
+    return [(row["total"], row["greedy"]) for row in rows]
+
+
+def _by_context(pairs: Sequence[tuple[Ids, Ids]]) -> list[_Continuations]:
+    """The continuations of each context, with their places."""
+    found: dict[Ids, list[tuple[Ids, int]]] = {}
+    for place, (context, continuation) in enumerate(pairs):
+        found.setdefault(context, []).append((continuation, place))
+    return [
+        _Continuations(context, tuple(one for one, _ in some), tuple(place for _, place in some))
+        for context, some in found.items()
+    ]
+
+
+def _likelihoods(shard: _Shard) -> pa.Table:
+    model = _scoring(shard.policy, shard.dtype)
+    found = model.of([text.context for text in shard.texts], [text.continuations for text in shard.texts])
+    rows = [
+        {"place": place, "total": one.total, "greedy": one.greedy}
+        for text, some in zip(shard.texts, found, strict=True)
+        for place, one in zip(text.places, some, strict=True)
+    ]
+    schema = pa.schema([("place", pa.int64()), ("total", pa.float64()), ("greedy", pa.bool_())])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+@functools.lru_cache(maxsize=1)
+def _scoring(policy: str, dtype: str) -> Any:
+    from posttrain.engines.likelihood import Likelihoods
+    from posttrain.engines.load import load
+
+    return Likelihoods(load(policy, dtype, device()))
