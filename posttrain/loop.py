@@ -91,6 +91,7 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
     evaluation = stages.scoring.evaluate(prompts, policy, reward_model)
     benchmarks = stages.benchmarks.evaluate(policy)
     seen = stages.benchmarks.contamination(benchmarks, stages.learned_from(kept[-1], tables), state.seen)
+    stages.benchmarks.memorisation(policy, kept[-1], state.evaluation.heldout)
     promoted, better = stages.promote(evaluation, state.evaluation, reward_model)
     if recipe.watch:
         stages.watch(evaluation, state.evaluation, state.base, preferences, reward_model)

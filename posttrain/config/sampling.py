@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from posttrain.config.benchmark import NamedBenchmark
+from posttrain.config.memorisation import Memorisation
 from posttrain.config.prompts import ByRound
 from posttrain.config.rewards import RewardEntry
 from posttrain.config.section import (
@@ -152,6 +153,9 @@ class Evaluate(Section):
     benchmarks: list[NamedBenchmark] = Field(default=[])
     """Benchmarks of lm-evaluation-harness, for the base and each round's policy. Only reported, in the background:
     nothing is chosen by them. Each is a name, a task file, or a mapping."""
+
+    memorisation: Memorisation | None = None
+    """How much of SFT's rows the policy has by heart; null: not looked at."""
 
     @model_validator(mode="after")
     def _benchmarks_differ(self) -> Evaluate:

@@ -1,8 +1,9 @@
-"""Inputs of the stages of benchmarks."""
+"""Inputs of the stages that only report: benchmarks, contamination, memorisation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from posttrain.config.benchmark import Benchmark
 from posttrain.evaluation.benchmark_files import identity
@@ -39,19 +40,35 @@ class Benchmarks:
             StageCall("contamination", config={}, inputs={**inputs, **present(earlier=earlier)}, seed=0)
         )
 
-    def _submit(self, stage: str, benchmark: Benchmark, policy: Artifact) -> Artifact:
+    def memorisation(self, policy: Artifact, kept: Artifact, heldout: Artifact) -> None:
+        """How much `policy` has by heart of what was kept, against held-out answers of the policy that wrote that.
+        Where the recipe asks for it, and has SFT."""
+        section = self.recipe.evaluate.memorisation
+        if section is None or self.recipe.sft is None:
+            return
+        self.runner.submit(
+            StageCall(
+                "memorisation",
+                config={"memorisation": section.in_key(), "engine": self._engine()},
+                inputs={"policy": policy, "kept": kept, "heldout": heldout},
+                seed=0,
+            )
+        )
+
+    def _engine(self) -> dict[str, Any]:
+        """The built-in one, also beside a server."""
         engine = self.recipe.engine
+        return {
+            "use": "shared-prefix" if engine.server else engine.use,
+            "dtype": "auto" if engine.server else engine.dtype,
+            "shard_tokens": engine.shard_tokens,
+        }
+
+    def _submit(self, stage: str, benchmark: Benchmark, policy: Artifact) -> Artifact:
         return self.runner.submit(
             StageCall(
                 stage,
-                config={
-                    "benchmark": benchmark.in_key(),
-                    "engine": {
-                        "use": "shared-prefix" if engine.server else engine.use,
-                        "dtype": "auto" if engine.server else engine.dtype,
-                        "shard_tokens": engine.shard_tokens,
-                    },
-                },
+                config={"benchmark": benchmark.in_key(), "engine": self._engine()},
                 inputs={"policy": policy},
                 seed=derive_seed(self.recipe.seed, "benchmark", benchmark.name),
                 external_hashes={"benchmark": self.identities[benchmark.name]},

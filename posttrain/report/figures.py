@@ -70,7 +70,21 @@ def benchmarks(rounds: Sequence[Round]) -> list[Chart]:
         names = {metric: metric for metrics in by_round.values() for metric in metrics}
         caption = "By lm-evaluation-harness. Nothing is chosen by it. Bands are 95 % intervals from standard errors."
         charts += lines(f"benchmark-{_slug(task)}", f"Benchmark: {task}", caption, "value", _curves(by_round, names))
-    return charts + _contamination(rounds)
+    return charts + _contamination(rounds) + _memorised(rounds)
+
+
+def _memorised(rounds: Sequence[Round]) -> list[Chart]:
+    found = {one.number: one.metrics("memorisation") for one in rounds}
+    said = {"trained": "rows trained on", "others": "rows not trained on"}
+    charts: list[Chart] = []
+    for name, title, unit in (
+        ("verbatim", "By heart", "share continued word for word"),
+        ("probability", "Probability of what comes next", "mean probability of a token"),
+    ):
+        by_rows = {n: {key: one[key][name] for key in said if key in one} for n, one in found.items()}
+        caption = f"N-grams of answers, of rows that SFT had and of held-out answers of the same sampler. {INTERVALS}"
+        charts += lines(f"memorised-{name}", title, caption, unit, _curves(by_rows, said))
+    return charts
 
 
 def _contamination(rounds: Sequence[Round]) -> list[Chart]:

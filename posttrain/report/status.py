@@ -30,6 +30,8 @@ def round_figures(of: Round) -> dict[str, Any]:
     shown["evaluate"] = {**metrics.get("evaluate", {}), **metrics.get("heldout", {})} or None
     if of.benchmarks():
         shown["benchmarks"] = of.benchmarks()
+    if "memorisation" in metrics:
+        shown["memorisation"] = metrics["memorisation"]
     if "contamination" in metrics:
         shown["contamination"] = metrics["contamination"]["tasks"]
     if "reward_model" in metrics:

@@ -74,6 +74,7 @@ _ALL = (
     StageSpec("heldout", 6, "evaluation", background=True, like="evaluate"),
     StageSpec("benchmark", 1, "evaluation", background=True),
     StageSpec("contamination", 1, "evaluation", background=True),
+    StageSpec("memorisation", 1, "evaluation", background=True),
     StageSpec("benchmark_check", 1, "evaluation", check_only=True),
     StageSpec("promote", 1, "evaluation"),
     StageSpec("watch", 5, "watch", background=True, like="scores"),
