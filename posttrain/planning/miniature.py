@@ -50,6 +50,10 @@ def overrides(recipe: Recipe, size: Size) -> list[str]:
     if prompts * recipe.samples.k < WIDE and recipe.engine.server is None:  # for two processes
         answers = math.ceil(prompts / 2) * recipe.samples.k
         changes.append(f"engine.shard_tokens={answers * recipe.samples.max_new_tokens * 3 // 2}")
+    if recipe.evaluate.benchmarks:
+        changes.append("evaluate.benchmarks=[]")
+    if recipe.evaluate.memorisation:
+        changes.append("evaluate.memorisation=null")
     if recipe.samples.difficulty:
         changes.append("samples.difficulty=null")
     if recipe.preferences and recipe.preferences.prompts != 0:
