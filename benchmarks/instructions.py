@@ -30,7 +30,7 @@ from posttrain.report.reading import open_run
 
 ROOT = Path(__file__).parent.parent
 LOOP = "the loop"
-HALF = ["samples.prompts=256", "preferences.prompts=50"]
+HALF = ["samples.prompts=160", "preferences.prompts=32"]
 CHECKS = [  # the recipe's rewards without its last, the reward model
     {"use": "instructions.py", "function": "all_followed", "for": "scores"},
     {"use": "instructions.py", "function": "share_followed", "weight": 0.5},
