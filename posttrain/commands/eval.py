@@ -37,7 +37,7 @@ def eval_(
 
     posttrain eval ./my-model --recipe ./mine.yaml --on dev --k 16 --json
 
-    posttrain eval ./my-model --tasks ./my-task.yaml --tasks '{task: gsm8k, file: ./test.jsonl}'
+    posttrain eval ./my-model --tasks gsm8k --tasks ./my-task.yaml --json
     """
     from posttrain.api import evaluate, load_recipe
     from posttrain.inference import evaluate_benchmarks
