@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,3 +70,8 @@ class Preference:
     rejected: tuple[Message, ...]
     edited: tuple[Message, ...] | None = None
     level: str | None = None
+
+
+def text_of(messages: Iterable[Mapping[str, Any]]) -> str:
+    """All that is said, as one text."""
+    return "\n".join(message["content"] or "" for message in messages)

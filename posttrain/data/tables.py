@@ -47,11 +47,6 @@ PAIRS = pa.schema(
 GREEDY, SAMPLED = "greedy", "sampled"
 
 
-def text_of_messages(messages: Sequence[dict[str, str]]) -> str:
-    """All of their contents as one text."""
-    return "\n".join(message["content"] for message in messages)
-
-
 def column(table: Path, name: str) -> list[Any]:
     """The values of one column, without reading the others."""
     return pq.read_table(table, columns=[name])[name].to_pylist()

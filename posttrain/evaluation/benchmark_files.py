@@ -8,8 +8,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from posttrain.config.benchmark import Benchmark
 from posttrain.errors import InputError
 from posttrain.storage.files import file_hash
@@ -64,16 +62,15 @@ def _of_task(path: Path) -> Iterator[Path]:
             yield Path(one)
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads the name of a function as a word."""
-
-
-_Loader.add_multi_constructor("!", lambda loader, _, node: str(node.value))
-
-
 def _read(path: Path) -> dict[str, Any]:
+    """A task file, with the names of functions as words."""
+    import yaml  # lm-evaluation-harness brings it
+
+    class Loader(yaml.SafeLoader): ...
+
+    Loader.add_multi_constructor("!", lambda loader, _, node: str(node.value))
     try:
-        found = yaml.load(path.read_text("utf-8"), Loader=_Loader)  # a SafeLoader
+        found = yaml.load(path.read_text("utf-8"), Loader=Loader)
     except (yaml.YAMLError, ValueError) as error:
         said = str(error).partition("\n")[0]
         raise InputError(

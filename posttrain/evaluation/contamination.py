@@ -14,7 +14,6 @@ import numpy.typing as npt
 from posttrain.data.words import U64, Ints, words
 from posttrain.evaluation.statistics import Figure
 
-Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -30,7 +29,6 @@ class Questions:
     """
 
     def __init__(self, texts: Sequence[str], n: int) -> None:
-        self.n = n
         hashes, self.rows = words(texts)
         self.counts = np.bincount(self.rows, minlength=len(texts))
         first, size = _places(self.rows, self.counts, n)

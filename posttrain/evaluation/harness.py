@@ -35,10 +35,11 @@ def task_file(benchmark: Benchmark) -> Path | None:
     found = _by_its_name(benchmark.task)
     if found:
         return found
-    entry = _index().get(benchmark.task)
+    index = _index()  # reads thousands of files
+    entry = index.get(benchmark.task)
     if entry is None:
         raise InputError(
-            f"lm-evaluation-harness has no task {benchmark.task!r}{did_you_mean(benchmark.task, _index())}",
+            f"lm-evaluation-harness has no task {benchmark.task!r}{did_you_mean(benchmark.task, index)}",
             hint="name one of its tasks (`lm-eval ls tasks`), or a task file, with a slash",
             rule="benchmark-unknown",
         )
@@ -197,9 +198,7 @@ def evaluate(tasks: Mapping[str, Any], benchmark: Benchmark, model: EngineModel)
         bootstrap_iters=1000,
     )
     counts = {name: each["effective"] for name, each in found["n-samples"].items()}
-    figures = {
-        name: dict(_figures(values, counts.get(name))) for name, values in {**found["results"]}.items() if values
-    }
+    figures = {name: dict(_figures(values, counts.get(name))) for name, values in found["results"].items() if values}
     samples = found["samples"]
     for name, rows in samples.items():
         for row in rows:

@@ -1,4 +1,4 @@
-"""What a policy has by heart: n-grams of rows that it continues word for word (Llama 3, 5.1.4 counts them so). Pure."""
+"""What a policy has by heart: n-grams of rows that it continues word for word, as Llama 3's report has them. Pure."""
 
 from __future__ import annotations
 

@@ -34,6 +34,15 @@ def mean(values: Sequence[float]) -> Figure:
     return {"value": value, "ci95": [value - half, value + half], "n": count}
 
 
+def mean_share(values: Sequence[float]) -> Figure:
+    """As `mean`, of values in [0, 1], which the interval does not leave."""
+    figure = mean(values)
+    if figure["ci95"]:
+        low, high = figure["ci95"]
+        figure["ci95"] = [max(0.0, low), min(1.0, high)]
+    return figure
+
+
 def pass_at(k: int, answers: Sequence[tuple[int, int]]) -> Figure:
     """pass@k: the chance that one of k answers to a prompt is right, a mean over prompts with its 95 % interval.
 
@@ -41,11 +50,7 @@ def pass_at(k: int, answers: Sequence[tuple[int, int]]) -> Figure:
     estimated without bias by 1 − C(n − c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, section 2.1). A prompt with
     fewer than k answers is left out.
     """
-    found = mean([1 - math.comb(n - c, k) / math.comb(n, k) for n, c in answers if n >= k])
-    if found["ci95"]:
-        low, high = found["ci95"]
-        found["ci95"] = [max(0.0, low), min(1.0, high)]
-    return found
+    return mean_share([1 - math.comb(n - c, k) / math.comb(n, k) for n, c in answers if n >= k])
 
 
 def known_mean(values: Iterable[float | None]) -> float | None:

@@ -30,11 +30,7 @@ def preference(first: float | None, second: float | None) -> float | None:
 
 def win_rate(preferences: Sequence[float]) -> Figure:
     """Mean preference with its normal 95 % interval; a tie counts one half."""
-    figure = statistics.mean(preferences)
-    if figure["ci95"]:
-        low, high = figure["ci95"]
-        figure["ci95"] = [max(0.0, low), min(1.0, high)]
-    return figure
+    return statistics.mean_share(preferences)
 
 
 def length_controlled(preferences: Sequence[float], longer: Sequence[float]) -> Figure:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from posttrain.data.messages import text_of
 from posttrain.data.tables import GREEDY, SAMPLED, by_prompt
 from posttrain.evaluation import statistics
 from posttrain.evaluation.statistics import Figure
@@ -117,11 +118,6 @@ def _scored_prompts(table: Path, values: dict[str, array[float]]) -> Iterator[li
                 if value is not None:
                     values.setdefault(name, array("d")).append(value)
         yield rows
-
-
-def text_of(messages: Iterable[Mapping[str, str]]) -> str:
-    """A completion's text."""
-    return "\n".join(message["content"] for message in messages)
 
 
 def shortened(text: str) -> tuple[str, int]:

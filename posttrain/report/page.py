@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.config import RewardEntry
+from posttrain.data.messages import text_of
 from posttrain.evaluation.statistics import in_words
 from posttrain.report import answers, figures, plots
-from posttrain.report.answers import Scored, Survey, changes, shortened, text_of
+from posttrain.report.answers import Scored, Survey, changes, shortened
 from posttrain.report.lineage import final_round, lineage
 from posttrain.report.reading import Round, RunView
 from posttrain.rewards.combine import RIGHT, combine

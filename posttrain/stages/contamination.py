@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from posttrain.data.tables import text_of_messages
+from posttrain.data.messages import text_of
 from posttrain.evaluation.contamination import Questions, gain
 from posttrain.job import Job
 from posttrain.stages.benchmark import QUESTIONS
@@ -30,8 +30,8 @@ _BATCH = 1024
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: benchmark_NAME (each with questions and scores), those of LEARNED that are there, earlier (optional: this
-    stage in the round before). Writes shares.parquet: the share of each question that was seen; and what was seen for
-    the next round. Returns {"rows": looked at, "tasks": by task, see `gain`, and the mean `share`}."""
+    stage in the round before). Writes NAME.parquet, the share of each question that was seen, and NAME.npy, what was
+    seen, for the next round. Returns {"rows": looked at, "tasks": by task, see `gain`, and the mean `share`}."""
     tables = {
         role.removeprefix("benchmark_"): pq.read_table(folder / QUESTIONS)
         for role, folder in job.inputs.items()
@@ -69,4 +69,4 @@ def _learned(job: Job) -> Iterator[Sequence[str]]:
         path: Path = job.inputs[role] / file
         there = [name for name in columns if name in pq.read_schema(path).names]
         for batch in pq.ParquetFile(path).iter_batches(_BATCH, columns=there):
-            yield [text_of_messages([part for name in there for part in row[name] or ()]) for row in batch.to_pylist()]
+            yield [text_of([part for name in there for part in row[name] or ()]) for row in batch.to_pylist()]
