@@ -127,7 +127,7 @@ def test_a_disk_that_fills_up_leaves_whole_artifacts_and_says_what_to_do(tmp_pat
     inside = ["unshare", "-Urm", "sh", "-c", FILL, "sh", *words]
     done = subprocess.run(inside, cwd=tmp_path, capture_output=True, text=True, timeout=500)
     assert (tmp_path / "first.txt").read_text() == "3\n", done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     assert "on the disk" in done.stderr or "the disk is full" in done.stderr
     folders = list((tmp_path / "artifacts").iterdir())
     assert folders and not any(store.damaged_files(folder) for folder in folders)
