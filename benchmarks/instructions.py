@@ -105,20 +105,17 @@ def judged(model: str, given: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def log_likelihood(model: str, texts: Path, rows: int) -> list[float]:
-    """Of each text (at most 1,024 tokens), per token."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """Of each text (at most 1,024 tokens), per token after the first."""
+    from transformers import AutoTokenizer
 
-    torch.set_num_threads(1)
+    from posttrain.engines.likelihood import Likelihoods
+    from posttrain.engines.load import load
+
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    found = []
-    for line in texts.read_text("utf-8").splitlines()[:rows]:
-        ids = torch.tensor([tokenizer.encode(text_of(json.loads(line)))[:1024]])
-        with torch.inference_mode():
-            logs = policy(input_ids=ids).logits[0, :-1].log_softmax(-1)
-        found.append(float(logs.gather(-1, ids[0, 1:, None]).mean()))
-    return found
+    lines = texts.read_text("utf-8").splitlines()[:rows]
+    ids = [tokenizer.encode(text_of(json.loads(line)))[:1024] for line in lines]
+    found = Likelihoods(load(model, "float32", "cpu")).of([one[:1] for one in ids], [[one[1:]] for one in ids])
+    return [whole.total / (len(one) - 1) for one, (whole,) in zip(ids, found, strict=True)]
 
 
 def text_of(row: Mapping[str, str]) -> str:

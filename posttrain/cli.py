@@ -10,6 +10,7 @@ import typer
 
 from posttrain.commands.chat import chat_
 from posttrain.commands.check import check_
+from posttrain.commands.compare import compare
 from posttrain.commands.env import env_
 from posttrain.commands.eval import eval_
 from posttrain.commands.filter import filter_
@@ -52,6 +53,7 @@ app.command("report")(report)
 app.command("verify")(verify_)
 app.command("push")(push_)
 app.command("eval")(eval_)
+app.command("compare")(compare)
 app.command("sample")(sample_)
 app.command("chat")(chat_)
 app.command("stage")(stage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -44,13 +45,28 @@ def evaluate(
         InputError: recipe, model, prompts or rewards are not right.
         StageError: the evaluation failed.
     """
+    with _scored(model, recipe, on, watcher) as (runner, answers):
+        return runner.metrics(answers)[on]
+
+
+def scored_answers(model: str | Path, recipe: Recipe, target: Path, watcher: Watcher | None = None) -> None:
+    """Writes a model's answers to a recipe's held-out prompts, with what its rewards say (SCORED_ANSWERS). Arguments
+    and errors as for `evaluate`."""
+    with _scored(model, recipe, "heldout", watcher) as (runner, answers):
+        runner.metrics(answers)
+        shutil.copyfile(answers.path / "heldout.parquet", target)
+
+
+@contextlib.contextmanager
+def _scored(
+    model: str | Path, recipe: Recipe, on: Literal["dev", "heldout"], watcher: Watcher | None
+) -> Iterator[tuple[Runner, Artifact]]:
     recipe = _of_model(recipe, model)
     with _runner(recipe, watcher) as runner:
         stages = StageInputs(recipe, runner)
         prompts = stages.prompts()
         stages.settle(prompts)
-        answers = stages.scoring.scored_answers(on, prompts, stages.base)
-        return runner.metrics(answers)[on]
+        yield runner, stages.scoring.scored_answers(on, prompts, stages.base)
 
 
 def evaluate_benchmarks(model: str | Path, recipe: Recipe, watcher: Watcher | None = None) -> dict[str, Any]:

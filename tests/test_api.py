@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,9 @@ def test_a_script_runs_a_round_reads_the_run_and_evaluates_it(tmp_path: Path) ->
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    # A model answers the held-out prompts of the run beside it; here it is that run's own policy.
+    words = [sys.executable, "-m", "posttrain", "compare", "mine", "mine/policy", "--json"]
+    both = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    found = json.loads(both.stdout)
+    assert found["prompts"] == 8 and {one["difference"]["value"] for one in found["figures"].values()} == {0.0}
+    assert found["win_rates"]["rewards"]["ties"] == 1.0

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.config import RewardEntry
 from posttrain.data.messages import text_of
@@ -18,6 +18,10 @@ from posttrain.report.reading import Round, RunView
 from posttrain.rewards.combine import RIGHT, combine
 from posttrain.stages.registry import learned_from
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
 EACH_KIND = 3  # prompts shown of each kind of `answers.KINDS`
 EXTREMES = 5  # best and worst answers
 # Characters that would be invisible, or turn the line around, are shown as their own pictures.
@@ -26,7 +30,6 @@ _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"
 
 def html(view: RunView) -> str:
     """The page. What could not be read is listed in `view.missing` and at the top of the page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     surveys = _surveys(view)
@@ -42,39 +45,57 @@ def html(view: RunView) -> str:
         "Time": figures.times(view.rounds),
     }
     last = max(scored, default=0)
-    environment = Environment(
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            style=style(),
+            draw=lambda chart: Markup(plots.draw(chart)),
+            view=view,
+            charts={title: drawn for title, drawn in charts.items() if drawn},
+            final=final_round(view.rounds),
+            summary=[summary(one) for one in view.rounds],
+            warnings=[(one.number, said) for one in view.rounds for said in one.metrics("watch").get("warnings", [])],
+            flow=flow(view.rounds),
+            stages=stage_seconds(view.rounds),
+            compared=compared(view, surveys),
+            extremes=[
+                ("best", last, [_extreme(row) for row in scored[last].best]),
+                ("worst", last, [_extreme(row) for row in scored[last].worst]),
+            ]
+            if scored
+            else [],
+            lineage=lineage(view.rounds),
+            names={
+                key: f"round {one.number}, {role.replace('_', ' ')}"
+                for one in view.rounds
+                for role, key in one.keys.items()
+            },
+            versions=_versions(view.rounds),
+        )
+    )
+
+
+def environment() -> Environment:
+    """What the pages are rendered by. Text of models is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
         loader=PackageLoader("posttrain.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plain": plain, "figure": in_words}
-    return environment.get_template("page.html.jinja").render(
-        style=Markup(resources.files("posttrain.report").joinpath("report.css").read_text(encoding="utf-8")),
-        draw=lambda chart: Markup(plots.draw(chart)),
-        view=view,
-        charts={title: drawn for title, drawn in charts.items() if drawn},
-        final=final_round(view.rounds),
-        summary=[summary(one) for one in view.rounds],
-        warnings=[(one.number, said) for one in view.rounds for said in one.metrics("watch").get("warnings", [])],
-        flow=flow(view.rounds),
-        stages=stage_seconds(view.rounds),
-        compared=compared(view, surveys),
-        extremes=[
-            ("best", last, [_extreme(row) for row in scored[last].best]),
-            ("worst", last, [_extreme(row) for row in scored[last].worst]),
-        ]
-        if scored
-        else [],
-        lineage=lineage(view.rounds),
-        names={
-            key: f"round {one.number}, {role.replace('_', ' ')}"
-            for one in view.rounds
-            for role, key in one.keys.items()
-        },
-        versions=_versions(view.rounds),
-    )
+    made.filters |= {"plain": plain, "figure": in_words}
+    return made
+
+
+def style() -> Markup:
+    """The style sheet of the pages."""
+    from markupsafe import Markup
+
+    return Markup(resources.files("posttrain.report").joinpath("report.css").read_text(encoding="utf-8"))
 
 
 def plain(text: str) -> str:

@@ -49,7 +49,13 @@ def test_the_examples_run_in_their_order_in_an_empty_folder(tmp_path: Path) -> N
                 assert old in text
                 text = text.replace(old, new)
             recipe.write_text(text, "utf-8")
-    assert {path.name for path in tmp_path.iterdir()} == {"mine", "runs", "answers.parquet", "recipe.schema.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "mine",
+        "runs",
+        "answers.parquet",
+        "compare.html",
+        "recipe.schema.json",
+    }
 
 
 def test_every_command_is_on_the_page_and_has_an_example_in_its_help() -> None:

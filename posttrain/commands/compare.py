@@ -1,0 +1,92 @@
+"""`posttrain compare`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from posttrain.commands.terminal import Terminal, json_text, say
+
+if TYPE_CHECKING:
+    from posttrain.evaluation.head_to_head import Comparison
+
+_SIDE = "A run's folder (its promoted policy), a round's folder RUN/round-N, a model's folder, or a Hub id."
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help=_SIDE)],
+    second: Annotated[str, typer.Argument(help="What it is compared with: the same.")],
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="A recipe whose held-out prompts both answer anew: a name or a path.")
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option("--judge", help="reward-model, or a reward file; for the win rates. Repeatable."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("compare.html"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+) -> None:
+    """Compare two runs, rounds or models on the same held-out prompts: every figure with its paired difference, win
+    rates, and one HTML page with the answers that differ most.
+
+    posttrain compare runs/quickstart/round-1 runs/quickstart
+
+    posttrain compare ./my-model ./other-model --recipe ./mine.yaml --judge ./my_judge.py
+    """
+    from posttrain.api import load_recipe
+    from posttrain.comparison import compare as compared
+    from posttrain.errors import InputError
+    from posttrain.report import compare_page
+    from posttrain.storage.files import write_durably
+
+    if not out.absolute().parent.is_dir():
+        raise InputError("there is no such folder", file=str(out.absolute().parent), rule="command-output")
+    watcher = None if as_json else Terminal(lambda number: "")
+    found = compared(first, second, load_recipe(recipe) if recipe else None, judge or (), watcher)
+    try:
+        write_durably(out, compare_page.html(found))
+    except OSError as error:
+        raise InputError(f"cannot be written: {error.strerror}", file=str(out), rule="command-output") from error
+    say(json_text(_figures(found)) if as_json else "\n".join([*_lines(found), f"\nside by side: {out}"]))
+
+
+def _figures(found: Comparison) -> dict[str, Any]:
+    return {
+        "first": found.first,
+        "second": found.second,
+        "prompts": found.prompts,
+        "figures": found.figures,
+        "benchmarks": found.benchmarks,
+        "win_rates": found.win_rates,
+    }
+
+
+def _lines(found: Comparison) -> Iterator[str]:
+    yield f"A: {found.first}"
+    yield f"B: {found.second}"
+    yield f"{found.prompts} held-out prompts in common"
+    yield f"\n{'':<28}{'A':>10}{'B':>10}  B - A [95 %]"
+    for name, figure in (*found.figures.items(), *found.benchmarks.items()):
+        yield f"{name:<28}{figure['first']['value']:>10.3f}{figure['second']['value']:>10.3f}  {_change(figure)}"
+    if found.win_rates:
+        yield f"\n{'B preferred by':<28}{'raw':>20}{'at one length':>26}{'ties':>8}"
+        for name, rates in found.win_rates.items():
+            raw, even = (_rate(rates[how]) for how in ("raw", "length_controlled"))
+            yield f"{name:<28}{raw:>20}{even:>26}{rates['ties']:>8.2f}"
+
+
+def _change(figure: dict[str, Any]) -> str:
+    from posttrain.evaluation import head_to_head
+
+    low, high = figure["difference"]["ci95"]
+    star = " *" if head_to_head.clear(figure["difference"]) else ""
+    return f"{figure['difference']['value']:+.3f} [{low:+.3f}, {high:+.3f}]{star}"
+
+
+def _rate(figure: dict[str, Any]) -> str:
+    from posttrain.evaluation.statistics import in_words
+
+    return in_words(figure)

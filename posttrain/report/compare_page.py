@@ -1,0 +1,38 @@
+"""Renders a comparison of two policies as one HTML file that loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from posttrain.data.messages import text_of
+from posttrain.evaluation import head_to_head
+from posttrain.evaluation.head_to_head import Comparison, Shown
+from posttrain.report.answers import changes, shortened
+from posttrain.report.page import environment, style
+
+
+def html(found: Comparison) -> str:
+    """The page."""
+    made = environment()
+    made.filters["clear"] = head_to_head.clear
+    shown = {"Where B is preferred most": found.ahead, "Where A is preferred most": found.behind}
+    return made.get_template("compare.html.jinja").render(
+        style=style(), found=found, shown=[(title, _prompts(prompts)) for title, prompts in shown.items()]
+    )
+
+
+def _prompts(shown: Sequence[Shown]) -> list[dict[str, Any]]:
+    """Each prompt with both answers, the second with what is new in it."""
+    found = []
+    for one in shown:
+        texts = [shortened(text_of(row["completion"])) for row in (one.first, one.second)]
+        pieces = [[("same", texts[0][0])], changes(texts[0][0], texts[1][0])]
+        sides = [
+            {"name": name, "right": right, "tokens": row["n_tokens"], "pieces": each, "left_out": left_out}
+            for name, right, row, each, (_, left_out) in zip(
+                "AB", one.right, (one.first, one.second), pieces, texts, strict=True
+            )
+        ]
+        found.append({"prompt": one.first["prompt"], "sides": sides, "preferences": one.preferences})
+    return found
