@@ -22,7 +22,7 @@ from posttrain.execution.runner import Runner
 from posttrain.job import Job
 from posttrain.models.folder import resolve
 from posttrain.models.inspection import inspect
-from posttrain.pipeline.benchmarks import Benchmarks
+from posttrain.pipeline.reported import Reported
 from posttrain.pipeline.stage_inputs import StageInputs
 from posttrain.recipe.recipe import Recipe
 from posttrain.report.reading import open_run
@@ -79,9 +79,9 @@ def evaluate_benchmarks(model: str | Path, recipe: Recipe, watcher: Watcher | No
     """
     recipe = _of_model(recipe, model)
     with _runner(recipe, watcher) as runner:
-        benchmarks, policy = Benchmarks(recipe, runner), Artifact("model", Path(recipe.model.path))
-        benchmarks.check(policy)
-        made = benchmarks.evaluate(policy)
+        reported, policy = Reported(recipe, runner), Artifact("model", Path(recipe.model.path))
+        reported.check(policy)
+        made = reported.benchmarks(policy)
         return {name: runner.metrics(one)["figures"] for name, one in made.items()}
 
 

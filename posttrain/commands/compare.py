@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +78,7 @@ def _lines(found: Comparison) -> Iterator[str]:
             yield f"{name:<28}{raw:>20}{even:>26}{rates['ties']:>8.2f}"
 
 
-def _change(figure: dict[str, Any]) -> str:
+def _change(figure: Mapping[str, Any]) -> str:
     from posttrain.evaluation import head_to_head
 
     low, high = figure["difference"]["ci95"]

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from posttrain.config.benchmark import NamedBenchmark
+from posttrain.config.label_variants import LabelVariants
 from posttrain.config.memorisation import Memorisation
 from posttrain.config.prompts import ByRound
 from posttrain.config.rewards import RewardEntry
@@ -154,6 +155,8 @@ class Evaluate(Section):
     """Benchmarks of lm-evaluation-harness, for the base and each round's policy. Only reported, in the background:
     nothing is chosen by them. Each is a name, a task file, or a mapping."""
 
+    label_variants: LabelVariants | None = None
+    """Whether answers to multiple-choice questions depend on how these are put; null: not looked at."""
     memorisation: Memorisation | None = None
     """How much of SFT's rows the policy has by heart; null: not looked at."""
 

@@ -75,10 +75,11 @@ def figures(
     for prompt in (prompt for prompt in first if prompt in second):
         old, new = (_values(side[prompt], functions, right, k) for side in (first, second))
         for name, value in old.items():
-            if value is not None and new.get(name) is not None:
+            other = new.get(name)
+            if value is not None and other is not None:
                 known = found.setdefault(name, ([], []))
                 known[0].append(value)
-                known[1].append(new[name])
+                known[1].append(other)
     return {name: compared(*pairs) for name, pairs in found.items()}
 
 

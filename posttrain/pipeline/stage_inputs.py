@@ -11,10 +11,10 @@ from posttrain.config.section import of_round
 from posttrain.config.training import TRAINED
 from posttrain.execution.artifact import Artifact, StageCall, Stages, present
 from posttrain.pipeline.answers import Answers, settings_of, to_train
-from posttrain.pipeline.benchmarks import Benchmarks
 from posttrain.pipeline.externals import external_inputs
 from posttrain.pipeline.filtering import Filtering, earlier
 from posttrain.pipeline.hardware import settled
+from posttrain.pipeline.reported import Reported
 from posttrain.pipeline.scored import Compare, Evaluated, Scoring, in_key, not_in_key
 from posttrain.pipeline.training import Training
 from posttrain.recipe.recipe import Recipe
@@ -48,7 +48,7 @@ class StageInputs:
         self.scoring = Scoring(recipe, runner, self.external.rewards, self.answers)
         self.filtering = Filtering(recipe, runner, self.base)
         self.training = Training(recipe, runner, self.external)
-        self.benchmarks = Benchmarks(recipe, runner)
+        self.reported = Reported(recipe, runner)
 
     def settle(self, prompts: Artifact) -> None:
         """Resolves every `auto` of the recipe by a stage that measures this machine. Waits for the prompts, so that

@@ -204,7 +204,7 @@ def _training(checked: Checked, stages: StageInputs, prompts: Artifact) -> tuple
     started = time.monotonic()
     stages.settle(prompts)
     checked.notes += stages.trial()
-    checked.notes += stages.benchmarks.check(stages.base)
+    checked.notes += stages.reported.check(stages.base)
     if stages.recipe.evaluate.benchmarks:
         checked.notes.append("the time of benchmarks is not in the plan: they run in the background")
     return f"one step of each in small ({time.monotonic() - started:.1f} s)", True

@@ -52,6 +52,8 @@ def overrides(recipe: Recipe, size: Size) -> list[str]:
         changes.append(f"engine.shard_tokens={answers * recipe.samples.max_new_tokens * 3 // 2}")
     if recipe.evaluate.benchmarks:
         changes.append("evaluate.benchmarks=[]")
+    if recipe.evaluate.label_variants:
+        changes.append("evaluate.label_variants=null")
     if recipe.evaluate.memorisation:
         changes.append("evaluate.memorisation=null")
     if recipe.samples.difficulty:

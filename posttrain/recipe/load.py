@@ -47,6 +47,7 @@ PATHS: dict[Path_, shipped.Kind] = {
     ("annotate", "*", "rubric"): "reward",
     ("annotate", "*", "judge", "path"): "data",
     ("filters", "*", "file"): "data",
+    ("evaluate", "label_variants", "path"): "data",
     ("evaluate", "benchmarks", "*"): "data",
     ("evaluate", "benchmarks", "*", "task"): "data",
     ("evaluate", "benchmarks", "*", "file"): "data",

@@ -93,7 +93,28 @@ class Ridges(_Titled):
         return f"Histograms by round, from {self.edges[0]:.3g} to {self.edges[-1]:.3g}. Means: {shown}."
 
 
-Chart = Lines | Bars | Ridges
+@dataclass(frozen=True)
+class Spreads(_Titled):
+    """Values of several policies in several families, a row a family: `values[policy][family]`."""
+
+    families: tuple[str, ...]
+    values: Mapping[str, Mapping[str, Sequence[float]]]
+
+    @property
+    def legend(self) -> list[str]:
+        return list(self.values)
+
+    @property
+    def alt(self) -> str:
+        shown = [
+            f"{policy}, {family}: {min(some):.3g} to {max(some):.3g}"
+            for policy, by_family in self.values.items()
+            for family, some in by_family.items()
+        ]
+        return f"Values by family, lowest to highest. {'; '.join(shown)}."
+
+
+Chart = Lines | Bars | Ridges | Spreads
 
 
 def series(name: str, figures: Mapping[int, Figure | float | None], reference: bool = False) -> Series:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from posttrain.report.answers import Survey
-from posttrain.report.charts import Bars, Chart, Ridges, Series, lines, series
+from posttrain.report.charts import Bars, Chart, Ridges, Series, Spreads, lines, series
 from posttrain.report.reading import Round
 from posttrain.stages.registry import REFERENCED, STAGES, Group, learned_from, spec
 
@@ -70,7 +70,30 @@ def benchmarks(rounds: Sequence[Round]) -> list[Chart]:
         names = {metric: metric for metrics in by_round.values() for metric in metrics}
         caption = "By lm-evaluation-harness. Nothing is chosen by it. Bands are 95 % intervals from standard errors."
         charts += lines(f"benchmark-{_slug(task)}", f"Benchmark: {task}", caption, "value", _curves(by_round, names))
-    return charts + _contamination(rounds) + _memorised(rounds)
+    return charts + _contamination(rounds) + _memorised(rounds) + _label_variants(rounds)
+
+
+def _label_variants(rounds: Sequence[Round]) -> list[Chart]:
+    """The base against the last round that has them."""
+    found = {one.number: one.metrics("label_variants").get("variants", []) for one in rounds}
+    numbers = [number for number, variants in found.items() if variants]
+    if not numbers:
+        return []
+    ends = sorted({numbers[0], numbers[-1]})
+    shown = {f"round {number}" if number else "the base": found[number] for number in ends}
+    families = dict.fromkeys(one["family"] for variants in shown.values() for one in variants)
+    values = {
+        policy: {
+            family: [one["accuracy"]["value"] for one in variants if one["family"] == family] for family in families
+        }
+        for policy, variants in shown.items()
+    }
+    caption = (
+        "The same multiple-choice questions put in several ways, a mark for each: other labels, examples whose right "
+        "answers stand at other labels, other orders of the answers, other words around. A tall mark is the mean. A "
+        "policy that knows the answers has marks close together."
+    )
+    return [Spreads("label-variants", "Label variants", caption, "accuracy", tuple(families), values)]
 
 
 def _memorised(rounds: Sequence[Round]) -> list[Chart]:

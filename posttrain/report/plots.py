@@ -9,7 +9,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from posttrain.report.charts import Bars, Chart, Lines, Ridges
+from posttrain.report.charts import Bars, Chart, Lines, Ridges, Spreads
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,6 +54,8 @@ def draw(chart: Chart) -> str:
                 _bars(axes, chart)
             case Ridges():
                 _ridges(axes, chart)
+            case Spreads():
+                _spreads(axes, chart)
         text = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.05, metadata=nothing)
@@ -68,6 +70,8 @@ def _height(chart: Chart) -> float:
             return 0.9 + 0.32 * len(chart.rounds) + 0.2 * _legend_rows(chart.legend)
         case Ridges():
             return 0.9 + 0.42 * len(chart.rounds)
+        case Spreads():
+            return 0.9 + 0.6 * len(chart.families) + 0.2 * _legend_rows(chart.legend)
 
 
 def _columns(names: list[str]) -> int:
@@ -140,6 +144,27 @@ def _ridges(axes: Axes, chart: Ridges) -> None:
         axes.vlines(chart.means[row], row, row - 0.85, color=_SERIES[1], linewidth=1.6)
     _rounds_downwards(axes, chart)
     axes.spines["left"].set_visible(False)
+
+
+def _spreads(axes: Axes, chart: Spreads) -> None:
+    """A line from the lowest to the highest of each family, a mark for each value, a tall one for their mean."""
+    for at, (policy, by_family) in enumerate(chart.values.items()):
+        colour = _SERIES[at % COLOURS]
+        for row, family in enumerate(chart.families):
+            some = by_family.get(family)
+            if not some:
+                continue
+            y = row + 0.4 * ((at + 0.5) / len(chart.values) - 0.5)
+            axes.hlines(y, min(some), max(some), color=colour, linewidth=1.2)
+            axes.plot(some, [y] * len(some), _MARKS[at % len(_MARKS)], color=colour, label="" if row else policy)
+            axes.vlines(sum(some) / len(some), y - 0.12, y + 0.12, color=colour, linewidth=2.4)
+    axes.set_yticks(range(len(chart.families)), chart.families)
+    axes.invert_yaxis()
+    axes.set_xlabel(chart.unit)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", linewidth=0.6)
+    axes.set_axisbelow(True)
+    _legend(axes, chart.legend)
 
 
 def _rounds_downwards(axes: Axes, chart: Bars | Ridges) -> None:

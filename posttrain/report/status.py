@@ -30,6 +30,8 @@ def round_figures(of: Round) -> dict[str, Any]:
     shown["evaluate"] = {**metrics.get("evaluate", {}), **metrics.get("heldout", {})} or None
     if of.benchmarks():
         shown["benchmarks"] = of.benchmarks()
+    if "label_variants" in metrics:
+        shown["label_variants"] = metrics["label_variants"]
     if "memorisation" in metrics:
         shown["memorisation"] = metrics["memorisation"]
     if "contamination" in metrics:
@@ -124,6 +126,10 @@ def benchmark_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
                     found.setdefault(f"{task}, {metric}", {})[shown["round"]] = figure
         for task, seen in shown.get("contamination", {}).items():
             found.setdefault(f"{task}, share seen", {})[shown["round"]] = {"value": seen["share"], "stderr": None}
+        for family, of in shown.get("label_variants", {}).get("families", {}).items():
+            for name, value in (("mean", of["mean"]), ("worst", of["worst"]["value"])):
+                row = found.setdefault(f"label variants, {family}, {name}", {})
+                row[shown["round"]] = {"value": value, "stderr": None}
     if not found:
         return []
     numbers = sorted({number for of in found.values() for number in of})

@@ -75,6 +75,8 @@ _ALL = (
     StageSpec("benchmark", 1, "evaluation", background=True),
     StageSpec("contamination", 1, "evaluation", background=True),
     StageSpec("memorisation", 1, "evaluation", background=True),
+    StageSpec("label_variants", 1, "evaluation", background=True),
+    StageSpec("label_variants_check", 1, "evaluation", check_only=True),
     StageSpec("benchmark_check", 1, "evaluation", check_only=True),
     StageSpec("promote", 1, "evaluation"),
     StageSpec("watch", 5, "watch", background=True, like="scores"),

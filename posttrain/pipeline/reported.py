@@ -1,31 +1,37 @@
-"""Inputs of the stages that only report: benchmarks, contamination, memorisation."""
+"""Inputs of the stages that only report: benchmarks, contamination, memorisation, label variants."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from posttrain import shipped
 from posttrain.config.benchmark import Benchmark
 from posttrain.evaluation.benchmark_files import identity
 from posttrain.execution.artifact import Artifact, StageCall, Stages, present
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
+from posttrain.storage.files import file_hash
 
 
-class Benchmarks:
-    """Submits the benchmarks of a recipe. They are evaluated by our own engine in the float type of the recipe."""
+class Reported:
+    """Submits what a recipe has evaluated beside its own prompts, by our own engine in the float type of the recipe.
+    In a run nothing waits for it, and nothing is chosen by it."""
 
     def __init__(self, recipe: Recipe, runner: Stages) -> None:
         self.recipe, self.runner = recipe, runner
         self.identities = {one.name: identity(one) for one in recipe.evaluate.benchmarks}
+        variants = recipe.evaluate.label_variants
+        self.questions = file_hash(shipped.locate("data", variants.path)) if variants else ""
 
     def check(self, base: Artifact) -> list[str]:
-        """Reads all of them, and waits for that; returns warnings."""
+        """Reads all questions, and waits for that; returns warnings."""
         made = [self._submit("benchmark_check", one, base) for one in self.recipe.evaluate.benchmarks]
+        made += self._label_variants("label_variants_check", base)
         return [said for one in made for said in self.runner.metrics(one).get("fallback", ())]
 
-    def evaluate(self, policy: Artifact) -> dict[str, Artifact]:
-        """By name. In a run nothing waits for them, and nothing is chosen by them."""
+    def benchmarks(self, policy: Artifact) -> dict[str, Artifact]:
+        """By name."""
         return {one.name: self._submit("benchmark", one, policy) for one in self.recipe.evaluate.benchmarks}
 
     def contamination(
@@ -54,6 +60,24 @@ class Benchmarks:
                 seed=0,
             )
         )
+
+    def label_variants(self, policy: Artifact) -> None:
+        """Multiple-choice questions put in several ways, where the recipe has some."""
+        self._label_variants("label_variants", policy)
+
+    def _label_variants(self, stage: str, policy: Artifact) -> list[Artifact]:
+        section = self.recipe.evaluate.label_variants
+        if section is None:
+            return []
+        call = StageCall(
+            stage,
+            config={"label_variants": section.in_key(), "engine": self._engine()},
+            inputs={"policy": policy},
+            seed=0,
+            external_hashes={"questions": self.questions},
+            runtime={"label_variants": section.not_in_key()},
+        )
+        return [self.runner.submit(call)]
 
     def _engine(self) -> dict[str, Any]:
         """The built-in one, also beside a server."""
