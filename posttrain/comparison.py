@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,72 +13,74 @@ import pyarrow.parquet as pq
 
 from posttrain.config import RewardEntry
 from posttrain.data import tables
-from posttrain.errors import InputError
-from posttrain.evaluation import head_to_head, win_rate
-from posttrain.evaluation.head_to_head import Answers, Comparison, Row, Shown
-from posttrain.evaluation.statistics import Figure
+from posttrain.errors import DamagedError, InputError
+from posttrain.evaluation import head_to_head
+from posttrain.evaluation.head_to_head import Answers, Example, HeadToHead, Row
 from posttrain.execution.progress import Watcher
-from posttrain.inference import scored_answers
+from posttrain.inference import find, scored_answers
 from posttrain.recipe.load import load as load_recipe
 from posttrain.recipe.recipe import Recipe
 from posttrain.report.lineage import final_round
 from posttrain.report.reading import Round, RunView, open_run
 from posttrain.rewards import pairwise
 from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine
-from posttrain.rewards.pairwise import Pairwise
-from posttrain.rewards.scoring import columns_of, model_rewards, reward_values
+from posttrain.rewards.panel import by_scores, preferences
+from posttrain.rewards.scoring import model_rewards
 
 REWARDS = "rewards"  # the judge that goes by what the reward functions say together
-SHOWN = 8  # prompts at which a side is ahead
+EXAMPLES = 8  # shown of each side
+_COLUMNS = ["prompt_id", "tag", "prompt", "completion", "n_tokens", "finish", "columns", "rewards"]
 _ROUND = re.compile(r"round-(\d+)")
 
-Judge = Callable[[Sequence[tuple[Row, Row]]], list[float | None]]  # how far the second of each pair is preferred
+Judge = Callable[[Sequence[tuple[Row, Row]]], list[float | None]]  # how far the first of each pair is preferred
 
 
 @dataclass(frozen=True)
-class _Side:
-    """One of the two as it was named, and the round of a run that it is, if it is one."""
+class _Played:
+    """A round of a run, as one of the sides."""
 
     name: str
-    view: RunView | None = None
-    round: Round | None = None
+    view: RunView
+    round: Round
 
     @property
     def policy(self) -> str:
-        """A model's folder or Hub id."""
-        if self.view is None or self.round is None:
-            return self.name
+        """Its policy's folder, whether it was promoted or not."""
         if not self.round.number:
             return str(self.view.root / (self.round.policy or ""))
         return str(self.view.root / "artifacts" / self.round.manifests["answers_heldout"]["input_keys"]["policy"])
 
-    def recipe(self) -> Recipe | None:
-        return load_recipe(str(self.view.root / "recipe.yaml")) if self.view else None
+    def answers(self) -> dict[str, Answers]:
+        return self._read("heldout", "heldout.parquet", _grouped)
 
-    def functions(self) -> dict[str, float] | None:
-        """The weights of the reward functions that said what is right in a run."""
-        if self.round is None:
-            return None
-        entries = map(RewardEntry.model_validate, self.round.manifests["heldout"]["config"]["rewards"])
-        return {entry.name: entry.weight for entry in entries if not entry.is_reward_model}
+    def scored_by(self) -> Any:
+        """What decided the scores: reward functions and the hashes of their files."""
+        manifest = self.round.manifests["heldout"]
+        return manifest["config"]["rewards"], manifest["outside"]
 
-    def answers(self) -> Path | None:
-        """The table of answers of a run's round."""
-        return self.view.artifact(self.round, "heldout") / "heldout.parquet" if self.view and self.round else None
+    def asked_by(self) -> Any:
+        """How answers were sampled, but for their number."""
+        settings = self.round.manifests.get("answers_heldout", {}).get("config", {}).get("answers", {})
+        return {name: value for name, value in settings.items() if name != "k"}
 
     def reward_model(self) -> str | None:
         """That of the run's last round that has one."""
-        if self.view is None:
-            return None
         made = [one for one in self.view.rounds if "reward_model" in one.manifests]
         return str(self.view.artifact(made[-1], "reward_model")) if made else None
 
-    def questions(self) -> dict[str, Path]:
-        """The scored questions of each benchmark that is done."""
-        if self.view is None or self.round is None:
-            return {}
-        roles = [role for role, one in self.round.manifests.items() if one["stage"] == "benchmark"]
-        return {role: self.view.artifact(self.round, role) / "questions.parquet" for role in roles}
+    def benchmarks(self) -> dict[str, Mapping[str, Any]]:
+        """Manifests of the benchmarks that are done, by role."""
+        return {role: one for role, one in self.round.manifests.items() if one["stage"] == "benchmark"}
+
+    def questions(self, role: str) -> dict[tuple[str, str, int], float]:
+        """The scores of a benchmark's questions by task and text; equal texts are numbered."""
+        return self._read(role, "questions.parquet", lambda path: dict(_numbered(pq.read_table(path).to_pylist())))
+
+    def _read(self, role: str, file: str, read: Callable[[Path], Any]) -> Any:
+        found = self.view.table(self.round, role, file, read)
+        if found is None:
+            raise DamagedError(f"{self.name}: {self.view.missing[-1] if self.view.missing else f'{role} is not there'}")
+        return found
 
 
 def compare(
@@ -87,43 +89,52 @@ def compare(
     recipe: Recipe | None = None,
     judges: Sequence[str] = (),
     watcher: Watcher | None = None,
-) -> Comparison:
+) -> HeadToHead:
     """Compares two sides: each a run's folder (its promoted policy), a round's folder in one, a model's folder, or a
     Hub id.
 
-    Answers that runs have already are read; a model answers the held-out prompts of the run beside it, two models those
-    of the quickstart. With `recipe` both sides answer its prompts anew. `judges`: reward-model (that of the second
-    side's run, or of the first's), reward files, or files with a function that compares; none: what the recipe's
-    functions say together, and the reward model if there is one. Whole tables are read into memory.
+    Where both are of runs their held-out answers are read. Otherwise, and with `recipe`, both sides answer the held-out
+    prompts of one recipe: the given one, that of the run, or the quickstart. `judges`: reward-model (that of the second
+    side's run, or of the first's), or a file with a reward function or one that compares, `FILE:FUNCTION` where it has
+    several; none: what the recipe's functions say together, and the reward model if there is one. All answers are read
+    into memory.
 
     Raises:
         InputError: a side, the recipe or a judge is not right, or the two have no prompt in common.
+        DamagedError: a table of a run is not whole.
         RewardError: a judge raised, or returned a value that is not finite.
         StageError: answering failed.
     """
-    sides = (_side(first), _side(second))
-    if recipe is None and all(side.round for side in sides):
-        functions = _same_functions(*sides)
-        found = [_grouped(table) for side in sides if (table := side.answers())]
+    sides = [_played(name) for name in (first, second)]
+    played = [side for side in sides if side is not None]
+    reward_model = next((made for side in reversed(played) if (made := side.reward_model())), None)
+    if recipe is None and len(played) == 2:
+        _check_alike(*played)
+        functions = played[0].round.functions()
+        judged = _judges(judges, functions, reward_model)
+        answers = [side.answers() for side in played]
     else:
-        asked = recipe or sides[0].recipe() or sides[1].recipe() or load_recipe("quickstart")
+        asked = recipe or load_recipe(str(played[0].view.root / "recipe.yaml") if played else "quickstart")
         functions = {one.name: one.weight for one in asked.functions()}
-        found = [_answered(side, asked, watcher, anew=recipe is not None) for side in sides]
-    judged = _judges(judges, functions, sides[1].reward_model() or sides[0].reward_model())
-    return _compared(sides, found[0], found[1], functions, judged)
+        judged = _judges(judges, functions, reward_model)
+        policies = [side.policy if side else str(find(name)) for name, side in zip((first, second), sides, strict=True)]
+        answers = [_answered(policy, asked, watcher) for policy in policies]
+    benchmarks = _benchmarks(*played) if len(played) == 2 else {}
+    return _compared((first, second), answers[0], answers[1], functions, judged, benchmarks)
 
 
-def _side(name: str) -> _Side:
-    path = Path(name)
-    numbered = _ROUND.fullmatch(path.absolute().name)
+def _played(name: str) -> _Played | None:
+    """The round that is meant by a run's folder, or a round's folder in one; None for what is neither."""
+    path = Path(name).absolute()
+    numbered = _ROUND.fullmatch(path.name)
     if (path / "run.json").is_file():
         view = open_run(path)
         chosen = final_round(view.rounds)
-    elif numbered and (path.absolute().parent / "run.json").is_file():
-        view = open_run(path.absolute().parent)
+    elif numbered and (path.parent / "run.json").is_file():
+        view = open_run(path.parent)
         chosen = next((one for one in view.rounds if one.number == int(numbered[1])), None)
     else:
-        return _Side(name)
+        return None
     if chosen is None or "heldout" not in chosen.manifests:
         raise InputError(
             "it has no held-out answers yet",
@@ -131,35 +142,34 @@ def _side(name: str) -> _Side:
             hint="wait for them: posttrain status shows how far the run is; or name another round, RUN/round-N",
             rule="command-compare-no-answers",
         )
-    return _Side(name, view, chosen)
+    return _Played(name, view, chosen)
 
 
-def _answered(side: _Side, recipe: Recipe, watcher: Watcher | None, *, anew: bool) -> dict[str, Answers]:
-    """Its answers to the recipe's held-out prompts; those that a run has already are taken unless `anew`."""
-    table = None if anew else side.answers()
-    if table is not None:
-        return _grouped(table)
+def _check_alike(first: _Played, second: _Played) -> None:
+    """Whether both runs were asked and scored in one way."""
+    if first.scored_by() != second.scored_by():
+        how, by = "scored answers", [", ".join(side.round.functions()) or "no function" for side in (first, second)]
+        told = f"by {by[0]} and by {by[1]}" if by[0] != by[1] else f"by other versions or weights of {by[0]}"
+    elif first.asked_by() != second.asked_by():
+        how, told = "sampled them", f"with {first.asked_by()} and with {second.asked_by()}"
+    else:
+        return
+    raise InputError(
+        f"{first.name} and {second.name} {how} {told}",
+        hint="with --recipe both answer the prompts of one recipe anew",
+        rule="command-compare-unlike",
+    )
+
+
+def _answered(policy: str, recipe: Recipe, watcher: Watcher | None) -> dict[str, Answers]:
     with tempfile.TemporaryDirectory(prefix="posttrain-compare-") as folder:
         target = Path(folder) / "heldout.parquet"
-        scored_answers(side.policy, recipe, target, watcher)
+        scored_answers(policy, recipe, target, watcher)
         return _grouped(target)
 
 
 def _grouped(table: Path) -> dict[str, Answers]:
-    return head_to_head.by_prompt(tables.by_prompt(table))
-
-
-def _same_functions(first: _Side, second: _Side) -> dict[str, float]:
-    """The weights of the functions by which both runs scored."""
-    one, other = first.functions() or {}, second.functions() or {}
-    if one != other:
-        raise InputError(
-            f"{first.name} scored answers by {', '.join(one) or 'no function'}, {second.name} by "
-            f"{', '.join(other) or 'no function'}, or by other weights",
-            hint="with --recipe both answer the prompts of one recipe anew",
-            rule="command-compare-other-rewards",
-        )
-    return one
+    return head_to_head.by_prompt(tables.by_prompt(table, _COLUMNS))
 
 
 def _judges(names: Sequence[str], functions: Mapping[str, float], reward_model: str | None) -> dict[str, Judge]:
@@ -169,62 +179,64 @@ def _judges(names: Sequence[str], functions: Mapping[str, float], reward_model: 
         return {**found, **({REWARD_MODEL: _by_model(reward_model)} if reward_model else {})}
     made: dict[str, Judge] = {}
     for name in names:
-        if name == REWARD_MODEL:
-            if reward_model is None:
-                raise InputError(
-                    "neither side is of a run that has trained a reward model",
-                    hint="name a reward file",
-                    rule="command-compare-no-reward-model",
-                )
-            made[name] = _by_model(reward_model)
-        else:
-            entry = RewardEntry(use=str(Path(name).absolute()) if Path(name).is_file() else name)
-            made[entry.name] = _by_file(pairwise.load(entry))
+        called, judge = _judge(name, reward_model)
+        if called in made:
+            raise InputError(
+                f"two judges are called {called}", hint="rename one of the files", rule="command-compare-judge"
+            )
+        made[called] = judge
     return made
+
+
+def _judge(name: str, reward_model: str | None) -> tuple[str, Judge]:
+    if name == REWARD_MODEL:
+        if reward_model is None:
+            raise InputError(
+                "neither side is of a run that has trained a reward model",
+                hint="name a reward file",
+                rule="command-compare-no-reward-model",
+            )
+        return name, _by_model(reward_model)
+    file, _, function = name.partition(".py:")
+    file = f"{file}.py" if function else file
+    if not file.endswith(".py"):
+        raise InputError(
+            f"--judge {name} is no Python file",
+            hint="reward-model, FILE.py, or FILE.py:FUNCTION; a rubric stands in a recipe, as one of its rewards",
+            rule="command-compare-judge",
+        )
+    use = str(Path(file).absolute()) if "/" in file or Path(file).is_file() else file  # else a shipped one
+    found = pairwise.load(RewardEntry(use=use, function=function or None))
+    return found.name, lambda pairs: preferences(found, pairs)
 
 
 def _by_functions(weights: Mapping[str, float]) -> Judge:
     def judge(pairs: Sequence[tuple[Row, Row]]) -> list[float | None]:
-        return [
-            win_rate.preference(combine(second["rewards"], weights), combine(first["rewards"], weights))
-            for first, second in pairs
-        ]
+        return [by_scores(pair, *(combine(row["rewards"], weights) for row in pair)) for pair in pairs]
 
     return judge
 
 
 def _by_model(folder: str) -> Judge:
     def judge(pairs: Sequence[tuple[Row, Row]]) -> list[float | None]:
-        scores = model_rewards([row for pair in pairs for row in pair], folder)
-        return [win_rate.preference(*both) for both in zip(scores[1::2], scores[::2], strict=True)]
-
-    return judge
-
-
-def _by_file(function: Any) -> Judge:
-    def judge(pairs: Sequence[tuple[Row, Row]]) -> list[float | None]:
-        first, second = [one for one, _ in pairs], [other for _, other in pairs]
-        if isinstance(function, Pairwise):
-            prompts = [row["prompt"] for row in first]
-            answers = [row["completion"] for row in second], [row["completion"] for row in first]
-            return function(prompts, *answers, columns_of(first))
-        said = [reward_values(rows, [function])[function.name] for rows in (second, first)]
-        return [win_rate.preference(*both) for both in zip(*said, strict=True)]
+        scores = iter(model_rewards([row for pair in pairs for row in pair], folder) if pairs else ())
+        return [by_scores(pair, next(scores), next(scores)) for pair in pairs]
 
     return judge
 
 
 def _compared(
-    sides: tuple[_Side, _Side],
+    names: tuple[str, str],
     first: Mapping[str, Answers],
     second: Mapping[str, Answers],
     functions: Mapping[str, float],
     judges: Mapping[str, Judge],
-) -> Comparison:
+    benchmarks: Mapping[str, head_to_head.Paired],
+) -> HeadToHead:
     common = [prompt for prompt in first if prompt in second]
     if not common:
         raise InputError(
-            f"{sides[0].name} and {sides[1].name} have answered no held-out prompt in common",
+            f"{names[0]} and {names[1]} have answered no held-out prompt in common",
             hint="with --recipe both answer the prompts of one recipe",
             rule="command-compare-no-common-prompt",
         )
@@ -234,51 +246,55 @@ def _compared(
         return None if score is None else float(score >= RIGHT)
 
     pairs = {
-        prompt: (one, other)
+        prompt: (new, old)
         for prompt in common
-        if (one := first[prompt].greedy) is not None and (other := second[prompt].greedy) is not None
+        if (old := first[prompt].greedy) is not None and (new := second[prompt].greedy) is not None
     }
-    preferences = _preferences(pairs, judges)
-    longer = [other["n_tokens"] - one["n_tokens"] for one, other in pairs.values()]
+    said = {name: judge(list(pairs.values())) for name, judge in judges.items()}
+    preferred = {prompt: {name: said[name][at] for name in judges} for at, prompt in enumerate(pairs)}
+    longer = [new["n_tokens"] - old["n_tokens"] for new, old in pairs.values()]
 
-    def shown(prompt: str) -> Shown:
-        one, other = pairs[prompt]
-        return Shown(one, other, (right(one["rewards"]), right(other["rewards"])), preferences[prompt])
+    def example(prompt: str) -> Example:
+        new, old = pairs[prompt]
+        return Example(old, new, (right(old["rewards"]), right(new["rewards"])), preferred[prompt])
 
-    ahead, behind = head_to_head.most_different(preferences, SHOWN)
-    return Comparison(
-        sides[0].name,
-        sides[1].name,
+    ahead, behind = head_to_head.examples(preferred, EXAMPLES)
+    return HeadToHead(
+        *names,
         len(common),
-        head_to_head.figures(first, second, functions, right),
-        _benchmarks(sides[0].questions(), sides[1].questions()),
-        {name: head_to_head.wins([preferences[prompt][name] for prompt in pairs], longer) for name in judges},
-        [shown(prompt) for prompt in ahead],
-        [shown(prompt) for prompt in behind],
+        *head_to_head.figures(first, second, functions, right),
+        benchmarks,
+        {name: head_to_head.wins(some, longer) for name, some in said.items()},
+        [example(prompt) for prompt in ahead],
+        [example(prompt) for prompt in behind],
     )
 
 
-def _preferences(
-    pairs: Mapping[str, tuple[Row, Row]], judges: Mapping[str, Judge]
-) -> dict[str, dict[str, float | None]]:
-    """By prompt and judge. Equal answers are a tie, and no judge is asked about them."""
-    found: dict[str, dict[str, float | None]] = {prompt: dict.fromkeys(judges, 0.5) for prompt in pairs}
-    apart = [prompt for prompt, (one, other) in pairs.items() if one["completion"] != other["completion"]]
-    for name, judge in judges.items() if apart else ():
-        for prompt, said in zip(apart, judge([pairs[prompt] for prompt in apart]), strict=True):
-            found[prompt][name] = said
-    return found
-
-
-def _benchmarks(first: Mapping[str, Path], second: Mapping[str, Path]) -> dict[str, Mapping[str, Figure]]:
-    """Of the questions that both sides have answered, by task."""
+def _benchmarks(first: _Played, second: _Played) -> dict[str, head_to_head.Paired]:
+    """By task, of the questions that both have answered, where both were asked in the same way."""
     scores: dict[str, tuple[list[float], list[float]]] = {}
-    for role in (role for role in first if role in second):
-        before = {(row["task"], row["text"]): row["score"] for row in pq.read_table(first[role]).to_pylist()}
-        for row in pq.read_table(second[role]).to_pylist():
-            old = before.get((row["task"], row["text"]))
-            if old is not None and row["score"] is not None:
-                both = scores.setdefault(row["task"], ([], []))
+    others = second.benchmarks()
+    for role, one in first.benchmarks().items():
+        other = others.get(role)
+        if other is None or _asked(one) != _asked(other):
+            continue
+        before, after = first.questions(role), second.questions(role)
+        for question, old in before.items():
+            if question in after:
+                both = scores.setdefault(question[0], ([], []))
                 both[0].append(old)
-                both[1].append(row["score"])
-    return {task: head_to_head.compared(*both) for task, both in scores.items()}
+                both[1].append(after[question])
+    return {task: head_to_head.paired(*both) for task, both in scores.items()}
+
+
+def _asked(manifest: Mapping[str, Any]) -> Any:
+    return manifest["config"]["benchmark"], manifest["outside"]
+
+
+def _numbered(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[str, str, int], float]]:
+    seen: dict[tuple[str, str], int] = {}
+    for row in rows:
+        question = row["task"], row["text"]
+        seen[question] = number = seen.get(question, 0) + 1
+        if row["score"] is not None:
+            yield (*question, number), row["score"]

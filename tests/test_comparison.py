@@ -13,10 +13,18 @@ from typer.testing import CliRunner
 
 from posttrain.cli import app
 from posttrain.comparison import compare
-from posttrain.errors import InputError
+from posttrain.errors import DamagedError, InputError
 from posttrain.report import compare_page
 
 LONGER = "def longer(prompts, completions):\n    return [float(len(one[-1]['content'])) for one in completions]\n"
+NINE_WINS = """
+def nine(prompts, first, second, **columns):
+    return [0.5 + 0.5 * (one[-1]["content"] == "nine") - 0.5 * (two[-1]["content"] == "nine")
+            for one, two in zip(first, second)]
+
+def ten(prompts, first, second, **columns):
+    return [0.5] * len(first)
+"""
 FIRST_WINS = "def judge(prompts, first, second, **columns):\n    return [1.0] * len(first)\n"
 
 
@@ -49,18 +57,66 @@ def test_scores_of_a_reward_file_decide_who_wins_and_equal_answers_are_a_tie(run
     (only,) = found.behind
     assert (only.first["prompt_id"], only.right, only.preferences) == ("lost", (1.0, 0.0), {"longer": 0.0})
     assert not found.ahead
+    (other,) = compare(f"{run.store.root}/round-2", f"{run.store.root}/round-0", judges=[longer]).ahead
+    assert (other.second["prompt_id"], other.right) == ("lost", (0.0, 1.0))
 
 
-def test_a_judge_that_prefers_a_place_prefers_nobody(run: Made, tmp_path: Path) -> None:
+def test_the_functions_together_have_no_opinion_of_what_none_of_them_scores(run: Made) -> None:
+    """The reward model of these runs is made up, so the judges are asked without one."""
+    for one in run.rounds:
+        one["stages"].pop("reward_model", None)
+    run.write()
+    found = compare(f"{run.store.root}/round-0", f"{run.store.root}/round-1")
+    assert found.win_rates.keys() == {"rewards"}
+    raw = found.win_rates["rewards"]["raw"]  # "gained" is won, "between" lost, two are equal, one nobody scores
+    assert (raw["value"], raw["n"]) == (0.5, 4)
+    assert [one.first["prompt_id"] for one in found.ahead] == ["gained"]
+    assert [one.first["prompt_id"] for one in found.behind] == ["between"]
+
+
+def test_a_judge_that_prefers_a_place_prefers_nobody_and_one_that_compares_prefers_a_side(
+    run: Made, tmp_path: Path
+) -> None:
     (tmp_path / "places.py").write_text(FIRST_WINS)
-    found = compare(f"{run.store.root}/round-0", str(run.store.root), judges=[str(tmp_path / "places.py")])
+    (tmp_path / "texts.py").write_text(NINE_WINS)
+    names = [str(tmp_path / "places.py"), f"{tmp_path}/texts.py:nine"]
+    found = compare(f"{run.store.root}/round-0", f"{run.store.root}/round-2", judges=names)
     assert found.win_rates["places"]["raw"]["value"] == 0.5
+    assert found.win_rates["texts.nine"]["raw"]["value"] == pytest.approx(0.4)  # "nine" was the first side's
+
+
+def test_benchmarks_are_paired_by_question_where_they_were_asked_alike(run: Made, longer: str) -> None:
+    def asked(number: int, scores: list[float | None], limit: int | None) -> None:
+        run.rounds = run.rounds[:number]
+        run.begin()
+        run.evaluation(number, "base-0")
+        texts = ["one", "same", "same", "two"]
+        rows = [{"task": "apples", "text": text, "score": score} for text, score in zip(texts, scores, strict=True)]
+        run.benchmark("apples", rows, {"task": "apples", "limit": limit})
+        run.end("/models/base")
+
+    asked(0, [1.0, 0.0, 1.0, None], 4)
+    asked(1, [1.0, 1.0, 1.0, 1.0], 4)
+    asked(2, [1.0, 1.0, 1.0, 1.0], 3)
+    root = run.store.root
+    apples = compare(f"{root}/round-0", f"{root}/round-1", judges=[longer]).benchmarks["apples"]
+    assert apples["first"]["value"] == pytest.approx(2 / 3) and apples["second"]["value"] == 1.0
+    assert apples["difference"]["n"] == 3  # the one without a score is left out
+    assert not compare(f"{root}/round-0", f"{root}/round-2", judges=[longer]).benchmarks
+
+
+def test_a_run_whose_table_was_cut_says_so(run: Made, longer: str) -> None:
+    root = run.store.root
+    table = root / "artifacts" / run.rounds[0]["stages"]["heldout"] / "heldout.parquet"
+    table.write_bytes(table.read_bytes()[:100])
+    with pytest.raises(DamagedError, match="gone or cut"):
+        compare(f"{root}/round-0", str(root), judges=[longer])
 
 
 def test_the_page_shows_answers_as_text_and_loads_nothing(run: Made, longer: str) -> None:
     page = compare_page.html(compare(f"{run.store.root}/round-0", str(run.store.root), judges=[longer]))
     assert HOSTILE not in page and "&lt;script&gt;" in page
-    assert "Where A is preferred most" in page
+    assert "Examples where A is preferred" in page
     assert not [word for word in ("src=", "href=", "url(") if word in page]
 
 
@@ -85,11 +141,16 @@ def test_what_cannot_be_compared_is_refused(run: Made, tmp_path: Path, monkeypat
         return said.value.rule
 
     assert refused(f"{root}/round-0", f"{root}/round-3") == "command-compare-no-answers"
-    reward_model = refused(f"{bare}/round-0", f"{bare}/round-0", "reward-model")
-    assert reward_model == "command-compare-no-reward-model"
+    assert refused(f"{bare}/round-0", f"{bare}/round-0", "reward-model") == "command-compare-no-reward-model"
+    assert refused(f"{root}/round-0", str(root), "rubric.md") == "command-compare-judge"
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "longer.py").write_text(LONGER)
+    twice = [f"{tmp_path}/{folder}/longer.py" for folder in ("one", "other")]
+    assert refused(f"{root}/round-0", str(root), *twice) == "command-compare-judge"
     monkeypatch.setattr(report_runs, "GREEDY", {"another": [("yes", 1.0)]})
-    other = begun(tmp_path / "other").store.root
+    other = begun(tmp_path / "strangers").store.root
     assert refused(f"{root}/round-0", str(other), "reward-model") == "command-compare-no-common-prompt"
     monkeypatch.setitem(report_runs.CHECK, "weight", 0.5)
     third = begun(tmp_path / "third").store.root
-    assert refused(f"{root}/round-0", str(third)) == "command-compare-other-rewards"
+    assert refused(f"{root}/round-0", str(third)) == "command-compare-unlike"

@@ -11,7 +11,7 @@ import typer
 from posttrain.commands.terminal import Terminal, json_text, say
 
 if TYPE_CHECKING:
-    from posttrain.evaluation.head_to_head import Comparison
+    from posttrain.evaluation.head_to_head import HeadToHead
 
 _SIDE = "A run's folder (its promoted policy), a round's folder RUN/round-N, a model's folder, or a Hub id."
 
@@ -24,13 +24,13 @@ def compare(
     ] = None,
     judge: Annotated[
         list[str] | None,
-        typer.Option("--judge", help="reward-model, or a reward file; for the win rates. Repeatable."),
+        typer.Option("--judge", help="For the win rates: reward-model, FILE.py, or FILE.py:FUNCTION. Repeatable."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The page.")] = Path("compare.html"),
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
     """Compare two runs, rounds or models on the same held-out prompts: every figure with its paired difference, win
-    rates, and one HTML page with the answers that differ most.
+    rates, and one HTML page with examples side by side.
 
     posttrain compare runs/quickstart/round-1 runs/quickstart
 
@@ -42,6 +42,8 @@ def compare(
     from posttrain.report import compare_page
     from posttrain.storage.files import write_durably
 
+    if out.is_dir():
+        raise InputError("it is a folder; name a file", file=str(out), rule="command-output")
     if not out.absolute().parent.is_dir():
         raise InputError("there is no such folder", file=str(out.absolute().parent), rule="command-output")
     watcher = None if as_json else Terminal(lambda number: "")
@@ -53,23 +55,24 @@ def compare(
     say(json_text(_figures(found)) if as_json else "\n".join([*_lines(found), f"\nside by side: {out}"]))
 
 
-def _figures(found: Comparison) -> dict[str, Any]:
+def _figures(found: HeadToHead) -> dict[str, Any]:
     return {
         "first": found.first,
         "second": found.second,
         "prompts": found.prompts,
         "figures": found.figures,
+        "rewards": found.rewards,
         "benchmarks": found.benchmarks,
         "win_rates": found.win_rates,
     }
 
 
-def _lines(found: Comparison) -> Iterator[str]:
+def _lines(found: HeadToHead) -> Iterator[str]:
     yield f"A: {found.first}"
     yield f"B: {found.second}"
     yield f"{found.prompts} held-out prompts in common"
     yield f"\n{'':<28}{'A':>10}{'B':>10}  B - A [95 %]"
-    for name, figure in (*found.figures.items(), *found.benchmarks.items()):
+    for name, figure in (*found.figures.items(), *found.rewards.items(), *found.benchmarks.items()):
         yield f"{name:<28}{figure['first']['value']:>10.3f}{figure['second']['value']:>10.3f}  {_change(figure)}"
     if found.win_rates:
         yield f"\n{'B preferred by':<28}{'raw':>20}{'at one length':>26}{'ties':>8}"
@@ -79,10 +82,10 @@ def _lines(found: Comparison) -> Iterator[str]:
 
 
 def _change(figure: Mapping[str, Any]) -> str:
-    from posttrain.evaluation import head_to_head
+    from posttrain.evaluation.statistics import clear
 
     low, high = figure["difference"]["ci95"]
-    star = " *" if head_to_head.clear(figure["difference"]) else ""
+    star = " *" if clear(figure["difference"]) else ""
     return f"{figure['difference']['value']:+.3f} [{low:+.3f}, {high:+.3f}]{star}"
 
 

@@ -15,9 +15,9 @@ class LabelVariants(Section):
     around them."""
 
     path: Annotated[str, KeyedAs("given")]
-    """Questions (JSONL, Parquet or CSV) with `question`, `choices` (a list of 2 to 8 texts) and `answer` (its place,
+    """Questions (JSONL or Parquet) with `question`, `choices` (a list of 2 to 8 texts) and `answer` (its place,
     from 0, or its letter)."""
-    rows: Count | None = None
-    """Only so many questions; null: all."""
+    rows: Count = 200
+    """Most questions that are asked."""
     examples: int = Field(default=4, ge=0, le=8)
     """Questions, the first of the file, that stand with their answers before each other one."""

@@ -10,8 +10,8 @@ from typing import Any
 from posttrain.config import PromptSet
 from posttrain.data.sources import Source
 
-MOST_CHOICES = 8
-_LETTERS = "ABCDEFGH"
+LETTERS = "ABCDEFGH"
+MOST_CHOICES = len(LETTERS)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Question:
 
 
 def read_questions(path: str, most: int | None, where: str) -> list[Question]:
-    """The first questions of a file (JSONL, Parquet or CSV) with the columns question, choices (a list of 2 to 8 texts)
+    """The first questions of a file (JSONL or Parquet) with the columns question, choices (a list of 2 to 8 texts)
     and answer (a place from 0, or a letter). `most`: how many; `where`: the recipe's section, for messages.
 
     Raises DataError at the line of one that is none.
@@ -41,9 +41,9 @@ def _question(source: Source, line: int, row: Mapping[str, Any]) -> Question:
     listed = isinstance(choices, list) and 2 <= len(choices) <= MOST_CHOICES
     if not isinstance(choices, list) or not listed or not all(isinstance(one, str) and one.strip() for one in choices):
         raise source.error(line, f"'choices' must be a list of 2 to {MOST_CHOICES} texts", rule="data-question")
-    place = _LETTERS.find(answer.strip().upper()) if isinstance(answer, str) and len(answer.strip()) == 1 else answer
+    place = LETTERS.find(answer.strip().upper()) if isinstance(answer, str) and len(answer.strip()) == 1 else answer
     if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(choices):
-        said = f"'answer' must be one of 0 to {len(choices) - 1}, or A to {_LETTERS[len(choices) - 1]}, not {answer!r}"
+        said = f"'answer' must be one of 0 to {len(choices) - 1}, or A to {LETTERS[len(choices) - 1]}, not {answer!r}"
         hint = None if answer is not None else "a set without right answers measures nothing"
         raise source.error(line, said, hint, rule="data-question")
     return Question(text.strip(), tuple(one.strip() for one in choices), place)

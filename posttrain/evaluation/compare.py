@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.data.tables import GREEDY, SAMPLED
-from posttrain.evaluation import statistics, win_rate
+from posttrain.evaluation import head_to_head, statistics
 from posttrain.evaluation.statistics import Figure
 
 POLICY, BASE = "policy", "base"
@@ -38,16 +38,9 @@ def summary(rows: Sequence[Mapping[str, Any]], judges: Sequence[str], seed: int)
 
     def wins(other: str, judge: str) -> dict[str, Any]:
         compared = [
-            (verdicts[other][judge], sides[POLICY]["length"] - sides[other]["length"])
-            for sides, verdicts in greedy
-            if verdicts[other][judge] is not None
+            (verdicts[other][judge], sides[POLICY]["length"] - sides[other]["length"]) for sides, verdicts in greedy
         ]
-        preferences, longer = [one for one, _ in compared], [one for _, one in compared]
-        return {
-            "raw": win_rate.win_rate(preferences),
-            "length_controlled": win_rate.length_controlled(preferences, longer),
-            "ties": preferences.count(0.5) / max(len(preferences), 1),
-        }
+        return head_to_head.wins([one for one, _ in compared], [one for _, one in compared])
 
     changes = {other: {name: change(other, name) for name in FIGURES} for other in others}
     return {

@@ -1,4 +1,7 @@
-"""Two policies on the same prompts: paired differences of every figure, win rates, where they differ most. Pure."""
+"""Two policies on the same prompts: paired differences of every figure, win rates, where one is preferred. Pure.
+
+The sides are `first` and `second`; differences and win rates are those of the second.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from posttrain.evaluation.statistics import Figure
 
 Row = Mapping[str, Any]  # of SCORED_ANSWERS, with `rewards` parsed
 Verdict = Callable[[Mapping[str, float | None]], float | None]  # of an answer's rewards: 1.0 right, 0.0 wrong
+Paired = Mapping[str, Figure]  # `first`, `second`, and the `difference`, second − first
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A prompt at which the two sides differ: the greedy answers, whether they are right (None: nothing says so), and
+class Example:
+    """A prompt at which one side is preferred: the greedy answers, whether they are right (None: nothing says so), and
     how far each judge prefers the second, in [0, 1]."""
 
     first: Row
@@ -26,19 +30,19 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """`figures`: see `figures`; `benchmarks`: the same of each task's first metric, over its questions;
-    `win_rates` of the second side, by judge: see `wins`. `ahead`: prompts at which the second side is
-    preferred most; `behind`: those at which the first is."""
+class HeadToHead:
+    """A comparison: `figures` and `rewards` see `figures`; `benchmarks`: each task's first metric over its questions;
+    `win_rates` by judge, see `wins`; `ahead`, `behind`: examples where the second side is preferred, and the first."""
 
     first: str
     second: str
     prompts: int
-    figures: Mapping[str, Mapping[str, Figure]]
-    benchmarks: Mapping[str, Mapping[str, Figure]]
+    figures: Mapping[str, Paired]
+    rewards: Mapping[str, Paired]
+    benchmarks: Mapping[str, Paired]
     win_rates: Mapping[str, Mapping[str, Any]]
-    ahead: Sequence[Shown]
-    behind: Sequence[Shown]
+    ahead: Sequence[Example]
+    behind: Sequence[Example]
 
 
 @dataclass
@@ -63,59 +67,60 @@ def by_prompt(groups: Iterable[Sequence[Row]]) -> dict[str, Answers]:
 
 def figures(
     first: Mapping[str, Answers], second: Mapping[str, Answers], functions: Collection[str], right: Verdict
-) -> dict[str, dict[str, Figure]]:
-    """By name: the mean of either side (`first`, `second`) over the prompts that have it on both, and the paired
-    `difference`, second − first, with its 95 % interval.
-
-    Names: greedy and pass@K (shares of prompts answered rightly, where K is the smaller number of samples), the reward
-    `functions`, length (tokens) and unfinished; all but the first are of the sampled answers.
-    """
+) -> tuple[dict[str, Paired], dict[str, Paired]]:
+    """Of the prompts that both sides have. First the general figures: greedy and pass@K, the shares of prompts answered
+    rightly, where K is the smaller number of samples; length in tokens; unfinished. Then the rewards of these
+    `functions`. All but greedy are of the sampled answers."""
     k = min((len(one.sampled) for one in (*first.values(), *second.values()) if one.sampled), default=1)
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    general, rewards = _Pairs(), _Pairs()
     for prompt in (prompt for prompt in first if prompt in second):
-        old, new = (_values(side[prompt], functions, right, k) for side in (first, second))
-        for name, value in old.items():
-            other = new.get(name)
-            if value is not None and other is not None:
-                known = found.setdefault(name, ([], []))
-                known[0].append(value)
-                known[1].append(other)
-    return {name: compared(*pairs) for name, pairs in found.items()}
-
-
-def compared(first: Sequence[float], second: Sequence[float]) -> dict[str, Figure]:
-    """The two means, and the paired difference."""
-    return {
-        "first": statistics.mean(first),
-        "second": statistics.mean(second),
-        "difference": statistics.paired_difference(second, first),
+        sides = first[prompt], second[prompt]
+        general.add(*(_general(side, right, k) for side in sides))
+        rewards.add(*(_rewards(side, functions) for side in sides))
+    return {name: paired(*both, share=name != "length") for name, both in general.found.items()}, {
+        name: paired(*both) for name, both in rewards.found.items()
     }
 
 
-def clear(difference: Figure) -> bool:
-    """Whether all of its interval is on one side of 0."""
-    low, high = difference["ci95"]
-    return low > 0 or high < 0
+class _Pairs:
+    """Values of both sides by name, of the prompts at which both are known."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[list[float], list[float]]] = {}
+
+    def add(self, first: Mapping[str, float | None], second: Mapping[str, float | None]) -> None:
+        for name, one in first.items():
+            other = second.get(name)
+            if one is not None and other is not None:
+                known = self.found.setdefault(name, ([], []))
+                known[0].append(one)
+                known[1].append(other)
 
 
-def _values(of: Answers, functions: Collection[str], right: Verdict, k: int) -> dict[str, float | None]:
-    """One side's figures of one prompt; None where nothing is known."""
-    found: dict[str, float | None] = {}
-    if of.greedy is not None:
-        found["greedy"] = right(of.greedy["rewards"])
+def paired(first: Sequence[float], second: Sequence[float], *, share: bool = False) -> Paired:
+    """The means, and the paired difference with its bootstrap interval. `share`: of values in [0, 1]."""
+    mean = statistics.mean_share if share else statistics.mean
+    difference = statistics.paired_difference(second, first)
+    return {"first": mean(first), "second": mean(second), "difference": difference}
+
+
+def _general(of: Answers, right: Verdict, k: int) -> dict[str, float | None]:
+    found = {"greedy": right(of.greedy["rewards"])} if of.greedy is not None else {}
     if of.sampled:
         verdicts = [known for row in of.sampled if (known := right(row["rewards"])) is not None]
-        for few in sorted({1, k}):
-            counted = [(len(verdicts), int(sum(verdicts)))] if verdicts else []
-            found[f"pass@{few}"] = statistics.pass_at(few, counted)["value"]
-        found |= {name: statistics.known_mean(row["rewards"].get(name) for row in of.sampled) for name in functions}
+        counted = [(len(verdicts), int(sum(verdicts)))] if verdicts else []
+        found |= {f"pass@{few}": statistics.pass_at(few, counted)["value"] for few in sorted({1, k})}
         found["length"] = statistics.known_mean(row["n_tokens"] for row in of.sampled)
         found["unfinished"] = statistics.known_mean(float(row["finish"] != "stop") for row in of.sampled)
     return found
 
 
+def _rewards(of: Answers, functions: Collection[str]) -> dict[str, float | None]:
+    return {name: statistics.known_mean(row["rewards"].get(name) for row in of.sampled) for name in functions}
+
+
 def wins(preferences: Sequence[float | None], longer: Sequence[float]) -> dict[str, Any]:
-    """Win rates of the second side.
+    """Win rates of one side.
 
     preferences: for each prompt how far its answer is preferred, in [0, 1]; None: nobody said. longer: by how many
     tokens it is the longer one.
@@ -131,14 +136,11 @@ def wins(preferences: Sequence[float | None], longer: Sequence[float]) -> dict[s
     }
 
 
-def most_different(preferences: Mapping[str, Mapping[str, float | None]], shown: int) -> tuple[list[str], list[str]]:
-    """The prompts at which judges prefer the second side most, and those at which they prefer the first.
-
-    preferences: by prompt and judge. Judges count alike; where they say the same of several prompts the order of the
-    mapping decides.
-    """
+def examples(preferences: Mapping[str, Mapping[str, float | None]], most: int) -> tuple[list[str], list[str]]:
+    """Prompts at which the judges together prefer the second side, and those at which they prefer the first, the
+    clearest ones first; where they are as clear, in the order of the mapping. preferences: by prompt and judge."""
     means = {prompt: statistics.known_mean(said.values()) for prompt, said in preferences.items()}
     known = {prompt: value for prompt, value in means.items() if value is not None}
     ahead = sorted((prompt for prompt in known if known[prompt] > 0.5), key=lambda prompt: -known[prompt])
     behind = sorted((prompt for prompt in known if known[prompt] < 0.5), key=lambda prompt: known[prompt])
-    return ahead[:shown], behind[:shown]
+    return ahead[:most], behind[:most]

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from posttrain.data.choices import Question
+from posttrain.data.choices import LETTERS, MOST_CHOICES, Question
 from posttrain.evaluation import statistics
 
-_LETTERS = "ABCDEFGH"
 # What stands above all questions, and before each; the first is the usual one.
 _FORMATS = {
     "bare": ("", ""),
@@ -22,15 +21,15 @@ _FORMATS = {
     "expert": ("You know this subject better than anybody. Choose the best answer.", "Question: "),
 }
 _LABELS = {
-    "A.": (_LETTERS, "."),
-    "A)": (_LETTERS, ")"),
+    "A.": (LETTERS, "."),
+    "A)": (LETTERS, ")"),
     "1.": ("12345678", "."),
     "$ & # @": ("$&#@%*+=", "."),  # without an order
     "œ § з ü": ("œ§зüßþłж", "."),  # rare ones, without an order
 }
 # At which labels the right answers of the examples stand, over and over.
 _EXAMPLES = {
-    "all different": (0, 1, 2, 3),
+    "all different": tuple(range(MOST_CHOICES)),
     "all the same": (0,),
     "the first two": (0, 0, 1, 1),
     "the last two": (2, 2, 3, 3),
@@ -57,12 +56,8 @@ class Variant:
     def prompts(self, examples: Sequence[Question], questions: Sequence[Question]) -> Iterator[str]:
         """The text before the label of each question's answer."""
         heading, _ = _FORMATS[self.format]
-        places = _EXAMPLES[self.examples]
-        shown = [
-            f"{self._asked(one)} {self.label(one.answer)}"
-            for at, given in enumerate(examples)
-            if (one := _with_answer_at(given, places[at % len(places)]))
-        ]
+        given = [_with_answer_at(*one) for one in zip(examples, _places(self.examples, examples), strict=True)]
+        shown = [f"{self._asked(one)} {self.label(one.answer)}" for one in given]
         for question in questions:
             yield "\n\n".join([*([heading] if heading else []), *shown, self._asked(self.put(question))])
 
@@ -75,20 +70,29 @@ class Variant:
         return "\n".join([f"{before}{question.text}", *choices, "Answer:"])
 
 
+def _places(kind: str, examples: Sequence[Question]) -> list[int]:
+    """Where the right answer of each example stands, among the labels that it has."""
+    places = _EXAMPLES[kind]
+    return [places[at % len(places)] % len(one.choices) for at, one in enumerate(examples)]
+
+
 def _with_answer_at(question: Question, place: int) -> Question:
-    """The same question with its right answer at this place, or the last one that it has."""
-    place = min(place, len(question.choices) - 1)
+    """The same question with its right answer at this place."""
     choices = [*question.choices]
     choices[place], choices[question.answer] = choices[question.answer], choices[place]
     return Question(question.text, tuple(choices), place)
 
 
-def variants(choices: int, examples: int) -> list[Variant]:
-    """All of them, family by family; each family begins with the usual way. choices: the most that a question has."""
+def variants(choices: int, examples: Sequence[Question]) -> list[Variant]:
+    """All of them, family by family; each family begins with the usual way, and none of it puts the same twice.
+    choices: the most that a question has."""
     usual = Variant("", "")
     found = [replace(usual, family="labels", name=name, labels=name) for name in _LABELS]
-    if examples:
-        found += [replace(usual, family="examples", name=name, examples=name) for name in _EXAMPLES]
+    by_places: dict[tuple[int, ...], str] = {}
+    for name in _EXAMPLES:
+        by_places.setdefault(tuple(_places(name, examples)), name)
+    if len(by_places) > 1:
+        found += [replace(usual, family="examples", name=name, examples=name) for name in by_places.values()]
     found += [replace(usual, family="order", name=f"moved by {at}", shift=at) for at in range(choices)]
     return found + [replace(usual, family="format", name=name, format=name) for name in _FORMATS]
 

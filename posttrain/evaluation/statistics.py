@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+FEW = 30  # questions, below which an interval is wide
 Figure = dict[str, Any]  # {"value": float | None, "ci95": [low, high] | None, "n": int}
 
 
@@ -73,6 +74,13 @@ def paired_difference(new: Sequence[float], old: Sequence[float], seed: int = 0)
     random = np.random.default_rng(seed)
     found = bootstrap((difference,), np.mean, n_resamples=2000, method="percentile", rng=random).confidence_interval
     return {"value": float(difference.mean()), "ci95": [float(found.low), float(found.high)], "n": len(difference)}
+
+
+def clear(difference: Mapping[str, Any]) -> bool:
+    """Whether all of its interval is on one side of 0. One without a width (a single prompt, or the same difference at
+    each) says nothing."""
+    low, high = difference["ci95"]
+    return low < high and (low > 0 or high < 0)
 
 
 def in_words(figure: Mapping[str, Any] | None, none: str = "–") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain import shipped
@@ -26,8 +26,13 @@ class Reported:
 
     def check(self, base: Artifact) -> list[str]:
         """Reads all questions, and waits for that; returns warnings."""
-        made = [self._submit("benchmark_check", one, base) for one in self.recipe.evaluate.benchmarks]
-        made += self._label_variants("label_variants_check", base)
+        return [*self.check_benchmarks(base), *self._warnings(self._label_variants("label_variants_check", base))]
+
+    def check_benchmarks(self, base: Artifact) -> list[str]:
+        """Those of benchmarks alone."""
+        return self._warnings([self._submit("benchmark_check", one, base) for one in self.recipe.evaluate.benchmarks])
+
+    def _warnings(self, made: Sequence[Artifact]) -> list[str]:
         return [said for one in made for said in self.runner.metrics(one).get("fallback", ())]
 
     def benchmarks(self, policy: Artifact) -> dict[str, Artifact]:

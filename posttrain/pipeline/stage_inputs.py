@@ -32,7 +32,7 @@ class Tables:
 
 class StageInputs:
     """Submits the stages of a run, one method per stage, called by the loop in `posttrain.loop`. `scoring` has those of
-    evaluations, `benchmarks` those of benchmarks, `filtering` those between scores and training."""
+    evaluations, `reported` those that only report, `filtering` those between scores and training."""
 
     def __init__(self, recipe: Recipe, runner: Stages) -> None:
         self.runner, self.number = runner, 0

@@ -114,7 +114,26 @@ class Spreads(_Titled):
         return f"Values by family, lowest to highest. {'; '.join(shown)}."
 
 
-Chart = Lines | Bars | Ridges | Spreads
+@dataclass(frozen=True)
+class Reliability(_Titled):
+    """How often somebody is right against how sure: `bins` by name, each with `confidence`, `accuracy` and `n`."""
+
+    bins: Mapping[str, Sequence[Mapping[str, float]]]
+
+    @property
+    def legend(self) -> list[str]:
+        return list(self.bins)
+
+    @property
+    def alt(self) -> str:
+        shown = [
+            f"{name}: " + ", ".join(f"{one['confidence']:.2f} sure, {one['accuracy']:.2f} right" for one in some)
+            for name, some in self.bins.items()
+        ]
+        return f"Share right by how sure. {'; '.join(shown)}."
+
+
+Chart = Lines | Bars | Ridges | Spreads | Reliability
 
 
 def series(name: str, figures: Mapping[int, Figure | float | None], reference: bool = False) -> Series:

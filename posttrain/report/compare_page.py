@@ -6,23 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from posttrain.data.messages import text_of
-from posttrain.evaluation import head_to_head
-from posttrain.evaluation.head_to_head import Comparison, Shown
+from posttrain.evaluation.head_to_head import Example, HeadToHead
+from posttrain.evaluation.statistics import clear
 from posttrain.report.answers import changes, shortened
 from posttrain.report.page import environment, style
 
 
-def html(found: Comparison) -> str:
+def html(found: HeadToHead) -> str:
     """The page."""
     made = environment()
-    made.filters["clear"] = head_to_head.clear
-    shown = {"Where B is preferred most": found.ahead, "Where A is preferred most": found.behind}
+    made.filters["clear"] = clear
+    shown = {"Examples where B is preferred": found.ahead, "Examples where A is preferred": found.behind}
     return made.get_template("compare.html.jinja").render(
         style=style(), found=found, shown=[(title, _prompts(prompts)) for title, prompts in shown.items()]
     )
 
 
-def _prompts(shown: Sequence[Shown]) -> list[dict[str, Any]]:
+def _prompts(shown: Sequence[Example]) -> list[dict[str, Any]]:
     """Each prompt with both answers, the second with what is new in it."""
     found = []
     for one in shown:

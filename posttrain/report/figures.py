@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from posttrain.report.answers import Survey
-from posttrain.report.charts import Bars, Chart, Ridges, Series, Spreads, lines, series
+from posttrain.report.charts import Bars, Chart, Reliability, Ridges, Series, Spreads, lines, series
 from posttrain.report.reading import Round
 from posttrain.stages.registry import REFERENCED, STAGES, Group, learned_from, spec
 
@@ -164,7 +164,22 @@ def rewards(rounds: Sequence[Round]) -> list[Chart]:
         "Expected calibration error on the same pairs: how far apart are, on average, how sure the reward model is of "
         f"the better answer and how often it is right. {INTERVALS}"
     )
-    return charts + lines("calibration", "Reward model calibration", caption, "error", errors, 0.0)
+    charts += lines("calibration", "Reward model calibration", caption, "error", errors, 0.0)
+    return charts + _reliability(rounds, models)
+
+
+def _reliability(rounds: Sequence[Round], models: Mapping[str, str]) -> list[Chart]:
+    """Of the last round whose reward models were measured. `models`: their roles by name."""
+    for one in reversed(rounds):
+        bins = {name: found for name, role in models.items() if (found := one.metrics(role).get("bins"))}
+        if bins:
+            caption = (
+                "Held-out pairs by how sure the reward model is of the better answer, σ(|r₁ − r₂|); large marks stand "
+                "for many pairs. Below the broken line it is too sure. Marks of few pairs are far off by chance alone."
+            )
+            title = f"Reliability in round {one.number}"
+            return [Reliability("reliability", title, caption, "share right", bins)]
+    return []
 
 
 def win_rates(rounds: Sequence[Round]) -> list[Chart]:

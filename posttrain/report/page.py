@@ -8,7 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.config import RewardEntry
 from posttrain.data.messages import text_of
 from posttrain.evaluation.statistics import in_words
 from posttrain.report import answers, figures, plots
@@ -154,18 +153,11 @@ def stage_seconds(rounds: Sequence[Round]) -> dict[str, list[float | None]]:
 def _surveys(view: RunView) -> dict[int, Survey]:
     found = {}
     for one in view.rounds:
-        weights = _functions(one)
+        weights = one.functions()
         survey = view.table(one, "heldout", "heldout.parquet", lambda path, of=weights: answers.survey(path, of))
         if survey is not None:
             found[one.number] = survey
     return found
-
-
-def _functions(of: Round) -> dict[str, float]:
-    """Weights of the reward functions that said what is right."""
-    entries = of.manifests.get("heldout", {}).get("config", {}).get("rewards", [])
-    rewards = [RewardEntry.model_validate(entry) for entry in entries]
-    return {reward.name: reward.weight for reward in rewards if not reward.is_reward_model}
 
 
 def _scored(view: RunView) -> dict[int, Scored]:
@@ -190,7 +182,7 @@ def compared(view: RunView, surveys: Mapping[int, Survey]) -> list[dict[str, Any
     for one in view.rounds:
         if one.number in surveys and wanted:
             rows[one.number] = view.table(one, "heldout", "heldout.parquet", read) or {}
-            weights[one.number] = _functions(one)
+            weights[one.number] = one.functions()
     shown = []
     for kind, prompts in chosen.items():
         of_kind = [_compared({n: rows[n][prompt] for n in numbers if prompt in rows[n]}, weights) for prompt in prompts]

@@ -9,7 +9,7 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
-from posttrain.report.charts import Bars, Chart, Lines, Ridges, Spreads
+from posttrain.report.charts import Bars, Chart, Lines, Reliability, Ridges, Spreads
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +56,8 @@ def draw(chart: Chart) -> str:
                 _ridges(axes, chart)
             case Spreads():
                 _spreads(axes, chart)
+            case Reliability():
+                _reliability(axes, chart)
         text = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.05, metadata=nothing)
@@ -64,7 +66,7 @@ def draw(chart: Chart) -> str:
 
 def _height(chart: Chart) -> float:
     match chart:
-        case Lines():
+        case Lines() | Reliability():
             return 2.9 + 0.2 * _legend_rows(chart.legend)
         case Bars():
             return 0.9 + 0.32 * len(chart.rounds) + 0.2 * _legend_rows(chart.legend)
@@ -163,6 +165,22 @@ def _spreads(axes: Axes, chart: Spreads) -> None:
     axes.set_xlabel(chart.unit)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", linewidth=0.6)
+    axes.set_axisbelow(True)
+    _legend(axes, chart.legend)
+
+
+def _reliability(axes: Axes, chart: Reliability) -> None:
+    """A mark for each bin, the larger the more pairs it has; on the broken line who is as often right as sure."""
+    least = min((one["confidence"] for some in chart.bins.values() for one in some), default=0.5)
+    axes.plot([least, 1], [least, 1], color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    for at, (name, some) in enumerate(chart.bins.items()):
+        x, y = [one["confidence"] for one in some], [one["accuracy"] for one in some]
+        most = max((one["n"] for one in some), default=1)
+        axes.plot(x, y, color=_SERIES[at % COLOURS], marker=_MARKS[at % len(_MARKS)], label=name)
+        axes.scatter(x, y, s=[20 + 100 * one["n"] / most for one in some], color=_SERIES[at % COLOURS], alpha=0.35)
+    axes.set_xlabel("how sure")
+    axes.set_ylabel(chart.unit)
+    axes.grid(linewidth=0.6)
     axes.set_axisbelow(True)
     _legend(axes, chart.legend)
 

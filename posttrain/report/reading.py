@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from posttrain.config import RewardEntry
 from posttrain.errors import DamagedError, InputError
 from posttrain.storage.store import Store
 
@@ -30,6 +31,14 @@ class Round:
     def metrics(self, role: str) -> Mapping[str, Any]:
         """The metrics of a stage; empty if it is not finished or cannot be read."""
         return self.manifests.get(role, {}).get("metrics", {})
+
+    def functions(self) -> dict[str, float]:
+        """Weights, by name, of the reward functions that said which held-out answers are right."""
+        entries = self.manifests.get("heldout", {}).get("config", {}).get("rewards", [])
+        # Not validated: where a judge runs is not in a manifest.
+        keys = ("use", "function", "weight")
+        rewards = [RewardEntry.model_construct(**{key: entry[key] for key in keys}) for entry in entries]
+        return {reward.name: reward.weight for reward in rewards if not reward.is_reward_model}
 
     def benchmarks(self) -> dict[str, Mapping[str, Mapping[str, Any]]]:
         """The figures of each benchmark that is done, by its name, then by task and metric."""

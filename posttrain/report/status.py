@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from posttrain.evaluation.statistics import in_words
+from posttrain.evaluation.statistics import clear, in_words
 from posttrain.report.reading import Round, RunView
 from posttrain.stages.registry import REFERENCED, learned_from, spec
 from posttrain.storage import pushed
@@ -186,5 +186,4 @@ def _value(figure: Mapping[str, Any] | None, digits: int = 3) -> str:
 def _changed(figure: Mapping[str, Any], change: Mapping[str, Any]) -> str:
     if figure["value"] is None or change["value"] is None:
         return "-"
-    low, high = change["ci95"]
-    return f"{figure['value']:.3g} ({change['value']:+.2g}{'*' if low > 0 or high < 0 else ''})"
+    return f"{figure['value']:.3g} ({change['value']:+.2g}{'*' if clear(change) else ''})"

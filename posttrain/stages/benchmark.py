@@ -13,9 +13,9 @@ from posttrain.errors import InputError
 from posttrain.evaluation import harness
 from posttrain.evaluation.harness_model import DoesNotFitError, EngineModel
 from posttrain.evaluation.likelihood_shards import Work
+from posttrain.evaluation.statistics import FEW
 from posttrain.job import Job
 
-FEW = 30  # questions
 QUESTIONS = "questions.parquet"
 _SCHEMA = pa.schema([("task", pa.string()), ("text", pa.string()), ("score", pa.float64())])
 

@@ -4,7 +4,7 @@ only."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import AutoConfig, AutoTokenizer
 
@@ -14,25 +14,42 @@ from posttrain.engines.protocol import Ids, context_length
 from posttrain.errors import DataError, InputError
 from posttrain.evaluation.label_variants import Variant, figures, variants
 from posttrain.evaluation.likelihood_shards import Work, log_likelihoods
+from posttrain.evaluation.statistics import FEW
 from posttrain.job import Job
 
-FEW = 30  # questions
+
+class _Asked(NamedTuple):
+    """`texts`: by variant the token ids before the answer to each question; `labels`: by variant the ids of its labels;
+    `left_out`: names of variants whose labels the tokenizer does not tell apart."""
+
+    questions: list[Question]
+    texts: dict[Variant, list[Ids]]
+    labels: dict[Variant, list[Ids]]
+    left_out: list[str]
+
+    def pairs(self) -> list[tuple[Ids, Ids]]:
+        """Each text with each label that its question has."""
+        return [
+            (before, label)
+            for variant, texts in self.texts.items()
+            for before, question in zip(texts, self.questions, strict=True)
+            for label in self.labels[variant][: len(question.choices)]
+        ]
 
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: policy. Config: label_variants, engine (use, dtype, shard_tokens). Writes nothing. Returns what
-    `evaluation.label_variants.figures` does, and the number of `questions`."""
-    questions, asked = _asked(job)
-    engine = job.config["engine"]
-    pairs = [pair for by_question in asked.values() for each in by_question for pair in each]
+    `evaluation.label_variants.figures` does, the number of `questions`, and variants `left_out`."""
+    asked, engine = _asked(job), job.config["engine"]
+    pairs = asked.pairs()
     progress = job.counter(len(pairs), "labels")
     work = Work(job.inputs["policy"], job.scratch, job.workers, engine, engine["shard_tokens"], progress)
     found = iter(log_likelihoods(pairs, work))
     chosen = {
-        variant: [_likeliest([next(found)[0] for _ in each]) for each in by_question]
-        for variant, by_question in asked.items()
+        variant: [_likeliest([next(found)[0] for _ in question.choices]) for question in asked.questions]
+        for variant in asked.texts
     }
-    return {**figures(chosen, questions), "questions": len(questions)}
+    return {**figures(chosen, asked.questions), "questions": len(asked.questions), "left_out": asked.left_out}
 
 
 def check(job: Job) -> dict[str, Any]:
@@ -42,27 +59,27 @@ def check(job: Job) -> dict[str, Any]:
         DataError: a question cannot be read.
         InputError: one does not fit into the model's context.
     """
-    questions, asked = _asked(job)
+    asked = _asked(job)
     context = context_length(AutoConfig.from_pretrained(job.inputs["policy"]))
-    for variant, by_question in asked.items():
-        for number, each in enumerate(by_question):
-            longest = max(len(before) + len(label) for before, label in each)
-            if longest > context:
+    for variant, texts in asked.texts.items():
+        longest = max(map(len, asked.labels[variant]))
+        for number, before in enumerate(texts, 1):
+            if len(before) + longest > context:
                 raise InputError(
-                    f"evaluate.label_variants: question {number + 1} of those asked has {longest} tokens "
+                    f"evaluate.label_variants: question {number} of those asked has {len(before) + longest} tokens "
                     f"({variant.family}: {variant.name}), the model's context {context}",
                     hint="ask for fewer `examples`, or take it out",
                     rule="variants-do-not-fit",
                 )
-    few = [f"label variants of {len(questions)} questions: their intervals are wide"] if len(questions) < FEW else []
-    return {"questions": len(questions), **({"fallback": few} if few else {})}
+    said = [f"label variants leave out {name}: the tokenizer does not tell its labels apart" for name in asked.left_out]
+    if len(asked.questions) < FEW:
+        said.append(f"label variants of {len(asked.questions)} questions: their intervals are wide")
+    return {"questions": len(asked.questions), **({"fallback": said} if said else {})}
 
 
-def _asked(job: Job) -> tuple[list[Question], dict[Variant, list[list[tuple[Ids, Ids]]]]]:
-    """The questions, and by variant and question the context and the label of each choice, as token ids."""
+def _asked(job: Job) -> _Asked:
     section = job.section("label_variants", LabelVariants)
-    most = None if section.rows is None else section.examples + section.rows
-    rows = read_questions(section.path, most, "evaluate.label_variants")
+    rows = read_questions(section.path, section.examples + section.rows, "evaluate.label_variants")
     examples, questions = rows[: section.examples], rows[section.examples :]
     if not questions:
         raise DataError(
@@ -72,20 +89,29 @@ def _asked(job: Job) -> tuple[list[Question], dict[Variant, list[list[tuple[Ids,
             rule="data-no-rows",
         )
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["policy"])
-    most = max(len(question.choices) for question in questions)
-    asked = {
-        variant: [
-            _encoded(tokenizer, text, [variant.label(at) for at in range(len(question.choices))])
-            for text, question in zip(variant.prompts(examples, questions), questions, strict=True)
-        ]
-        for variant in variants(most, section.examples)
-    }
-    return questions, asked
+    most = max(len(one.choices) for one in questions)
+    asked = _Asked(questions, {}, {}, [])
+    for variant in variants(most, examples):
+        texts = list(variant.prompts(examples, questions))
+        labels = _labels(tokenizer, texts[0], [variant.label(at) for at in range(most)])
+        if not all(labels) or len(set(labels)) < most:
+            asked.left_out.append(variant.name)
+            continue
+        asked.texts[variant] = [_ids(tokenizer, text) for text in texts]
+        asked.labels[variant] = labels
+    return asked
 
 
-def _encoded(tokenizer: Any, text: str, labels: Sequence[str]) -> list[tuple[Ids, Ids]]:
-    before = tuple(tokenizer.encode(text))
-    return [(before, tuple(tokenizer.encode(f"{text} {label}")[len(before) :])) for label in labels]
+def _labels(tokenizer: Any, text: str, labels: Sequence[str]) -> list[Ids]:
+    """The tokens that each label adds to a text: the same after every text, as all end alike."""
+    before = _ids(tokenizer, text)
+    return [_ids(tokenizer, f"{text} {label}")[len(before) :] for label in labels]
+
+
+def _ids(tokenizer: Any, text: str) -> Ids:
+    """With the token by which the tokenizer begins a text, and without one by which it may end it."""
+    begins = tokenizer.encode("")[:1] == [tokenizer.bos_token_id]
+    return (*([tokenizer.bos_token_id] if begins else []), *tokenizer.encode(text, add_special_tokens=False))
 
 
 def _likeliest(totals: Sequence[float]) -> int:

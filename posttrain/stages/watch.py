@@ -28,13 +28,14 @@ from posttrain.config import Judge, RewardEntry
 from posttrain.config.watch import SECOND
 from posttrain.data.tables import GREEDY, SAMPLED, SCORED_ANSWERS, by_prompt
 from posttrain.errors import RewardError, StageError
-from posttrain.evaluation import statistics, win_rate
+from posttrain.evaluation import statistics
 from posttrain.evaluation.compare import BASE, OTHERS, POLICY, summary
 from posttrain.job import Job
 from posttrain.rewards import RewardFunction, Runtime, pairwise
 from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine
 from posttrain.rewards.pairwise import Pairwise
-from posttrain.rewards.scoring import columns_of, model_rewards, reward_values, scoring_dtype, slices
+from posttrain.rewards.panel import by_scores, preferences
+from posttrain.rewards.scoring import model_rewards, reward_values, scoring_dtype, slices
 from posttrain.storage.shards import processes, run_shards
 
 _ROWS = 4096
@@ -184,7 +185,7 @@ def _verdicts(
     """For each prompt, by other side and judge: the preference for the round's greedy answer, in [0, 1]."""
     found: list[dict[str, dict[str, float | None]]] = [
         {
-            other: {judge: _preferred(sides[POLICY][0], sides[other][0], judge) for judge in panel.judges}
+            other: {judge: _by_scores(sides[POLICY][0], sides[other][0], judge) for judge in panel.judges}
             for other in OTHERS
             if other in sides
         }
@@ -192,28 +193,15 @@ def _verdicts(
     ]
     for judge in panel.pairwise:
         for other in found[0] if found else ():
-            pairs = [(sides[POLICY][0], sides[other][0]) for sides in prompts]
-            apart = [at for at, (mine, its) in enumerate(pairs) if mine["completion"] != its["completion"]]
-            said = dict(zip(apart, _compare(judge, [pairs[at] for at in apart]), strict=True))
-            for at, verdicts in enumerate(found):
-                verdicts[other][judge.name] = said.get(at, 0.5)  # equal answers are a tie: nobody need be asked
+            with _named(judge.name):
+                said = preferences(judge, [(sides[POLICY][0], sides[other][0]) for sides in prompts])
+            for verdicts, value in zip(found, said, strict=True):
+                verdicts[other][judge.name] = value
     return found
 
 
-def _preferred(mine: Mapping[str, Any], its: Mapping[str, Any], judge: str) -> float | None:
-    """Preference by two scores. Equal answers are a tie: a model's last bits differ from batch to batch."""
-    first, second = mine["rewards"].get(judge), its["rewards"].get(judge)
-    return win_rate.preference(first, first if mine["completion"] == its["completion"] else second)
-
-
-def _compare(judge: Pairwise, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[float | None]:
-    """The preferences of a pairwise judge."""
-    if not pairs:
-        return []
-    prompts, first = [one["prompt"] for one, _ in pairs], [one["completion"] for one, _ in pairs]
-    second, columns = [other["completion"] for _, other in pairs], columns_of([one for one, _ in pairs])
-    with _named(judge.name):
-        return judge(prompts, first, second, columns)
+def _by_scores(mine: Mapping[str, Any], its: Mapping[str, Any], judge: str) -> float | None:
+    return by_scores((mine, its), mine["rewards"].get(judge), its["rewards"].get(judge))
 
 
 @contextlib.contextmanager

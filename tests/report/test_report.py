@@ -69,8 +69,9 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 def test_every_part_that_the_run_has_is_shown(html: str) -> None:
     ids = {attributes.get("id") for _, attributes in Outline(html).elements}
     plots = (
-        "accuracy-heldout accuracy-dev measure-notes reward watch-base watch-previous pair-accuracy wins-base "
-        "wins-previous length diversity pairs flow rewards-check rewards-reward-model rewards-score times"
+        "accuracy-heldout accuracy-dev measure-notes reward watch-base watch-previous pair-accuracy calibration "
+        "reliability wins-base wins-previous length diversity pairs flow rewards-check rewards-reward-model "
+        "rewards-score times"
     )
     assert {f"plot-{name}" for name in plots.split()} == {one for one in ids if one and one.startswith("plot-")}
     assert {"rounds", "side-by-side", "best-and-worst", "lineage", "recipe"} <= ids
@@ -85,6 +86,7 @@ def test_figures_are_those_of_the_artifacts(html: str) -> None:
     assert "format 10 → 9 10 → 9" in said and "best-of-k: not the best 5 5" in said
     alts = {attributes["aria-label"] for _, attributes in Outline(html).elements if attributes.get("role") == "img"}
     assert any("greedy 0.5 in round 0, 0.7 in round 2" in (alt or "") for alt in alts)
+    assert any("0.62 sure, 0.50 right, 0.88 sure, 0.75 right" in (alt or "") for alt in alts)
     assert any("judge<b>$ 0.625 in round 1" in (alt or "") for alt in alts)
 
 
@@ -116,7 +118,7 @@ def test_the_same_prompts_stand_side_by_side_with_what_changed(html: str) -> Non
 
 def test_charts_take_the_colours_of_the_page_and_no_id_comes_twice(html: str) -> None:
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(drawings) == 17 and not [one for one in drawings if re.search(r"#[0-9a-fA-F]{6}", one)]
+    assert len(drawings) == 19 and not [one for one in drawings if re.search(r"#[0-9a-fA-F]{6}", one)]
     ids = [attributes["id"] for _, attributes in Outline(html).elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     pointed_at = set(re.findall(r'(?:url\(|href=")#([^")]+)', html))

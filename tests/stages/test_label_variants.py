@@ -19,6 +19,7 @@ from posttrain.loop import play
 from posttrain.planning.dry_run import DryRunner
 from posttrain.recipe.load import load
 from posttrain.report import plots
+from posttrain.report.charts import Spreads
 from posttrain.report.figures import benchmarks
 from posttrain.report.reading import Round
 from posttrain.stages import label_variants, label_variants_check
@@ -82,6 +83,25 @@ def test_examples_stand_before_and_are_not_asked(tmp_path: Path) -> None:
     found = label_variants.run(job(BASE, tmp_path, examples=4, rows=3))
     assert found["questions"] == 3
     assert {one["family"] for one in found["variants"]} == {"labels", "examples", "order", "format"}
+    assert found["left_out"] == []
+
+
+class Unknown:
+    """A tokenizer that knows no rare letter, begins a text by 1 and ends it by 2."""
+
+    bos_token_id = 1
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids = [ord(letter) if ord(letter) < 128 else 3 for letter in text]
+        return [1, *ids, 2] if add_special_tokens else ids
+
+
+def test_labels_that_a_tokenizer_does_not_tell_apart_are_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_variants.AutoTokenizer, "from_pretrained", lambda path: Unknown())
+    found = label_variants_check.run(job(BASE, tmp_path))
+    assert found["fallback"][0] == "label variants leave out œ § з ü: the tokenizer does not tell its labels apart"
 
 
 @pytest.mark.parametrize(
@@ -125,5 +145,5 @@ def test_the_report_has_one_plot_of_the_base_and_the_last_round(tmp_path: Path) 
     manifest = {"stage": "label_variants", "metrics": found, "seconds": 1.0}
     rounds = [Round(number, True, None, {"label_variants": "key"}, {"label_variants": manifest}) for number in range(3)]
     (chart,) = benchmarks(rounds)
-    assert chart.legend == ["the base", "round 2"]
+    assert isinstance(chart, Spreads) and chart.legend == ["the base", "round 2"]
     assert plots.draw(chart).startswith("<svg")

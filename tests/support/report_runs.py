@@ -20,6 +20,9 @@ ODD = "\u202eturned\u202c \x00\x1b[31m e\u0301 \u2028 \U0001f600 ไทย עב�
 
 CHECK = {"use": "check.py", "function": None, "weight": 1.0, "for": None}
 
+# As a manifest has it: without the address of the judge.
+RUBRIC = {**CHECK, "use": "polite.md", "judge": {"model": "judge", "temperature": 0.0, "max_tokens": 512}}
+
 SCORED = SCORED_ANSWERS.append(pa.field("score", pa.float64()))
 
 
@@ -91,7 +94,7 @@ class Made:
         for name, rows in (tables or {}).items():
             schema = SCORED if name == "scored" else SCORED_ANSWERS
             pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), folder / "out" / f"{name}.parquet")
-        config = {"rewards": [CHECK]}
+        config = {"rewards": [CHECK, RUBRIC]}
         manifest = {
             "stage": role.partition("_samples")[0],
             "key": key,
@@ -104,6 +107,16 @@ class Made:
         self.rounds[-1]["stages"][role] = key
         self.write()
         return key
+
+    def benchmark(self, name: str, rows: Sequence[Mapping[str, Any]], asked: Mapping[str, Any]) -> None:
+        key = f"benchmark-{len(list(self.store.artifacts.iterdir())):016x}"
+        folder = self.store.begin(key, {})
+        pq.write_table(pa.Table.from_pylist(list(rows)), folder / "out" / "questions.parquet")
+        manifest = {"stage": "benchmark", "key": key, "input_keys": {}, "outside": {}, "config": {"benchmark": asked}}
+        manifest |= {"versions": {"python": "3.11"}, "seconds": 2.0, "metrics": {"figures": {}}}
+        store.publish(folder, self.store.artifacts, manifest)
+        self.rounds[-1]["stages"][f"benchmark_{name}"] = key
+        self.write()
 
     def write(self) -> None:
         recipe = f"# resolved\nname: made-up\nsamples: {HOSTILE}\n"
@@ -123,6 +136,12 @@ class Made:
         self.stage("evaluate", {"dev": found}, {"policy": policy})
         self.stage("heldout", {"heldout": found}, {"policy": policy}, {"heldout": heldout(number)})
 
+
+CALIBRATED = {
+    "pair_accuracy": figure(0.75),
+    "ece": figure(0.125),
+    "bins": [{"confidence": 0.625, "accuracy": 0.5, "n": 30}, {"confidence": 0.875, "accuracy": 0.75, "n": 10}],
+}
 
 WATCHED = ("proxy_reward", "heldout_reward", "length", "accuracy")
 
@@ -147,7 +166,7 @@ FILTERS = {
 def full_round(run: Made, number: int, base: str, promoted: bool) -> str:
     run.begin()
     preferences = run.stage("preferences", {"pairs": 8}, {"policy": base})
-    model = run.stage("reward_model", {"pair_accuracy": figure(0.75)}, {"preferences_1": preferences})
+    model = run.stage("reward_model", CALIBRATED, {"preferences_1": preferences})
     samples = run.stage("answers_samples", {"prompts": 2, "completions": 6}, {"policy": base})
     scores = run.stage("scores", {}, {"answers": samples, "reward_model": model}, {"scored": scored(number)})
     kept = run.stage("filters", FILTERS, {"scored": scores})

@@ -28,19 +28,24 @@ def test_the_usual_way_and_each_other_one() -> None:
     assert _put(Variant("examples", "", examples="the last two"), EXAMPLE) == last
 
 
-def test_no_two_variants_of_a_family_put_the_same() -> None:
-    examples = [Question(f"{at}?", ("a", "b", "c", "d"), 0) for at in range(4)]
-    question = [Question("q?", ("e", "f", "g", "h"), 2)]
-    for family in ("labels", "examples", "order", "format"):
-        texts = [list(one.prompts(examples, question)) for one in variants(4, 4) if one.family == family]
-        assert len(texts) == len({text for (text,) in texts}) >= 4
-    assert {one.family for one in variants(4, 0)} == {"labels", "order", "format"}
+@pytest.mark.parametrize("count", range(9))
+@pytest.mark.parametrize("choices", [2, 3, 4, 8])
+def test_no_two_variants_of_a_family_put_the_same(count: int, choices: int) -> None:
+    given = tuple("abcdefgh"[:choices])
+    examples = [Question(f"{at}?", given, 0) for at in range(count)]
+    question = [Question("q?", given, 1)]
+    put: dict[str, list[str]] = {}
+    for one in variants(choices, examples):
+        put.setdefault(one.family, []).extend(one.prompts(examples, question))
+    assert all(len(texts) == len(set(texts)) > 1 for texts in put.values())
+    assert ("examples" in put) == (count > 1 or (count == 1 and choices > 2))  # one example can stand at two labels
+    assert len(put["labels"]) == len(put["format"]) == 5 and len(put["order"]) == choices
 
 
 def test_a_policy_that_always_takes_the_first_label_is_found_out() -> None:
     answers = [0, 0, 0, 1, 1, 2, 3, 3]
     questions = [Question("q", ("a", "b", "c", "d"), answer) for answer in answers]
-    found = figures({one: [0] * 8 for one in variants(4, 0) if one.family == "order"}, questions)
+    found = figures({one: [0] * 8 for one in variants(4, []) if one.family == "order"}, questions)
     # Moved by 0, 1, 2, 3 places, the right answer stands first in 3, 2, 1 and 2 of 8 questions.
     assert [one["accuracy"]["value"] for one in found["variants"]] == [3 / 8, 2 / 8, 1 / 8, 2 / 8]
     assert found["families"]["order"] == {
@@ -54,15 +59,12 @@ def test_a_policy_that_always_takes_the_first_label_is_found_out() -> None:
 
 def test_a_policy_that_knows_the_answers_has_no_spread_whatever_the_order() -> None:
     questions = [Question("q", ("a", "b", "c"), answer) for answer in (0, 1, 2, 0)]
-    order = [one for one in variants(3, 0) if one.family == "order"]
+    order = [one for one in variants(3, []) if one.family == "order"]
     found = figures({one: [one.put(question).answer for question in questions] for one in order}, questions)
     assert found["families"]["order"]["mean"] == 1.0 and found["families"]["order"]["spread"] == 0.0
 
 
-@pytest.mark.parametrize("place", [0, 2])
-def test_fewer_choices_than_others_have(place: int) -> None:
+def test_fewer_choices_than_others_have() -> None:
     few = Question("yes?", ("yes", "no"), 0)
     assert Variant("order", "", shift=3).put(few) == Question("yes?", ("no", "yes"), 1)
-    assert f"Answer: {'AB'[min(place, 1)]}" in _put(
-        Variant("examples", "", examples="the last two" if place else "all the same"), few
-    )
+    assert "A. no\nB. yes\nAnswer: B" in _put(Variant("examples", ""), few, few)
