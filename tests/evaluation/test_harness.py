@@ -74,6 +74,39 @@ def test_figures_are_those_of_the_harness_s_own_model(tmp_path: Path, kind: str,
                 assert one == other
 
 
+IFEVAL = [
+    {"key": 1, "prompt": "Say yes.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+    {"key": 2, "prompt": "Say no.", "instruction_id_list": ["startend:quotation"], "kwargs": [{}]},
+    {
+        "key": 3,
+        "prompt": "Say much.",
+        "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+        "kwargs": [{}, {"relation": "less than", "num_words": 400}],
+    },
+]
+
+
+def test_the_page_s_ifeval_is_scored_by_our_registry_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (
+        (Path(__file__).parents[2] / "docs" / "evaluation.md")
+        .read_text("utf-8")
+        .partition("### IFEval by our checks")[2]
+    )
+    for name, kind in (("ifeval-checked.yaml", "yaml"), ("ifeval_checked.py", "python")):
+        (tmp_path / name).write_text(page.partition(f"```{kind}\n")[2].partition("```")[0].replace("512", "64"))
+    (tmp_path / "input_data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in IFEVAL))
+    monkeypatch.chdir(tmp_path)  # lm-evaluation-harness looks for the data there
+    policy, file = model(tmp_path / "model"), tmp_path / "ifeval-checked.yaml"
+    found = stage.run(job(tmp_path, policy, Benchmark(task=str(file), file="input_data.jsonl", chat=False)))
+    theirs = by_their_own(policy, file)
+    ours = [one["resps"] for one in samples(tmp_path)]
+    assert ours == [one["resps"] for one in theirs["samples"]["ifeval-checked"]]
+    figure = found["figures"]["ifeval-checked"]["prompt_level_strict"]
+    assert figure["value"] == theirs["results"]["ifeval-checked"]["prompt_level_strict,none"] == pytest.approx(2 / 3)
+
+
 def test_a_question_is_put_by_the_chat_template_where_the_answer_is_generated(tmp_path: Path) -> None:
     policy, file = model(tmp_path / "model"), task(tmp_path / "tasks", "apples", GENERATED)
     found = stage.run(job(tmp_path, policy, Benchmark(task=str(file))))
