@@ -15,7 +15,7 @@ from posttrain.execution import retry
 from posttrain.execution.cluster import launcher_of
 from posttrain.execution.progress import Silent, Watcher
 from posttrain.execution.runner import Runner
-from posttrain.inference import evaluate
+from posttrain.inference.models import evaluate
 from posttrain.loop import play
 from posttrain.planning.check import check_run
 from posttrain.recipe.load import load as load_recipe

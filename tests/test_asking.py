@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from posttrain.cli import app
 from posttrain.errors import InputError, ModelError
-from posttrain.inference import Conversation, find
+from posttrain.inference.models import Conversation, find
 from posttrain.storage.store import Store
 
 FEW = ["prompts.train.rows=:40", "prompts.dev.rows=:12", "prompts.heldout.rows=:8"]

@@ -12,8 +12,8 @@ from support.report_runs import HOSTILE, Made, begun, full_round
 from typer.testing import CliRunner
 
 from posttrain.cli import app
-from posttrain.comparison import compare
 from posttrain.errors import DamagedError, InputError
+from posttrain.inference.comparison import compare
 from posttrain.report import compare_page
 
 LONGER = "def longer(prompts, completions):\n    return [float(len(one[-1]['content'])) for one in completions]\n"

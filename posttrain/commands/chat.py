@@ -25,7 +25,7 @@ def chat_(
     echo "Mia has 7 apples and buys 12 more. How many has she?" | posttrain chat runs/quickstart
     """
     from posttrain.errors import InputError
-    from posttrain.inference import Conversation
+    from posttrain.inference.models import Conversation
 
     talk = Conversation(model, system, temperature, max_new_tokens, seed)
     interactive = sys.stdin.isatty()

@@ -37,8 +37,8 @@ def compare(
     posttrain compare ./my-model ./other-model --recipe ./mine.yaml --judge ./my_judge.py
     """
     from posttrain.api import load_recipe
-    from posttrain.comparison import compare as compared
     from posttrain.errors import InputError
+    from posttrain.inference.comparison import compare as compared
     from posttrain.report import compare_page
     from posttrain.storage.files import write_durably
 

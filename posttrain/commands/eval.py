@@ -40,7 +40,7 @@ def eval_(
     posttrain eval ./my-model --tasks gsm8k --tasks ./my-task.yaml --json
     """
     from posttrain.api import evaluate, load_recipe
-    from posttrain.inference import evaluate_benchmarks
+    from posttrain.inference.models import evaluate_benchmarks
 
     own = [*(set_ or []), *([f"evaluate.k={k}"] if k else [])]
     own += [f"evaluate.benchmarks=[{', '.join(tasks)}]"] if tasks else []

@@ -34,7 +34,7 @@ def sample_(
     """
     from posttrain.config import Engine
     from posttrain.errors import InputError
-    from posttrain.inference import prompts_in, prompts_of, sample
+    from posttrain.inference.models import prompts_in, prompts_of, sample
     from posttrain.recipe.load import load
 
     if (recipe is None) == (prompts is None):

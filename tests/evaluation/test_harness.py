@@ -94,7 +94,7 @@ def test_the_page_s_ifeval_is_scored_by_our_registry_on_both_sides(
         .read_text("utf-8")
         .partition("### IFEval by our checks")[2]
     )
-    for name, kind in (("ifeval-checked.yaml", "yaml"), ("ifeval_checked.py", "python")):
+    for name, kind in (("ifeval-checked.yaml", "text"), ("ifeval_checked.py", "python")):
         (tmp_path / name).write_text(page.partition(f"```{kind}\n")[2].partition("```")[0].replace("512", "64"))
     (tmp_path / "input_data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in IFEVAL))
     monkeypatch.chdir(tmp_path)  # lm-evaluation-harness looks for the data there

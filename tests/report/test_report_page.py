@@ -67,7 +67,7 @@ def test_the_page_reads_well(browser: Any, report: Path, size: tuple[int, int], 
         "f.querySelector('[role=img]').ariaLabel, f.querySelector('svg').getBoundingClientRect().width, "
         "[...f.querySelectorAll('text')].filter(t => t.getBoundingClientRect().right > innerWidth).length])"
     )
-    assert len(figures) == 17
+    assert len(figures) == 19
     for name, caption, alt, width, cut in figures:
         assert name.startswith("plot-") and len(caption) > 20 and len(alt) > 20
         assert 250 < width <= size[0] and not cut

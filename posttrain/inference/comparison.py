@@ -17,7 +17,7 @@ from posttrain.errors import DamagedError, InputError
 from posttrain.evaluation import head_to_head
 from posttrain.evaluation.head_to_head import Answers, Example, HeadToHead, Row
 from posttrain.execution.progress import Watcher
-from posttrain.inference import find, scored_answers
+from posttrain.inference.models import find, scored_answers
 from posttrain.recipe.load import load as load_recipe
 from posttrain.recipe.recipe import Recipe
 from posttrain.report.lineage import final_round

@@ -1,0 +1,1 @@
+"""Models and policies outside a run: evaluated, compared, sampled from, talked to."""
