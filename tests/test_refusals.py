@@ -11,7 +11,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from posttrain import filters, inference
+from posttrain import filters
 from posttrain.commands.stage import stage
 from posttrain.config import PromptSet
 from posttrain.config.tree import Place
@@ -21,6 +21,7 @@ from posttrain.data.row_files import open_rows
 from posttrain.errors import InputError
 from posttrain.filters import FilterContext, quality_model
 from posttrain.hub import plan
+from posttrain.inference.models import Conversation
 from posttrain.recipe.yaml_tree import parse
 from posttrain.report.reading import Round, open_run
 from posttrain.storage.store import Store
@@ -43,7 +44,7 @@ def test_commands(tmp_path: Path) -> None:
 
 def test_a_talk_longer_than_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(max_position_embeddings=4))
-    talk = object.__new__(inference.Conversation)
+    talk = object.__new__(Conversation)
     talk.messages, talk.tokenizer, talk.device = [], None, "cpu"
     talk.model = cast(Any, SimpleNamespace(config=config))
     monkeypatch.setattr("posttrain.data.chat_template.render_prompt", lambda *_: [1] * 5)
