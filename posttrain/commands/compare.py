@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,40 +56,24 @@ def compare(
 
 
 def _figures(found: HeadToHead) -> dict[str, Any]:
-    return {
-        "first": found.first,
-        "second": found.second,
-        "prompts": found.prompts,
-        "figures": found.figures,
-        "rewards": found.rewards,
-        "benchmarks": found.benchmarks,
-        "win_rates": found.win_rates,
-    }
+    """All but the examples, which are for the page."""
+    return {name: value for name, value in vars(found).items() if name not in ("ahead", "behind")}
 
 
 def _lines(found: HeadToHead) -> Iterator[str]:
+    from posttrain.evaluation.statistics import clear, in_words
+
     yield f"A: {found.first}"
     yield f"B: {found.second}"
     yield f"{found.prompts} held-out prompts in common"
     yield f"\n{'':<28}{'A':>10}{'B':>10}  B - A [95 %]"
     for name, figure in (*found.figures.items(), *found.rewards.items(), *found.benchmarks.items()):
-        yield f"{name:<28}{figure['first']['value']:>10.3f}{figure['second']['value']:>10.3f}  {_change(figure)}"
+        first, second, change = (figure[side] for side in ("first", "second", "difference"))
+        low, high = change["ci95"]
+        told = f"{change['value']:+.3f} [{low:+.3f}, {high:+.3f}]{' *' if clear(change) else ''}"
+        yield f"{name:<28}{first['value']:>10.3f}{second['value']:>10.3f}  {told}"
     if found.win_rates:
         yield f"\n{'B preferred by':<28}{'raw':>20}{'at one length':>26}{'ties':>8}"
         for name, rates in found.win_rates.items():
-            raw, even = (_rate(rates[how]) for how in ("raw", "length_controlled"))
+            raw, even = (in_words(rates[how]) for how in ("raw", "length_controlled"))
             yield f"{name:<28}{raw:>20}{even:>26}{rates['ties']:>8.2f}"
-
-
-def _change(figure: Mapping[str, Any]) -> str:
-    from posttrain.evaluation.statistics import clear
-
-    low, high = figure["difference"]["ci95"]
-    star = " *" if clear(figure["difference"]) else ""
-    return f"{figure['difference']['value']:+.3f} [{low:+.3f}, {high:+.3f}]{star}"
-
-
-def _rate(figure: dict[str, Any]) -> str:
-    from posttrain.evaluation.statistics import in_words
-
-    return in_words(figure)

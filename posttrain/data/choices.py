@@ -23,7 +23,7 @@ class Question:
     answer: int
 
 
-def read_questions(path: str, most: int | None, where: str) -> list[Question]:
+def read_questions(path: str, most: int, where: str) -> list[Question]:
     """The first questions of a file (JSONL or Parquet) with the columns question, choices (a list of 2 to 8 texts)
     and answer (a place from 0, or a letter). `most`: how many; `where`: the recipe's section, for messages.
 
@@ -38,12 +38,12 @@ def _question(source: Source, line: int, row: Mapping[str, Any]) -> Question:
     if not isinstance(text, str) or not text.strip():
         hint = f"it has {', '.join(map(repr, row))}"
         raise source.error(line, "no text in a column 'question'", hint, rule="data-question")
-    listed = isinstance(choices, list) and 2 <= len(choices) <= MOST_CHOICES
-    if not isinstance(choices, list) or not listed or not all(isinstance(one, str) and one.strip() for one in choices):
+    texts = choices if isinstance(choices, list) else []
+    if not 2 <= len(texts) <= MOST_CHOICES or not all(isinstance(one, str) and one.strip() for one in texts):
         raise source.error(line, f"'choices' must be a list of 2 to {MOST_CHOICES} texts", rule="data-question")
     place = LETTERS.find(answer.strip().upper()) if isinstance(answer, str) and len(answer.strip()) == 1 else answer
-    if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(choices):
-        said = f"'answer' must be one of 0 to {len(choices) - 1}, or A to {LETTERS[len(choices) - 1]}, not {answer!r}"
+    if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(texts):
+        said = f"'answer' must be one of 0 to {len(texts) - 1}, or A to {LETTERS[len(texts) - 1]}, not {answer!r}"
         hint = None if answer is not None else "a set without right answers measures nothing"
         raise source.error(line, said, hint, rule="data-question")
-    return Question(text.strip(), tuple(one.strip() for one in choices), place)
+    return Question(text.strip(), tuple(one.strip() for one in texts), place)

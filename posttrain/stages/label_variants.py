@@ -3,7 +3,8 @@ only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import AutoConfig, AutoTokenizer
@@ -88,30 +89,31 @@ def _asked(job: Job) -> _Asked:
             hint="give more, or fewer `examples`",
             rule="data-no-rows",
         )
-    tokenizer = AutoTokenizer.from_pretrained(job.inputs["policy"])
+    encode = _encoder(job.inputs["policy"])
     most = max(len(one.choices) for one in questions)
     asked = _Asked(questions, {}, {}, [])
     for variant in variants(most, examples):
         texts = list(variant.prompts(examples, questions))
-        labels = _labels(tokenizer, texts[0], [variant.label(at) for at in range(most)])
+        labels = _labels(encode, texts[0], [variant.label(at) for at in range(most)])
         if not all(labels) or len(set(labels)) < most:
             asked.left_out.append(variant.name)
             continue
-        asked.texts[variant] = [_ids(tokenizer, text) for text in texts]
+        asked.texts[variant] = [encode(text) for text in texts]
         asked.labels[variant] = labels
     return asked
 
 
-def _labels(tokenizer: Any, text: str, labels: Sequence[str]) -> list[Ids]:
+def _labels(encode: Callable[[str], Ids], text: str, labels: Sequence[str]) -> list[Ids]:
     """The tokens that each label adds to a text: the same after every text, as all end alike."""
-    before = _ids(tokenizer, text)
-    return [_ids(tokenizer, f"{text} {label}")[len(before) :] for label in labels]
+    before = encode(text)
+    return [encode(f"{text} {label}")[len(before) :] for label in labels]
 
 
-def _ids(tokenizer: Any, text: str) -> Ids:
-    """With the token by which the tokenizer begins a text, and without one by which it may end it."""
-    begins = tokenizer.encode("")[:1] == [tokenizer.bos_token_id]
-    return (*([tokenizer.bos_token_id] if begins else []), *tokenizer.encode(text, add_special_tokens=False))
+def _encoder(policy: Path) -> Callable[[str], Ids]:
+    """The ids of a text with the token by which the tokenizer begins one, and without one by which it may end one."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(policy)
+    first = [tokenizer.bos_token_id] if tokenizer.encode("")[:1] == [tokenizer.bos_token_id] else []
+    return lambda text: (*first, *tokenizer.encode(text, add_special_tokens=False))
 
 
 def _likeliest(totals: Sequence[float]) -> int:

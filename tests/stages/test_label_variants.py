@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from support.by_heart import Text, taught
 from support.interrupted import BASE
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.data.choices import Question
 from posttrain.errors import DataError, InputError
@@ -31,38 +30,32 @@ QUESTIONS = [
 ]
 
 
-def job(policy: Path, folder: Path, questions: list[dict[str, Any]] = QUESTIONS, **given: Any) -> Job:
+def job(model: Path, folder: Path, questions: list[dict[str, Any]] = QUESTIONS, **given: Any) -> Job:
     (folder / "questions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in questions))
     engine = {"use": "shared-prefix", "dtype": "float32", "shard_tokens": 4000}
     section = {"path": str(folder / "questions.jsonl"), "examples": 0, **given}
-    return Job({"label_variants": section, "engine": engine}, {"policy": policy}, folder, folder / "scratch", 0)
+    return Job({"label_variants": section, "engine": engine}, {"policy": model}, folder, folder / "scratch", 0)
 
 
-def taught(folder: Path, shifts: range, answer: Any) -> Path:
-    """The shipped base after many steps on the usual labels, in these orders. `answer`: of a question as it is put."""
-    torch.manual_seed(0)
-    tokenizer, model = AutoTokenizer.from_pretrained(BASE), AutoModelForCausalLM.from_pretrained(BASE).train()
-    steps = torch.optim.AdamW(model.parameters(), lr=2e-3)
+def policy(folder: Path, shifts: range, answer: Any) -> Path:
+    """The shipped base, taught the usual labels in these orders. `answer`: of a question as it is put."""
     questions = [Question(row["question"], tuple(row["choices"]), row["answer"]) for row in QUESTIONS]
-    texts = []
-    for variant in (Variant("order", "", shift=shift) for shift in shifts):
-        for text, question in zip(variant.prompts([], questions), questions, strict=True):
-            before = tokenizer.encode(text)
-            whole = tokenizer.encode(f"{text} {variant.label(answer(variant.put(question)))}")
-            texts.append((torch.tensor([whole]), torch.tensor([[*[-100] * len(before), *whole[len(before) :]]])))
-    for _ in range(160 // len(shifts)):
-        for ids, labels in texts:
-            model(input_ids=ids, labels=labels).loss.backward()
-            steps.step()
-            steps.zero_grad()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+
+    def texts(tokenizer: Any) -> list[Text]:
+        made = []
+        for variant in (Variant("order", "", shift=shift) for shift in shifts):
+            for text, question in zip(variant.prompts([], questions), questions, strict=True):
+                before = tokenizer.encode(text)
+                whole = tokenizer.encode(f"{text} {variant.label(answer(variant.put(question)))}")
+                made.append((before, whole[len(before) :]))
+        return made
+
+    return taught(folder, texts, 160 // len(shifts))
 
 
 @pytest.mark.slow
 def test_a_policy_taught_to_take_the_first_label_shows_it_in_the_orders(tmp_path: Path) -> None:
-    found = label_variants.run(job(taught(tmp_path / "policy", range(4), lambda question: 0), tmp_path))
+    found = label_variants.run(job(policy(tmp_path / "policy", range(4), lambda question: 0), tmp_path))
     order = found["families"]["order"]
     assert (order["mean"], order["spread"]) == (0.25, 0.25)  # by hand: 3, 2, 1 and 2 of 8
     assert order["worst"] == {"variant": "moved by 2", "value": 0.125}
@@ -71,7 +64,7 @@ def test_a_policy_taught_to_take_the_first_label_shows_it_in_the_orders(tmp_path
 
 @pytest.mark.slow
 def test_a_policy_that_knows_the_answers_by_one_set_of_labels_shows_it_in_the_labels(tmp_path: Path) -> None:
-    found = label_variants.run(job(taught(tmp_path / "policy", range(1), lambda one: one.answer), tmp_path))
+    found = label_variants.run(job(policy(tmp_path / "policy", range(1), lambda one: one.answer), tmp_path))
     by_name = {one["variant"]: one["accuracy"]["value"] for one in found["variants"] if one["family"] == "labels"}
     assert by_name["A."] == 1.0
     labels = found["families"]["labels"]

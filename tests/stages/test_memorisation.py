@@ -9,9 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
+from support.by_heart import Text, taught
 from support.interrupted import BASE, says
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain.data.chat_template import render_completion, render_prompt
 from posttrain.data.tables import GREEDY, SAMPLED
@@ -61,22 +60,17 @@ def asked(policy: Path, tables: Path, scratch: Path) -> dict[str, Any]:
 
 def overfitted(folder: Path) -> Path:
     """The shipped base after many steps on the kept rows."""
-    torch.manual_seed(0)
-    tokenizer, model = AutoTokenizer.from_pretrained(BASE), AutoModelForCausalLM.from_pretrained(BASE).train()
-    steps = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    examples = []
-    for row in rows(1, 12):
-        prompt = render_prompt(tokenizer, row["prompt"])
-        answer = render_completion(tokenizer, row["prompt"], row["completion"][0]["content"])
-        examples.append((torch.tensor([[*prompt, *answer]]), torch.tensor([[*[-100] * len(prompt), *answer]])))
-    for _ in range(40):
-        for ids, labels in examples:
-            model(input_ids=ids, labels=labels).loss.backward()
-            steps.step()
-            steps.zero_grad()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+
+    def texts(tokenizer: Any) -> list[Text]:
+        return [
+            (
+                render_prompt(tokenizer, row["prompt"]),
+                render_completion(tokenizer, row["prompt"], row["completion"][0]["content"]),
+            )
+            for row in rows(1, 12)
+        ]
+
+    return taught(folder, texts, 40)
 
 
 def test_rows_learned_by_heart_show_and_others_do_not(tmp_path: Path, tables: Path) -> None:
