@@ -19,6 +19,7 @@ from posttrain.engines.fast_linear import Product, can_quantize, linear_weight
 CLEARLY = 1.2  # times as fast: smaller differences are within the noise of a shared machine
 REPEATS = 3  # that must agree
 _TRIES = 3  # of so many repeats each, where they contradict each other
+_HOPELESS = 0.5  # times as fast, or less: no other load explains that, and such a way is the slowest to measure
 _ROWS = 128  # of a product: completions under way at once, or tokens of a micro-batch
 _MOST = 1024  # of a product's width and height; larger ones are measured so and scaled, or it takes seconds
 
@@ -38,11 +39,15 @@ def clearly_faster(first: tuple[str, Callable[[], float]], second: tuple[str, Ca
     """The second way if it is at least `CLEARLY` times as fast as the first in each repeat, else the first.
 
     Each way is a name and a function that gives its seconds. Where repeats contradict each other (some say so, some do
-    not), another process was in the way: they are taken again, and if they never agree it is the first.
+    not), another process was in the way: they are taken again, and if they never agree it is the first. Where the
+    second takes twice as long in the first repeat, that is the only one.
     """
     ratios: tuple[float, ...] = ()
     for _ in range(_TRIES):
-        ratios = tuple(first[1]() / second[1]() for _ in range(REPEATS))
+        ratios = (first[1]() / second[1](),)
+        if ratios[0] <= _HOPELESS:
+            break
+        ratios += tuple(first[1]() / second[1]() for _ in range(REPEATS - 1))
         faster = [ratio >= CLEARLY for ratio in ratios]
         if all(faster):
             return Choice(second[0], ratios)

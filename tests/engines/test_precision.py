@@ -26,7 +26,8 @@ def taking(*seconds: float) -> Callable[[], float]:
         ([0.5, 0.5, 0.5], "second"),
         ([0.8, 0.8, 0.8], "second"),  # 1.25 times
         ([0.9, 0.9, 0.9], "first"),  # 1.11 times
-        ([2.0, 2.0, 2.0], "first"),
+        ([1.5, 1.5, 1.5], "first"),
+        ([4.0], "first"),  # so slow that it is not measured again
         ([0.5, 0.9, 0.5, 0.5, 0.5, 0.5], "second"),  # disturbed, and clear when taken again
         ([0.5, 0.9, 0.5] * 3, "first"),  # never clear
     ],
@@ -73,7 +74,7 @@ def test_a_named_type_is_not_measured(dtype: str, monkeypatch: pytest.MonkeyPatc
 def test_the_threads_are_what_they_were_after_a_measurement() -> None:
     before = torch.get_num_threads()
     choice = sampling_dtype({(64, 64): 2}, "cpu")
-    assert choice.name in ("float32", "bfloat16") and len(choice.ratios) == 3
+    assert choice.name in ("float32", "bfloat16") and len(choice.ratios) in (1, 3)
     assert torch.get_num_threads() == before
 
 
