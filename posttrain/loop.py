@@ -31,6 +31,7 @@ class State:
     kept: tuple[Artifact, ...] = ()  # by the filters, in all rounds so far
     reward_model: Artifact | None = None  # the last round's
     seen: Artifact | None = None  # of the benchmarks, in what was learned from so far
+    measured: tuple[tuple[Artifact, Artifact], ...] = ()  # each round's policy, with its held-out answers
     collapsed: bool = False  # the last round's answers, and the recipe says to end then
 
 
@@ -51,7 +52,8 @@ def play(recipe: Recipe, runner: Stages, n: int) -> Artifact:
         stages.reported.benchmarks(stages.base)
         stages.reported.label_variants(stages.base)
         runner.end_round(promoted=True, policy=stages.base)
-        state = State(stages.base, stages.base, evaluation, evaluation)
+        first = ((stages.base, evaluation.heldout),)
+        state = State(stages.base, stages.base, evaluation, evaluation, measured=first)
         for number in range(1, n + 1):
             state = play_round(stages, number, prompts, state)
             if (recipe.stop_after and state.rounds_without_improvement >= recipe.stop_after) or state.collapsed:
@@ -94,6 +96,8 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
     seen = stages.reported.contamination(benchmarks, stages.learned_from(kept[-1], tables), state.seen)
     stages.reported.memorisation(policy, kept[-1], state.evaluation.heldout)
     stages.reported.label_variants(policy)
+    measured = (*state.measured, (policy, evaluation.heldout))
+    stages.reported.forecast(measured)
     promoted, better = stages.promote(evaluation, state.evaluation, reward_model)
     if recipe.watch:
         stages.watch(evaluation, state.evaluation, state.base, preferences, reward_model)
@@ -105,6 +109,7 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
         kept=kept,
         reward_model=reward_model,
         seen=seen,
+        measured=measured,
         rounds_without_improvement=0 if better else state.rounds_without_improvement + 1,
     )
     if promoted:

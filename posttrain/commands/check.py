@@ -46,6 +46,7 @@ def check_(
     from posttrain.planning.at_scale import cluster_of
     from posttrain.planning.check import check
     from posttrain.planning.scripts import Machines, scripts
+    from posttrain.report.forecasts import in_words
 
     if not device and any(one is not None for one in (devices, parameters, trains, samples, None if script else nodes)):
         raise InputError(
@@ -61,6 +62,8 @@ def check_(
     if as_json:
         checks = [{"name": name, "right": right, "said": said} for name, right, said in done.found]
         result = {"recipe": done.recipe.name, "checks": checks, "notes": done.notes, "plan": done.plan}
+        if done.forecast:
+            result["forecast"] = done.forecast
         say(json_text(result))
     else:
         for name, right, said in done.found:
@@ -69,6 +72,8 @@ def check_(
             say(f"note  {note}")
         if done.plan:
             say("\n" + "\n".join((lines_elsewhere if elsewhere else _lines)(done.plan, n)))
+        if done.forecast:
+            say(f"held-out pass@1 will be about: {in_words(done.forecast)}")
     if done.error:
         raise typer.Exit(done.error.exit_code)
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from posttrain.config.benchmark import NamedBenchmark
+from posttrain.config.forecast import Forecast
 from posttrain.config.label_variants import LabelVariants
 from posttrain.config.memorisation import Memorisation
 from posttrain.config.prompts import ByRound
@@ -159,6 +160,8 @@ class Evaluate(Section):
     """Whether answers to multiple-choice questions depend on how these are put; null: not looked at."""
     memorisation: Memorisation | None = None
     """How much of SFT's rows the policy has by heart; null: not looked at."""
+    forecast: Forecast | None = None
+    """What the accuracy of later rounds will be; null: no forecast."""
 
     @model_validator(mode="after")
     def _benchmarks_differ(self) -> Evaluate:

@@ -1,4 +1,4 @@
-"""Inputs of the stages that only report: benchmarks, contamination, memorisation, label variants."""
+"""Inputs of the stages that only report: benchmarks, contamination, memorisation, label variants, forecast."""
 
 from __future__ import annotations
 
@@ -63,6 +63,26 @@ class Reported:
                 config={"memorisation": section.in_key(), "engine": self._engine()},
                 inputs={"policy": policy, "kept": kept, "heldout": heldout},
                 seed=0,
+            )
+        )
+
+    def forecast(self, measured: Sequence[tuple[Artifact, Artifact]]) -> None:
+        """From the starting model and each round's policy, with their held-out answers, once there are as many as the
+        recipe asks for."""
+        section = self.recipe.evaluate.forecast
+        if section is None or len(measured) != 1 + section.rounds:
+            return
+        inputs: dict[str, Artifact] = {}
+        for number, (policy, heldout) in enumerate(measured):
+            inputs |= {f"policy_{number}": policy, f"heldout_{number}": heldout}
+        rewards = {entry.name: entry.weight for entry in self.recipe.functions()}
+        self.runner.submit(
+            StageCall(
+                "forecast",
+                config={"forecast": section.in_key(["rounds"]), "rewards": rewards, "engine": self._engine()},
+                inputs=inputs,
+                seed=0,
+                runtime={"forecast": section.not_in_key()},
             )
         )
 

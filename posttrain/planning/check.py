@@ -17,6 +17,7 @@ from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.data.selection import matching
 from posttrain.errors import EmptyStageError, PosttrainError, StageError
+from posttrain.evaluation.forecast import Point
 from posttrain.execution import resources
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.execution.launcher import Forked, Launcher
@@ -34,6 +35,7 @@ from posttrain.planning.estimate import Machine, plan
 from posttrain.planning.fitting import Training
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
+from posttrain.report import forecasts
 from posttrain.rewards import pairwise
 from posttrain.stages.amounts import Sets, Shares, amounts
 from posttrain.stages.registry import STAGES
@@ -51,6 +53,7 @@ class Checked:
     found: list[tuple[str, bool, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     plan: dict[str, Any] | None = None
+    forecast: list[dict[str, Any]] = field(default_factory=list)  # of each round's held-out pass@1
     error: PosttrainError | None = None  # the first
 
     def run(self, name: str, check: Callable[[], tuple[str, Any]]) -> Any:
@@ -90,6 +93,7 @@ def check(
             checked.run("rewards", lambda: (golden_cases(recipe), None))
             used = ", ".join(str(getattr(one, "use", "")) for one in recipe.filters)
             checked.run("filters", lambda: (used or "none", None))
+            cheaper = checked.run("forecast", lambda: _forecast(recipe)) if _cheaper(recipe) else None
             found = checked.run("prompts", lambda: _prompts(recipe, model, runs, run)) if model else None
             if not found:
                 return checked
@@ -120,6 +124,8 @@ def check(
                 costs, shares, memory = _probe(checked, small, model, prompts, runs, run)
                 costs = _with_peaks(costs, wanted, shape)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
+            if cheaper:
+                checked.forecast = forecasts.of_plan(cheaper, checked.plan)
     return checked
 
 
@@ -150,6 +156,17 @@ def _model(model: Model) -> tuple[str, ModelSummary]:
     found = models.inspect_model(model)
     where = found.path if found.here else "on the Hub, its weights not fetched yet"
     return f"{model.path}, {bytes_in_words(found.size)} of weights, {where}", found
+
+
+def _cheaper(recipe: Recipe) -> list[str]:
+    """Runs that say what the accuracy will be."""
+    return recipe.evaluate.forecast.runs if recipe.evaluate.forecast else []
+
+
+def _forecast(recipe: Recipe) -> tuple[str, list[list[Point]]]:
+    """The points that a forecast is made from."""
+    found = forecasts.points_of(_cheaper(recipe))
+    return f"from {sum(map(len, found)) - len(found)} rounds of {', '.join(_cheaper(recipe))}", found
 
 
 def _engine(recipe: Recipe) -> str:

@@ -54,6 +54,8 @@ def overrides(recipe: Recipe, size: Size) -> list[str]:
         changes.append("evaluate.benchmarks=[]")
     if recipe.evaluate.label_variants:
         changes.append("evaluate.label_variants=null")
+    if recipe.evaluate.forecast:
+        changes.append("evaluate.forecast=null")
     if recipe.evaluate.memorisation:
         changes.append("evaluate.memorisation=null")
     if recipe.samples.difficulty:

@@ -58,6 +58,26 @@ def _measured(rounds: Sequence[Round]) -> list[Chart]:
     return charts
 
 
+def forecast(rounds: Sequence[Round], expected: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Held-out pass@1 against what the first rounds said of the later ones. `expected`: see `forecasts.of_run`."""
+    if not expected:
+        return []
+    first = expected[0]["round"]
+    came = [one for one in expected if one["came"] is not None]
+    inside = sum(one["ci95"][0] <= one["came"] <= one["ci95"][1] for one in came)
+    scored = f" {inside} of the {len(came)} that came since lie inside." if came else ""
+    caption = (
+        f"Made from rounds 0 to {first - 1}, by the likelihood of right answers over the tokens sampled to learn from; "
+        f"the band is a 95 % interval.{scored} Nothing is chosen by it."
+    )
+    heldout = {one.number: one.metrics("heldout").get("heldout", {}).get("pass@1") for one in rounds}
+    curves = [
+        series("pass@1", {number: figure["value"] for number, figure in heldout.items() if figure}),
+        series("forecast", {one["round"]: dict(one) for one in expected}),
+    ]
+    return [*lines("forecast", "Forecast", caption, "share right", curves)]
+
+
 def benchmarks(rounds: Sequence[Round]) -> list[Chart]:
     """A chart for each task, with its metrics."""
     found: dict[str, dict[int, Mapping[str, Any]]] = {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.data.messages import text_of
 from posttrain.evaluation.statistics import in_words
-from posttrain.report import answers, figures, plots
+from posttrain.report import answers, figures, forecasts, plots
 from posttrain.report.answers import Scored, Survey, changes, shortened
 from posttrain.report.lineage import final_round, lineage
 from posttrain.report.reading import Round, RunView
@@ -34,7 +34,7 @@ def html(view: RunView) -> str:
     surveys = _surveys(view)
     scored = _scored(view)
     charts = {
-        "Accuracy": figures.accuracy(view.rounds),
+        "Accuracy": [*figures.accuracy(view.rounds), *figures.forecast(view.rounds, forecasts.of_run(view))],
         "Benchmarks": figures.benchmarks(view.rounds),
         "Reward": figures.rewards(view.rounds),
         "Win rates": figures.win_rates(view.rounds),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.evaluation.statistics import clear, in_words
+from posttrain.report import forecasts
 from posttrain.report.reading import Round, RunView
 from posttrain.stages.registry import REFERENCED, learned_from, spec
 from posttrain.storage import pushed
@@ -20,6 +21,7 @@ def status(run: RunView) -> dict[str, Any]:
         "policy": next((one.policy for one in reversed(run.rounds) if one.policy is not None), None),
         "rounds": [round_figures(one) for one in run.rounds],
         "pushed": pushed.read(Store(run.root)),
+        **({"forecast": found} if (found := forecasts.of_run(run)) else {}),
     }
 
 
@@ -174,6 +176,11 @@ def table(figures: Mapping[str, Any]) -> str:
             *fallen,
             *(["", WATCH_HEADER, *watched] if watched else []),
             *benchmark_lines(figures["rounds"]),
+            *(
+                [f"forecast of held-out pass@1: {forecasts.in_words(figures['forecast'])}"]
+                if "forecast" in figures
+                else []
+            ),
             *pushed,
         ]
     )

@@ -1,0 +1,103 @@
+"""The accuracy of later rounds and of larger budgets, from the first rounds of a run. Pure.
+
+In two steps, as Llama 3's report forecasts a benchmark (section 3.2.1): from what was spent, how unlikely the right
+answers are; from that, the share that is right, by a sigmoid. What is spent are the tokens sampled to learn from, C:
+
+    L(C) = L(0) (1 + C / c)^-a          accuracy = σ(u - v L)
+
+L is the negative log-likelihood of the right ones among fixed candidates, normalised over them: that of whole texts
+rises again while a policy that gets better leaves their wording behind.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from posttrain.evaluation.statistics import Figure
+
+ROUND = 0.02  # standard deviation of log L by which a round is off the curve by chance
+FEWEST = 2  # rounds that a forecast needs, besides the starting model
+_DRAWS = 2000
+_SCALES = np.logspace(-3, 2, 101)  # of c, in parts of the tokens of the first round
+_LEAST = 1e-3  # share of right answers below which L is not followed
+
+Floats = npt.NDArray[np.float64]
+
+
+class Point(NamedTuple):
+    """A policy that was measured. `tokens`: sampled to learn from until then; `nll`: the mean of `normalised` over
+    prompts; `accuracy`: pass@1, as a share."""
+
+    tokens: float
+    nll: float
+    accuracy: float
+
+
+def normalised(totals: Sequence[float], right: Sequence[bool]) -> float | None:
+    """How unlikely it is that a policy gives a right one among candidate answers to a prompt, in nats.
+
+    totals: the log-likelihood of each candidate; right: whether it is. −log of the right ones' share of the
+    probability that all have, at most −log 0.001; None where all are right, or none is.
+    """
+    if all(right) or not any(right):
+        return None
+    values = np.asarray(totals, np.float64)
+    weights = np.exp(values - values.max())
+    return -math.log(max(float(weights[np.asarray(right)].sum() / weights.sum()), _LEAST))
+
+
+def forecast(runs: Sequence[Sequence[Point]], tokens: Sequence[float], seed: int = 0) -> list[Figure] | None:
+    """The accuracy after so many tokens, with 95 % intervals of it as a round would measure it on the same prompts.
+
+    runs: of each its starting model, at 0 tokens, and its first rounds; all of one starting model. The curves are
+    fitted by least squares. The interval is of 2,000 fits to points that chance moves, see `ROUND`; that the curves may
+    be the wrong ones is not in it. None with fewer than two rounds, or where no round is better than the start.
+    """
+    rounds = [(run[0], one) for run in runs for one in run[1:] if one.tokens > 0]
+    if len(rounds) < FEWEST:
+        return None
+    random = np.random.default_rng(seed)
+    spent, wanted = np.array([one.tokens for _, one in rounds]), np.asarray(tokens, np.float64)
+    start = float(np.mean([math.log(run[0].nll) for run in runs]))
+    drawn = random.normal(0, ROUND, (1 + _DRAWS, len(rounds)))
+    drawn[0] = 0  # the fit itself
+    fell = np.array([math.log(first.nll / one.nll) for first, one in rounds]) + drawn
+    scale, power = _curve(spent, fell)
+    if not power[0]:
+        return None
+    later = start - power[:, None] * np.log1p(wanted / scale[:, None])
+    later[1:] += random.normal(0, ROUND, later[1:].shape)
+    known = np.array([[run[0].nll for run in runs]]).repeat(1 + _DRAWS, 0)
+    measured = np.concatenate([known, np.exp(start - fell)], axis=1)
+    right = np.array([*(run[0].accuracy for run in runs), *(one.accuracy for _, one in rounds)])
+    found = _sigmoid(measured, right, np.exp(later))
+    low, high = np.quantile(found[1:], [0.025, 0.975], axis=0)
+    return [
+        {"value": float(value), "ci95": [float(one), float(other)], "n": len(rounds)}
+        for value, one, other in zip(found[0], low, high, strict=True)
+    ]
+
+
+def _curve(spent: Floats, fell: Floats) -> tuple[Floats, Floats]:
+    """c and a of each row of `fell`, by how much log L fell: (draws, rounds), after the tokens `spent`, (rounds,)."""
+    scales = spent.min() * _SCALES
+    steps = np.log1p(spent / scales[:, None])  # (scales, rounds)
+    power = np.maximum(fell @ steps.T / (steps**2).sum(1), 0)  # (draws, scales)
+    missed = ((fell[:, None, :] - power[:, :, None] * steps) ** 2).sum(-1)
+    best = missed.argmin(1)
+    return scales[best], power[np.arange(len(best)), best]
+
+
+def _sigmoid(nll: Floats, accuracy: Floats, wanted: Floats) -> Floats:
+    """The accuracy at `wanted`, (draws, N), by a line through the log-odds of `accuracy`, (points,), over `nll`,
+    (draws, points). It never rises with L."""
+    odds = np.log(np.clip(accuracy, 1e-3, 1 - 1e-3) / (1 - np.clip(accuracy, 1e-3, 1 - 1e-3)))
+    middle = nll.mean(1, keepdims=True)
+    apart = nll - middle
+    slope = np.minimum((apart * (odds - odds.mean())).sum(1) / np.maximum((apart**2).sum(1), 1e-12), 0)
+    return 1 / (1 + np.exp(-(odds.mean() + slope[:, None] * (wanted - middle))))

@@ -1,0 +1,100 @@
+"""What a run, or runs that cost less, say of the accuracy of later rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from posttrain.errors import InputError
+from posttrain.evaluation import statistics
+from posttrain.evaluation.forecast import FEWEST, Point, forecast
+from posttrain.report.reading import Round, RunView, open_run
+from posttrain.stages.registry import spec
+
+BEYOND = 4  # rounds after the ones that a forecast is made from, which it shows at least
+
+
+def tokens_learned_from(stages: Mapping[str, tuple[str, float]]) -> float:
+    """Tokens of the answers sampled to learn from. stages: by role, the stage and the tokens it sampled."""
+    kinds = {role: spec(stage, role) for role, (stage, _) in stages.items()}
+    return sum(
+        tokens
+        for role, (_, tokens) in stages.items()
+        if kinds[role].samples and kinds[role].group == "sampling and scoring"
+    )
+
+
+def points(run: RunView) -> list[Point]:
+    """The starting model and the first rounds as they were measured; empty where that is not done, or not asked for."""
+    found = next((one.metrics("forecast")["points"] for one in run.rounds if one.metrics("forecast")), [])
+    spent = _spent(run)
+    return [Point(spent[number], one["nll"], one["accuracy"]) for number, one in enumerate(found)]
+
+
+def of_run(run: RunView) -> list[dict[str, Any]]:
+    """The forecast of each round after those that it was made from, as `round`, `value` and `ci95`, and what `came`:
+    held-out pass@1, None before. A later round is taken to sample as much as the last one did. Empty without points."""
+    measured, spent = points(run), _spent(run)
+    if not measured:
+        return []
+    first, last = len(measured), max(len(spent), len(measured) + BEYOND)
+    each = spent[-1] - spent[-2]
+    spent += [spent[-1] + each * more for more in range(1, 1 + last - len(spent))]
+    found = forecast([measured], spent[first:])
+    came = {one.number: _accuracy(one) for one in run.rounds}
+    return [
+        {"round": number, **figure, "came": came.get(number)} for number, figure in enumerate(found or [], start=first)
+    ]
+
+
+def points_of(folders: Sequence[str]) -> list[list[Point]]:
+    """The points of runs that cost less.
+
+    Raises:
+        InputError: there is no such run, or it has not measured what a forecast is made from.
+    """
+    found = []
+    for folder in folders:
+        measured = points(open_run(folder))
+        if len(measured) <= FEWEST:
+            raise InputError(
+                "this run has nothing to forecast from",
+                file=folder,
+                hint=f"run its recipe with `--n {FEWEST} --set evaluate.forecast.rounds={FEWEST}`, or with more rounds",
+                rule="forecast-no-points",
+            )
+        found.append(measured)
+    return found
+
+
+def of_plan(runs: Sequence[Sequence[Point]], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The forecast of each round of a plan, as `round`, `value` and `ci95`. Empty where the runs show no gain."""
+    total, numbers, spent = 0.0, list[int](), list[float]()
+    for one in plan["rounds"]:
+        sampled = {part["stage"]: ("answers", part["tokens"]) for part in one["stages"] if part["completions"]}
+        total += tokens_learned_from(sampled)
+        if one["round"]:
+            numbers.append(one["round"])
+            spent.append(total)
+    return [{"round": number, **figure} for number, figure in zip(numbers, forecast(runs, spent) or [], strict=False)]
+
+
+def in_words(found: Sequence[Mapping[str, Any]]) -> str:
+    """One line: `round 3: 0.702 [0.671, 0.731], …`."""
+    return ", ".join(f"round {one['round']}: {statistics.in_words(one)}" for one in found)
+
+
+def _spent(run: RunView) -> list[float]:
+    """Tokens sampled to learn from until the end of each round that is decided."""
+    total, found = 0.0, list[float]()
+    for one in run.rounds:
+        if one.promoted is None:
+            break
+        sampled = {role: (made["stage"], made["metrics"].get("tokens", 0.0)) for role, made in one.manifests.items()}
+        total += tokens_learned_from(sampled)
+        found.append(total)
+    return found
+
+
+def _accuracy(one: Round) -> float | None:
+    return one.metrics("heldout").get("heldout", {}).get("pass@1", {}).get("value")
