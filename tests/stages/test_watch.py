@@ -431,8 +431,12 @@ def test_a_watched_run_by_the_command(tmp_path: Path) -> None:
     for shown in figures["rounds"][1:]:
         found = shown["watch"]
         assert set(found) == {"figures", "changes", "win_rates", "warnings", "judges", "reward_model"}
-        assert found["judges"]["word-problems"]["pair_accuracy"]["value"] == 1.0  # by it the pairs are labelled
+        nothing = {"value": None, "ci95": None, "n": 0}  # preferences are of prompts without an answer
+        assert found["judges"]["word-problems"] == {"pair_accuracy": nothing}
         assert set(found["judges"]["shorter"]) == {"pair_accuracy", "ece", "bins"}
+        table = pq.read_table(tmp_path / "run" / f"round-{shown['round']}" / "preferences" / "pairs.parquet")
+        labelled = table["split"].to_pylist().count("heldout")
+        assert found["judges"]["shorter"]["pair_accuracy"]["n"] == found["judges"]["shorter"]["ece"]["n"] == labelled
         for wins in found["win_rates"].values():
             assert set(wins) == {SECOND, "word-problems", "shorter"}
             assert all(0 <= one[kind]["value"] <= 1 for one in wins.values() for kind in ("raw", "length_controlled"))
