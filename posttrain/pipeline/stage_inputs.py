@@ -286,11 +286,13 @@ class StageInputs:
         reward_model: Artifact | None,
     ) -> None:
         """Monitors over-optimisation: compares the round's held-out answers with earlier ones by a second reward model
-        and by judges. Runs in the background; no other stage reads it."""
+        and by judges, and the judges with the labels of the round's preferences. Runs in the background; no other stage
+        reads it."""
         watch = self.recipe.watch
         assert watch
         section, judges, functions = watch.reward_model, self.recipe.judges(), self.recipe.functions()
         uses = [judge.use for judge in judges if not judge.is_model]
+        latest = preferences[-1] if preferences else None
         inputs, seed = {"model": self.base, **_numbered(preferences, "all")}, self._seed("watch_model")
         second = self.training.train(
             "reward_model", self.number, section, inputs, seed, "watch_model", config={"split": "watch"}
@@ -304,7 +306,7 @@ class StageInputs:
                     **in_key("rewards", functions),
                     **self.scoring.computed_in(second),
                 },
-                inputs={**answers, **present(reward_model=reward_model)},
+                inputs={**answers, **present(reward_model=reward_model, preferences=latest)},
                 seed=self._seed("watch"),
                 external_hashes=self.scoring.reward_hashes(uses),
                 runtime={

@@ -170,36 +170,45 @@ def rewards(rounds: Sequence[Round]) -> list[Chart]:
         charts += lines(
             f"watch-{other}", f"Reward against {said}", caption, "change in logit", _curves(changes, names), 0.0
         )
-    models = {"training reward model": "reward_model", "held-out reward model": "watch_model"}
-    curves = [
-        series(name, {one.number: one.metrics(role).get("pair_accuracy") for one in rounds})
-        for name, role in models.items()
-    ]
-    caption = f"Share of held-out pairs of the current policy that the reward model ranks as labelled. {INTERVALS}"
-    charts += lines("pair-accuracy", "Reward model accuracy", caption, "share right", curves, 0.5)
-    errors = [
-        series(name, {one.number: one.metrics(role).get("ece") for one in rounds}) for name, role in models.items()
-    ]
-    caption = (
-        "Expected calibration error on the same pairs: how far apart are, on average, how sure the reward model is of "
-        f"the better answer and how often it is right. {INTERVALS}"
+    return charts + _on_pairs(rounds)
+
+
+def _on_pairs(rounds: Sequence[Round]) -> list[Chart]:
+    """How reward models and judges do on labelled pairs, and the bins of the last round that has any."""
+    found = {one.number: _measured_on_pairs(one) for one in rounds}
+    names = list(dict.fromkeys(name for of_round in found.values() for name in of_round))
+    accuracy, errors = (
+        [series(name, {n: of_round.get(name, {}).get(key) for n, of_round in found.items()}) for name in names]
+        for key in ("pair_accuracy", "ece")
     )
-    charts += lines("calibration", "Reward model calibration", caption, "error", errors, 0.0)
-    return charts + _reliability(rounds, models)
-
-
-def _reliability(rounds: Sequence[Round], models: Mapping[str, str]) -> list[Chart]:
-    """Of the last round whose reward models were measured. `models`: their roles by name."""
-    for one in reversed(rounds):
-        bins = {name: found for name, role in models.items() if (found := one.metrics(role).get("bins"))}
+    caption = (
+        "Share of held-out pairs of the current policy that a reward model, or a judge of the watch, ranks as "
+        f"labelled. A judge's ties are one half; one that labelled the pairs agrees with itself. {INTERVALS}"
+    )
+    charts: list[Chart] = [*lines("pair-accuracy", "Accuracy on labelled pairs", caption, "share right", accuracy, 0.5)]
+    caption = (
+        "Expected calibration error on the same pairs: how far apart are, on average, how sure a reward model or a "
+        f"judge is of the better answer and how often it is right. Judges that give scores have none. {INTERVALS}"
+    )
+    charts += lines("calibration", "Calibration", caption, "error", errors, 0.0)
+    for number, of_round in sorted(found.items(), reverse=True):
+        bins = {name: metrics["bins"] for name, metrics in of_round.items() if metrics.get("bins")}
         if bins:
             caption = (
-                "Held-out pairs by how sure the reward model is of the better answer, σ(|r₁ − r₂|); large marks stand "
-                "for many pairs. Below the broken line it is too sure. Marks of few pairs are far off by chance alone."
+                "Held-out pairs by how sure a reward model, σ(|r₁ − r₂|), or a judge is of the better answer; large "
+                "marks stand for many pairs. Below the broken line it is too sure. Marks of few pairs are far off by "
+                "chance alone."
             )
-            title = f"Reliability in round {one.number}"
-            return [Reliability("reliability", title, caption, "share right", bins)]
-    return []
+            title = f"Reliability in round {number}"
+            return [*charts, Reliability("reliability", title, caption, "share right", bins)]
+    return charts
+
+
+def _measured_on_pairs(of: Round) -> dict[str, Mapping[str, Any]]:
+    """By name, the metrics of the reward models and judges that were measured on labelled pairs."""
+    models = {"training reward model": "reward_model", "held-out reward model": "watch_model"}
+    found = {name: of.metrics(role) for name, role in models.items()}
+    return {**found, **of.metrics("watch").get("judges", {})}
 
 
 def win_rates(rounds: Sequence[Round]) -> list[Chart]:

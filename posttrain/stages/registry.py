@@ -80,7 +80,7 @@ _ALL = (
     StageSpec("label_variants_check", 1, "evaluation", check_only=True),
     StageSpec("benchmark_check", 1, "evaluation", check_only=True),
     StageSpec("promote", 1, "evaluation"),
-    StageSpec("watch", 5, "watch", background=True, like="scores"),
+    StageSpec("watch", 6, "watch", background=True, like="scores"),
     StageSpec("watch_model", 3, "watch", "steps", background=True, makes_model=True, runs="reward_model"),
 )
 _BY_NAME = {one.name: one for one in _ALL}

@@ -8,6 +8,8 @@ else. If the proxy rises while the second model or the accuracy falls, the polic
 
 Rewards, lengths and accuracy are means over the sampled answers of a prompt. Win rates compare greedy answers: one
 comparison per prompt, so that comparisons are independent and expensive judges are called once per prompt.
+
+The judges also compare the answers of the round's held-out labelled pairs, which says how far to trust them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -29,6 +31,7 @@ from posttrain.config.watch import SECOND
 from posttrain.data.tables import GREEDY, SAMPLED, SCORED_ANSWERS, by_prompt
 from posttrain.errors import RewardError, StageError
 from posttrain.evaluation import statistics
+from posttrain.evaluation.calibration import agreement
 from posttrain.evaluation.compare import BASE, OTHERS, POLICY, summary
 from posttrain.job import Job
 from posttrain.rewards import RewardFunction, Runtime, pairwise
@@ -36,13 +39,15 @@ from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine
 from posttrain.rewards.pairwise import Pairwise
 from posttrain.rewards.panel import by_scores, preferences
 from posttrain.rewards.scoring import model_rewards, reward_values, scoring_dtype, slices
+from posttrain.storage.pieces import cut, even
 from posttrain.storage.shards import processes, run_shards
 
-_ROWS = 4096
+_ROWS, _PAIRS = 4096, 64  # written together; judged together, and kept
 # A prompt's answers by one setting: what is known of each side's, and who is preferred, by the other side and judge.
 COMPARED = pa.schema(
     [("prompt_id", pa.string()), ("tag", pa.string()), ("figures", pa.string()), ("preferences", pa.string())]
 )
+Loaded = tuple[RewardFunction | Pairwise, ...]  # the judges that are no reward model
 
 
 @dataclass(frozen=True)
@@ -62,17 +67,22 @@ class Panel:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: policy, previous, base (held-out answers), watch_model, reward_model (optional). Config: judges, rewards.
-    Writes compared.parquet; returns figures, changes, win_rates and warnings: see docs/watch.md.
+    """Inputs: policy, previous, base (held-out answers), watch_model, reward_model and preferences (the round's;
+    optional). Config: judges, rewards. Writes compared.parquet; returns figures, changes, win_rates, warnings and
+    judges: see docs/watch.md.
 
     Raises:
         RewardError: a function raised, or returned a value that is not finite.
         StageError: a reward model gave a score that is not finite.
     """
     sides = [side for side in (POLICY, *OTHERS) if side != BASE or job.inputs[BASE] != job.inputs["previous"]]
-    panel = _panel(job)
-    pooled = job.scratch / "pooled.parquet"
-    count = job.counter(_pool({side: job.inputs[side] / "heldout.parquet" for side in sides}, pooled), "comparisons")
+    runtime = Runtime(job.runtime.get("reward_minutes"))
+    judges = tuple(pairwise.load(each.entry, runtime) for each in job.sections("judges", Judge) if not each.is_model)
+    panel = _panel(job, judges)
+    pooled, labelled = job.scratch / "pooled.parquet", _labelled(job) if judges else []
+    total = _pool({side: job.inputs[side] / "heldout.parquet" for side in sides}, pooled)
+    count = job.counter(total + len(labelled), "comparisons")
+    agreements = _agreements(job, labelled, judges, count)
     work = functools.partial(_compared, pooled, panel)
     paths = run_shards(work, slices(pooled), job.scratch / "shards", processes(job.workers), count, part=job.part)
     table = pa.concat_tables(pq.read_table(path) for path in paths)
@@ -80,13 +90,11 @@ def run(job: Job) -> dict[str, Any]:
     result = summary(table.to_pylist(), panel.judges, job.seed)
     for found in (result["figures"], result["changes"], result["win_rates"]):
         found.setdefault(BASE, found["previous"])  # in the first round they are one
-    return result
+    return {**result, "judges": agreements}
 
 
-def _panel(job: Job) -> Panel:
+def _panel(job: Job, loaded: Loaded) -> Panel:
     entries = job.sections("judges", Judge)
-    runtime = Runtime(job.runtime.get("reward_minutes"))
-    loaded = [pairwise.load(each.entry, runtime) for each in entries if not each.is_model]
     weights = {entry.name: entry.weight for entry in job.sections("rewards", RewardEntry)}
     models = {SECOND: str(job.inputs["watch_model"])}
     if "reward_model" in job.inputs:
@@ -202,6 +210,55 @@ def _verdicts(
 
 def _by_scores(mine: Mapping[str, Any], its: Mapping[str, Any], judge: str) -> float | None:
     return by_scores((mine, its), mine["rewards"].get(judge), its["rewards"].get(judge))
+
+
+def _labelled(job: Job) -> list[dict[str, Any]]:
+    """The round's pairs that no reward model is trained on."""
+    if "preferences" not in job.inputs:
+        return []
+    table = job.inputs["preferences"] / "pairs.parquet"
+    return pq.read_table(table, filters=[("split", "==", "heldout")]).to_pylist()
+
+
+def _agreements(
+    job: Job, labelled: Sequence[dict[str, Any]], judges: Loaded, count: Callable[[int], None]
+) -> dict[str, Any]:
+    """How far each judge agrees with the labels, by its name: see `agreement`. Pairs without its verdict are left
+    out."""
+    work, parts = functools.partial(_judged, judges), cut(labelled, even(len(labelled), _PAIRS))
+    paths = run_shards(work, parts, job.scratch / "judged", processes(job.workers), count, part=job.part)
+    tables = [pq.read_table(path) for path in paths]
+
+    def verdicts(judge: str) -> list[float]:
+        return [one for table in tables for one in table[judge].to_pylist() if one is not None]
+
+    return {judge.name: agreement(verdicts(judge.name), isinstance(judge, Pairwise)) for judge in judges}
+
+
+def _judged(judges: Loaded, pairs: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """For each pair, a column for each judge: how far it prefers the chosen answer, or null."""
+    return pa.table({judge.name: pa.array(_of_chosen(judge, pairs), pa.float64()) for judge in judges})
+
+
+def _of_chosen(judge: RewardFunction | Pairwise, pairs: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """See `preferences`. None also where a pair lacks a column that the judge needs, as pairs given by people may."""
+    fit = [_finds_columns(judge, list(json.loads(pair["columns"]))) for pair in pairs]
+    answers = [
+        ({**pair, "completion": pair["chosen"]}, {**pair, "completion": pair["rejected"]})
+        for pair, fits in zip(pairs, fit, strict=True)
+        if fits
+    ]
+    with _named(judge.name):
+        said = iter(preferences(judge, answers) if answers else ())
+    return [next(said) if fits else None for fits in fit]
+
+
+def _finds_columns(judge: RewardFunction | Pairwise, columns: Sequence[str]) -> bool:
+    try:
+        judge.check_columns(columns)
+    except RewardError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from posttrain.evaluation.calibration import calibration
+from posttrain.evaluation.calibration import agreement, calibration
 from posttrain.evaluation.statistics import pass_at
 
 
@@ -42,6 +42,36 @@ def test_a_model_that_is_as_sure_as_it_is_right_has_a_small_error_and_one_that_i
     assert calibration(margins.tolist())["ece"]["value"] < 0.01
     too_sure = calibration((5 * margins).tolist())["ece"]
     assert too_sure["value"] > 0.1 and too_sure["ci95"][0] > 0.1
+
+
+def test_a_tie_is_half_right() -> None:
+    """Sure by one half and right by one half: no error. The other pair is sure by 0.75 and wrong."""
+    found = calibration([0.0, 0.0, -math.log(3)])
+    assert found["ece"]["value"] == pytest.approx(0.75 / 3)
+    assert found["bins"] == [
+        {"confidence": 0.5, "accuracy": 0.5, "n": 2},
+        {"confidence": pytest.approx(0.75), "accuracy": 0.0, "n": 1},
+    ]
+
+
+def test_probabilities_at_the_edge_of_a_bin_stay_together() -> None:
+    """0.9 for ten answers, four of which are the worse ones; some in the bits that the mean of two orders has."""
+    said = [0.9, (0.9 + 1 - 0.1) / 2, *[0.9] * 4, 0.1, (0.1 + 1 - 0.9) / 2, 0.1, 0.1]
+    assert len(set(said)) > 2
+    found = agreement(said, probabilities=True)
+    assert found["pair_accuracy"]["value"] == pytest.approx(0.6)
+    assert found["ece"]["value"] == pytest.approx(0.3)
+    assert [(one["n"], one["accuracy"]) for one in found["bins"]] == [(10, pytest.approx(0.6))]
+
+
+def test_agreement_counts_a_tie_one_half_and_takes_a_judge_who_is_quite_sure() -> None:
+    """Sure by 1, 1 and 0.5, right by 1, 0 and 0.5: the errors are |1 + 0 − 2| and 0 of three."""
+    found = agreement([1.0, 0.0, 0.5], probabilities=True)
+    assert found["pair_accuracy"]["value"] == 0.5 and found["pair_accuracy"]["n"] == 3
+    assert found["ece"]["value"] == pytest.approx(1 / 3)
+    assert agreement([1.0, 0.0, 0.5], probabilities=False) == {"pair_accuracy": found["pair_accuracy"]}
+    nothing = {"value": None, "ci95": None, "n": 0}
+    assert agreement([], probabilities=True) == {"pair_accuracy": nothing, "ece": nothing, "bins": []}
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 6])

@@ -606,6 +606,7 @@ def test_a_watched_round_has_a_second_reward_model_and_compares_held_out_answers
         "base": stages[0]["heldout"],
         "watch_model": stages[3]["watch_model"],
         "reward_model": stages[3]["reward_model"],
+        "preferences": stages[3]["preferences"],
     }
     second = run.manifest(stages[3]["watch_model"])
     assert second["config"]["split"] == "watch"

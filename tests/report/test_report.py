@@ -90,6 +90,19 @@ def test_figures_are_those_of_the_artifacts(html: str) -> None:
     assert any("judge<b>$ 0.625 in round 1" in (alt or "") for alt in alts)
 
 
+def test_judges_stand_beside_the_reward_models(html: str) -> None:
+    """One who gives scores has an accuracy alone."""
+    drawn = [attributes["aria-label"] or "" for _, attributes in Outline(html).elements if "aria-label" in attributes]
+    accuracy = (
+        "model 0.75 in round 1, 0.75 in round 2; judge<b>$ 0.75 in round 1, 0.75 in round 2; check 0.875 in round 1"
+    )
+    assert len([alt for alt in drawn if accuracy in alt]) == 1
+    calibration = "model 0.125 in round 1, 0.125 in round 2; judge<b>$ 0.125 in round 1, 0.125 in round 2."
+    assert len([alt for alt in drawn if calibration in alt]) == 1
+    reliability = "0.88 sure, 0.75 right; judge<b>$: 0.62 sure, 0.50 right, 0.88 sure, 0.75 right."
+    assert len([alt for alt in drawn if reliability in alt]) == 1
+
+
 def test_the_page_loads_nothing_and_runs_nothing(html: str) -> None:
     assert not re.search(r'(src|href|action|data)="(?!#)', html)
     assert "url(" not in re.sub(r"url\(#", "", html) and "@import" not in html

@@ -175,6 +175,85 @@ def test_judges_of_the_users_own(tmp_path: Path, models: dict[str, Path]) -> Non
     assert found["side"]["ties"] == 1.0
 
 
+JUDGES = {
+    "longer.py": "def judge(prompts, first, second, **_):\n"
+    "    words = [[len(one[-1]['content'].split()) for one in side] for side in (first, second)]\n"
+    "    return [0.9 if one > other else 0.1 if one < other else 0.5 for one, other in zip(*words)]\n",
+    "count.py": "def f(prompts, completions, **_):\n    return [len(c[-1]['content'].split()) for c in completions]\n",
+    "column.py": "def f(prompts, completions, answer):\n    assert all(answer)\n    return [1.0] * len(prompts)\n",
+}
+
+
+def labelled(folder: Path, chosen: Sequence[str], rejected: Sequence[str], split: str = "heldout") -> Path:
+    """Pairs of these answers. The first has no column, as pairs given by people may have none."""
+    rows = [
+        {
+            "prompt_id": f"{number}",
+            "prompt": says("user", f"{number}?"),
+            "chosen": says("assistant", one),
+            "rejected": says("assistant", other),
+            "split": split,
+            "columns": json.dumps({"answer": "42"} if number else {}),
+        }
+        for number, (one, other) in enumerate(zip(chosen, rejected, strict=True))
+    ]
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS), folder / "pairs.parquet")
+    return folder
+
+
+def judged(root: Path, models: Mapping[str, Path], preferences: Path | None, bodies: Mapping[str, str]) -> Job:
+    """A job whose judges are these files, beside the second reward model."""
+    root.mkdir()
+    for name, body in bodies.items():
+        (root / name).write_text(body)
+    inputs = {name: answered(root / name, texts) for name, texts in (("policy", POLICY), ("base", BASE))}
+    inputs |= {"previous": inputs["base"], **models, **({"preferences": preferences} if preferences else {})}
+    judges = [{"use": name, "function": None} for name in (SECOND, *bodies)]
+    return job(root, inputs, judges, {name: str(root / name) for name in bodies})
+
+
+def test_judges_are_compared_with_the_labels_of_held_out_pairs(tmp_path: Path, models: dict[str, Path]) -> None:
+    """One who compares gives 0.9 to the answer with more words, which is the chosen one in 6 of 10 pairs. One who gives
+    scores has no probability, and one who needs a column is not asked about the pair without it."""
+    more, fewer = "one two three", "one two"
+    preferences = labelled(tmp_path / "preferences", [more] * 6 + [fewer] * 4, [fewer] * 6 + [more] * 4)
+    found = watch.run(judged(tmp_path / "watch", models, preferences, JUDGES))["judges"]
+    assert set(found) == {"longer", "count", "column"}
+    assert found["longer"]["pair_accuracy"]["value"] == pytest.approx(0.6)
+    assert found["longer"]["ece"]["value"] == pytest.approx(0.3)
+    assert found["longer"]["bins"] == [{"confidence": pytest.approx(0.9), "accuracy": pytest.approx(0.6), "n": 10}]
+    assert found["count"] == {"pair_accuracy": found["longer"]["pair_accuracy"]}
+    assert found["column"]["pair_accuracy"] == {"value": 0.5, "ci95": [0.5, 0.5], "n": 9}
+
+
+def test_judged_pairs_are_not_asked_about_again(tmp_path: Path, models: dict[str, Path]) -> None:
+    preferences = labelled(tmp_path / "preferences", [f"{number} a" for number in range(300)], ["b"] * 300)
+    again = judged(tmp_path / "watch", models, preferences, {"longer.py": JUDGES["longer.py"]})
+    once = watch.run(again)
+    assert len(list((again.scratch / "judged").iterdir())) == 5
+    (tmp_path / "watch" / "longer.py").write_text("def judge(prompts, first, second):\n    raise ValueError\n")
+    assert watch.run(again) == once
+
+
+def test_a_judge_who_fails_at_a_labelled_pair_is_named(tmp_path: Path, models: dict[str, Path]) -> None:
+    preferences = labelled(tmp_path / "preferences", ["a"], ["b"])
+    body = "def judge(prompts, first, second, **_):\n    return [2.0] * len(prompts)\n"
+    with pytest.raises(RewardError, match=r"watch: judge mine: .* returned 2\.0, which is no probability"):
+        watch.run(judged(tmp_path / "watch", models, preferences, {"mine.py": body}))
+
+
+@pytest.mark.parametrize("split", ["train", None])
+def test_without_held_out_pairs_the_judges_have_no_figures(
+    tmp_path: Path, models: dict[str, Path], split: str | None
+) -> None:
+    preferences = labelled(tmp_path / "preferences", ["a"], ["b"], split) if split else None
+    found = watch.run(judged(tmp_path / "watch", models, preferences, JUDGES))["judges"]
+    nothing = {"value": None, "ci95": None, "n": 0}
+    assert found["longer"] == {"pair_accuracy": nothing, "ece": nothing, "bins": []}
+    assert found["count"] == {"pair_accuracy": nothing}
+
+
 def test_equal_answers_are_a_tie_and_nobody_is_asked(tmp_path: Path, models: dict[str, Path]) -> None:
     """Also by a judge that says something else each time, and by one that would raise."""
     bodies = {"moody.py": "    return [random.random() for _ in prompts]\n", "raises.py": "    raise ValueError\n"}
@@ -351,7 +430,13 @@ def test_a_watched_run_by_the_command(tmp_path: Path) -> None:
     figures = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     for shown in figures["rounds"][1:]:
         found = shown["watch"]
-        assert set(found) == {"figures", "changes", "win_rates", "warnings", "reward_model"}
+        assert set(found) == {"figures", "changes", "win_rates", "warnings", "judges", "reward_model"}
+        nothing = {"value": None, "ci95": None, "n": 0}  # preferences are of prompts without an answer
+        assert found["judges"]["word-problems"] == {"pair_accuracy": nothing}
+        assert set(found["judges"]["shorter"]) == {"pair_accuracy", "ece", "bins"}
+        table = pq.read_table(tmp_path / "run" / f"round-{shown['round']}" / "preferences" / "pairs.parquet")
+        labelled = table["split"].to_pylist().count("heldout")
+        assert found["judges"]["shorter"]["pair_accuracy"]["n"] == found["judges"]["shorter"]["ece"]["n"] == labelled
         for wins in found["win_rates"].values():
             assert set(wins) == {SECOND, "word-problems", "shorter"}
             assert all(0 <= one[kind]["value"] <= 1 for one in wins.values() for kind in ("raw", "length_controlled"))

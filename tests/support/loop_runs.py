@@ -47,6 +47,7 @@ METRICS = {  # of stages that report any
             for side in ("previous", "base")
         },
         "warnings": ["the proxy reward rose"],
+        "judges": {},
     },
 }
 

@@ -153,6 +153,7 @@ WATCH = {
         for side in ("previous", "base")
     },
     "warnings": [f"the proxy rose {HOSTILE}"],
+    "judges": {"judge<b>$": CALIBRATED, "check": {"pair_accuracy": figure(0.875)}},
 }
 
 FILTERS = {
