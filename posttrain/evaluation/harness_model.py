@@ -23,6 +23,7 @@ from posttrain.storage.pieces import by_work
 from posttrain.system import device
 
 _LONGEST_ANSWER = 256  # tokens, where a task does not say: as lm-evaluation-harness has it
+_STAND_IN = "The answer is 1."  # a task may score an empty answer without what it scores others with
 
 
 class DoesNotFitError(ValueError):
@@ -41,7 +42,8 @@ class _AnswerShard:
 
 class EngineModel(TemplateLM):
     """See `lm_eval.api.model.LM`. `seed`: of the answers to tasks that are sampled. `dry`: nothing is computed, and
-    each request gets an answer that says nothing: what is wrong shows all the same. `asked`: requests so far.
+    each request gets an answer that stands in: what is wrong, in its scoring too, shows all the same. `asked`:
+    requests so far.
 
     Raises:
         DoesNotFitError: a request is longer than the model's context. lm-evaluation-harness cuts such ones at their
@@ -118,7 +120,7 @@ class EngineModel(TemplateLM):
         shards = [shard for places in groups.values() for shard in self._answer_shards(requests, places)]
         self.asked += len(requests)
         if self.dry:
-            return [""] * len(requests)
+            return [_STAND_IN] * len(requests)
         return [row["text"] for row in self.work.rows(_answers, shards, [list(one.args) for one in requests])]
 
     def _answer_shards(self, requests: Sequence[Instance], places: Sequence[int]) -> list[_AnswerShard]:

@@ -26,7 +26,8 @@ def run(job: Job) -> dict[str, Any]:
     by task and metric, "chat": whether questions were put by the chat template}.
 
     Raises:
-        InputError: the task cannot be read, or a question does not fit into the model's context.
+        InputError: the task cannot be read, needs what is not installed, or a question does not fit into the model's
+            context.
     """
     engine, done = job.config["engine"], 0
 
@@ -67,3 +68,8 @@ def _evaluated(job: Job, model: EngineModel) -> dict[str, Any]:
             hint="ask for fewer examples (`fewshot`), or leave the benchmark out",
             rule="benchmark-does-not-fit",
         ) from error
+    except (ImportError, LookupError) as error:
+        lacking = harness.lacks(benchmark, error)
+        if lacking is None:
+            raise
+        raise lacking from error

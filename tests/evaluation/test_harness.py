@@ -15,6 +15,7 @@ from support.interrupted import says
 
 from posttrain.config.benchmark import Benchmark
 from posttrain.errors import InputError
+from posttrain.evaluation import harness
 from posttrain.evaluation.benchmark_files import identity
 from posttrain.job import Job
 from posttrain.loop import play
@@ -175,6 +176,41 @@ def test_what_is_wrong_shows_before_anything_is_computed(tmp_path: Path, monkeyp
         assert told.value.rule == rule
         if name == "arc_eazy":
             assert "did you mean 'arc_easy'" in str(told.value)
+
+
+def test_a_task_by_its_own_name_runs_offline_with_a_file_of_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    own = tmp_path / "gsm8k.jsonl"
+    own.write_text(
+        "".join(f'{{"question": "What is 1 + {n}?", "answer": "#### {1 + n}"}}\n' for n in range(3)), "utf-8"
+    )
+    policy = model(tmp_path / "model", max_position_embeddings=512)
+    found = stage.run(job(tmp_path, policy, Benchmark(task="gsm8k", file=str(own), fewshot=0, limit=2)))
+    assert found["figures"]["gsm8k"]["exact_match, flexible-extract"]["n"] == 2
+    assert samples(tmp_path)[0]["target"] == "#### 1"
+
+
+def test_what_a_task_needs_beside_its_file_is_named_before_anything_is_computed(tmp_path: Path) -> None:
+    policy, tasks = model(tmp_path / "model"), tmp_path / "tasks"
+
+    def refused(name: str, python: str, key: str) -> InputError:
+        file = task(tasks, name, f"{GENERATED}\n{key}: !function {name}_own.own\n")
+        (tasks / f"{name}_own.py").write_text(python, "utf-8")
+        with pytest.raises(InputError, match=r"\[benchmark-needs\]") as told:
+            stage.check(job(tmp_path / "job", policy, Benchmark(task=str(file))))
+        return told.value
+
+    assert "needs the package no_such_package" in str(
+        refused("imports", "import no_such_package.of_it", "process_docs")
+    )
+    said = "'*****  Resource not found. >>> nltk.download(\\'punkt_tab\\')'"
+    scored = f"def own(doc, results):\n    if results[0]:\n        raise LookupError({said})\n    return {{}}\n"
+    assert refused("scores", scored, "process_results").hint == "python -m nltk.downloader punkt_tab"
+    missing = harness.lacks(Benchmark(task="ifeval"), ModuleNotFoundError("", name="langdetect"))
+    assert missing and str(missing.hint).startswith("pip install 'lm_eval[ifeval]'; or take ifeval-checked")
+    assert harness.lacks(Benchmark(task="gsm8k"), KeyError("answer")) is None
 
 
 def test_the_key_is_of_all_files_that_decide_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
