@@ -46,13 +46,15 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def check(job: Job) -> dict[str, Any]:
-    """As `run` without computing anything. Returns the number of questions of each task, and warnings."""
+    """As `run` without computing anything. Returns the number of questions of each task, what they ask for (see
+    `stages.amounts.Asked`; `answers` as pairs), and warnings."""
     engine = job.config["engine"]
     work = Work(job.inputs["policy"], job.scratch, 1, engine, engine["shard_tokens"])
     model = EngineModel(work, job.seed, dry=True)
     counts = {task: len({row["doc_id"] for row in rows}) for task, rows in _evaluated(job, model)["samples"].items()}
     few = [f"{task} has {count} questions: its intervals are wide" for task, count in counts.items() if count < FEW]
-    return {"questions": counts, **({"fallback": few} if few else {})}
+    asked = {"texts": model.texts, "read": model.read, "answers": sorted(model.answers.items())}
+    return {"questions": counts, "asked": asked, **({"fallback": few} if few else {})}
 
 
 def _evaluated(job: Job, model: EngineModel) -> dict[str, Any]:

@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from support.benchmarks import GENERATED, MULTIPLE_CHOICE, PERPLEXITY, model, questions, task
 from support.interrupted import says
+from support.tiny_models import tokenizer
 
 from posttrain.config.benchmark import Benchmark
 from posttrain.errors import InputError
 from posttrain.evaluation import harness
 from posttrain.evaluation.benchmark_files import identity
+from posttrain.evaluation.likelihood_shards import tokens_read
 from posttrain.job import Job
 from posttrain.loop import play
 from posttrain.planning.dry_run import DryRunner
@@ -137,11 +139,29 @@ def test_questions_can_be_given_as_a_file_and_be_limited(tmp_path: Path) -> None
     own = tmp_path / "own.jsonl"
     own.write_text("".join(json.dumps(row) + "\n" for row in questions(40)[12:]), "utf-8")
     found = stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(own), limit=20)))
-    assert found == {"questions": {"apples": 20}, "fallback": ["apples has 20 questions: its intervals are wide"]}
+    assert found["questions"] == {"apples": 20}
+    assert found["fallback"] == ["apples has 20 questions: its intervals are wide"]
     with pytest.raises(InputError, match=r"shows 2 examples .* of its split None.*\[benchmark-file\]"):
         stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(own), fewshot=2)))
     with pytest.raises(InputError, match=r"files of other kinds than \.json.*\[benchmark-file\]"):
         stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(tmp_path / "own.txt"))))
+
+
+def test_what_a_benchmark_asks_for_is_counted_as_it_is_computed(tmp_path: Path) -> None:
+    assert tokens_read([((1, 2, 3), (4,)), ((1, 2), (7,)), ((1, 2, 3), (5, 6))]) == 3 + 1 + 2 + 2 + 1
+    policy, folder = model(tmp_path / "model"), tmp_path / "tasks"
+
+    def asked(body: str) -> dict[str, Any]:
+        return stage.check(
+            job(tmp_path / "job", policy, Benchmark(task=str(task(folder, "apples", body)), chat=False))
+        )["asked"]
+
+    encode, rows = tokenizer().encode, questions()
+    contexts = sum(len(encode(f"Question: {row['question']}\nAnswer:")) for row in rows)
+    choices = sum(len(encode(f" {choice}", add_special_tokens=False)) for row in rows for choice in row["choices"])
+    assert asked(MULTIPLE_CHOICE) == {"texts": 48, "read": contexts + choices, "answers": []}
+    prompts = sum(len(encode(row["question"])) for row in rows)
+    assert asked(GENERATED) == {"texts": 0, "read": prompts, "answers": [(24, 12)]}
 
 
 def test_what_is_wrong_shows_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

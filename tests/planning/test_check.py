@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.benchmarks import GENERATED, MULTIPLE_CHOICE, task
 
 from posttrain import shipped
 from posttrain.config import by_round
@@ -84,6 +85,21 @@ def test_the_plan_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> None
     assert [entry["round"] for entry in plan["rounds"]] == [0, 1, 2]
     assert plan["sets"]["dev"] == 40
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_benchmark_is_counted_and_its_time_is_in_the_plan(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs posttrain[eval]")
+    asked = f"evaluate.benchmarks=[{task(tmp_path, 'apples', GENERATED)}, {task(tmp_path, 'mc', MULTIPLE_CHOICE)}]"
+    done = check("quickstart", "--json", *sets(*FEW, asked))
+    found = told(done)
+    said = {each["name"]: each["said"] for each in found["checks"]}["benchmarks"]
+    assert said.startswith("apples: 12 answers of up to 24 tokens; mc: 48 log-likelihoods, ")
+    stages = {stage["stage"]: stage for stage in found["plan"]["rounds"][1]["stages"]}
+    assert stages["benchmark_apples"]["completions"] == 12 and stages["benchmark_mc"]["rows"] == 48
+    assert stages["benchmark_apples"]["seconds"] > 0 and stages["benchmark_mc"]["seconds"] > 0
+    assert found["plan"]["not_measured"] == []
+    assert any("looking for benchmarks' questions" in note for note in found["notes"])
 
 
 PROBLEM = {
