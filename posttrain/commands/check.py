@@ -66,8 +66,9 @@ def check_(
             result["forecast"] = done.forecast
         say(json_text(result))
     else:
+        width = max([8, *(len(name) for name, _, _ in done.found)])
         for name, right, said in done.found:
-            say(f"{'ok ' if right else 'BAD'}  {name:<8} {said}")
+            say(f"{'ok ' if right else 'BAD'}  {name:<{width}} {said}")
         for note in done.notes:
             say(f"note  {note}")
         if done.plan:

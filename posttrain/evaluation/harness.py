@@ -9,7 +9,9 @@ import json
 import math
 import os
 import random
+import re
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +52,8 @@ def load(benchmark: Benchmark, scratch: Path) -> dict[str, Any]:
     """The tasks of a benchmark by name, with their questions, which are read here. `scratch`: a folder for a file.
 
     Raises:
-        InputError: there is no such task, its questions cannot be read, or nothing says which answer is right.
+        InputError: there is no such task, its questions cannot be read, what it imports is not installed, or nothing
+            says which answer is right.
     """
     from lm_eval.tasks import TaskManager
 
@@ -138,7 +141,10 @@ def _read(source: Path) -> dict[str, Any]:
 
 
 def _unreadable(benchmark: Benchmark, error: Exception) -> InputError:
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    lacking = lacks(benchmark, error)
+    if lacking:
+        return lacking
+    said = _first_line(error)
     offline = ("Offline", "Connection", "DatasetNotFound", "LocalEntryNotFound", "Lookup")
     if type(error).__name__.startswith(offline):
         return InputError(
@@ -151,6 +157,41 @@ def _unreadable(benchmark: Benchmark, error: Exception) -> InputError:
         hint="`lm-eval validate --tasks FILE` checks a task file",
         rule="benchmark-unreadable",
     )
+
+
+def lacks(benchmark: Benchmark, error: Exception) -> InputError | None:
+    """The error for a package, or data of NLTK's, that a task imports or reads and that is not on this machine; None
+    for another one."""
+    data = re.search(r"nltk\.download\('(\w+)'\)", str(error)) if isinstance(error, LookupError) else None
+    if data:
+        said, hint = f"NLTK's {data[1]}", f"python -m nltk.downloader {data[1]}"
+    elif isinstance(error, ModuleNotFoundError) and error.name:
+        said = f"the package {error.name}"
+        extra = _extra(benchmark, error.name)
+        hint = f"pip install 'lm_eval[{extra}]'" if extra else "install what has it"
+    else:
+        return None
+    if benchmark.task == "ifeval":
+        hint += "; or take ifeval-checked of docs/evaluation.md, which needs neither packages nor data"
+    return InputError(f"{benchmark.task} needs {said}, which is not on this machine", hint=hint, rule="benchmark-needs")
+
+
+def _extra(benchmark: Benchmark, package: str) -> str | None:
+    """The extra of lm-evaluation-harness that brings a package: the one called as the task is, if there are several."""
+    wanted = package.partition(".")[0].replace("_", "-").lower()
+    found = []
+    for line in metadata.requires("lm_eval") or []:
+        name = re.match(r"[\w.-]+", line)
+        extra = re.search(r"""extra == ["']([\w-]+)["']""", line)
+        if name and extra and extra[1] != "dev" and name[0].replace("_", "-").lower() == wanted:
+            found.append(extra[1])
+    return benchmark.task if benchmark.task in found else next(iter(found), None)
+
+
+def _first_line(error: Exception) -> str:
+    """With a word in it."""
+    lines = [line.strip() for line in str(error).splitlines() if re.search(r"\w", line)]
+    return (lines or [type(error).__name__])[0][:300]
 
 
 def _check(benchmark: Benchmark, name: str, task: Any) -> None:

@@ -18,11 +18,12 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from posttrain.engines.protocol import Ids, Request, SamplingParams, completion_seed, context_length
-from posttrain.evaluation.likelihood_shards import Work, log_likelihoods
+from posttrain.evaluation.likelihood_shards import Work, log_likelihoods, tokens_read
 from posttrain.storage.pieces import by_work
 from posttrain.system import device
 
 _LONGEST_ANSWER = 256  # tokens, where a task does not say: as lm-evaluation-harness has it
+_STAND_IN = "The answer is 1."  # a task may score an empty answer without what it scores others with
 
 
 class DoesNotFitError(ValueError):
@@ -41,7 +42,9 @@ class _AnswerShard:
 
 class EngineModel(TemplateLM):
     """See `lm_eval.api.model.LM`. `seed`: of the answers to tasks that are sampled. `dry`: nothing is computed, and
-    each request gets an answer that says nothing: what is wrong shows all the same. `asked`: requests so far.
+    each request gets an answer that stands in: what is wrong, in its scoring too, shows all the same. `asked`:
+    requests so far; `texts`: log-likelihoods among them; `read`: tokens of their texts and of the prompts of answers;
+    `answers`: how many answers there are by the most new tokens that they may have.
 
     Raises:
         DoesNotFitError: a request is longer than the model's context. lm-evaluation-harness cuts such ones at their
@@ -55,7 +58,8 @@ class EngineModel(TemplateLM):
 
         super().__init__()
         self.work, self.seed, self.dry = work, seed, dry
-        self.asked = 0  # requests so far
+        self.asked = self.texts = self.read = 0
+        self.answers: dict[int, int] = {}
         self.tokenizer: Any = AutoTokenizer.from_pretrained(work.policy)
         self.max_length = context_length(AutoConfig.from_pretrained(work.policy))
 
@@ -94,6 +98,8 @@ class EngineModel(TemplateLM):
         for context, continuation in pairs:
             self._fits(len(context), len(continuation))
         self.asked += len(pairs)
+        self.texts += len(pairs)
+        self.read += tokens_read(pairs)
         return [(0.0, False)] * len(pairs) if self.dry else log_likelihoods(pairs, self.work)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -118,7 +124,7 @@ class EngineModel(TemplateLM):
         shards = [shard for places in groups.values() for shard in self._answer_shards(requests, places)]
         self.asked += len(requests)
         if self.dry:
-            return [""] * len(requests)
+            return [_STAND_IN] * len(requests)
         return [row["text"] for row in self.work.rows(_answers, shards, [list(one.args) for one in requests])]
 
     def _answer_shards(self, requests: Sequence[Instance], places: Sequence[int]) -> list[_AnswerShard]:
@@ -135,6 +141,8 @@ class EngineModel(TemplateLM):
         encoded = {at: self._context(requests[at].args[0]) for at in places}
         for ids in encoded.values():
             self._fits(len(ids), params.max_new_tokens)
+            self.read += len(ids)
+        self.answers[params.max_new_tokens] = self.answers.get(params.max_new_tokens, 0) + len(places)
         order = sorted(places, key=lambda at: (len(encoded[at]), at))
         engine = self.work.engine
         return [

@@ -69,6 +69,11 @@ def log_likelihoods(pairs: Sequence[tuple[Ids, Ids]], work: Work) -> list[tuple[
     return [(row["total"], row["greedy"]) for row in rows]
 
 
+def tokens_read(pairs: Sequence[tuple[Ids, Ids]]) -> int:
+    """The tokens that `log_likelihoods` computes for these pairs: each context once, and all continuations."""
+    return sum(len(one.context) + sum(map(len, one.continuations)) for one in _by_context(pairs))
+
+
 def _by_context(pairs: Sequence[tuple[Ids, Ids]]) -> list[_Continuations]:
     """The continuations of each context, with their places."""
     found: dict[Ids, list[tuple[Ids, int]]] = {}

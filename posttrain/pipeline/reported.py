@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from posttrain import shipped
@@ -26,14 +26,24 @@ class Reported:
 
     def check(self, base: Artifact) -> list[str]:
         """Reads all questions, and waits for that; returns warnings."""
-        return [*self.check_benchmarks(base), *self._warnings(self._label_variants("label_variants_check", base))]
+        return self.warnings(self.checks(base).values())
 
     def check_benchmarks(self, base: Artifact) -> list[str]:
         """Those of benchmarks alone."""
-        return self._warnings([self._submit("benchmark_check", one, base) for one in self.recipe.evaluate.benchmarks])
+        return self.warnings(self._benchmark_checks(base).values())
 
-    def _warnings(self, made: Sequence[Artifact]) -> list[str]:
-        return [said for one in made for said in self.runner.metrics(one).get("fallback", ())]
+    def checks(self, base: Artifact) -> dict[str, Artifact]:
+        """What reads the questions, by the role of the stage that asks them."""
+        variants = self._label_variants("label_variants_check", base)
+        return {**self._benchmark_checks(base), **present(label_variants=variants)}
+
+    def _benchmark_checks(self, base: Artifact) -> dict[str, Artifact]:
+        asked = self.recipe.evaluate.benchmarks
+        return {f"benchmark_{one.name}": self._submit("benchmark_check", one, base) for one in asked}
+
+    def warnings(self, checks: Iterable[Artifact]) -> list[str]:
+        """Of such checks; waits for them."""
+        return [said for one in checks for said in self.runner.metrics(one).get("fallback", ())]
 
     def benchmarks(self, policy: Artifact) -> dict[str, Artifact]:
         """By name."""
@@ -90,10 +100,10 @@ class Reported:
         """Multiple-choice questions put in several ways, where the recipe has some."""
         self._label_variants("label_variants", policy)
 
-    def _label_variants(self, stage: str, policy: Artifact) -> list[Artifact]:
+    def _label_variants(self, stage: str, policy: Artifact) -> Artifact | None:
         section = self.recipe.evaluate.label_variants
         if section is None:
-            return []
+            return None
         call = StageCall(
             stage,
             config={"label_variants": section.in_key(), "engine": self._engine()},
@@ -102,7 +112,7 @@ class Reported:
             external_hashes={"questions": self.questions},
             runtime={"label_variants": section.not_in_key()},
         )
-        return [self.runner.submit(call)]
+        return self.runner.submit(call)
 
     def _engine(self) -> dict[str, Any]:
         """The built-in one, also beside a server."""

@@ -132,6 +132,9 @@ def _work(
     if planned.spec.samples:  # a prompt is read once for all of its answers
         tokens = amounts.tokens + lengths[0] * amounts.prompts
         return tokens, 2 * parameters * tokens, cluster.samples
+    if planned.spec.unit == "tokens":
+        tokens = amounts.tokens + amounts.read
+        return tokens, 2 * parameters * tokens, cluster.samples if amounts.completions else cluster.trains
     models = sum(role in planned.inputs for role in ("reward_model", "watch_model"))
     if models:
         tokens = models * amounts.rows * sum(lengths)

@@ -37,7 +37,7 @@ from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
 from posttrain.report import forecasts
 from posttrain.rewards import pairwise
-from posttrain.stages.amounts import Sets, Shares, amounts
+from posttrain.stages.amounts import Asked, Sets, Shares, amounts
 from posttrain.stages.registry import STAGES
 from posttrain.storage.store import Store
 from posttrain.system import bytes_in_words, cores, gpu, gpu_memory
@@ -98,6 +98,11 @@ def check(
             if not found:
                 return checked
             stages, prompts, sets = found
+            if recipe.evaluate.benchmarks or recipe.evaluate.label_variants:
+                asked = checked.run("benchmarks", lambda: _benchmarks(checked, stages, run))
+                if asked is None:
+                    return checked
+                sets = replace(sets, asked=asked)
             made = run.manifest(prompts.key)
             if made["metrics"].get("unused_weights"):
                 checked.notes.append(structure.unused(made["metrics"]["unused_weights"]))
@@ -123,6 +128,7 @@ def check(
                 known_answers.write_few(prompts.path, run.root, few)
                 costs, shares, memory = _probe(checked, small, model, prompts, runs, run)
                 costs = _with_peaks(costs, wanted, shape)
+                checked.notes += _not_in_the_plan(recipe)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
             if cheaper:
                 checked.forecast = forecasts.of_plan(cheaper, checked.plan)
@@ -199,9 +205,30 @@ def _prompts(
     where = counts["train"]
     if recipe.preferences and recipe.preferences.where:
         where = len(matching(pq.read_table(artifact.path / "train.parquet").to_pylist(), recipe.preferences.where))
-    sets = Sets(**counts, where=where, given=metrics.get("given", {}))
+    sets = Sets(**counts, where=where, given=metrics.get("given", {}), length=metrics["mean_prompt"])
     said = "; ".join(f"{name} {metrics[name].pop('prompts'):,}{_dropped(metrics[name])}" for name in counts)
     return f"{said} ({time.monotonic() - started:.1f} s)", (stages, artifact, sets)
+
+
+def _benchmarks(checked: Checked, stages: StageInputs, run: Store) -> tuple[str, dict[str, Asked]]:
+    """Reads the questions of benchmarks and label variants. Returns what they ask for, by the role of their stage."""
+    checks = stages.reported.checks(stages.base)
+    checked.notes += stages.reported.warnings(checks.values())
+    asked = {role: _asked(run.manifest(one.key), probe.seconds(run.root, one.key)) for role, one in checks.items()}
+    names = {role: role.removeprefix("benchmark_").replace("label_variants", "label variants") for role in asked}
+    return "; ".join(f"{names[role]}: {_said(one)}" for role, one in asked.items()), asked
+
+
+def _asked(made: Mapping[str, Any], seconds: float | None) -> Asked:
+    """From the manifest of a check, and its seconds as measured."""
+    questions, asked = made["metrics"]["questions"], made["metrics"]["asked"]
+    count = sum(questions.values()) if isinstance(questions, dict) else questions
+    return Asked(count, asked["texts"], asked["read"], dict(asked["answers"]), seconds or made["seconds"])
+
+
+def _said(asked: Asked) -> str:
+    said = [f"{count:,} answers of up to {most:,} tokens" for most, count in asked.answers.items()]
+    return ", ".join([*said, *([f"{asked.texts:,} log-likelihoods, {asked.read:,} tokens"] if asked.texts else [])])
 
 
 def _memory(checked: Checked, wanted: Sequence[Training], shape: resources.Shape) -> tuple[str, bool]:
@@ -221,9 +248,6 @@ def _training(checked: Checked, stages: StageInputs, prompts: Artifact) -> tuple
     started = time.monotonic()
     stages.settle(prompts)
     checked.notes += stages.trial()
-    checked.notes += stages.reported.check(stages.base)
-    if stages.recipe.evaluate.benchmarks:
-        checked.notes.append("the time of benchmarks is not in the plan: they run in the background")
     return f"one step of each in small ({time.monotonic() - started:.1f} s)", True
 
 
@@ -269,7 +293,9 @@ def _probe(
         checked.found.append(("probe", False, str(error)))
     measured = probe.read_measured(run.root)
     costs = {
-        name: cost(found) for name, found in measured.items() if name not in ("hardware", "prompts", "trial", "heldout")
+        name: cost(found)
+        for name, found in measured.items()
+        if name not in ("hardware", "prompts", "heldout") and not STAGES[name].check_only
     }
     return costs, probe.shares(measured), probe.resident(run.root)
 
@@ -330,6 +356,18 @@ class _Miniature(Runner):
         return {role: there.get(role, artifact) for role, artifact in inputs.items()}
 
 
+def _not_in_the_plan(recipe: Recipe) -> list[str]:
+    """A note on the time of what is only reported."""
+    asked = recipe.evaluate
+    if recipe.engine.server and (asked.benchmarks or asked.label_variants or asked.memorisation):
+        return [
+            "benchmarks, label variants and memorisation are not in the plan: the built-in engine computes them, and "
+            "what was measured is the server"
+        ]
+    said = "the time of looking for benchmarks' questions in what was learned from is not in the plan"
+    return [said] if asked.benchmarks else []
+
+
 def _workers(recipe: Recipe) -> int:
     """Processes of a stage that samples or scores."""
     return 1 if gpu() or recipe.engine.server else recipe.compute.workers or cores()
@@ -353,6 +391,9 @@ def _plan(
         threads=1 if gpu() or model.parameters <= SMALL else many,
         memory=memory,
     )
+    if recipe.engine.server and costs:  # which say nothing of the built-in engine
+        left_out = {"benchmarks": [], "label_variants": None, "memorisation": None}
+        recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=left_out)})
     planned = dry_run(recipe if model.here else _stood_in(recipe), n)
     made = plan(planned, sets, shares, costs, machine, _saved(recipe, model), prompts_seconds)
     return {**made, "machine": {"cores": many, "gpu": gpu(), "workers": machine.workers, "at_once": machine.at_once}}

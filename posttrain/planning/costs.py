@@ -56,7 +56,7 @@ class Cost:
 
 def work(planned: PlannedStage, amounts: Amounts) -> float:
     """The units of a stage: completions, rows that are scored or filtered, or rows that optimizer steps read, with
-    those of other forward passes as parts of them."""
+    those of other forward passes as parts of them. A token that is read counts as a new one: it costs no more."""
     if planned.spec.trained:
         section = planned.config[planned.stage]
         if section.get("max_steps", -1) > 0:
@@ -64,6 +64,8 @@ def work(planned: PlannedStage, amounts: Amounts) -> float:
         else:  # the last batch of an epoch has fewer rows
             read = amounts.rows * section["num_train_epochs"]
         return read + amounts.passes * PASS
+    if planned.spec.unit == "tokens":
+        return amounts.as_answers
     return amounts.completions if planned.spec.samples else amounts.rows
 
 

@@ -69,6 +69,8 @@ def _is_work(amounts: Amounts) -> bool:
 
 def processes(planned: PlannedStage, todo: Amounts, machine: Machine) -> int:
     """The processes of a stage: one per shard, at most `machine.workers`."""
+    if planned.spec.unit == "tokens":
+        return max(1, min(machine.workers, _shards(planned, todo)))
     if not planned.spec.samples or not todo.prompts:
         scores = planned.spec.unit == "rows" and planned.spec.group in ("sampling and scoring", "evaluation")
         return machine.workers if scores and todo.rows else 1
@@ -76,8 +78,9 @@ def processes(planned: PlannedStage, todo: Amounts, machine: Machine) -> int:
 
 
 def _shards(planned: PlannedStage, todo: Amounts) -> int:
-    """Of a stage that samples: those at each further temperature are others."""
-    longest = todo.completions * planned.config["answers"]["max_new_tokens"]
+    """Of a stage that samples or reads: those at each further temperature are others."""
+    reads = planned.spec.unit == "tokens"
+    longest = todo.longest if reads else todo.completions * planned.config["answers"]["max_new_tokens"]
     shards = math.ceil(longest / planned.config["engine"]["shard_tokens"])
     return max(shards, 1 + len(planned.config.get("further", ())))
 
@@ -90,8 +93,8 @@ def _task(
     seconds = prompts_seconds if planned.stage == "prompts" else 0.0
     memory = 0.0
     if found and _is_work(todo):
-        batches = _shards(planned, todo) if planned.spec.samples else 1
-        seconds = found.seconds(work(planned, todo), many, batches)
+        batches = _shards(planned, todo) if todo.completions else 0
+        seconds = found.seconds(work(planned, todo), many, batches) + todo.seconds
         memory = found.memory * many
     width = machine.threads if planned.spec.trained else many
     return Task(planned.key, seconds, width, planned.waits, planned.spec.background, memory)
@@ -101,12 +104,13 @@ def _stage(
     planned: PlannedStage, todo: Amounts, task: Task, costs: Mapping[str, Cost], model_bytes: int
 ) -> dict[str, Any]:
     found = cost_of(planned, costs)
-    disk = found.disk + found.disk_unit * work(planned, todo) if found else 0.0
+    units = todo.completions if planned.spec.unit == "tokens" else work(planned, todo)
+    disk = found.disk + found.disk_unit * units if found else 0.0
     if planned.spec.makes_model:
         disk = disk if found and planned.spec.trained else model_bytes
     return {
         "stage": planned.role,
-        **{name: getattr(todo, name) for name in ("prompts", "completions", "tokens", "rows", "steps")},
+        **{name: getattr(todo, name) for name in ("prompts", "completions", "tokens", "read", "rows", "steps")},
         "seconds": task.work / task.width if found or planned.stage == "prompts" else None,
         "memory": task.memory if found else None,
         "disk": round(disk),

@@ -99,6 +99,12 @@ def read_measured(root: Path) -> dict[str, Measured]:
     return found
 
 
+def seconds(root: Path, key: str) -> float | None:
+    """What one stage took, of a core; None where it was not measured."""
+    path = root / "measured" / f"{key}.json"
+    return json.loads(path.read_text("utf-8"))["seconds"] if path.is_file() else None
+
+
 def resident(root: Path) -> int:
     """Bytes of a process before its stage started; 0 where that was not measured, as on a GPU."""
     path = root / "resident"

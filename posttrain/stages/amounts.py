@@ -33,15 +33,30 @@ class PlannedStage:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a benchmark, or another stage with questions of its own, asks of a policy. `texts`: log-likelihoods; `read`:
+    tokens of their texts, each context once, and of the prompts of answers; `answers`: how many answers there are by
+    the most new tokens that they may have; `seconds`: of reading the questions, without the model."""
+
+    questions: int
+    texts: int
+    read: int
+    answers: Mapping[int, int]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Sets:
     """Prompts in each set, and of the training prompts those that `preferences.where` selects. `given`: rows of the
-    sets under `given` in a section, by section and round."""
+    sets under `given` in a section, by section and round; `length`: the mean tokens of a prompt; `asked`: by role."""
 
     train: int
     dev: int
     heldout: int
     where: int
     given: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    length: float = 0.0
+    asked: Mapping[str, Asked] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,11 @@ class Shares:
 @dataclass(frozen=True)
 class Amounts:
     """The work of one stage. `rows`: scored, filtered or trained on; `made`: rows that it writes for others (samples,
-    kept samples, pairs); `passes`: rows of forward passes besides the optimizer steps; `steps`: optimizer steps."""
+    kept samples, pairs); `passes`: rows of forward passes besides the optimizer steps; `steps`: optimizer steps.
+
+    Of a stage whose unit is tokens: `read`: tokens besides the new ones; `longest`: both, if each answer is as long as
+    it may be; `as_answers`: the answers of a mean length that have as many tokens; `seconds`: what it does without a
+    model."""
 
     prompts: int = 0
     completions: int = 0
@@ -66,6 +85,10 @@ class Amounts:
     steps: int = 0
     made: float = 0.0
     passes: int = 0
+    read: int = 0
+    longest: int = 0
+    as_answers: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +104,14 @@ class Book:
         """The amounts of what a stage reads, of roles with one of these prefixes."""
         found = [key for role, key in planned.inputs.items() if role.startswith(beginnings)]
         return [self.done[key] for key in found if key in self.done]
+
+    @property
+    def length(self) -> float:
+        """The mean tokens of an answer; the most there may be, where that was not measured."""
+        if self.shares.length is not None:
+            return self.shares.length
+        sampled = [one for one in self.stages.values() if one.spec.samples]
+        return max(one.config["answers"]["max_new_tokens"] for one in sampled)
 
     def pairs(self, planned: PlannedStage, watch: bool = False) -> float:
         """Of the preferences that a stage reads, the pairs that train: see `posttrain.data.pairs.split`."""
@@ -167,6 +198,35 @@ def _single_answers(planned: PlannedStage, book: Book) -> Amounts:
     return _trained(planned, rows + (of_round(given, planned.number) if given else 0))
 
 
+def _asked(planned: PlannedStage, book: Book) -> Amounts:
+    """Answers are as long as those to prompts are on average, or as long as they may be."""
+    asked, length = book.sets.asked.get(planned.role), book.shares.length
+    if asked is None:
+        return Amounts()
+    longest = sum(count * most for most, count in asked.answers.items())
+    tokens = longest
+    if length is not None:
+        tokens = round(sum(count * min(length, most) for most, count in asked.answers.items()))
+    return Amounts(
+        asked.questions,
+        sum(asked.answers.values()),
+        tokens,
+        asked.texts,
+        read=asked.read,
+        longest=asked.read + longest,
+        as_answers=(asked.read + tokens) / book.length,
+        seconds=asked.seconds,
+    )
+
+
+def _memorisation(planned: PlannedStage, book: Book) -> Amounts:
+    """Each row is read up to its n-gram, which may be the last: prompt and answer, of a mean length."""
+    most = planned.config["memorisation"]["rows"]
+    rows = sum(round(min(most, one.made)) for one in book.read(planned, "kept", "heldout"))
+    read = round(rows * (book.sets.length + book.length))
+    return Amounts(rows=rows, read=read, longest=read, as_answers=read / book.length)
+
+
 def _trained(planned: PlannedStage, rows: float) -> Amounts:
     steps, reads = training_steps(planned.config[planned.stage], rows), planned.spec.reference_reads
     return Amounts(rows=round(rows), steps=steps, passes=round(rows) * reads)
@@ -186,4 +246,7 @@ _STAGES: dict[str, Callable[[PlannedStage, Book], Amounts]] = {
     "reward_model": _reward_model,
     "dpo": _dpo,
     "watch": _watch,
+    "benchmark": _asked,
+    "label_variants": _asked,
+    "memorisation": _memorisation,
 }

@@ -26,7 +26,8 @@ def run(job: Job) -> dict[str, Any]:
     by task and metric, "chat": whether questions were put by the chat template}.
 
     Raises:
-        InputError: the task cannot be read, or a question does not fit into the model's context.
+        InputError: the task cannot be read, needs what is not installed, or a question does not fit into the model's
+            context.
     """
     engine, done = job.config["engine"], 0
 
@@ -45,13 +46,15 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def check(job: Job) -> dict[str, Any]:
-    """As `run` without computing anything. Returns the number of questions of each task, and warnings."""
+    """As `run` without computing anything. Returns the number of questions of each task, what they ask for (see
+    `stages.amounts.Asked`; `answers` as pairs), and warnings."""
     engine = job.config["engine"]
     work = Work(job.inputs["policy"], job.scratch, 1, engine, engine["shard_tokens"])
     model = EngineModel(work, job.seed, dry=True)
     counts = {task: len({row["doc_id"] for row in rows}) for task, rows in _evaluated(job, model)["samples"].items()}
     few = [f"{task} has {count} questions: its intervals are wide" for task, count in counts.items() if count < FEW]
-    return {"questions": counts, **({"fallback": few} if few else {})}
+    asked = {"texts": model.texts, "read": model.read, "answers": sorted(model.answers.items())}
+    return {"questions": counts, "asked": asked, **({"fallback": few} if few else {})}
 
 
 def _evaluated(job: Job, model: EngineModel) -> dict[str, Any]:
@@ -67,3 +70,8 @@ def _evaluated(job: Job, model: EngineModel) -> dict[str, Any]:
             hint="ask for fewer examples (`fewshot`), or leave the benchmark out",
             rule="benchmark-does-not-fit",
         ) from error
+    except (ImportError, LookupError) as error:
+        lacking = harness.lacks(benchmark, error)
+        if lacking is None:
+            raise
+        raise lacking from error

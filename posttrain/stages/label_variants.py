@@ -14,7 +14,7 @@ from posttrain.data.choices import Question, read_questions
 from posttrain.engines.protocol import Ids, context_length
 from posttrain.errors import DataError, InputError
 from posttrain.evaluation.label_variants import Variant, figures, variants
-from posttrain.evaluation.likelihood_shards import Work, log_likelihoods
+from posttrain.evaluation.likelihood_shards import Work, log_likelihoods, tokens_read
 from posttrain.evaluation.statistics import FEW
 from posttrain.job import Job
 
@@ -54,7 +54,8 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def check(job: Job) -> dict[str, Any]:
-    """Reads the questions and looks whether they fit, without computing anything.
+    """Reads the questions and looks whether they fit, without computing anything. Returns their number, what they ask
+    for (see `stages.amounts.Asked`), and warnings.
 
     Raises:
         DataError: a question cannot be read.
@@ -75,7 +76,9 @@ def check(job: Job) -> dict[str, Any]:
     said = [f"label variants leave out {name}: the tokenizer does not tell its labels apart" for name in asked.left_out]
     if len(asked.questions) < FEW:
         said.append(f"label variants of {len(asked.questions)} questions: their intervals are wide")
-    return {"questions": len(asked.questions), **({"fallback": said} if said else {})}
+    pairs = asked.pairs()
+    counted = {"texts": len(pairs), "read": tokens_read(pairs), "answers": []}
+    return {"questions": len(asked.questions), "asked": counted, **({"fallback": said} if said else {})}
 
 
 def _asked(job: Job) -> _Asked:

@@ -17,18 +17,18 @@ class StageSpec:
     """One stage.
 
     `version` is raised when the same inputs would give another result. `group`: the report's group for its time.
-    `unit` of its work: completions sampled, optimizer steps, or rows. `background`: no other stage waits for it soon.
-    `makes_model`: its artifact is a model folder. `like`: the stage whose measured cost is used if this one's was not
-    measured. `check_only`: it only raises errors, and no stage reads it. `runs`: for a role with its own entry, the
-    stage that it is. `label`: the display name of stages that make a policy. `reference_reads`: for a stage with a
-    reference policy, how often the reference reads each row. `on_device`: it finds out about the device that it runs
-    on, and so on a cluster it runs where trainings do.
+    `unit` of its work: completions sampled, optimizer steps, tokens that a policy reads or gives, or rows.
+    `background`: no other stage waits for it soon. `makes_model`: its artifact is a model folder. `like`: the stage
+    whose measured cost is used if this one's was not measured. `check_only`: it only raises errors, and no stage
+    reads it. `runs`: for a role with its own entry, the stage that it is. `label`: the display name of stages that
+    make a policy. `reference_reads`: for a stage with a reference policy, how often the reference reads each row.
+    `on_device`: it finds out about the device that it runs on, and so on a cluster it runs where trainings do.
     """
 
     name: str
     version: int
     group: Group
-    unit: Literal["rows", "completions", "steps"] = "rows"
+    unit: Literal["rows", "completions", "steps", "tokens"] = "rows"
     background: bool = False
     makes_model: bool = False
     like: str = ""
@@ -72,10 +72,10 @@ _ALL = (
     StageSpec("kto", 2, "training", "steps", makes_model=True, like="dpo", label="KTO", reference_reads=2),
     StageSpec("evaluate", 7, "evaluation"),
     StageSpec("heldout", 6, "evaluation", background=True, like="evaluate"),
-    StageSpec("benchmark", 1, "evaluation", background=True),
+    StageSpec("benchmark", 1, "evaluation", "tokens", background=True, like="answers"),
     StageSpec("contamination", 1, "evaluation", background=True),
-    StageSpec("memorisation", 1, "evaluation", background=True),
-    StageSpec("label_variants", 1, "evaluation", background=True),
+    StageSpec("memorisation", 1, "evaluation", "tokens", background=True, like="answers"),
+    StageSpec("label_variants", 1, "evaluation", "tokens", background=True, like="answers"),
     StageSpec("forecast", 1, "evaluation", background=True),
     StageSpec("label_variants_check", 1, "evaluation", check_only=True),
     StageSpec("benchmark_check", 1, "evaluation", check_only=True),

@@ -12,10 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from support.benchmarks import GENERATED, MULTIPLE_CHOICE, PERPLEXITY, model, questions, task
 from support.interrupted import says
+from support.tiny_models import tokenizer
 
 from posttrain.config.benchmark import Benchmark
 from posttrain.errors import InputError
+from posttrain.evaluation import harness
 from posttrain.evaluation.benchmark_files import identity
+from posttrain.evaluation.likelihood_shards import tokens_read
 from posttrain.job import Job
 from posttrain.loop import play
 from posttrain.planning.dry_run import DryRunner
@@ -136,11 +139,29 @@ def test_questions_can_be_given_as_a_file_and_be_limited(tmp_path: Path) -> None
     own = tmp_path / "own.jsonl"
     own.write_text("".join(json.dumps(row) + "\n" for row in questions(40)[12:]), "utf-8")
     found = stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(own), limit=20)))
-    assert found == {"questions": {"apples": 20}, "fallback": ["apples has 20 questions: its intervals are wide"]}
+    assert found["questions"] == {"apples": 20}
+    assert found["fallback"] == ["apples has 20 questions: its intervals are wide"]
     with pytest.raises(InputError, match=r"shows 2 examples .* of its split None.*\[benchmark-file\]"):
         stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(own), fewshot=2)))
     with pytest.raises(InputError, match=r"files of other kinds than \.json.*\[benchmark-file\]"):
         stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(tmp_path / "own.txt"))))
+
+
+def test_what_a_benchmark_asks_for_is_counted_as_it_is_computed(tmp_path: Path) -> None:
+    assert tokens_read([((1, 2, 3), (4,)), ((1, 2), (7,)), ((1, 2, 3), (5, 6))]) == 3 + 1 + 2 + 2 + 1
+    policy, folder = model(tmp_path / "model"), tmp_path / "tasks"
+
+    def asked(body: str) -> dict[str, Any]:
+        return stage.check(
+            job(tmp_path / "job", policy, Benchmark(task=str(task(folder, "apples", body)), chat=False))
+        )["asked"]
+
+    encode, rows = tokenizer().encode, questions()
+    contexts = sum(len(encode(f"Question: {row['question']}\nAnswer:")) for row in rows)
+    choices = sum(len(encode(f" {choice}", add_special_tokens=False)) for row in rows for choice in row["choices"])
+    assert asked(MULTIPLE_CHOICE) == {"texts": 48, "read": contexts + choices, "answers": []}
+    prompts = sum(len(encode(row["question"])) for row in rows)
+    assert asked(GENERATED) == {"texts": 0, "read": prompts, "answers": [(24, 12)]}
 
 
 def test_what_is_wrong_shows_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +196,41 @@ def test_what_is_wrong_shows_before_anything_is_computed(tmp_path: Path, monkeyp
         assert told.value.rule == rule
         if name == "arc_eazy":
             assert "did you mean 'arc_easy'" in str(told.value)
+
+
+def test_a_task_by_its_own_name_runs_offline_with_a_file_of_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    own = tmp_path / "gsm8k.jsonl"
+    own.write_text(
+        "".join(f'{{"question": "What is 1 + {n}?", "answer": "#### {1 + n}"}}\n' for n in range(3)), "utf-8"
+    )
+    policy = model(tmp_path / "model", max_position_embeddings=512)
+    found = stage.run(job(tmp_path, policy, Benchmark(task="gsm8k", file=str(own), fewshot=0, limit=2)))
+    assert found["figures"]["gsm8k"]["exact_match, flexible-extract"]["n"] == 2
+    assert samples(tmp_path)[0]["target"] == "#### 1"
+
+
+def test_what_a_task_needs_beside_its_file_is_named_before_anything_is_computed(tmp_path: Path) -> None:
+    policy, tasks = model(tmp_path / "model"), tmp_path / "tasks"
+
+    def refused(name: str, python: str, key: str) -> InputError:
+        file = task(tasks, name, f"{GENERATED}\n{key}: !function {name}_own.own\n")
+        (tasks / f"{name}_own.py").write_text(python, "utf-8")
+        with pytest.raises(InputError, match=r"\[benchmark-needs\]") as told:
+            stage.check(job(tmp_path / "job", policy, Benchmark(task=str(file))))
+        return told.value
+
+    assert "needs the package no_such_package" in str(
+        refused("imports", "import no_such_package.of_it", "process_docs")
+    )
+    said = "'*****  Resource not found. >>> nltk.download(\\'punkt_tab\\')'"
+    scored = f"def own(doc, results):\n    if results[0]:\n        raise LookupError({said})\n    return {{}}\n"
+    assert refused("scores", scored, "process_results").hint == "python -m nltk.downloader punkt_tab"
+    missing = harness.lacks(Benchmark(task="ifeval"), ModuleNotFoundError("", name="langdetect"))
+    assert missing and str(missing.hint).startswith("pip install 'lm_eval[ifeval]'; or take ifeval-checked")
+    assert harness.lacks(Benchmark(task="gsm8k"), KeyError("answer")) is None
 
 
 def test_the_key_is_of_all_files_that_decide_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def training(name: str, length: int, lora: bool = False, checkpointed: bool = Fa
 
 def test_operations_are_those_of_the_formula() -> None:
     stages = [stage("answers"), stage("scores", reward_model="r"), stage("sft"), stage("dpo"), stage("filters")]
-    stages += [stage("watch", reward_model="r", watch_model="w")]
+    stages += [stage("watch", reward_model="r", watch_model="w"), stage("benchmark"), stage("label_variants")]
     todo = {
         "answers": Amounts(prompts=10, completions=80, tokens=8000),
         "scores": Amounts(rows=80),
@@ -42,15 +42,20 @@ def test_operations_are_those_of_the_formula() -> None:
         "sft": Amounts(rows=30, steps=16),
         "dpo": Amounts(rows=20, steps=10, passes=20),
         "filters": Amounts(rows=80),
+        "benchmark": Amounts(completions=3, tokens=300, read=700),
+        "label_variants": Amounts(rows=9, read=500),
     }
     trainings = {"sft": training("sft", 150), "dpo": training("dpo", 250)}
     made = plan_at_scale(stages, todo, trainings, (50.0, 100.0), 1e9, H100)
     (only,) = made["rounds"]
     found = {one["stage"]: one for one in only["stages"]}
-    assert set(found) == {"answers", "scores", "sft", "dpo", "watch"}
+    assert set(found) == {"answers", "scores", "sft", "dpo", "watch", "benchmark", "label_variants"}
     assert found["answers"]["tflop"] == pytest.approx(2e9 * (8000 + 10 * 50) / 1e12)
     assert found["scores"]["tflop"] == pytest.approx(2e9 * 80 * 150 / 1e12)
     assert found["watch"]["tflop"] == pytest.approx(2 * 2e9 * 40 * 150 / 1e12)
+    for name, tokens, rate in (("benchmark", 1000, 200), ("label_variants", 500, 400)):
+        assert found[name]["tflop"] == pytest.approx(2e9 * tokens / 1e12)
+        assert found[name]["device_hours"] == pytest.approx(found[name]["tflop"] / rate / 3600)
     assert found["sft"]["tflop"] == pytest.approx(6e9 * 2 * 30 * 150 / 1e12)
     assert found["dpo"]["tflop"] == pytest.approx((6e9 * 2 * 20 + 2e9 * 20) * 250 / 1e12)
     assert found["sft"]["device_hours"] == pytest.approx(found["sft"]["tflop"] / 400 / 3600)

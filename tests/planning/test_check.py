@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.benchmarks import GENERATED, MULTIPLE_CHOICE, task
 
 from posttrain import shipped
 from posttrain.config import by_round
 from posttrain.errors import RewardError
 from posttrain.execution.launcher import InProcess
+from posttrain.models import inspect_model
 from posttrain.planning import check as planning
 from posttrain.planning.check import golden_cases
+from posttrain.planning.costs import Cost
 from posttrain.recipe.load import load
+from posttrain.stages.amounts import Sets, Shares
 
 FEW = ["prompts.train.rows=:300", "prompts.dev.rows=:40", "prompts.heldout.rows=:40"]
 
@@ -84,6 +88,36 @@ def test_the_plan_is_measured_and_nothing_is_left_behind(tmp_path: Path) -> None
     assert [entry["round"] for entry in plan["rounds"]] == [0, 1, 2]
     assert plan["sets"]["dev"] == 40
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_benchmark_is_counted_and_its_time_is_in_the_plan(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="needs posttrain[eval]")
+    asked = f"evaluate.benchmarks=[{task(tmp_path, 'apples', GENERATED)}, {task(tmp_path, 'mc', MULTIPLE_CHOICE)}]"
+    done = check("quickstart", "--json", *sets(*FEW, asked))
+    found = told(done)
+    said = {each["name"]: each["said"] for each in found["checks"]}["benchmarks"]
+    assert said.startswith("apples: 12 answers of up to 24 tokens; mc: 48 log-likelihoods, ")
+    stages = {stage["stage"]: stage for stage in found["plan"]["rounds"][1]["stages"]}
+    assert stages["benchmark_apples"]["completions"] == 12 and stages["benchmark_mc"]["rows"] == 48
+    assert stages["benchmark_apples"]["seconds"] > 0 and stages["benchmark_mc"]["seconds"] > 0
+    assert found["plan"]["not_measured"] == []
+    assert any("looking for benchmarks' questions" in note for note in found["notes"])
+
+
+def test_beside_a_server_what_the_built_in_engine_computes_is_left_out_of_the_plan_and_told() -> None:
+    costs = {name: Cost(0.0, 0.0, 0.1, 0.0, 0.0, 0.0) for name in ("answers", "evaluate", "scores")}
+    sets, asked = Sets(train=10, dev=5, heldout=5, where=10, length=9.0), ["evaluate.memorisation={n: 16}"]
+
+    def planned(overrides: list[str]) -> tuple[set[str], list[str]]:
+        recipe = load("quickstart", overrides)
+        made = planning._plan(recipe, inspect_model(recipe.model), 1, sets, Shares(length=8.0), costs, 0, 0.0)
+        return {one["stage"] for one in made["rounds"][1]["stages"]}, planning._not_in_the_plan(recipe)
+
+    stages, notes = planned(asked)
+    assert "memorisation" in stages and notes == []
+    stages, notes = planned([*asked, "engine={use: server, server: {kind: vllm, url: 'http://127.0.0.1:9'}}"])
+    assert "memorisation" not in stages and "what was measured is the server" in notes[0]
 
 
 PROBLEM = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan, processes
 from posttrain.planning.simulate import Task, simulate
 from posttrain.recipe.load import load
-from posttrain.stages.amounts import Amounts, PlannedStage, Sets, Shares, amounts, training_steps
+from posttrain.stages.amounts import Amounts, Asked, PlannedStage, Sets, Shares, amounts, training_steps
 
 SETS = Sets(train=7000, dev=900, heldout=1700, where=1000)
 SHARES = Shares(preferences=0.5, kept=0.1, pairs=0.25, length=20.0)
@@ -85,6 +86,52 @@ def test_variants_watch_difficulty_and_other_sources_of_pairs_are_planned() -> N
     assert done["1/watch_model"].rows == 80
     # 1700 prompts with 9 answers; the last policy and the base are both round 0, with further temperatures
     assert done["1/watch"].rows == 15_300 + 2 * (15_300 + 20_400)
+
+
+BENCHMARK = PlannedStage("b", 1, "benchmark", "benchmark_mine", {"engine": {"shard_tokens": 1500}}, {}, frozenset())
+DEV = {"answers": {"max_new_tokens": 50, "k": 1}, "set": "dev", "greedy": 0, "further": []}
+ANSWERS = PlannedStage("a", 1, "answers", "answers_dev", DEV, {}, frozenset())
+ASKED = replace(SETS, asked={"benchmark_mine": Asked(30, texts=80, read=1000, answers={10: 20, 200: 5}, seconds=3.0)})
+
+
+def asked(shares: Shares) -> Amounts:
+    return amounts([ANSWERS, BENCHMARK], ASKED, shares)["b"]
+
+
+def test_a_benchmark_is_as_many_answers_of_the_mean_length_as_its_tokens_make() -> None:
+    done = asked(SHARES)
+    # 20 answers of at most 10 tokens, and 5 of the mean 20; if all were as long as they may be, 1200
+    assert (done.prompts, done.completions, done.tokens, done.rows) == (30, 25, 300, 80)
+    assert (done.read, done.longest, done.seconds) == (1000, 2200, 3.0)
+    assert done.as_answers == 1300 / 20
+    unknown = asked(Shares())
+    assert (unknown.tokens, unknown.as_answers) == (1200, 2200 / 50)
+    assert amounts([replace(BENCHMARK, role="benchmark_other")], ASKED, SHARES)["b"] == Amounts()
+
+
+def test_a_benchmark_costs_what_its_tokens_do_where_they_are_new_ones() -> None:
+    costs = {"answers": Cost(0.0, loading=1.0, unit=0.1, memory=50.0, disk=0.0, disk_unit=2.0, batch=0.5)}
+    machine = Machine(cores=2, workers=4, at_once=1, threads=1, memory=30)
+    made = plan([BENCHMARK], ASKED, SHARES, costs, machine, model_bytes=900)
+    (one,) = made["rounds"][0]["stages"]
+    # 65 answers, two shards of 2200 tokens in two processes, and the questions
+    assert made["core_seconds"] == pytest.approx(6.5 + 2 * 1.0 + 2 * 0.5 + 3.0)
+    assert (one["seconds"], one["read"], one["disk"]) == (pytest.approx(12.5 / 2), 1000, 50)
+    assert plan([BENCHMARK], ASKED, SHARES, {"sft": costs["answers"]}, machine, 900)["not_measured"] == ["benchmark"]
+
+
+def test_texts_alone_cost_no_batch_of_answers() -> None:
+    costs = {"answers": Cost(0.0, loading=0.0, unit=0.1, memory=50.0, disk=0.0, disk_unit=2.0, batch=0.5)}
+    sets = replace(SETS, asked={"benchmark_mine": Asked(30, texts=80, read=1000, answers={}, seconds=0.0)})
+    machine = Machine(cores=2, workers=4, at_once=1, threads=1, memory=30)
+    assert plan([BENCHMARK], sets, SHARES, costs, machine, 900)["core_seconds"] == pytest.approx(5.0)
+
+
+def test_memorisation_reads_a_prompt_and_an_answer_for_each_row() -> None:
+    stages = dry_run(load("quickstart", ["evaluate.memorisation={n: 16}"]), 1)
+    done = amounts(stages, replace(SETS, length=30.0), SHARES)["1/memorisation"]
+    # 720 rows were kept; of the held-out answers 1000 are taken
+    assert (done.rows, done.read, done.as_answers) == (1720, 1720 * (30 + 20), 1720 * 50 / 20)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,11 @@ def test_too_few_and_too_long_ones_are_refused_and_few_are_told(tmp_path: Path) 
     with pytest.raises(InputError, match=r"question 2 of those asked has .* the model's context") as said:
         label_variants_check.run(job(BASE, tmp_path, [QUESTIONS[0], long]))
     assert said.value.rule == "variants-do-not-fit"
-    assert "intervals are wide" in label_variants_check.run(job(BASE, tmp_path))["fallback"][0]
+    found = label_variants_check.run(job(BASE, tmp_path))
+    assert "intervals are wide" in found["fallback"][0]
+    ways = len(label_variants.run(job(BASE, tmp_path))["variants"])
+    assert found["asked"]["texts"] == ways * len(QUESTIONS) * 4 and found["asked"]["answers"] == []
+    assert ways * len(QUESTIONS) * 5 < found["asked"]["read"] < ways * len(QUESTIONS) * 100
 
 
 def test_a_run_evaluates_the_base_and_each_round_and_nothing_waits_for_it(tmp_path: Path) -> None:
