@@ -27,21 +27,21 @@ def tokens_learned_from(stages: Mapping[str, tuple[str, float]]) -> float:
 def points(run: RunView) -> list[Point]:
     """The starting model and the first rounds as they were measured; empty where that is not done, or not asked for."""
     found = next((one.metrics("forecast")["points"] for one in run.rounds if one.metrics("forecast")), [])
-    spent = _spent(run)
-    return [Point(spent[number], one["nll"], one["accuracy"]) for number, one in enumerate(found)]
+    tokens = tokens_spent(run)
+    return [Point(tokens[number], one["nll"], one["accuracy"]) for number, one in enumerate(found)]
 
 
 def of_run(run: RunView) -> list[dict[str, Any]]:
     """The forecast of each round after those that it was made from, as `round`, `value` and `ci95`, and what `came`:
     held-out pass@1, None before. A later round is taken to sample as much as the last one did. Empty without points."""
-    measured, spent = points(run), _spent(run)
+    measured, spent = points(run), tokens_spent(run)
     if not measured:
         return []
     first, last = len(measured), max(len(spent), len(measured) + BEYOND)
     each = spent[-1] - spent[-2]
     spent += [spent[-1] + each * more for more in range(1, 1 + last - len(spent))]
     found = forecast([measured], spent[first:])
-    came = {one.number: _accuracy(one) for one in run.rounds}
+    came = {one.number: heldout_accuracy(one) for one in run.rounds}
     return [
         {"round": number, **figure, "came": came.get(number)} for number, figure in enumerate(found or [], start=first)
     ]
@@ -84,7 +84,7 @@ def in_words(found: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"round {one['round']}: {statistics.in_words(one)}" for one in found)
 
 
-def _spent(run: RunView) -> list[float]:
+def tokens_spent(run: RunView) -> list[float]:
     """Tokens sampled to learn from until the end of each round that is decided."""
     total, found = 0.0, list[float]()
     for one in run.rounds:
@@ -96,5 +96,6 @@ def _spent(run: RunView) -> list[float]:
     return found
 
 
-def _accuracy(one: Round) -> float | None:
+def heldout_accuracy(one: Round) -> float | None:
+    """pass@1 on the held-out prompts; None where it is not known."""
     return one.metrics("heldout").get("heldout", {}).get("pass@1", {}).get("value")

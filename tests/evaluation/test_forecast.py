@@ -1,0 +1,76 @@
+"""The forecast of accuracy, on curves whose parameters are known."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from posttrain.evaluation.forecast import ROUND, Point, forecast, normalised
+
+START, SCALE, POWER = 0.8, 5.0, 0.25
+
+
+def unlikely(tokens: float) -> float:
+    return START * (1 + tokens / SCALE) ** -POWER
+
+
+def right(nll: float) -> float:
+    return 1 / (1 + math.exp(-(2.2 - 4.1 * nll)))
+
+
+def points(*tokens: float) -> list[Point]:
+    return [Point(one, unlikely(one), right(unlikely(one))) for one in tokens]
+
+
+def test_the_likelihood_of_right_answers_is_their_share_of_what_all_candidates_have() -> None:
+    totals = [math.log(each) for each in (0.02, 0.01, 0.07)]
+    assert normalised(totals, [True, True, False]) == pytest.approx(-math.log(0.3))
+    assert normalised([one - 500 for one in totals], [True, True, False]) == pytest.approx(-math.log(0.3))
+    assert normalised([-1e4, 0.0], [True, False]) == pytest.approx(-math.log(0.001))
+    assert normalised(totals, [True] * 3) is None and normalised(totals, [False] * 3) is None
+
+
+def test_later_rounds_are_found_where_the_curves_are_those() -> None:
+    found = forecast([points(0, 10, 20)], [30, 60, 120])
+    assert found
+    for tokens, figure in zip((30, 60, 120), found, strict=True):
+        assert figure["value"] == pytest.approx(right(unlikely(tokens)), abs=0.003)
+        assert figure["ci95"][0] < figure["value"] < figure["ci95"][1] and figure["n"] == 2
+    widths = [figure["ci95"][1] - figure["ci95"][0] for figure in found]
+    assert widths == sorted(widths)  # the farther, the less is known
+
+
+def test_more_runs_make_it_surer() -> None:
+    one = forecast([points(0, 10, 20)], [80])
+    both = forecast([points(0, 10, 20), points(0, 20, 40)], [80])
+    assert one and both
+
+    def width(found: list[dict]) -> float:
+        return found[0]["ci95"][1] - found[0]["ci95"][0]
+
+    assert width(both) < 0.8 * width(one)
+    assert both[0]["value"] == pytest.approx(right(unlikely(80)), abs=0.003)
+
+
+def test_rounds_that_chance_moves_lie_inside_as_often_as_the_interval_says() -> None:
+    drawn, inside = random.Random(0), 0
+    for _ in range(100):
+
+        def measured(tokens: float) -> Point:
+            nll = unlikely(tokens) * math.exp(drawn.gauss(0, ROUND) if tokens else 0.0)
+            return Point(tokens, nll, right(nll))
+
+        found = forecast([[measured(0), measured(10), measured(20)]], [50])
+        assert found
+        low, high = found[0]["ci95"]
+        inside += low <= measured(50).accuracy <= high
+    assert 89 <= inside <= 100
+
+
+def test_where_nothing_was_gained_or_too_little_measured_there_is_none() -> None:
+    worse = [Point(0, 0.5, 0.4), Point(10, 0.6, 0.3), Point(20, 0.6, 0.3)]
+    assert forecast([worse], [30]) is None
+    assert forecast([points(0, 10)], [30]) is None
+    assert forecast([points(0, 0, 0)], [30]) is None  # nothing was sampled to learn from

@@ -1,0 +1,94 @@
+"""A forecast as it is read from runs, and for a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from posttrain.errors import InputError
+from posttrain.evaluation.forecast import Point, forecast
+from posttrain.report import figures, forecasts
+from posttrain.report.reading import Round, RunView
+from posttrain.report.status import table
+
+NLL, ACCURACY = (0.8, 0.5, 0.42), (0.24, 0.54, 0.6)
+
+
+def a_round(number: int, came: float, promoted: bool | None = True, **more: dict[str, Any]) -> Round:
+    sampled = {"answers_samples": 100.0, "answers_pairs": 20.0} if number else {}
+    made: dict[str, dict[str, Any]] = {role: {"tokens": tokens} for role, tokens in sampled.items()}
+    made |= {"answers_dev": {"tokens": 9.0}, "heldout": {"heldout": {"pass@1": {"value": came, "ci95": None, "n": 9}}}}
+    stages = {role: {"stage": role.partition("_")[0], "metrics": metrics} for role, metrics in {**made, **more}.items()}
+    return Round(number, promoted, None, {}, stages)
+
+
+def a_run(*later: Round) -> RunView:
+    points = [{"nll": nll, "accuracy": right} for nll, right in zip(NLL, ACCURACY, strict=True)]
+    first = [a_round(number, ACCURACY[number]) for number in range(2)]
+    return RunView(Path("run"), "mine", "", (*first, a_round(2, 0.6, forecast={"points": points}), *later))
+
+
+def test_later_rounds_are_forecast_by_what_is_sampled_to_learn_from() -> None:
+    run = a_run(a_round(3, 0.65), a_round(4, 0.99))
+    measured = [Point(120.0 * at, nll, right) for at, (nll, right) in enumerate(zip(NLL, ACCURACY, strict=True))]
+    assert forecasts.points(run) == measured
+    found = forecasts.of_run(run)
+    assert [one["round"] for one in found] == [3, 4, 5, 6] and [one["came"] for one in found] == [
+        0.65,
+        0.99,
+        None,
+        None,
+    ]
+    wanted = forecast([measured], [360.0, 480.0, 600.0, 720.0])
+    assert wanted and [one["value"] for one in found] == [one["value"] for one in wanted]
+    (chart,) = figures.forecast(run.rounds, found)
+    assert "1 of the 2 that came since lie inside" in chart.caption
+
+
+def test_a_round_under_way_counts_for_nothing_yet() -> None:
+    assert [one["round"] for one in forecasts.of_run(a_run(a_round(3, 0.62, None)))] == [3, 4, 5, 6]
+    assert forecasts.of_run(RunView(Path("run"), "mine", "", (a_round(0, 0.24),))) == []
+    assert figures.forecast((), []) == []
+
+
+def test_a_plan_is_forecast_by_runs_that_cost_less() -> None:
+    measured = forecasts.points(a_run())
+
+    def stage(role: str, tokens: int) -> dict[str, Any]:
+        return {"stage": role, "tokens": tokens, "completions": tokens}
+
+    rounds = [
+        {"round": number, "stages": [stage("answers_samples", 200), stage("answers_heldout", 50), stage("sft", 0)]}
+        for number in range(4)
+    ]
+    rounds[0]["stages"] = rounds[0]["stages"][1:]
+    found = forecasts.of_plan([measured], {"rounds": rounds})
+    wanted = forecast([measured], [200.0, 400.0, 600.0])
+    assert wanted and [one["value"] for one in found] == [one["value"] for one in wanted]
+    assert forecasts.in_words(found).startswith("round 1: 0.")
+
+
+def test_only_answers_to_learn_from_count_as_spent() -> None:
+    stages = {
+        "answers_samples": ("answers", 100.0),
+        "answers_pairs": ("answers", 20.0),
+        "answers_dev": ("answers", 7.0),
+        "answers_heldout": ("answers", 5.0),
+        "sft": ("sft", 0.0),
+    }
+    assert forecasts.tokens_learned_from(stages) == 120
+
+
+def test_a_run_without_points_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"there is no run here.*\[command-no-run\]"):
+        forecasts.points_of([str(tmp_path)])
+    monkeypatch.setattr(forecasts, "open_run", lambda folder: RunView(Path(folder), "mine", "", (a_round(0, 0.2),)))
+    with pytest.raises(InputError, match=r"nothing to forecast from.*\[forecast-no-points\]"):
+        forecasts.points_of(["runs/half"])
+
+
+def test_status_says_it_in_a_line() -> None:
+    shown = {"rounds": [], "pushed": [], "forecast": [{"round": 3, "value": 0.7, "ci95": [0.65, 0.75]}]}
+    assert "forecast of held-out pass@1: round 3: 0.700 [0.650, 0.750]" in table(shown)
