@@ -3,9 +3,9 @@
     python benchmarks/forecast.py --seeds 0 1 2 --recipes quickstart without-dpo --folder runs/forecast [--json FILE]
 
 For each recipe and seed a run with half the prompts and one with all, of `--n` rounds each; a run that is there goes
-on. The forecast is made from rounds 0 to 2 of the run with half the prompts alone, for its later rounds and for the same
-rounds of the other run. Beside it: no change since round 2, and a straight line through rounds 1 and 2 over the logarithm of the
-tokens sampled to learn from. Errors are mean absolute ones, of held-out pass@1 in percentage points.
+on. The forecast is made from rounds 0 to 2 of the run with half the prompts alone, for its later rounds and for the
+same rounds of the other run. Beside it: no change since round 2, and a straight line through rounds 1 and 2 over the
+logarithm of the tokens sampled to learn from. Errors are mean absolute ones, of held-out pass@1 in percentage points.
 """
 
 from __future__ import annotations
