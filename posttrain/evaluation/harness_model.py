@@ -19,7 +19,6 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from posttrain.engines.protocol import Ids, Request, SamplingParams, completion_seed, context_length
 from posttrain.evaluation.likelihood_shards import Work, log_likelihoods, tokens_read
-from posttrain.storage.pieces import by_work
 from posttrain.system import device
 
 _LONGEST_ANSWER = 256  # tokens, where a task does not say: as lm-evaluation-harness has it
@@ -157,7 +156,7 @@ class EngineModel(TemplateLM):
                 ),
                 tuple(order[part]),
             )
-            for part in by_work([len(encoded[at]) + params.max_new_tokens for at in order], self.work.shard_tokens)
+            for part in self.work.parts([len(encoded[at]) + params.max_new_tokens for at in order])
         ]
 
     def _context(self, text: str) -> Ids:

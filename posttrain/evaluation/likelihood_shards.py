@@ -18,6 +18,8 @@ from posttrain.storage.pieces import by_work
 from posttrain.storage.shards import processes, run_shards
 from posttrain.system import device
 
+_FEWEST, _LEAST = 8, 2048  # shards on a CPU, of so many tokens at least: each core has some, on any machine
+
 
 @dataclass(frozen=True)
 class Work:
@@ -31,10 +33,16 @@ class Work:
     shard_tokens: int
     progress: Callable[[int], None] = lambda rows: None
 
+    def parts(self, sizes: Sequence[int]) -> list[slice]:
+        """Shards of rows of so many tokens each: of `shard_tokens` at most, on a CPU of less if they would be few."""
+        even = max(_LEAST, sum(sizes) / _FEWEST)
+        return by_work(sizes, self.shard_tokens if device() == "cuda" else min(self.shard_tokens, even))
+
     def rows(self, make: Callable[[Any], pa.Table], shards: Sequence[Any], plan: Any) -> list[dict[str, Any]]:
         """The rows that `make` makes of the shards, by their column `place`. Shards that an earlier process has
         finished for the same `plan` (JSON, but for what `str` makes of it) are not made again."""
-        folder = self.scratch / "shards" / hashlib.sha256(json.dumps(plan, default=str).encode()).hexdigest()[:16]
+        named = json.dumps([len(shards), plan], default=str)
+        folder = self.scratch / "shards" / hashlib.sha256(named.encode()).hexdigest()[:16]
         paths = run_shards(make, shards, folder, processes(self.workers), self.progress)
         rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
         return sorted(rows, key=lambda row: row["place"])
@@ -62,9 +70,7 @@ def log_likelihoods(pairs: Sequence[tuple[Ids, Ids]], work: Work) -> list[tuple[
     once."""
     texts = sorted(_by_context(pairs), key=lambda one: (len(one.context), one.context))
     sizes = [len(one.context) + sum(map(len, one.continuations)) for one in texts]
-    shards = [
-        _Shard(str(work.policy), work.engine["dtype"], tuple(texts[part])) for part in by_work(sizes, work.shard_tokens)
-    ]
+    shards = [_Shard(str(work.policy), work.engine["dtype"], tuple(texts[part])) for part in work.parts(sizes)]
     rows = work.rows(_likelihoods, shards, [[*map(list, pair)] for pair in pairs])
     return [(row["total"], row["greedy"]) for row in rows]
 
