@@ -21,8 +21,9 @@ from support.faults import REDUCED
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [path.stem for path in sorted((ROOT / "benchmarks").glob("*.py")) if '"__main__"' in path.read_text("utf-8")]
-# They need lm-eval, or a model and files: tests/test_ifeval_agreement.py, tests/test_instructions_benchmark.py.
-ELSEWHERE = {"ifeval_agreement", "instructions"}
+# They need lm-eval, or a model and files: tests/test_ifeval_agreement.py, tests/test_instructions_benchmark.py,
+# tests/test_harness_benchmark.py.
+ELSEWHERE = {"harness", "ifeval_agreement", "instructions"}
 SECONDS = 1800  # for one command: a hang, also on a busy machine
 NUMBER = r"[\d,]+(\.\d+)?(e-?\d+)?"
 TABLE = re.compile(r"(<!-- ([\w.-]+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)  # of a page
@@ -37,6 +38,8 @@ FEW = {
     "dpo.max_steps": "2",
     "reward_model.max_steps": "2",
 }
+# The quickstart's data, from which a first round learns something.
+FORECAST = "--set evaluate.k=2 --set prompts.heldout.rows=:300 --set prompts.dev.rows=:60 --set compute.workers=1"
 SETTINGS = " ".join(f"--set '{key}={value}'" for key, value in FEW.items())
 
 
@@ -66,6 +69,7 @@ SMALLEST = {
         ),
     ),
     "architectures": Smallest(r"\| `llama` \|( yes \|){6}", ("llama",)),
+    "contamination": Smallest(rf'"recall": {NUMBER}', ("--rows 200",), short=True),
     "filter_quality": Smallest(
         cells("repetition", "overlap"),
         (f"--embed {ROOT}/data/tiny-base --page docs/duplicates.md", "--page docs/filters.md"),
@@ -73,6 +77,10 @@ SMALLEST = {
     ),
     "filters": Smallest(cells("200"), ("--rows 200",), short=True),
     "first_steps": Smallest(rf"first-steps\.md: 7 commands, {NUMBER} s", ("--page docs/first-steps.md",)),
+    "forecast": Smallest(
+        rf'"error_line": {NUMBER}',
+        (f"--recipes without-reward-model --seeds 0 --n 3 --folder made {FORECAST}",),
+    ),
     "fuzz": Smallest(r"recipe\.yaml: 6 inputs in", ("--inputs 6",), short=True),
     "fuzz_models": Smallest(r"6 folders: \d ", ("--inputs 6",)),
     "fuzz_servers": Smallest("servers: 3 inputs, slowest", ("--inputs 3",)),
