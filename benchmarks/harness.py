@@ -228,8 +228,12 @@ def main() -> None:
     parser.add_argument("--solved", type=int, default=2)
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--sets", nargs="+", choices=("choices", "answers", "ifeval"), help="Only these.")
     parser.add_argument("--batches", nargs="+", default=BATCHES)
     parser.add_argument("--shard-tokens", type=int, default=16384)
+    parser.add_argument(
+        "--only", choices=("timed", "equal"), help="One half of it: the other need not have the machine alone."
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(cores())
@@ -247,38 +251,45 @@ def main() -> None:
         if options.ifeval:
             rows = [json.loads(line) for line in options.ifeval.read_text("utf-8").splitlines()]
             sets["ifeval"] = (IFEVAL, rows[: options.equal])
+        sets = {name: one for name, one in sets.items() if not options.sets or name in options.sets}
         first = task(folder, "first", ANSWERS, gsm8k[:1], 1)  # the first time both import much
         ours(model, first, options.shard_tokens)
         theirs(model, first, "1")
         found: dict[str, Any] = {"cores": cores(), "seconds": {}, "equal": []}
-        best = "8"
+        best = options.batches[-1]
         for name, (body, rows) in sets.items():
-            if name != "ifeval":
+            if name != "ifeval" and options.only != "equal":
                 few = task(folder, name, body, rows[: options.timed], options.new)
                 by_side = {"ours": ours(model, few, options.shard_tokens).seconds}
                 by_side |= {f"hf, {batch}": theirs(model, few, batch).seconds for batch in options.batches}
                 found["seconds"][name] = by_side
                 best = min(options.batches, key=lambda batch: by_side[f"hf, {batch}"])
                 print(json.dumps({name: by_side}), flush=True)
-            file = task(folder, name, body, rows, options.new)
-            mine, other = ours(model, file, options.shard_tokens), theirs(model, file, best)
-            equal = compare(name, model, file, mine, other)
-            found["equal"].append({**asdict(equal), "seconds": {"ours": mine.seconds, f"hf, {best}": other.seconds}})
-            print(json.dumps(found["equal"][-1]), flush=True)
+            if options.only != "timed":
+                file = task(folder, name, body, rows, options.new)
+                equal = compare(name, model, file, ours(model, file, options.shard_tokens), theirs(model, file, best))
+                found["equal"].append(asdict(equal))
+                print(json.dumps(found["equal"][-1]), flush=True)
     print(table(found))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1), "utf-8")
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Two tables in Markdown."""
-    batches = list(next(iter(found["seconds"].values())))
-    lines = [f"| seconds | {' | '.join(batches)} | best of hf / ours |", "| --- |" + " --- |" * (len(batches) + 1)]
+    """Two tables in Markdown, of what was measured."""
+    lines = list[str]()
+    if found["seconds"]:
+        batches = list(next(iter(found["seconds"].values())))
+        lines += [f"| seconds | {' | '.join(batches)} | best of hf / ours |", "| --- |" + " --- |" * (len(batches) + 1)]
     for name, by_side in found["seconds"].items():
         ratio = min(value for side, value in by_side.items() if side != "ours") / by_side["ours"]
         lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in by_side.values())} | {ratio:.2f} |")
-    lines += ["", "| task | questions | log-likelihoods within | texts that differ | of these near-ties | figures |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
+    if found["equal"]:
+        lines += [
+            "",
+            "| task | questions | log-likelihoods within | texts that differ | of these near-ties | figures |",
+        ]
+        lines.append("| --- | --- | --- | --- | --- | --- |")
     for one in found["equal"]:
         figures = ", ".join(f"{name} {one['ours'][name]:.4f} / {value:.4f}" for name, value in one["theirs"].items())
         counts = f"{one['largest']:.1e} | {one['parted']} | {one['ties']}"
