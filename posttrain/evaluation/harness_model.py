@@ -156,7 +156,7 @@ class EngineModel(TemplateLM):
                 ),
                 tuple(order[part]),
             )
-            for part in self.work.parts([len(encoded[at]) + params.max_new_tokens for at in order])
+            for part in self.work.parts_sampled([len(encoded[at]) + params.max_new_tokens for at in order])
         ]
 
     def _context(self, text: str) -> Ids:

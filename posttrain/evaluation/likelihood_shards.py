@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,15 @@ class Work:
     progress: Callable[[int], None] = lambda rows: None
 
     def parts(self, sizes: Sequence[int]) -> list[slice]:
-        """Shards of rows of so many tokens each: of `shard_tokens` at most, on a CPU of less if they would be few."""
+        """Shards of texts of so many tokens each that are read: of `shard_tokens` at most, on a CPU of less if they
+        would be few."""
         even = max(_LEAST, sum(sizes) / _FEWEST)
         return by_work(sizes, self.shard_tokens if device() == "cuda" else min(self.shard_tokens, even))
+
+    def parts_sampled(self, sizes: Sequence[int]) -> list[slice]:
+        """Shards of answers with their prompts: one a process if they fit, as a step costs little more with more
+        rows."""
+        return by_work(sizes, min(self.shard_tokens, math.ceil(sum(sizes) / processes(self.workers)) + max(sizes)))
 
     def rows(self, make: Callable[[Any], pa.Table], shards: Sequence[Any], plan: Any) -> list[dict[str, Any]]:
         """The rows that `make` makes of the shards, by their column `place`. Shards that an earlier process has
