@@ -75,17 +75,30 @@ def cases(recipe: str, seed: int, half: RunView, full: RunView) -> list[Case]:
     points = forecasts.points(half)
     found = []
     for prompts, view in (("half", half), ("full", full)):
-        spent, came = forecasts.tokens_spent(view), {one.number: forecasts.heldout_accuracy(one) for one in view.rounds}
+        spent, came = forecasts.spent(view), {one.number: forecasts.heldout_accuracy(one) for one in view.rounds}
         later = [number for number in range(FIRST + 1, len(spent)) if came[number] is not None]
         expected = forecast([points], [spent[number] for number in later])
         assert expected, "the first rounds were not better than the base"
         first, second = points[1:]
-        slope = (second.accuracy - first.accuracy) / math.log(second.tokens / first.tokens)
+        tokens, known = forecasts.spent(view, "tokens"), forecasts.spent(half, "tokens")
+        slope = (second.accuracy - first.accuracy) / math.log(known[2] / known[1])
         for number, figure in zip(later, expected, strict=True):
-            line = second.accuracy + slope * math.log(spent[number] / second.tokens)
+            line = second.accuracy + slope * math.log(tokens[number] / known[2])
             low, high = figure["ci95"]
-            known = float(came[number] or 0.0)
-            found.append(Case(recipe, seed, prompts, number, figure["value"], low, high, known, second.accuracy, line))
+            found.append(
+                Case(
+                    recipe,
+                    seed,
+                    prompts,
+                    number,
+                    figure["value"],
+                    low,
+                    high,
+                    came[number] or 0.0,
+                    second.accuracy,
+                    line,
+                )
+            )
     return found
 
 

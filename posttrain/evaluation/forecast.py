@@ -1,7 +1,7 @@
 """The accuracy of later rounds and of larger budgets, from the first rounds of a run. Pure.
 
 In two steps, as Llama 3's report forecasts a benchmark (section 3.2.1): from what was spent, how unlikely the right
-answers are; from that, the share that is right, by a sigmoid. What is spent are the tokens sampled to learn from, C:
+answers are; from that, the share that is right, by a sigmoid. What is spent are the answers sampled to learn from, C:
 
     L(C) = L(0) (1 + C / c)^-a          accuracy = σ(u - v L)
 
@@ -23,17 +23,17 @@ from posttrain.evaluation.statistics import Figure
 ROUND = 0.02  # standard deviation of log L by which a round is off the curve by chance
 FEWEST = 2  # rounds that a forecast needs, besides the starting model
 _DRAWS = 2000
-_SCALES = np.logspace(-3, 2, 101)  # of c, in parts of the tokens of the first round
+_SCALES = np.logspace(-3, 2, 101)  # of c, in parts of the answers of the first round
 _LEAST = 1e-3  # share of right answers below which L is not followed
 
 Floats = npt.NDArray[np.float64]
 
 
 class Point(NamedTuple):
-    """A policy that was measured. `tokens`: sampled to learn from until then; `nll`: the mean of `normalised` over
-    prompts; `accuracy`: pass@1, as a share."""
+    """A policy that was measured. `spent`: answers sampled to learn from until then; `nll`: the mean of `normalised`
+    over prompts; `accuracy`: pass@1, as a share."""
 
-    tokens: float
+    spent: float
     nll: float
     accuracy: float
 
@@ -51,18 +51,18 @@ def normalised(totals: Sequence[float], right: Sequence[bool]) -> float | None:
     return -math.log(max(float(weights[np.asarray(right)].sum() / weights.sum()), _LEAST))
 
 
-def forecast(runs: Sequence[Sequence[Point]], tokens: Sequence[float], seed: int = 0) -> list[Figure] | None:
-    """The accuracy after so many tokens, with 95 % intervals of it as a round would measure it on the same prompts.
+def forecast(runs: Sequence[Sequence[Point]], wanted: Sequence[float], seed: int = 0) -> list[Figure] | None:
+    """The accuracy after so many answers, with 95 % intervals of it as a round would measure it on the same prompts.
 
-    runs: of each its starting model, at 0 tokens, and its first rounds; all of one starting model. The curves are
+    runs: of each its starting model, at 0 answers, and its first rounds; all of one starting model. The curves are
     fitted by least squares. The interval is of 2,000 fits to points that chance moves, see `ROUND`; that the curves may
     be the wrong ones is not in it. None with fewer than two rounds, or where no round is better than the start.
     """
-    rounds = [(run[0], one) for run in runs for one in run[1:] if one.tokens > 0]
+    rounds = [(run[0], one) for run in runs for one in run[1:] if one.spent > 0]
     if len(rounds) < FEWEST:
         return None
     random = np.random.default_rng(seed)
-    spent, wanted = np.array([one.tokens for _, one in rounds]), np.asarray(tokens, np.float64)
+    spent = np.array([one.spent for _, one in rounds])
     start = float(np.mean([math.log(run[0].nll) for run in runs]))
     drawn = random.normal(0, ROUND, (1 + _DRAWS, len(rounds)))
     drawn[0] = 0  # the fit itself
@@ -70,7 +70,7 @@ def forecast(runs: Sequence[Sequence[Point]], tokens: Sequence[float], seed: int
     scale, power = _curve(spent, fell)
     if not power[0]:
         return None
-    later = start - power[:, None] * np.log1p(wanted / scale[:, None])
+    later = start - power[:, None] * np.log1p(np.asarray(wanted, np.float64) / scale[:, None])
     later[1:] += random.normal(0, ROUND, later[1:].shape)
     known = np.array([[run[0].nll for run in runs]]).repeat(1 + _DRAWS, 0)
     measured = np.concatenate([known, np.exp(start - fell)], axis=1)
@@ -84,7 +84,8 @@ def forecast(runs: Sequence[Sequence[Point]], tokens: Sequence[float], seed: int
 
 
 def _curve(spent: Floats, fell: Floats) -> tuple[Floats, Floats]:
-    """c and a of each row of `fell`, by how much log L fell: (draws, rounds), after the tokens `spent`, (rounds,)."""
+    """c and a of each row of `fell`, (draws, rounds), by how much log L fell after so many answers `spent`,
+    (rounds,)."""
     scales = spent.min() * _SCALES
     steps = np.log1p(spent / scales[:, None])  # (scales, rounds)
     power = np.maximum(fell @ steps.T / (steps**2).sum(1), 0)  # (draws, scales)

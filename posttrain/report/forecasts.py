@@ -14,33 +14,29 @@ from posttrain.stages.registry import spec
 BEYOND = 4  # rounds after the ones that a forecast is made from, which it shows at least
 
 
-def tokens_learned_from(stages: Mapping[str, tuple[str, float]]) -> float:
-    """Tokens of the answers sampled to learn from. stages: by role, the stage and the tokens it sampled."""
-    kinds = {role: spec(stage, role) for role, (stage, _) in stages.items()}
-    return sum(
-        tokens
-        for role, (_, tokens) in stages.items()
-        if kinds[role].samples and kinds[role].group == "sampling and scoring"
-    )
+def to_learn_from(stage: str, role: str) -> bool:
+    """Whether a stage samples answers that something learns from, rather than to evaluate."""
+    kind = spec(stage, role)
+    return kind.samples and kind.group == "sampling and scoring"
 
 
 def points(run: RunView) -> list[Point]:
     """The starting model and the first rounds as they were measured; empty where that is not done, or not asked for."""
     found = next((one.metrics("forecast")["points"] for one in run.rounds if one.metrics("forecast")), [])
-    tokens = tokens_spent(run)
-    return [Point(tokens[number], one["nll"], one["accuracy"]) for number, one in enumerate(found)]
+    answers = spent(run)
+    return [Point(answers[number], one["nll"], one["accuracy"]) for number, one in enumerate(found)]
 
 
 def of_run(run: RunView) -> list[dict[str, Any]]:
     """The forecast of each round after those that it was made from, as `round`, `value` and `ci95`, and what `came`:
     held-out pass@1, None before. A later round is taken to sample as much as the last one did. Empty without points."""
-    measured, spent = points(run), tokens_spent(run)
+    measured, answers = points(run), spent(run)
     if not measured:
         return []
-    first, last = len(measured), max(len(spent), len(measured) + BEYOND)
-    each = spent[-1] - spent[-2]
-    spent += [spent[-1] + each * more for more in range(1, 1 + last - len(spent))]
-    found = forecast([measured], spent[first:])
+    first, last = len(measured), max(len(answers), len(measured) + BEYOND)
+    each = answers[-1] - answers[-2]
+    answers += [answers[-1] + each * more for more in range(1, 1 + last - len(answers))]
+    found = forecast([measured], answers[first:])
     came = {one.number: heldout_accuracy(one) for one in run.rounds}
     return [
         {"round": number, **figure, "came": came.get(number)} for number, figure in enumerate(found or [], start=first)
@@ -69,14 +65,14 @@ def points_of(folders: Sequence[str]) -> list[list[Point]]:
 
 def of_plan(runs: Sequence[Sequence[Point]], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The forecast of each round of a plan, as `round`, `value` and `ci95`. Empty where the runs show no gain."""
-    total, numbers, spent = 0.0, list[int](), list[float]()
+    total, numbers, answers = 0.0, list[int](), list[float]()
     for one in plan["rounds"]:
-        sampled = {part["stage"]: ("answers", part["tokens"]) for part in one["stages"] if part["completions"]}
-        total += tokens_learned_from(sampled)
+        sampled = [part for part in one["stages"] if part["completions"]]
+        total += sum(part["completions"] for part in sampled if to_learn_from("answers", part["stage"]))
         if one["round"]:
             numbers.append(one["round"])
-            spent.append(total)
-    return [{"round": number, **figure} for number, figure in zip(numbers, forecast(runs, spent) or [], strict=False)]
+            answers.append(total)
+    return [{"round": number, **figure} for number, figure in zip(numbers, forecast(runs, answers) or [], strict=False)]
 
 
 def in_words(found: Sequence[Mapping[str, Any]]) -> str:
@@ -84,14 +80,15 @@ def in_words(found: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"round {one['round']}: {statistics.in_words(one)}" for one in found)
 
 
-def tokens_spent(run: RunView) -> list[float]:
-    """Tokens sampled to learn from until the end of each round that is decided."""
+def spent(run: RunView, what: str = "completions") -> list[float]:
+    """The answers sampled to learn from until the end of each round that is decided, or their `tokens`."""
     total, found = 0.0, list[float]()
     for one in run.rounds:
         if one.promoted is None:
             break
-        sampled = {role: (made["stage"], made["metrics"].get("tokens", 0.0)) for role, made in one.manifests.items()}
-        total += tokens_learned_from(sampled)
+        for role, made in one.manifests.items():
+            if to_learn_from(made["stage"], role):
+                total += made["metrics"].get(what, 0.0)
         found.append(total)
     return found
 

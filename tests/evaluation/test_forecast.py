@@ -12,16 +12,16 @@ from posttrain.evaluation.forecast import ROUND, Point, forecast, normalised
 START, SCALE, POWER = 0.8, 5.0, 0.25
 
 
-def unlikely(tokens: float) -> float:
-    return START * (1 + tokens / SCALE) ** -POWER
+def unlikely(answers: float) -> float:
+    return START * (1 + answers / SCALE) ** -POWER
 
 
 def right(nll: float) -> float:
     return 1 / (1 + math.exp(-(2.2 - 4.1 * nll)))
 
 
-def points(*tokens: float) -> list[Point]:
-    return [Point(one, unlikely(one), right(unlikely(one))) for one in tokens]
+def points(*answers: float) -> list[Point]:
+    return [Point(one, unlikely(one), right(unlikely(one))) for one in answers]
 
 
 def test_the_likelihood_of_right_answers_is_their_share_of_what_all_candidates_have() -> None:
@@ -35,8 +35,8 @@ def test_the_likelihood_of_right_answers_is_their_share_of_what_all_candidates_h
 def test_later_rounds_are_found_where_the_curves_are_those() -> None:
     found = forecast([points(0, 10, 20)], [30, 60, 120])
     assert found
-    for tokens, figure in zip((30, 60, 120), found, strict=True):
-        assert figure["value"] == pytest.approx(right(unlikely(tokens)), abs=0.003)
+    for answers, figure in zip((30, 60, 120), found, strict=True):
+        assert figure["value"] == pytest.approx(right(unlikely(answers)), abs=0.003)
         assert figure["ci95"][0] < figure["value"] < figure["ci95"][1] and figure["n"] == 2
     widths = [figure["ci95"][1] - figure["ci95"][0] for figure in found]
     assert widths == sorted(widths)  # the farther, the less is known
@@ -58,9 +58,9 @@ def test_rounds_that_chance_moves_lie_inside_as_often_as_the_interval_says() -> 
     drawn, inside = random.Random(0), 0
     for _ in range(100):
 
-        def measured(tokens: float) -> Point:
-            nll = unlikely(tokens) * math.exp(drawn.gauss(0, ROUND) if tokens else 0.0)
-            return Point(tokens, nll, right(nll))
+        def measured(answers: float) -> Point:
+            nll = unlikely(answers) * math.exp(drawn.gauss(0, ROUND) if answers else 0.0)
+            return Point(answers, nll, right(nll))
 
         found = forecast([[measured(0), measured(10), measured(20)]], [50])
         assert found

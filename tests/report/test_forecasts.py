@@ -18,8 +18,11 @@ NLL, ACCURACY = (0.8, 0.5, 0.42), (0.24, 0.54, 0.6)
 
 def a_round(number: int, came: float, promoted: bool | None = True, **more: dict[str, Any]) -> Round:
     sampled = {"answers_samples": 100.0, "answers_pairs": 20.0} if number else {}
-    made: dict[str, dict[str, Any]] = {role: {"tokens": tokens} for role, tokens in sampled.items()}
-    made |= {"answers_dev": {"tokens": 9.0}, "heldout": {"heldout": {"pass@1": {"value": came, "ci95": None, "n": 9}}}}
+    made: dict[str, dict[str, Any]] = {role: {"completions": count} for role, count in sampled.items()}
+    made |= {
+        "answers_dev": {"completions": 9.0},
+        "heldout": {"heldout": {"pass@1": {"value": came, "ci95": None, "n": 9}}},
+    }
     stages = {role: {"stage": role.partition("_")[0], "metrics": metrics} for role, metrics in {**made, **more}.items()}
     return Round(number, promoted, None, {}, stages)
 
@@ -56,8 +59,8 @@ def test_a_round_under_way_counts_for_nothing_yet() -> None:
 def test_a_plan_is_forecast_by_runs_that_cost_less() -> None:
     measured = forecasts.points(a_run())
 
-    def stage(role: str, tokens: int) -> dict[str, Any]:
-        return {"stage": role, "tokens": tokens, "completions": tokens}
+    def stage(role: str, completions: int) -> dict[str, Any]:
+        return {"stage": role, "completions": completions}
 
     rounds = [
         {"round": number, "stages": [stage("answers_samples", 200), stage("answers_heldout", 50), stage("sft", 0)]}
@@ -68,17 +71,6 @@ def test_a_plan_is_forecast_by_runs_that_cost_less() -> None:
     wanted = forecast([measured], [200.0, 400.0, 600.0])
     assert wanted and [one["value"] for one in found] == [one["value"] for one in wanted]
     assert forecasts.in_words(found).startswith("round 1: 0.")
-
-
-def test_only_answers_to_learn_from_count_as_spent() -> None:
-    stages = {
-        "answers_samples": ("answers", 100.0),
-        "answers_pairs": ("answers", 20.0),
-        "answers_dev": ("answers", 7.0),
-        "answers_heldout": ("answers", 5.0),
-        "sft": ("sft", 0.0),
-    }
-    assert forecasts.tokens_learned_from(stages) == 120
 
 
 def test_a_run_without_points_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
