@@ -67,8 +67,8 @@ def forecast(rounds: Sequence[Round], expected: Sequence[Mapping[str, Any]]) -> 
     inside = sum(one["ci95"][0] <= one["came"] <= one["ci95"][1] for one in came)
     scored = f" {inside} of the {len(came)} that came since lie inside." if came else ""
     caption = (
-        f"Made from rounds 0 to {first - 1}, by the likelihood of right answers and the number sampled to learn from; the "
-        f"band is a 95 % interval.{scored} Nothing is chosen by it."
+        f"Made from rounds 0 to {first - 1}, by the likelihood of right answers and the number sampled to learn from. "
+        f"The band is a 95 % interval.{scored} Nothing is chosen by it."
     )
     heldout = {one.number: one.metrics("heldout").get("heldout", {}).get("pass@1") for one in rounds}
     curves = [
