@@ -9,7 +9,7 @@ import pytest
 
 from posttrain.evaluation.forecast import ROUND, Point, forecast, normalised
 
-START, SCALE, POWER = 0.8, 5.0, 0.25
+START, SCALE, POWER = 0.8, 1.0, 0.2
 
 
 def unlikely(answers: float) -> float:
@@ -40,6 +40,12 @@ def test_later_rounds_are_found_where_the_curves_are_those() -> None:
         assert figure["ci95"][0] < figure["value"] < figure["ci95"][1] and figure["n"] == 2
     widths = [figure["ci95"][1] - figure["ci95"][0] for figure in found]
     assert widths == sorted(widths)  # the farther, the less is known
+
+
+def test_a_round_that_brings_more_than_the_one_before_is_not_followed() -> None:
+    steeper = [Point(0, 0.77, 0.24), Point(10, 0.65, 0.45), Point(20, 0.53, 0.53)]
+    found = forecast([steeper], [30, 60])
+    assert found and 0.53 < found[0]["value"] < 0.6 and found[1]["value"] < 0.65
 
 
 def test_more_runs_make_it_surer() -> None:
