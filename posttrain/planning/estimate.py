@@ -104,8 +104,10 @@ def _stage(
     planned: PlannedStage, todo: Amounts, task: Task, costs: Mapping[str, Cost], model_bytes: int
 ) -> dict[str, Any]:
     found = cost_of(planned, costs)
-    units = todo.completions if planned.spec.unit == "tokens" else work(planned, todo)
-    disk = found.disk + found.disk_unit * units if found else 0.0
+    disk = 0.0
+    if found:
+        units = todo.completions if planned.spec.unit == "tokens" else work(planned, todo)
+        disk = found.disk + found.disk_unit * units
     if planned.spec.makes_model:
         disk = disk if found and planned.spec.trained else model_bytes
     return {
