@@ -7,8 +7,8 @@ first imports. Choices: questions after solved examples of GSM8K (two: about 300
 tokens, one of them right. Answers: GSM8K without examples, its text as it stands, up to `--new` tokens, and IFEval's
 prompts, scored by `reward/instructions.py` on both sides. The `hf` model is timed with the batch sizes 1, 8, 32 and
 `auto` on `--timed` questions (its `auto` tries a batch as long as the context, so a context of `--context` is given to
-both); what is equal is counted on `--equal` questions with its fastest. Where two texts part, the plain model's two
-best logits are taken there: a near-tie is one within 1e-4.
+both); what is equal is counted on `--equal` questions with its fastest, or the last of `--batches`. Where two texts
+part, the plain model's two best logits are taken there: a near-tie is one within 1e-4.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ import torch
 
 from posttrain.config.benchmark import Benchmark
 from posttrain.job import Job
-from posttrain.shipped import locate
 from posttrain.stages import benchmark as stage
 from posttrain.system import cores
 
 BATCHES = ("1", "8", "32", "auto")
 TIE = 1e-4
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "evaluation.md"
 CHOICES = """
 output_type: multiple_choice
 doc_to_text: "{{text}}"
@@ -57,30 +57,6 @@ filter_list:
       - {function: take_first}
 metric_list:
   - {metric: exact_match, aggregation: mean, higher_is_better: true, regexes_to_ignore: [",", "(?s).*#### "]}
-"""
-IFEVAL = """
-output_type: generate_until
-doc_to_text: "{{prompt}}"
-doc_to_target: ""
-generation_kwargs: {until: [], do_sample: false, max_gen_toks: NEW}
-process_results: !function ifeval_checked.process_results
-metric_list:
-  - {metric: prompt_level_strict, aggregation: mean, higher_is_better: true}
-"""
-CHECKED = """
-import runpy
-
-followed = runpy.run_path({path!r})["all_followed"]
-
-
-def process_results(doc, results):
-    answer = {{"prompts": [said("user", doc["prompt"])], "completions": [said("assistant", results[0])]}}
-    asked = {{name: [doc[name]] for name in ("instruction_id_list", "kwargs")}}
-    return {{"prompt_level_strict": followed(**answer, **asked)[0]}}
-
-
-def said(role, text):
-    return [{{"role": role, "content": text}}]
 """
 
 
@@ -113,6 +89,15 @@ def task(folder: Path, name: str, body: str, rows: Sequence[Mapping[str, Any]], 
     source = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
     file.write_text(f"task: {name}\n{source}{body.replace('NEW', str(new))}", "utf-8")
     return file
+
+
+def checked_ifeval(folder: Path) -> str:
+    """The page's task of IFEval by our checks, without its first lines, which say where the questions are. Its
+    functions are written beside."""
+    page = PAGE.read_text("utf-8").partition("### IFEval by our checks")[2]
+    body, functions = (page.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("text", "python"))
+    (folder / "ifeval_checked.py").write_text(functions, "utf-8")
+    return body.partition("test_split: test\n")[2].replace("512", "NEW")
 
 
 def as_choices(rows: Sequence[Mapping[str, str]], count: int, solved: int) -> Iterator[dict[str, Any]]:
@@ -241,16 +226,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         model = with_context(options.model, options.context, folder / "model")
-        (folder / "ifeval_checked.py").write_text(
-            CHECKED.format(path=str(locate("reward", "instructions.py"))), "utf-8"
-        )
         sets = {
             "choices": (CHOICES, list(as_choices(gsm8k, options.equal, options.solved))),
             "answers": (ANSWERS, gsm8k[: options.equal]),
         }
         if options.ifeval:
             rows = [json.loads(line) for line in options.ifeval.read_text("utf-8").splitlines()]
-            sets["ifeval"] = (IFEVAL, rows[: options.equal])
+            sets["ifeval"] = (checked_ifeval(folder), rows[: options.equal])
         sets = {name: one for name, one in sets.items() if not options.sets or name in options.sets}
         first = task(folder, "first", ANSWERS, gsm8k[:1], 1)  # the first time both import much
         ours(model, first, options.shard_tokens)

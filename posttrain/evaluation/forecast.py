@@ -21,7 +21,7 @@ import numpy.typing as npt
 from posttrain.evaluation.statistics import Figure
 
 ROUND = 0.02  # standard deviation of log L by which a round is off the curve by chance
-_DRAWN = 1.2 * ROUND  # it in fits to points that chance has moved once: so 94 to 96 of 100 planted rounds lie inside
+_DRAWN = 1.2 * ROUND  # it in fits to points that chance has moved already, which alone would be too sure
 FEWEST = 2  # rounds that a forecast needs, besides the starting model
 _DRAWS = 2000
 # Of c, in parts of the answers of the first round. No larger: each later round brings less than the first.
@@ -62,7 +62,7 @@ def forecast(runs: Sequence[Sequence[Point]], wanted: Sequence[float], seed: int
     be the wrong ones is not in it. None with fewer than two rounds, or where no round is better than the start.
     """
     rounds = [(run[0], one) for run in runs for one in run[1:] if one.spent > 0]
-    if len(rounds) < FEWEST:
+    if len(rounds) < FEWEST or not all(one.nll > 0 for run in runs for one in run):
         return None
     random = np.random.default_rng(seed)
     spent = np.array([one.spent for _, one in rounds])

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain import models, rewards
 from posttrain.config import Model
@@ -17,7 +17,6 @@ from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.data.selection import matching
 from posttrain.errors import EmptyStageError, PosttrainError, StageError
-from posttrain.evaluation.forecast import Point
 from posttrain.execution import resources
 from posttrain.execution.artifact import Artifact, StageCall
 from posttrain.execution.launcher import Forked, Launcher
@@ -41,6 +40,9 @@ from posttrain.stages.amounts import Asked, Sets, Shares, amounts
 from posttrain.stages.registry import STAGES
 from posttrain.storage.store import Store
 from posttrain.system import bytes_in_words, cores, gpu, gpu_memory
+
+if TYPE_CHECKING:
+    from posttrain.evaluation.forecast import Point
 
 SMALL = 5_000_000  # as posttrain.training.ranks.SMALL, which cannot be imported without torch
 

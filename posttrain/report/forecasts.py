@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import InputError
 from posttrain.evaluation import statistics
-from posttrain.evaluation.forecast import FEWEST, Point, forecast
 from posttrain.report.reading import Round, RunView, open_run
 from posttrain.stages.registry import spec
+
+if TYPE_CHECKING:
+    from posttrain.evaluation.forecast import Point
 
 BEYOND = 4  # rounds after the ones that a forecast is made from, which it shows at least
 
@@ -24,6 +26,10 @@ def points(run: RunView) -> list[Point]:
     """The starting model and the first rounds as they were measured; empty where that is not done, or not asked for."""
     found = next((one.metrics("forecast")["points"] for one in run.rounds if one.metrics("forecast")), [])
     answers = spent(run)
+    if not found or len(answers) < len(found):  # measured, while its last round is not decided yet
+        return []
+    from posttrain.evaluation.forecast import Point  # here, since it imports numpy
+
     return [Point(answers[number], one["nll"], one["accuracy"]) for number, one in enumerate(found)]
 
 
@@ -33,6 +39,8 @@ def of_run(run: RunView) -> list[dict[str, Any]]:
     measured, answers = points(run), spent(run)
     if not measured:
         return []
+    from posttrain.evaluation.forecast import forecast
+
     first, last = len(measured), max(len(answers), len(measured) + BEYOND)
     each = answers[-1] - answers[-2]
     answers += [answers[-1] + each * more for more in range(1, 1 + last - len(answers))]
@@ -49,6 +57,8 @@ def points_of(folders: Sequence[str]) -> list[list[Point]]:
     Raises:
         InputError: there is no such run, or it has not measured what a forecast is made from.
     """
+    from posttrain.evaluation.forecast import FEWEST
+
     found = []
     for folder in folders:
         measured = points(open_run(folder))
@@ -65,10 +75,12 @@ def points_of(folders: Sequence[str]) -> list[list[Point]]:
 
 def of_plan(runs: Sequence[Sequence[Point]], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The forecast of each round of a plan, as `round`, `value` and `ci95`. Empty where the runs show no gain."""
+    from posttrain.evaluation.forecast import forecast
+
     total, numbers, answers = 0.0, list[int](), list[float]()
     for one in plan["rounds"]:
-        sampled = [part for part in one["stages"] if part["completions"]]
-        total += sum(part["completions"] for part in sampled if to_learn_from("answers", part["stage"]))
+        roles = {part["stage"]: part["completions"] for part in one["stages"] if part["stage"].startswith("answers")}
+        total += sum(count for role, count in roles.items() if to_learn_from("answers", role))
         if one["round"]:
             numbers.append(one["round"])
             answers.append(total)

@@ -3,7 +3,7 @@ Reported only."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def run(job: Job) -> dict[str, Any]:
     `evaluation.forecast.normalised`, and `accuracy`, pass@1 over all prompts. `points` is empty where none has both.
     """
     section, weights = job.section("forecast", Forecast), job.config["rewards"]
-    numbers = range(sum(role.startswith("policy_") for role in job.inputs))
+    numbers = range(len(job.numbered("policy")))
     candidates: dict[str, dict[str, tuple[Any, bool]]] = {}
     accuracy = []
     for number in numbers:
@@ -58,9 +58,8 @@ def run(job: Job) -> dict[str, Any]:
     return {"prompts": len(asked), "candidates": count, "points": points}
 
 
-def _sampled(table: Path, weights: Mapping[str, float]) -> Any:
-    """Of each prompt that has a right answer by these functions: its id, and its sampled rows, each with whether it is
-    right."""
+def _sampled(table: Path, weights: Mapping[str, float]) -> Iterator[tuple[str, list[tuple[dict[str, Any], bool]]]]:
+    """Of each prompt whose answers these functions judge: its id, and its sampled rows with whether each is right."""
     for rows in by_prompt(table, _COLUMNS):
         verdicts = [(row, combine(row["rewards"], weights)) for row in rows if row["tag"] == SAMPLED]
         judged = [(row, verdict >= RIGHT) for row, verdict in verdicts if verdict is not None]
@@ -68,7 +67,9 @@ def _sampled(table: Path, weights: Mapping[str, float]) -> Any:
             yield rows[0]["prompt_id"], judged
 
 
-def _totals(job: Job, role: str, prompts: list[dict[str, tuple[Any, bool]]], progress: Any) -> list[float]:
+def _totals(
+    job: Job, role: str, prompts: list[dict[str, tuple[Any, bool]]], progress: Callable[[int], None]
+) -> list[float]:
     """The log-likelihood of each candidate of each prompt under the policy of this role."""
     policy, scratch = job.inputs[role], job.scratch / role  # of its own: the texts are the same for all
     tokenizer, engine = AutoTokenizer.from_pretrained(policy), job.config["engine"]

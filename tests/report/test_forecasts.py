@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,9 @@ def test_later_rounds_are_forecast_by_what_is_sampled_to_learn_from() -> None:
 def test_a_round_under_way_counts_for_nothing_yet() -> None:
     assert [one["round"] for one in forecasts.of_run(a_run(a_round(3, 0.62, None)))] == [3, 4, 5, 6]
     assert forecasts.of_run(RunView(Path("run"), "mine", "", (a_round(0, 0.24),))) == []
+    measured = a_run().rounds
+    undecided = RunView(Path("run"), "mine", "", (*measured[:2], replace(measured[2], promoted=None)))
+    assert forecasts.of_run(undecided) == []
     assert figures.forecast((), []) == []
 
 
@@ -67,6 +71,7 @@ def test_a_plan_is_forecast_by_runs_that_cost_less() -> None:
         for number in range(4)
     ]
     rounds[0]["stages"] = rounds[0]["stages"][1:]
+    rounds[1]["stages"].append(stage("benchmark_gsm8k", 1000))  # nothing learns from these
     found = forecasts.of_plan([measured], {"rounds": rounds})
     wanted = forecast([measured], [200.0, 400.0, 600.0])
     assert wanted and [one["value"] for one in found] == [one["value"] for one in wanted]
