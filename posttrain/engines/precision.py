@@ -63,10 +63,24 @@ def sampling_dtype(shapes: Mapping[tuple[int, int], int], device: str) -> Choice
     """
     if device.startswith("cuda"):
         return Choice("bfloat16" if torch.cuda.is_bf16_supported() else "float32", ())
-    made = list(products(shapes, _ROWS))
     with one_thread():
-        both = [(str(dtype).removeprefix("torch."), _timed(made, dtype)) for dtype in (torch.float32, torch.bfloat16)]
-        return clearly_faster(both[0], both[1])
+        return faster_type(list(products(shapes, _ROWS)), _timed)
+
+
+def faster_type(
+    made: Sequence[Measured], timed: Callable[[Sequence[Measured], torch.dtype], Callable[[], float]]
+) -> Choice:
+    """`float32` or `bfloat16` for these products. `timed`: gives a function that takes their seconds in a type.
+
+    The smallest product is looked at first: where bfloat16 takes four times as long, as on a CPU that has none, the
+    others would only take seconds to say the same.
+    """
+    if made:
+        smallest = [min(made, key=lambda one: one[0].numel())]
+        ratio = timed(smallest, torch.float32)() / timed(smallest, torch.bfloat16)()
+        if ratio <= _HOPELESS / 2:
+            return Choice("float32", (ratio,))
+    return clearly_faster(("float32", timed(made, torch.float32)), ("bfloat16", timed(made, torch.bfloat16)))
 
 
 def rates() -> dict[str, float]:

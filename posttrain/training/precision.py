@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from posttrain.engines.precision import Choice, Measured, clearly_faster, one_thread, products, sampling_dtype, seconds
+from posttrain.engines.precision import (
+    Choice,
+    Measured,
+    clearly_faster,
+    faster_type,
+    one_thread,
+    products,
+    sampling_dtype,
+    seconds,
+)
 
 _ROW = 128  # tokens
 
@@ -43,9 +52,8 @@ def training_dtype(shapes: Mapping[tuple[int, int], int], heads: Heads, device: 
     for weight, x, _ in made:
         weight.requires_grad_()
         x.requires_grad_()
-    float32, bfloat16 = (functools.partial(_step, made, heads, dtype) for dtype in (torch.float32, torch.bfloat16))
     with one_thread():
-        chosen = clearly_faster(("float32", float32), ("bfloat16", bfloat16))
+        chosen = faster_type(made, lambda of, dtype: functools.partial(_step, of, heads, dtype))
         return chosen, _attention(heads, getattr(torch, chosen.name))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -11,7 +11,15 @@ from support.tiny_models import causal_lm
 from posttrain.engines import fast_linear, precision
 from posttrain.engines.fast_linear import GatedProduct, Product, can_quantize
 from posttrain.engines.load import pick_dtype
-from posttrain.engines.precision import clearly_faster, linear_shapes, products, sampling_dtype
+from posttrain.engines.precision import (
+    Choice,
+    Measured,
+    clearly_faster,
+    faster_type,
+    linear_shapes,
+    products,
+    sampling_dtype,
+)
 
 
 def taking(*seconds: float) -> Callable[[], float]:
@@ -63,6 +71,17 @@ def test_auto_is_what_is_measured_for_the_model(monkeypatch: pytest.MonkeyPatch)
     assert sampling_dtype({(8, 8): 1}, "cpu").name == "bfloat16"
     fast[torch.bfloat16] = 2.0
     assert sampling_dtype({(8, 8): 1}, "cpu").name == "float32"
+
+
+def test_where_a_type_is_hopeless_one_small_product_says_so() -> None:
+    timed: list[tuple[tuple[int, ...], ...]] = []
+
+    def slow_in_bfloat16(made: Sequence[Measured], dtype: torch.dtype) -> Callable[[], float]:
+        timed.append(tuple(tuple(weight.shape) for weight, _, _ in made))
+        return lambda: 1.0 if dtype == torch.float32 else 5.0
+
+    choice = faster_type(list(products({(64, 64): 2, (16, 32): 1}, rows=4)), slow_in_bfloat16)
+    assert choice == Choice("float32", (0.2,)) and timed == [((16, 32),)] * 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
