@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -54,56 +55,100 @@ def normalised(totals: Sequence[float], right: Sequence[bool]) -> float | None:
     return -math.log(max(float(weights[np.asarray(right)].sum() / weights.sum()), _LEAST))
 
 
-def forecast(runs: Sequence[Sequence[Point]], wanted: Sequence[float], seed: int = 0) -> list[Figure] | None:
+@dataclass(frozen=True)
+class _Model:
+    """What was measured of one starting model: in `runs` runs `rounds` rounds."""
+
+    spent: Floats  # (rounds,)
+    fell: Floats  # (rounds,), by how much log L fell
+    starts: Floats  # (runs,), L of the starting model
+    odds: Floats  # (runs + rounds,), log-odds of the accuracy
+    weights: Floats  # (runs + rounds,)
+
+    @classmethod
+    def of(cls, runs: Sequence[Sequence[Point]]) -> _Model:
+        rounds = [(run[0], one) for run in runs for one in run[1:] if one.spent > 0]
+        right = np.array([*(run[0].accuracy for run in runs), *(one.accuracy for _, one in rounds)])
+        right = np.clip(right, 1e-3, 1 - 1e-3)
+        return cls(
+            np.array([one.spent for _, one in rounds]),
+            np.array([math.log(first.nll / one.nll) for first, one in rounds]),
+            np.array([run[0].nll for run in runs]),
+            np.log(right / (1 - right)),
+            np.array([_START] * len(runs) + [1.0] * len(rounds)),
+        )
+
+    @property
+    def start(self) -> float:
+        """log L of the starting model, the mean over runs."""
+        return float(np.log(self.starts).mean())
+
+
+def forecast(
+    runs: Sequence[Sequence[Point]], wanted: Sequence[float], seed: int = 0, others: Sequence[Sequence[Point]] = ()
+) -> list[Figure] | None:
     """The accuracy after so many answers, with 95 % intervals of it as a round would measure it on the same prompts.
 
-    runs: of each its starting model, at 0 answers, and its first rounds; all of one starting model. The curves are
-    fitted by least squares. The interval is of 2,000 fits to points that chance moves, see `ROUND`; that the curves may
-    be the wrong ones is not in it. None with fewer than two rounds, or where no round is better than the start.
+    runs: of each its starting model, at 0 answers, and its first rounds; all of one starting model. `others`: those of
+    other starting models, such as smaller ones. c and v are taken to be the same for all models, and later rounds show
+    them best; a and u are each model's own. The curves are fitted by least squares. The interval is of 2,000 fits to
+    points that chance moves, see `ROUND`; that the curves may be the wrong ones is not in it. None with fewer than two
+    rounds of the model itself, or where none is better than the start.
     """
-    rounds = [(run[0], one) for run in runs for one in run[1:] if one.spent > 0]
-    if len(rounds) < FEWEST or not all(one.nll > 0 for run in runs for one in run):
+    if not all(one.nll > 0 for run in (*runs, *others) for one in run):
         return None
+    own, *smaller = (_Model.of(each) for each in (runs, *([run] for run in others)))
+    if len(own.spent) < FEWEST:
+        return None
+    models = [own, *(model for model in smaller if len(model.spent) >= FEWEST)]
     random = np.random.default_rng(seed)
-    spent = np.array([one.spent for _, one in rounds])
-    start = float(np.mean([math.log(run[0].nll) for run in runs]))
-    drawn = random.normal(0, _DRAWN, (1 + _DRAWS, len(rounds)))
-    drawn[0] = 0  # the fit itself
-    fell = np.array([math.log(first.nll / one.nll) for first, one in rounds]) + drawn
-    scale, power = _curve(spent, fell)
+    fell = [model.fell + _chance(random, len(model.fell)) for model in models]
+    scale, power = _curve(models, fell)
     if not power[0]:
         return None
-    later = start - power[:, None] * np.log1p(np.asarray(wanted, np.float64) / scale[:, None])
-    later[1:] += random.normal(0, _DRAWN, later[1:].shape)
-    known = np.array([[run[0].nll for run in runs]]).repeat(1 + _DRAWS, 0)
-    measured = np.concatenate([known, np.exp(start - fell)], axis=1)
-    right = np.array([*(run[0].accuracy for run in runs), *(one.accuracy for _, one in rounds)])
-    counts = np.array([_START] * len(runs) + [1.0] * len(rounds))
-    found = _sigmoid(measured, right, counts, np.exp(later))
+    later = own.start - power[:, None] * np.log1p(np.asarray(wanted, np.float64) / scale[:, None])
+    found = _sigmoid(models, fell, np.exp(later + _chance(random, len(wanted))))
     low, high = np.quantile(found[1:], [0.025, 0.975], axis=0)
     return [
-        {"value": float(value), "ci95": [float(one), float(other)], "n": len(rounds)}
+        {"value": float(value), "ci95": [float(one), float(other)], "n": len(own.spent)}
         for value, one, other in zip(found[0], low, high, strict=True)
     ]
 
 
-def _curve(spent: Floats, fell: Floats) -> tuple[Floats, Floats]:
-    """c and a of each row of `fell`, (draws, rounds), by how much log L fell after so many answers `spent`,
-    (rounds,)."""
-    scales = spent.min() * _SCALES
-    steps = np.log1p(spent / scales[:, None])  # (scales, rounds)
-    power = np.maximum(fell @ steps.T / (steps**2).sum(1), 0)  # (draws, scales)
-    missed = ((fell[:, None, :] - power[:, :, None] * steps) ** 2).sum(-1)
+def _chance(random: np.random.Generator, rounds: int) -> Floats:
+    """How far chance moves log L of so many rounds, (1 + draws, rounds). The first row is zero: the fit itself."""
+    moved = random.normal(0, _DRAWN, (1 + _DRAWS, rounds))
+    moved[0] = 0
+    return moved
+
+
+def _curve(models: Sequence[_Model], fell: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """c of each draw, and a of the first model. `fell`: by how much log L fell in each model's rounds, (draws,
+    rounds)."""
+    scales = models[0].spent.min() * _SCALES
+    powers, missed = list[Floats](), np.zeros((len(fell[0]), len(scales)))
+    for model, each in zip(models, fell, strict=True):
+        steps = np.log1p(model.spent / scales[:, None])  # (scales, rounds)
+        power = np.maximum(each @ steps.T / (steps**2).sum(1), 0)  # (draws, scales)
+        missed += ((each[:, None, :] - power[:, :, None] * steps) ** 2).sum(-1)
+        powers.append(power)
     best = missed.argmin(1)
-    return scales[best], power[np.arange(len(best)), best]
+    return scales[best], powers[0][np.arange(len(best)), best]
 
 
-def _sigmoid(nll: Floats, accuracy: Floats, counts: Floats, wanted: Floats) -> Floats:
-    """The accuracy at `wanted`, (draws, N), by a line through the log-odds of `accuracy`, (points,), over `nll`,
-    (draws, points); `counts`: the weight of each point. It never rises with L."""
-    odds = np.log(np.clip(accuracy, 1e-3, 1 - 1e-3) / (1 - np.clip(accuracy, 1e-3, 1 - 1e-3)))
-    weights = counts / counts.sum()
-    middle, level = (nll @ weights)[:, None], odds @ weights
-    apart = nll - middle
-    slope = np.minimum((apart * (odds - level)) @ weights / np.maximum(apart**2 @ weights, 1e-12), 0)
-    return 1 / (1 + np.exp(-(level + slope[:, None] * (wanted - middle))))
+def _sigmoid(models: Sequence[_Model], fell: Sequence[Floats], wanted: Floats) -> Floats:
+    """The accuracy of the first model where its L is `wanted`, (draws, N), by lines of one slope through the log-odds
+    of each model's points over L. They never rise with L."""
+    middles, levels = list[Floats](), list[float]()
+    shared, spread = np.zeros(len(wanted)), np.zeros(len(wanted))
+    for model, each in zip(models, fell, strict=True):
+        nll = np.concatenate([model.starts[None].repeat(len(each), 0), np.exp(model.start - each)], axis=1)
+        share = model.weights / model.weights.sum()
+        middle, level = (nll @ share)[:, None], float(model.odds @ share)
+        apart = nll - middle
+        shared += (apart * (model.odds - level)) @ model.weights
+        spread += apart**2 @ model.weights
+        middles.append(middle)
+        levels.append(level)
+    slope = np.minimum(shared / np.maximum(spread, 1e-12), 0)
+    return 1 / (1 + np.exp(-(levels[0] + slope[:, None] * (wanted - middles[0]))))

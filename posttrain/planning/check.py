@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from posttrain import models, rewards
 from posttrain.config import Model
@@ -40,9 +40,6 @@ from posttrain.stages.amounts import Asked, Sets, Shares, amounts
 from posttrain.stages.registry import STAGES
 from posttrain.storage.store import Store
 from posttrain.system import bytes_in_words, cores, gpu, gpu_memory
-
-if TYPE_CHECKING:
-    from posttrain.evaluation.forecast import Point
 
 SMALL = 5_000_000  # as posttrain.training.ranks.SMALL, which cannot be imported without torch
 
@@ -95,11 +92,11 @@ def check(
             checked.run("rewards", lambda: (golden_cases(recipe), None))
             used = ", ".join(str(getattr(one, "use", "")) for one in recipe.filters)
             checked.run("filters", lambda: (used or "none", None))
-            cheaper = checked.run("forecast", lambda: _forecast(recipe)) if _cheaper(recipe) else None
             found = checked.run("prompts", lambda: _prompts(recipe, model, runs, run)) if model else None
             if not found:
                 return checked
             stages, prompts, sets = found
+            cheaper = checked.run("forecast", lambda: _forecast(recipe, stages.base)) if _cheaper(recipe) else None
             if recipe.evaluate.benchmarks or recipe.evaluate.label_variants:
                 asked = checked.run("benchmarks", lambda: _benchmarks(checked, stages, run))
                 if asked is None:
@@ -171,10 +168,12 @@ def _cheaper(recipe: Recipe) -> list[str]:
     return recipe.evaluate.forecast.runs if recipe.evaluate.forecast else []
 
 
-def _forecast(recipe: Recipe) -> tuple[str, list[list[Point]]]:
+def _forecast(recipe: Recipe, base: Artifact) -> tuple[str, forecasts.Cheaper]:
     """The points that a forecast is made from."""
-    found = forecasts.points_of(_cheaper(recipe))
-    return f"from {sum(map(len, found)) - len(found)} rounds of {', '.join(_cheaper(recipe))}", found
+    found = forecasts.cheaper(_cheaper(recipe), base.key)
+    rounds = sum(len(points) - 1 for points in (*found.own, *found.others))
+    of_others = f", {len(found.others)} of other models" if found.others else ""
+    return f"from {rounds} rounds of {', '.join(_cheaper(recipe))}{of_others}", found
 
 
 def _engine(recipe: Recipe) -> str:

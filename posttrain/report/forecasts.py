@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import InputError
@@ -51,17 +52,27 @@ def of_run(run: RunView) -> list[dict[str, Any]]:
     ]
 
 
-def points_of(folders: Sequence[str]) -> list[list[Point]]:
-    """The points of runs that cost less.
+@dataclass(frozen=True)
+class Cheaper:
+    """Runs that cost less than the one that is planned: of its own starting model, and of other ones."""
+
+    own: list[list[Point]]
+    others: list[list[Point]]
+
+
+def cheaper(folders: Sequence[str], start: str) -> Cheaper:
+    """What these runs measured. `start`: the key of the planned run's starting model.
 
     Raises:
-        InputError: there is no such run, or it has not measured what a forecast is made from.
+        InputError: there is no such run, or it has not measured what a forecast is made from, or none has this starting
+            model.
     """
     from posttrain.evaluation.forecast import FEWEST
 
-    found = []
+    found = Cheaper([], [])
     for folder in folders:
-        measured = points(open_run(folder))
+        run = open_run(folder)
+        measured = points(run)
         if len(measured) <= FEWEST:
             raise InputError(
                 "this run has nothing to forecast from",
@@ -69,11 +80,23 @@ def points_of(folders: Sequence[str]) -> list[list[Point]]:
                 hint=f"run its recipe with `--n {FEWEST} --set evaluate.forecast.rounds={FEWEST}`, or with more rounds",
                 rule="forecast-no-points",
             )
-        found.append(measured)
+        (found.own if started_from(run) == start else found.others).append(measured)
+    if not found.own:
+        raise InputError(
+            f"no run of `evaluate.forecast.runs` starts from the recipe's model: {', '.join(folders)}",
+            hint=f"add {FEWEST} rounds of this recipe with fewer prompts. Runs of other models only say how it goes on",
+            rule="forecast-other-model",
+        )
     return found
 
 
-def of_plan(runs: Sequence[Sequence[Point]], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+def started_from(run: RunView) -> str | None:
+    """The key of the starting model that a forecast of this run was measured with."""
+    made = (one.manifests["forecast"] for one in run.rounds if "forecast" in one.manifests)
+    return next((one["input_keys"]["policy_0"] for one in made), None)
+
+
+def of_plan(runs: Cheaper, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The forecast of each round of a plan, as `round`, `value` and `ci95`. Empty where the runs show no gain."""
     from posttrain.evaluation.forecast import forecast
 
@@ -84,7 +107,8 @@ def of_plan(runs: Sequence[Sequence[Point]], plan: Mapping[str, Any]) -> list[di
         if one["round"]:
             numbers.append(one["round"])
             answers.append(total)
-    return [{"round": number, **figure} for number, figure in zip(numbers, forecast(runs, answers) or [], strict=False)]
+    found = forecast(runs.own, answers, others=runs.others) or []
+    return [{"round": number, **figure} for number, figure in zip(numbers, found, strict=False)]
 
 
 def in_words(found: Sequence[Mapping[str, Any]]) -> str:

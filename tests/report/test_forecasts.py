@@ -11,27 +11,33 @@ import pytest
 from posttrain.errors import InputError
 from posttrain.evaluation.forecast import Point, forecast
 from posttrain.report import figures, forecasts
+from posttrain.report.forecasts import Cheaper
 from posttrain.report.reading import Round, RunView
 from posttrain.report.status import table
 
 NLL, ACCURACY = (0.8, 0.5, 0.42), (0.24, 0.54, 0.6)
 
 
-def a_round(number: int, came: float, promoted: bool | None = True, **more: dict[str, Any]) -> Round:
+def a_round(
+    number: int, came: float, promoted: bool | None = True, start: str = "base-1", **more: dict[str, Any]
+) -> Round:
     sampled = {"answers_samples": 100.0, "answers_pairs": 20.0} if number else {}
     made: dict[str, dict[str, Any]] = {role: {"completions": count} for role, count in sampled.items()}
     made |= {
         "answers_dev": {"completions": 9.0},
         "heldout": {"heldout": {"pass@1": {"value": came, "ci95": None, "n": 9}}},
     }
-    stages = {role: {"stage": role.partition("_")[0], "metrics": metrics} for role, metrics in {**made, **more}.items()}
+    stages = {
+        role: {"stage": role.partition("_")[0], "metrics": metrics, "input_keys": {"policy_0": start}}
+        for role, metrics in {**made, **more}.items()
+    }
     return Round(number, promoted, None, {}, stages)
 
 
-def a_run(*later: Round) -> RunView:
+def a_run(*later: Round, start: str = "base-1") -> RunView:
     points = [{"nll": nll, "accuracy": right} for nll, right in zip(NLL, ACCURACY, strict=True)]
     first = [a_round(number, ACCURACY[number]) for number in range(2)]
-    return RunView(Path("run"), "mine", "", (*first, a_round(2, 0.6, forecast={"points": points}), *later))
+    return RunView(Path("run"), "mine", "", (*first, a_round(2, 0.6, start=start, forecast={"points": points}), *later))
 
 
 def test_later_rounds_are_forecast_by_what_is_sampled_to_learn_from() -> None:
@@ -72,18 +78,33 @@ def test_a_plan_is_forecast_by_runs_that_cost_less() -> None:
     ]
     rounds[0]["stages"] = rounds[0]["stages"][1:]
     rounds[1]["stages"].append(stage("benchmark_gsm8k", 1000))  # nothing learns from these
-    found = forecasts.of_plan([measured], {"rounds": rounds})
+    found = forecasts.of_plan(Cheaper([measured], []), {"rounds": rounds})
     wanted = forecast([measured], [200.0, 400.0, 600.0])
     assert wanted and [one["value"] for one in found] == [one["value"] for one in wanted]
     assert forecasts.in_words(found).startswith("round 1: 0.")
+    other = [Point(120.0 * at, 0.9 * (1 + 12 * at) ** -0.1, 0.2 + 0.05 * at) for at in range(7)]
+    found = forecasts.of_plan(Cheaper([measured], [other]), {"rounds": rounds})
+    wanted = forecast([measured], [200.0, 400.0, 600.0], others=[other])
+    assert wanted and [one["value"] for one in found] == [one["value"] for one in wanted]
+
+
+def test_runs_are_told_apart_by_their_starting_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecasts, "open_run", lambda folder: a_run())
+    measured = forecasts.points(a_run())
+    assert forecasts.cheaper(["runs/half"], "base-1") == Cheaper([measured], [])
+    with pytest.raises(InputError, match=r"no run .* starts from the recipe's model.*\[forecast-other-model\]"):
+        forecasts.cheaper(["runs/half"], "base-2")
+    found = {"runs/half": a_run(), "runs/small": a_run(start="base-2")}
+    monkeypatch.setattr(forecasts, "open_run", lambda folder: found[folder])
+    assert forecasts.cheaper(list(found), "base-1") == Cheaper([measured], [measured])
 
 
 def test_a_run_without_points_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"there is no run here.*\[command-no-run\]"):
-        forecasts.points_of([str(tmp_path)])
+        forecasts.cheaper([str(tmp_path)], "base-1")
     monkeypatch.setattr(forecasts, "open_run", lambda folder: RunView(Path(folder), "mine", "", (a_round(0, 0.2),)))
     with pytest.raises(InputError, match=r"nothing to forecast from.*\[forecast-no-points\]"):
-        forecasts.points_of(["runs/half"])
+        forecasts.cheaper(["runs/half"], "base-1")
 
 
 def test_status_says_it_in_a_line() -> None:
