@@ -360,10 +360,10 @@ class _Miniature(Runner):
 def _not_in_the_plan(recipe: Recipe) -> list[str]:
     """A note on the time of what is only reported."""
     asked = recipe.evaluate
-    if recipe.engine.server and (asked.benchmarks or asked.label_variants or asked.memorisation):
+    if recipe.engine.server and any(getattr(asked, name) for name in miniature.REPORTED):
         return [
-            "benchmarks, label variants and memorisation are not in the plan: the built-in engine computes them, and "
-            "what was measured is the server"
+            f"{', '.join(miniature.REPORTED).replace('_', ' ')} are not in the plan: the built-in engine computes "
+            "them, and what was measured is the server"
         ]
     said = "the time of looking for benchmarks' questions in what was learned from is not in the plan"
     return [said] if asked.benchmarks else []
@@ -393,8 +393,7 @@ def _plan(
         memory=memory,
     )
     if recipe.engine.server and costs:  # which say nothing of the built-in engine
-        left_out = {"benchmarks": [], "label_variants": None, "memorisation": None}
-        recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=left_out)})
+        recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=miniature.REPORTED)})
     planned = dry_run(recipe if model.here else _stood_in(recipe), n)
     made = plan(planned, sets, shares, costs, machine, _saved(recipe, model), prompts_seconds)
     return {**made, "machine": {"cores": many, "gpu": gpu(), "workers": machine.workers, "at_once": machine.at_once}}

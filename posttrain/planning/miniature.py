@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
@@ -20,6 +23,9 @@ LEAST_PROMPTS = 4
 # Rows of a training step: what so many operations are enough for (six a parameter and token, of two answers).
 STEP_OPERATIONS = {"cpu": 6e11, "cuda": 1e15}
 FEWEST_ROWS = 2
+# Of `evaluate`, what the built-in engine computes to be reported, and what stands for none of it. Its time follows from
+# that of answers.
+REPORTED: Mapping[str, Any] = {"benchmarks": [], "label_variants": None, "memorisation": None, "forecast": None}
 WIDE = 128  # rows of a wide step, which fewer completions do not fill
 
 
@@ -50,14 +56,8 @@ def overrides(recipe: Recipe, size: Size) -> list[str]:
     if prompts * recipe.samples.k < WIDE and recipe.engine.server is None:  # for two processes
         answers = math.ceil(prompts / 2) * recipe.samples.k
         changes.append(f"engine.shard_tokens={answers * recipe.samples.max_new_tokens * 3 // 2}")
-    if recipe.evaluate.benchmarks:
-        changes.append("evaluate.benchmarks=[]")
-    if recipe.evaluate.label_variants:
-        changes.append("evaluate.label_variants=null")
-    if recipe.evaluate.forecast:
-        changes.append("evaluate.forecast=null")
-    if recipe.evaluate.memorisation:
-        changes.append("evaluate.memorisation=null")
+    asked = [name for name in REPORTED if getattr(recipe.evaluate, name)]
+    changes += [f"evaluate.{name}={json.dumps(REPORTED[name])}" for name in asked]
     if recipe.samples.difficulty:
         changes.append("samples.difficulty=null")
     if recipe.preferences and recipe.preferences.prompts != 0:

@@ -227,6 +227,16 @@ def _memorisation(planned: PlannedStage, book: Book) -> Amounts:
     return Amounts(rows=rows, read=read, longest=read, as_answers=read / book.length)
 
 
+def _forecast(planned: PlannedStage, book: Book) -> Amounts:
+    """Every policy reads each prompt once, with the different answers that any of them sampled: at most all."""
+    heldout = book.read(planned, "heldout")
+    of_all = max((one.prompts for one in heldout), default=0)
+    prompts = min(planned.config["forecast"]["prompts"], of_all)
+    answers = sum(one.rows for one in heldout) * prompts / max(of_all, 1)
+    read = round(len(heldout) * (prompts * book.sets.length + answers * book.length))
+    return Amounts(prompts, rows=round(len(heldout) * answers), read=read, longest=read, as_answers=read / book.length)
+
+
 def _trained(planned: PlannedStage, rows: float) -> Amounts:
     steps, reads = training_steps(planned.config[planned.stage], rows), planned.spec.reference_reads
     return Amounts(rows=round(rows), steps=steps, passes=round(rows) * reads)
@@ -249,4 +259,5 @@ _STAGES: dict[str, Callable[[PlannedStage, Book], Amounts]] = {
     "benchmark": _asked,
     "label_variants": _asked,
     "memorisation": _memorisation,
+    "forecast": _forecast,
 }

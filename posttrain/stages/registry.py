@@ -76,7 +76,7 @@ _ALL = (
     StageSpec("contamination", 1, "evaluation", background=True),
     StageSpec("memorisation", 1, "evaluation", "tokens", background=True, like="answers"),
     StageSpec("label_variants", 1, "evaluation", "tokens", background=True, like="answers"),
-    StageSpec("forecast", 1, "evaluation", background=True),
+    StageSpec("forecast", 1, "evaluation", "tokens", background=True, like="answers"),
     StageSpec("label_variants_check", 1, "evaluation", check_only=True),
     StageSpec("benchmark_check", 1, "evaluation", check_only=True),
     StageSpec("promote", 1, "evaluation"),
