@@ -27,6 +27,8 @@ VARIABLES = (
     "PYTORCH_CUDA_ALLOC_CONF",
     "TRANSFORMERS_OFFLINE",
 )
+# Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
+SMALL_MODEL = 5_000_000
 FURTHER = ("huggingface_hub", "tokenizers", "numpy", "pyarrow", "pydantic", "bitsandbytes", "math-verify")
 
 

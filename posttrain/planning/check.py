@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,22 +12,20 @@ from typing import Any
 
 from posttrain import models, rewards
 from posttrain.config import Model
-from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.data.selection import matching
-from posttrain.errors import EmptyStageError, PosttrainError, StageError
+from posttrain.errors import EmptyStageError, PosttrainError
 from posttrain.execution import resources
-from posttrain.execution.artifact import Artifact, StageCall
+from posttrain.execution.artifact import Artifact
 from posttrain.execution.launcher import Forked, Launcher
 from posttrain.execution.progress import Silent
 from posttrain.execution.resources import Need, training_disk, training_memory
 from posttrain.execution.runner import Runner
-from posttrain.loop import play
 from posttrain.models import ModelSummary, inspect_model, structure
 from posttrain.pipeline.stage_inputs import StageInputs
-from posttrain.planning import fitting, known_answers, miniature, probe
+from posttrain.planning import fitting, known_answers, miniature, probe, small_round
 from posttrain.planning.at_scale import Cluster, memory_notes, plan_at_scale
-from posttrain.planning.costs import Cost, cost
+from posttrain.planning.costs import Cost
 from posttrain.planning.dry_run import dry_run
 from posttrain.planning.estimate import Machine, plan
 from posttrain.planning.fitting import Training
@@ -37,11 +34,8 @@ from posttrain.recipe.recipe import Recipe
 from posttrain.report import forecasts
 from posttrain.rewards import pairwise
 from posttrain.stages.amounts import Asked, Sets, Shares, amounts
-from posttrain.stages.registry import STAGES
 from posttrain.storage.store import Store
-from posttrain.system import bytes_in_words, cores, gpu, gpu_memory
-
-SMALL = 5_000_000  # as posttrain.training.ranks.SMALL, which cannot be imported without torch
+from posttrain.system import SMALL_MODEL, bytes_in_words, cores, gpu, gpu_memory
 
 
 @dataclass
@@ -60,11 +54,14 @@ class Checked:
         try:
             said, value = check()
         except PosttrainError as error:
-            self.error = self.error or error
-            self.found.append((name, False, str(error)))
+            self.fail(name, error)
             return None
         self.found.append((name, True, said))
         return value
+
+    def fail(self, name: str, error: PosttrainError) -> None:
+        self.error = self.error or error
+        self.found.append((name, False, str(error)))
 
 
 def check(
@@ -125,8 +122,13 @@ def check(
                 small = load(name, [*overrides, *miniature.overrides(recipe, size)])
                 few = max(4, size.completions // (1 + recipe.evaluate.k))
                 known_answers.write_few(prompts.path, run.root, few)
-                costs, shares, memory = _probe(checked, small, model, prompts, runs, run)
-                costs = _with_peaks(costs, wanted, shape)
+                measured = small_round.run(small, model.parameters, prompts, runs, run)
+                if isinstance(measured.ended, EmptyStageError):
+                    said = "the probe ended early, on few prompts and with the starting model"
+                    checked.notes.append(f"{said}: {measured.ended}")
+                elif measured.ended:
+                    checked.fail("probe", measured.ended)
+                costs, shares, memory = _with_peaks(measured.costs, wanted, shape), measured.shares, measured.memory
                 checked.notes += _not_in_the_plan(recipe)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
             if cheaper:
@@ -262,99 +264,11 @@ def _stood_in(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": Model(path="tiny-base")})
 
 
-def _probe(
-    checked: Checked, small: Recipe, model: ModelSummary, prompts: Artifact, launcher: Launcher, run: Store
-) -> tuple[dict[str, Cost], Shares, int]:
-    """Runs one small round: the cost of each stage, the shares of rows kept, and a process's memory before any work.
-
-    Stages have one process and one thread each, whose CPU time other load does not change much, and two run at once;
-    the answers of a large model are sampled by two processes.
-    """
-    side_by_side = 1 if gpu() else min(cores(), 2)
-    small = small.model_copy(update={"compute": small.compute.model_copy(update={"stages_at_once": side_by_side})})
-    try:
-        first = Runner(run, launcher, Silent(), side_by_side, small)
-        stages = StageInputs(small, first)
-        stages.begin(1)
-        stages.settle(prompts)
-        answers = stages.samples(prompts, stages.base, None)
-        first.metrics(answers)
-        sections = [section for name in TRAINED if (section := getattr(small, name))]
-        rows = [math.prod(section.trl[key] for key in ("max_steps", *BATCH)) for section in sections]
-        known_answers.keep_pool(run.root, answers.path, max(rows, default=0))
-        stand_in = Artifact(known_answers.STAND_IN, run.root / known_answers.STAND_IN)
-        rows_made = stand_in if model.parameters > SMALL else None
-        play(small, _Miniature(run, launcher, Silent(), 1, small, stages.base, rows_made), 1)
-    except _AllMeasured:
-        pass
-    except EmptyStageError as error:
-        checked.notes.append(f"the probe ended early, on few prompts and with the starting model: {error}")
-    except StageError as error:
-        checked.error = checked.error or error
-        checked.found.append(("probe", False, str(error)))
-    measured = probe.read_measured(run.root)
-    costs = {
-        name: cost(found)
-        for name, found in measured.items()
-        if name not in ("hardware", "prompts", "heldout") and not STAGES[name].check_only
-    }
-    return costs, probe.shares(measured), probe.resident(run.root)
-
-
 def _with_peaks(costs: dict[str, Cost], wanted: Sequence[Training], shape: resources.Shape | None) -> dict[str, Cost]:
     """The costs with the memory that a training's longest rows take: the probe's are few, and as long as answers are on
     average."""
     peaks = {one.name: one.peak(shape) for one in wanted} if shape else {}
     return {name: replace(one, memory=max(one.memory, peaks.get(name, 0.0))) for name, one in costs.items()}
-
-
-class _AllMeasured(Exception):
-    """Every stage that follows was measured before."""
-
-
-class _Miniature(Runner):
-    """Leaves out the trial, which was run, and stops before the new policy is evaluated: that costs what the starting
-    model's evaluation did. A training reads the rows `made` from the answers, if any, and so need not wait for others;
-    `pairs` waits for `scores`, whose scores it reads.
-    """
-
-    def __init__(
-        self,
-        run: Store,
-        launcher: Launcher,
-        watcher: Silent,
-        workers: int,
-        recipe: Recipe,
-        base: Artifact,
-        made: Artifact | None,
-    ) -> None:
-        super().__init__(run, launcher, watcher, workers, recipe)
-        self._base, self._made_rows = base, made
-        self._scores: Artifact | None = None
-
-    def metrics(self, artifact: Artifact) -> dict[str, Any]:
-        return {} if artifact.key == "trial" else super().metrics(artifact)
-
-    def submit(self, call: StageCall) -> Artifact:
-        if call.stage == "trial":
-            return Artifact("trial", self.store.path("trial"))
-        if call.stage == "scores":
-            self._scores = super().submit(call)
-            return self._scores
-        if call.stage == "pairs" and self._scores:
-            call = replace(call, inputs={**call.inputs, known_answers.SCORED: self._scores})
-        if self._made_rows and STAGES[call.stage].trained:
-            call = replace(call, inputs=self._at_once(call.inputs))
-        if call.name == "answers_dev" and self.rounds[-1]["round"]:
-            self.end()
-            raise _AllMeasured
-        return super().submit(call)
-
-    def _at_once(self, inputs: Mapping[str, Artifact]) -> dict[str, Artifact]:
-        """Inputs of a training that are there already."""
-        assert self._made_rows
-        there = {"model": self._base, **dict.fromkeys(known_answers.MADE, self._made_rows)}
-        return {role: there.get(role, artifact) for role, artifact in inputs.items()}
 
 
 def _not_in_the_plan(recipe: Recipe) -> list[str]:
@@ -389,7 +303,7 @@ def _plan(
         cores=1 if gpu() else many,
         workers=_workers(recipe),
         at_once=recipe.compute.stages_at_once,
-        threads=1 if gpu() or model.parameters <= SMALL else many,
+        threads=1 if gpu() or model.parameters <= SMALL_MODEL else many,
         memory=memory,
     )
     if recipe.engine.server and costs:  # which say nothing of the built-in engine

@@ -21,12 +21,10 @@ from torch import distributed, multiprocessing
 from posttrain.errors import LostRankError, StageCrashedError, portable
 from posttrain.storage.files import keep_first
 from posttrain.storage.pieces import Pieces
-from posttrain.system import cores, die_with_parent, one_thread_after_fork
+from posttrain.system import SMALL_MODEL, cores, die_with_parent, one_thread_after_fork
 
 T = TypeVar("T")
 
-# Below this many parameters a second thread costs more than it gives (and on a busy machine, many times more).
-SMALL = 5_000_000
 _GRACE = 2.0  # seconds for the other ranks to end by themselves once one has failed
 
 
@@ -46,7 +44,7 @@ def rank() -> int:
 
 def use_cores(model: torch.nn.Module) -> None:
     """Lets the ranks of this machine compute on all of its cores, if the model is large enough for that."""
-    if sum(weight.numel() for weight in model.parameters()) > SMALL:
+    if sum(weight.numel() for weight in model.parameters()) > SMALL_MODEL:
         torch.set_num_threads(max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
