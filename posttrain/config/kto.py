@@ -49,6 +49,7 @@ class Kto(Trained):
     }
     shown = ("beta", "loss_type", "desirable_weight", "undesirable_weight")
     one_or_more = ("rows_from",)
+    fewest = 2
     given_as: ClassVar[str] = "labelled"
 
     rows_from: list[Literal["samples", "given"]] = Field(default=["samples"], min_length=1)

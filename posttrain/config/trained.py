@@ -21,7 +21,8 @@ class Trained(Section):
     A subclass says all that other modules must know of it, and stands in `training.TRAINED`. `trainer`: the stage's
     name; `trl_config`: TRL's class of its fields; `refused`: those of them that it may not set, and why, beside
     `trl_fields.REFUSED`; `shown`: those that are written out beside `trl_fields.SHOWN`; `made_with`: our keys that its
-    trainer is made with; `one_or_more`: our lists that may be written as one of their items.
+    trainer is made with; `one_or_more`: our lists that may be written as one of their items; `fewest`: the rows that a
+    step needs.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -30,6 +31,7 @@ class Trained(Section):
     shown: ClassVar[tuple[str, ...]] = ()
     made_with: ClassVar[tuple[str, ...]] = ()
     one_or_more: ClassVar[tuple[str, ...]] = ()
+    fewest: ClassVar[int] = 1
     variants: Annotated[list[dict[str, Any]], NotInKey()] = Field(default=[])  # each is a stage of its own
     """Each is this section with these keys changed, and a `seed` (default 0). All are trained and their weights
     averaged; the average is used, or the best variant if that is better on dev."""

@@ -22,7 +22,6 @@ OPERATIONS = {"cpu": 2e12, "cuda": 1e15}
 LEAST_PROMPTS = 4
 # Rows of a training step: what so many operations are enough for (six a parameter and token, of two answers).
 STEP_OPERATIONS = {"cpu": 6e11, "cuda": 1e15}
-FEWEST_ROWS = 2
 # Of `evaluate`, what the built-in engine computes to be reported, and what stands for none of it. Its time follows from
 # that of answers.
 REPORTED: Mapping[str, Any] = {"benchmarks": [], "label_variants": None, "memorisation": None, "forecast": None}
@@ -41,7 +40,7 @@ def size(parameters: float, longest: int, device: str) -> Size:
     """The size of a probe. `longest`: most tokens of an answer; `device`: cpu or cuda."""
     completions = int(OPERATIONS[device] / (2 * parameters * longest))
     rows = int(STEP_OPERATIONS[device] / (6 * parameters * 2 * longest))
-    return Size(max(FEWEST, min(MOST, completions)), max(FEWEST_ROWS, rows))
+    return Size(max(FEWEST, min(MOST, completions)), max(1, rows))
 
 
 def overrides(recipe: Recipe, size: Size) -> list[str]:
@@ -72,9 +71,10 @@ def overrides(recipe: Recipe, size: Size) -> list[str]:
         if size.rows is None or size.rows >= micro * accumulated:
             changes.append(f"{name}.max_steps={STEPS}")
         else:
-            least = min(micro, size.rows)
+            rows = max(section.fewest, size.rows)
+            least = min(micro, rows)
             changes.append(f"{name}.max_steps={FEW_STEPS}")
-            changes += [f"{name}.{BATCH[0]}={least}", f"{name}.{BATCH[1]}={max(1, size.rows // least)}"]
+            changes += [f"{name}.{BATCH[0]}={least}", f"{name}.{BATCH[1]}={math.ceil(rows / least)}"]
         if section.variants:
             changes.append(f"{name}.variants=[]")
     return changes

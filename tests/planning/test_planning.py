@@ -294,8 +294,15 @@ def test_a_miniature_of_every_recipe_is_a_recipe(name: str) -> None:
     assert load(name, small, files=False).promote == "always"
 
 
+def test_a_step_of_a_large_model_has_a_row_and_that_of_kto_two() -> None:
+    with_kto = load("quickstart", ["kto={}"])
+    small = load("quickstart", ["kto={}", *miniature.overrides(with_kto, miniature.Size(64, 1))])
+    assert small.dpo and small.kto and small.sft
+    assert [section.divided()[0]["batch"] for section in (small.sft, small.dpo, small.kto)] == [1, 1, 2]
+
+
 def test_a_large_model_is_probed_with_fewer_completions_and_rows() -> None:
     assert miniature.size(0.9e6, 48, "cpu") == miniature.Size(1024, 1157)
     # 1e15 / (2 * 8e9 * 320), 1e15 / (6 * 8e9 * 2 * 320)
     assert miniature.size(8e9, 320, "cuda") == miniature.Size(195, 32)
-    assert miniature.size(8e9, 320, "cpu") == miniature.Size(32, 2)
+    assert miniature.size(8e9, 320, "cpu") == miniature.Size(32, 1)
