@@ -1,6 +1,7 @@
 """The loop of Llama 3 (section 4.1), flat: one line a stage.
 
-    preferences → reward model → samples → scores → filters → SFT → pairs → DPO → KTO → evaluate → promote
+    preferences → reward model → samples → scores → filters → SFT → on-policy training → pairs → DPO → KTO → evaluate
+    → promote
 
 Round 0 evaluates the starting model. `StageInputs` puts together each stage's config, inputs and seed; a stage runs as
 soon as its inputs are there, and the loop itself waits only at the gate. Held-out prompts are answered, benchmarks
@@ -82,6 +83,8 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
     policy = state.policy
     if recipe.sft:
         policy = stages.sft(kept, policy, reward_model)
+    if recipe.online:
+        policy = stages.online(policy, scored, reward_model)
     if recipe.pairs and stages.reads_pairs("pairs"):
         pairs = stages.pairs(fresh, policy, reward_model)
     tables = Tables(scored, pairs, preferences)

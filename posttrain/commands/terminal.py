@@ -141,6 +141,12 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
         area = metrics["auc"]["value"]
         state = "on" if metrics["on"] else f"off: {metrics['why']}"
         return f"rows {metrics['rows']}  held-out AUC {'-' if area is None else f'{area:.3f}'}  {state}"
+    if stage == "online" and "curve" in metrics:
+        scores = metrics["curve"]["score"]
+        first, last = (f"{one:.3f}" if one is not None else "-" for one in (scores[0], scores[-1]))
+        kl = "" if metrics["kl"] is None else f"  KL {metrics['kl']:.3g}"
+        counts = f"prompts {metrics['prompts']['used']}  completions {metrics['completions']}  steps {metrics['steps']}"
+        return f"{counts}  score {first} to {last}{kl}"
     if stage in ("watch", "diversity"):
         return "; ".join(metrics["warnings"]) or "no warning"
     warnings = [f"warning: every answer got {value:g} of {name}" for name, value in metrics.get("constant", {}).items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -88,6 +88,14 @@ class Engine(Section):
                 rule="recipe-belongs",
             )
         return self
+
+    def built_in(self) -> dict[str, Any]:
+        """What of it is in the key of a stage that the built-in engine computes beside a server, too."""
+        return {
+            "use": "shared-prefix" if self.server else self.use,
+            "dtype": "auto" if self.server else self.dtype,
+            "shard_tokens": self.shard_tokens,
+        }
 
     def lacks(self) -> dict[str, str]:
         """What it cannot do of what a stage or filter may need, and in whose name."""

@@ -79,6 +79,26 @@ class Trained(Section):
         """The tables of a round that the stage learns from, where the recipe says which."""
         return []
 
+    @classmethod
+    def known_fields(cls) -> Mapping[str, dict[str, Any]]:
+        """TRL's fields by name, those that may not be set too: see `trl_fields.fields`."""
+        return trl_fields.fields(cls.trainer)
+
+    @property
+    def trl_name(self) -> str:
+        """The name under which `trl_fields` has its fields."""
+        return self.trainer
+
+    @property
+    def trl_class(self) -> str:
+        """The name of TRL's class of its fields."""
+        return self.trl_config
+
+    @property
+    def own_fields(self) -> dict[str, Any]:
+        """The TRL fields that follow from keys of ours."""
+        return {}
+
     @property
     def trl(self) -> dict[str, Any]:
         """TRL's fields: those that the recipe sets, and the defaults that are always written out."""

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from posttrain.engines.protocol import Capabilities, Engine, Request, SamplingParams, completion_seed
 from posttrain.engines.server_dialects import ServerSettings
 
-__all__ = ["Capabilities", "Engine", "Request", "SamplingParams", "ServerSettings", "completion_seed", "load_engine"]
+if TYPE_CHECKING:
+    from posttrain.engines.load import Loaded
+
+__all__ = [
+    "Capabilities",
+    "Engine",
+    "Request",
+    "SamplingParams",
+    "ServerSettings",
+    "completion_seed",
+    "engine_on",
+    "load_engine",
+]
 
 
 def load_engine(
@@ -23,13 +35,18 @@ def load_engine(
     Raises:
         ModelError: the folder cannot be loaded, or has no end token.
     """
+    from posttrain.engines.load import load
+
+    return engine_on(load(model_path, dtype, device), use)
+
+
+def engine_on(loaded: Loaded, use: Literal["shared-prefix", "plain"] = "shared-prefix") -> Engine:
+    """As `load_engine`, on a model in memory, which is changed in place."""
     from posttrain.engines.attention import Unsupported
     from posttrain.engines.decoder import LeanDecoder
-    from posttrain.engines.load import load
     from posttrain.engines.plain import PlainEngine
     from posttrain.engines.shared_prefix import SharedPrefixEngine
 
-    loaded = load(model_path, dtype, device)
     if use == "plain":
         return PlainEngine(loaded)
     if use != "shared-prefix":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from posttrain import shipped
 from posttrain.config.benchmark import Benchmark
@@ -70,7 +69,7 @@ class Reported:
         self.runner.submit(
             StageCall(
                 "memorisation",
-                config={"memorisation": section.in_key(), "engine": self._engine()},
+                config={"memorisation": section.in_key(), "engine": self.recipe.engine.built_in()},
                 inputs={"policy": policy, "kept": kept, "heldout": heldout},
                 seed=0,
             )
@@ -89,7 +88,11 @@ class Reported:
         self.runner.submit(
             StageCall(
                 "forecast",
-                config={"forecast": section.in_key(["rounds"]), "rewards": rewards, "engine": self._engine()},
+                config={
+                    "forecast": section.in_key(["rounds"]),
+                    "rewards": rewards,
+                    "engine": self.recipe.engine.built_in(),
+                },
                 inputs=inputs,
                 seed=0,
                 runtime={"forecast": section.not_in_key()},
@@ -106,7 +109,7 @@ class Reported:
             return None
         call = StageCall(
             stage,
-            config={"label_variants": section.in_key(), "engine": self._engine()},
+            config={"label_variants": section.in_key(), "engine": self.recipe.engine.built_in()},
             inputs={"policy": policy},
             seed=0,
             external_hashes={"questions": self.questions},
@@ -114,20 +117,11 @@ class Reported:
         )
         return self.runner.submit(call)
 
-    def _engine(self) -> dict[str, Any]:
-        """The built-in one, also beside a server."""
-        engine = self.recipe.engine
-        return {
-            "use": "shared-prefix" if engine.server else engine.use,
-            "dtype": "auto" if engine.server else engine.dtype,
-            "shard_tokens": engine.shard_tokens,
-        }
-
     def _submit(self, stage: str, benchmark: Benchmark, policy: Artifact) -> Artifact:
         return self.runner.submit(
             StageCall(
                 stage,
-                config={"benchmark": benchmark.in_key(), "engine": self._engine()},
+                config={"benchmark": benchmark.in_key(), "engine": self.recipe.engine.built_in()},
                 inputs={"policy": policy},
                 seed=derive_seed(self.recipe.seed, "benchmark", benchmark.name),
                 external_hashes={"benchmark": self.identities[benchmark.name]},

@@ -74,7 +74,7 @@ class StageInputs:
             name: {"as": getattr(recipe, name).given_as, "sets": _dumped(each)} for name, each in recipe.given().items()
         }
         train, later = of_round(sets, self.number), {"later": _dumped(sets[1:]), "given": given}
-        sections = [recipe.preferences, recipe.samples, recipe.pairs, recipe.evaluate]
+        sections = [recipe.preferences, recipe.samples, recipe.online, recipe.pairs, recipe.evaluate]
         near = recipe.prompts.decontaminate
         made = self.runner.submit(
             StageCall(
@@ -202,6 +202,16 @@ class StageInputs:
             return chosen
 
         return self.training.stage("sft", self.recipe.sft, self.number, inputs, self._on_dev("sft", reward_model))
+
+    def online(self, policy: Artifact, scored: Artifact, reward_model: Artifact | None) -> Artifact:
+        """On-policy training of `policy` on the prompts of the round's samples, by the rewards that score those."""
+        entries, scorer = self.scoring.candidate_rewards(reward_model)
+        config = {"engine": self.recipe.engine.built_in(), **self.scoring.computed_in(scorer)}
+        inputs = present(model=policy, samples=scored, reward_model=scorer)
+        section, fields = self.recipe.online, self.scoring.call_fields(config, entries)
+        return self.training.stage(
+            "online", section, self.number, lambda _: inputs, self._on_dev("online", reward_model), fields
+        )
 
     def pairs(self, prompts: Artifact, policy: Artifact, reward_model: Artifact | None) -> Artifact:
         section = self.recipe.pairs

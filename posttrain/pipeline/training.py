@@ -29,15 +29,18 @@ class Training:
         number: int,
         inputs: Callable[[Any], Inputs],
         compare: Compare,
+        fields: Mapping[str, Any] = {},
     ) -> Artifact:
-        """A trained stage of round `number`: its variants, if it has any, and then their average or the best."""
+        """A trained stage of round `number`: its variants, if it has any, and then their average or the best. `fields`:
+        further `config`, `runtime` and `external_hashes` of it."""
         assert section
         before = self._last.get(name)  # of an earlier round: variants do not wait for one another
         fitted = self.runner.metrics(before).get("micro_batch") if before else None
-        runtime = {"micro_batch": fitted} if fitted else {}
+        runtime = {**fields.get("runtime", {}), **({"micro_batch": fitted} if fitted else {})}
+        more = {name: fields[name] for name in ("config", "external_hashes") if name in fields}
         seed = derive_seed(self.recipe.seed, name, number)
         made = [
-            self.train(name, number, _in_round(one, number), inputs(one), own, role, runtime=runtime)
+            self.train(name, number, _in_round(one, number), inputs(one), own, role, runtime=runtime, **more)
             for one, own, role in variants(name, section, seed)
         ]
         self._last[name] = made[-1]
@@ -142,9 +145,10 @@ class Training:
         *,
         config: Mapping[str, Any] = {},
         runtime: Mapping[str, Any] = {},
+        external_hashes: Mapping[str, str] = {},
     ) -> Artifact:
-        """One training of round `number`. `config` and `runtime`: further ones of it."""
-        external_hashes, given = self.given(name, number)
+        """One training of round `number`. `config`, `runtime` and `external_hashes`: further ones of it."""
+        hashes, given = self.given(name, number)
         places = {key: place for key, place in self.recipe.places.items() if key.partition(".")[0] == name}
         return self.runner.submit(
             StageCall(
@@ -152,7 +156,7 @@ class Training:
                 config={name: section.in_key(), "model": self.recipe.model.in_key(), **config},
                 inputs=inputs,
                 seed=seed,
-                external_hashes=external_hashes,
+                external_hashes={**hashes, **external_hashes},
                 runtime={
                     "places": places,
                     name: section.not_in_key(),

@@ -13,7 +13,7 @@ from posttrain.execution.resources import MicroBatch, Shape, training_peak
 from posttrain.recipe.recipe import Recipe
 from posttrain.system import bytes_in_words
 
-_ANSWERS = {"sft": 1, "kto": 1}  # of a row; the others have two
+_ANSWERS = {"sft": 1, "online": 1, "kto": 1}  # of a row; the others have two
 
 
 @dataclass(frozen=True)

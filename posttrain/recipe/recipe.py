@@ -15,6 +15,7 @@ from posttrain.config.collapse import Collapse
 from posttrain.config.engine import Compute, Engine
 from posttrain.config.kto import Kto
 from posttrain.config.model import Model
+from posttrain.config.online import Online
 from posttrain.config.prompts import Prompts, PromptSet, by_round
 from posttrain.config.push import Push
 from posttrain.config.quality_classifier import QualityClassifier
@@ -83,8 +84,10 @@ class Recipe(Section):
     """Diversity of the kept rows by round, with warnings and a stop rule."""
     sft: Sft | None = None
     """SFT on the rows that the filters kept."""
+    online: Online | None = None
+    """On-policy training, after SFT: GRPO or RLOO."""
     pairs: Pairs | None = None
-    """Pairs sampled from the SFT model."""
+    """Pairs sampled from the SFT model, or from what on-policy training made of it."""
     dpo: Dpo | None = None
     """DPO."""
     kto: Kto | None = None
@@ -114,7 +117,7 @@ class Recipe(Section):
         if not isinstance(samples, dict) or "max_new_tokens" not in samples:
             return given
         given = {"evaluate": {}, **given}  # so that it is filled in there too
-        for section in ("preferences", "pairs", "evaluate"):
+        for section in ("preferences", "pairs", "online", "evaluate"):
             if isinstance(given.get(section), dict):
                 given[section] = {"max_new_tokens": samples["max_new_tokens"], **given[section]}
         return given

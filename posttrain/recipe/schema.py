@@ -48,7 +48,7 @@ def trl_properties(kind: type[Trained]) -> dict[str, Any]:
     """TRL's fields that a trained section may hold, each as a schema."""
     return {
         name: _trl_property(kind, name, field)
-        for name, field in trl_fields.fields(kind.trainer).items()
+        for name, field in kind.known_fields().items()
         if trl_fields.refusal(name, kind.refused) is None
     }
 

@@ -10,9 +10,9 @@ from posttrain.evaluation.statistics import Figure
 
 @dataclass(frozen=True)
 class Point:
-    """A value at a round; without an interval, low and high are the value."""
+    """A value at a round, or at a step; without an interval, low and high are the value."""
 
-    round: int
+    at: int
     value: float
     low: float
     high: float
@@ -39,10 +39,12 @@ class _Titled:
 
 @dataclass(frozen=True)
 class Lines(_Titled):
-    """Curves over rounds with their intervals. `level`: where a reader compares with, such as no change."""
+    """Curves with their intervals, over rounds, or whatever `over` is. `level`: where a reader compares with, such as
+    no change."""
 
     series: tuple[Series, ...]
     level: float | None = None
+    over: str = "round"
 
     @property
     def legend(self) -> list[str]:
@@ -53,11 +55,11 @@ class Lines(_Titled):
     @property
     def alt(self) -> str:
         ends = [
-            f"{one.name} {one.points[0].value:.3g} in round {one.points[0].round}, "
-            f"{one.points[-1].value:.3g} in round {one.points[-1].round}"
+            f"{one.name} {one.points[0].value:.3g} in {self.over} {one.points[0].at}, "
+            f"{one.points[-1].value:.3g} in {self.over} {one.points[-1].at}"
             for one in self.series
         ]
-        return f"Curves over rounds: {'; '.join(ends)}."
+        return f"Curves over {self.over}s: {'; '.join(ends)}."
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ Chart = Lines | Bars | Ridges | Spreads | Reliability
 
 
 def series(name: str, figures: Mapping[int, Figure | float | None], reference: bool = False) -> Series:
-    """Figures, or plain numbers, by round; those that are not there are left out."""
+    """Figures, or plain numbers, by round (or step); those that are not there are left out."""
     points = []
     for number, figure in sorted(figures.items()):
         if isinstance(figure, int | float):
@@ -149,8 +151,14 @@ def series(name: str, figures: Mapping[int, Figure | float | None], reference: b
 
 
 def lines(
-    id_: str, title: str, caption: str, unit: str, curves: Sequence[Series], level: float | None = None
+    id_: str,
+    title: str,
+    caption: str,
+    unit: str,
+    curves: Sequence[Series],
+    level: float | None = None,
+    over: str = "round",
 ) -> list[Lines]:
     """A chart of the curves that have a point; none, where none has."""
     drawn = tuple(one for one in curves if one.points)
-    return [Lines(id_, title, caption, unit, drawn, level)] if drawn else []
+    return [Lines(id_, title, caption, unit, drawn, level, over)] if drawn else []

@@ -211,6 +211,25 @@ def _measured_on_pairs(of: Round) -> dict[str, Mapping[str, Any]]:
     return {**found, **of.metrics("watch").get("judges", {})}
 
 
+def online(rounds: Sequence[Round]) -> list[Chart]:
+    """On-policy training, step by step, a curve for each round."""
+    found = {one.number: metrics for one in rounds if (metrics := one.metrics("online")).get("curve")}
+    spent = ", ".join(f"{one['kl']:.3g} in round {number}" for number, one in found.items() if one["kl"] is not None)
+    moved = f" By its end the policy had moved by (KL, nats a completion): {spent}." if spent else ""
+    charts: list[Chart] = []
+    for name, title, caption, unit in (
+        ("score", "Score in on-policy training", f"Mean over a step's completions.{moved}", "mean score"),
+        ("length", "Length in on-policy training", "Mean tokens of a step's completions.", "tokens"),
+        ("entropy", "Entropy in on-policy training", "Mean of −log p of the sampled tokens.", "nats a token"),
+        ("equal", "Groups without a difference", "Whose completions all score the same: no gradient.", "share"),
+    ):
+        curves = [
+            series(f"round {number}", dict(enumerate(metrics["curve"][name], 1))) for number, metrics in found.items()
+        ]
+        charts += lines(f"online-{name}", title, caption, unit, curves, over="step")
+    return charts
+
+
 def win_rates(rounds: Sequence[Round]) -> list[Chart]:
     """By judge, raw and at one length."""
     charts: list[Chart] = []

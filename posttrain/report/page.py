@@ -37,6 +37,7 @@ def html(view: RunView) -> str:
         "Accuracy": [*figures.accuracy(view.rounds), *figures.forecast(view.rounds, forecasts.of_run(view))],
         "Benchmarks": figures.benchmarks(view.rounds),
         "Reward": figures.rewards(view.rounds),
+        "On-policy training": figures.online(view.rounds),
         "Win rates": figures.win_rates(view.rounds),
         "Length and diversity": figures.form(surveys),
         "Data": figures.data(view.rounds),

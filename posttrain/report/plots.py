@@ -100,7 +100,7 @@ def _legend(axes: Axes, names: list[str]) -> None:
 def _lines(axes: Axes, chart: Lines) -> None:
     for at, one in enumerate(chart.series):
         colour = _SERIES[at % COLOURS]
-        x = [point.round for point in one.points]
+        x = [point.at for point in one.points]
         low, high = [point.low for point in one.points], [point.high for point in one.points]
         if low != high:
             axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
@@ -110,9 +110,9 @@ def _lines(axes: Axes, chart: Lines) -> None:
             axes.vlines(x, low, high, color=colour, linewidth=1.2)
     if chart.level is not None:
         axes.axhline(chart.level, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    numbers = sorted({point.round for one in chart.series for point in one.points})
+    numbers = sorted({point.at for one in chart.series for point in one.points})
     axes.set_xticks(_ticks(numbers))
-    axes.set_xlabel("round")
+    axes.set_xlabel(chart.over)
     axes.set_ylabel(chart.unit)
     axes.grid(axis="y", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -180,6 +180,14 @@ def _sft(planned: PlannedStage, book: Book) -> Amounts:
     return _trained(planned, rows)
 
 
+def _online(planned: PlannedStage, book: Book) -> Amounts:
+    """A row is a completion of a prompt of the samples; at most all of them are learned from."""
+    section = planned.config["online"]
+    prompts = sum(one.prompts for one in book.read(planned, "samples"))
+    most = section["prompts"]
+    return _trained(planned, (prompts if most is None else min(most, prompts)) * section["group"])
+
+
 def _reward_model(planned: PlannedStage, book: Book) -> Amounts:
     return _trained(planned, book.pairs(planned, planned.config.get("split") == "watch"))
 
@@ -253,6 +261,7 @@ _STAGES: dict[str, Callable[[PlannedStage, Book], Amounts]] = {
     "heldout": _scored,
     "choose": _scored,
     "sft": _sft,
+    "online": _online,
     "reward_model": _reward_model,
     "dpo": _dpo,
     "watch": _watch,

@@ -67,6 +67,7 @@ _ALL = (
     StageSpec("average", 1, "training", makes_model=True),
     StageSpec("choose", 5, "training", makes_model=True, like="evaluate"),
     StageSpec("sft", 3, "training", "steps", makes_model=True, label="SFT"),
+    StageSpec("online", 1, "training", "steps", makes_model=True, label="on-policy training"),
     StageSpec("pairs", 7, "sampling and scoring"),
     StageSpec("dpo", 5, "training", "steps", makes_model=True, label="DPO", reference_reads=1),
     StageSpec("kto", 2, "training", "steps", makes_model=True, like="dpo", label="KTO", reference_reads=2),

@@ -66,7 +66,7 @@ def arguments(kind: type[A], section: Trained, job: Job, **over: Any) -> A:
 
 def fields(section: Trained, job: Job, cuda: bool, **over: Any) -> dict[str, Any]:
     """The fields that `arguments` sets. `cuda`: whether there is a GPU."""
-    chosen: dict[str, Any] = {**OURS, **section.trl, **over}
+    chosen: dict[str, Any] = {**OURS, **section.trl, **section.own_fields, **over}
     chosen["length_column_name"] = "length"
     chosen["output_dir"] = str(job.scratch / "checkpoints")
     chosen["seed"] = chosen["data_seed"] = job.seed

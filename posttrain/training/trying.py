@@ -33,6 +33,8 @@ _ONE_STEP = {
     "gradient_accumulation_steps": 1,
     "save_strategy": "no",
     "logging_steps": 1,
+    "num_generations": 2,
+    "max_completion_length": 2,
 }
 
 
@@ -52,7 +54,7 @@ class Trial:
     @property
     def defaults(self) -> dict[str, Any]:
         """The defaults of the TRL fields that the section sets."""
-        known = trl_fields.fields(self.parsed.trainer)
+        known = trl_fields.fields(self.parsed.trl_name)
         return {name: OURS.get(name, known[name]["default"]) for name in self.parsed.trl}
 
     @property
@@ -79,7 +81,7 @@ def one_step(trial: Trial, model: Path, options: Mapping[str, Any]) -> Exception
     try:
         if any(options.get(name) for name in _COMPILES):
             _compile_a_sum(options)
-        args = arguments(getattr(trl, section.trl_config), section, job, **_ONE_STEP)
+        args = arguments(getattr(trl, section.trl_class), section, job, **_ONE_STEP)
         stage = importlib.import_module(f"posttrain.stages.{trial.stage}")
         stage.trainer(job, section, args, stage.examples(), trial.tokenizer).train()
     except REFUSALS as error:

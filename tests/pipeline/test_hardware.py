@@ -25,7 +25,7 @@ FAST = {"engine": {"name": "bfloat16"}, "training": {"name": "bfloat16"}, "atten
 ALL_SAID = [
     "engine.dtype=float32",
     "model.attention=sdpa",
-    *(f"{name}.bf16=false" for name in TRAINED if name != "kto"),
+    *(f"{name}.bf16=false" for name in ("reward_model", "sft", "dpo")),
 ]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from posttrain import shipped
 from posttrain.config import RewardEntry, Trained, by_round, trl_fields
-from posttrain.config.training import TRAINED
+from posttrain.config.training import TRAINED, TRL_CONFIGS
 from posttrain.errors import RecipeError
 from posttrain.filters import FILTERS
 from posttrain.recipe.load import load
@@ -495,7 +495,7 @@ class TestTrainedSections:
         assert load("small.yaml", written) == load("small.yaml", listed)
 
     def test_the_field_list_is_that_of_the_installed_trl(self) -> None:
-        made = trl_fields.as_text(trl_fields.generate({name: kind.trl_config for name, kind in TRAINED.items()}))
+        made = trl_fields.as_text(trl_fields.generate(TRL_CONFIGS))
         shipped = Path(trl_fields.__file__).with_suffix(".json").read_text("utf-8")
         assert made == shipped, "run: python -m posttrain.config.training"
 
