@@ -49,7 +49,6 @@ class Kto(Trained):
     }
     shown = ("beta", "loss_type", "desirable_weight", "undesirable_weight")
     one_or_more = ("rows_from",)
-    fewest = 2
     given_as: ClassVar[str] = "labelled"
 
     rows_from: list[Literal["samples", "given"]] = Field(default=["samples"], min_length=1)
@@ -89,6 +88,10 @@ class Kto(Trained):
     @property
     def sources(self) -> list[str]:
         return [name for name in self.rows_from if name != "given"]
+
+    @property
+    def fewest(self) -> int:
+        return 2 if self.measures_kl else 1
 
     @property
     def batch(self) -> int:

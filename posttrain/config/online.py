@@ -53,6 +53,9 @@ class Online(Trained):
         "ds3_gather_for_generation": "DeepSpeed is not used",
     }
 
+    made_with = ("algorithm", "group")
+    copies = 2  # one that samples, and its packed weights
+
     algorithm: Literal["grpo", "rloo"] = "grpo"
     """GRPO compares a completion with the mean of its group, RLOO with the mean of the others in it."""
     group: int = Field(default=8, ge=2, le=10_000)
@@ -101,6 +104,10 @@ class Online(Trained):
     @property
     def trl_class(self) -> str:
         return "RLOOConfig" if self.algorithm == "rloo" else self.trl_config
+
+    @property
+    def fewest(self) -> int:
+        return self.group
 
     @property
     def own_fields(self) -> dict[str, Any]:

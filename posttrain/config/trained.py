@@ -21,8 +21,8 @@ class Trained(Section):
     A subclass says all that other modules must know of it, and stands in `training.TRAINED`. `trainer`: the stage's
     name; `trl_config`: TRL's class of its fields; `refused`: those of them that it may not set, and why, beside
     `trl_fields.REFUSED`; `shown`: those that are written out beside `trl_fields.SHOWN`; `made_with`: our keys that its
-    trainer is made with; `one_or_more`: our lists that may be written as one of their items; `fewest`: the rows that a
-    step needs.
+    trainer is made with; `one_or_more`: our lists that may be written as one of their items; `copies`: of the model, in
+    memory beside the one that is trained.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -31,7 +31,7 @@ class Trained(Section):
     shown: ClassVar[tuple[str, ...]] = ()
     made_with: ClassVar[tuple[str, ...]] = ()
     one_or_more: ClassVar[tuple[str, ...]] = ()
-    fewest: ClassVar[int] = 1
+    copies: ClassVar[int] = 0
     variants: Annotated[list[dict[str, Any]], NotInKey()] = Field(default=[])  # each is a stage of its own
     """Each is this section with these keys changed, and a `seed` (default 0). All are trained and their weights
     averaged; the average is used, or the best variant if that is better on dev."""
@@ -93,6 +93,11 @@ class Trained(Section):
     def trl_class(self) -> str:
         """The name of TRL's class of its fields."""
         return self.trl_config
+
+    @property
+    def fewest(self) -> int:
+        """The rows of a step are a multiple of it."""
+        return 1
 
     @property
     def own_fields(self) -> dict[str, Any]:

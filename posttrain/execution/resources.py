@@ -76,7 +76,7 @@ class Shape:
 class MicroBatch:
     """How a training computes: rows at once, tokens of the longest, and of these those that the head predicts;
     `accumulated`: gradients are held while the next micro-batch is computed; `checkpointed`: activations are computed
-    again; `eager`: attention weights are kept."""
+    again; `eager`: attention weights are kept; `copies`: of the weights, beside those that are trained."""
 
     rows: int
     length: int
@@ -85,6 +85,7 @@ class MicroBatch:
     checkpointed: bool = False
     bf16: bool = False
     eager: bool = False
+    copies: int = 0
 
 
 # Fitted to SmolLM2-135M, one step in float32 and bfloat16 on a CPU (tests/planning/test_fitting.py).
@@ -112,6 +113,7 @@ def training_peak(shape: Shape, model: Mapping[str, Any], micro: MicroBatch) -> 
     body = shape.layers * kept + layer if micro.checkpointed else shape.layers * layer
     tile = min(micro.rows * micro.predicted, TILE[0]) * min(shape.vocabulary, TILE[1])
     logits = FLOAT * HEAD * tile if micro.predicted else 0.0
+    copies += micro.copies * weights
     return max(held + copies + body + logits, training_memory(shape.parameters, model))
 
 

@@ -128,7 +128,10 @@ def _work(
         forward, backward = 2 * parameters, (2 if training.model.get("lora") else 4) * parameters
         again = forward if training.micro.checkpointed else 0.0
         step = (forward + backward + again) * training.micro.length * stepped
-        return tokens, step + forward * training.micro.length * amounts.passes, cluster.trains
+        learned = step + forward * training.micro.length * amounts.passes
+        sampled = forward * amounts.tokens  # on-policy
+        seconds = learned / cluster.trains + sampled / cluster.samples
+        return tokens + amounts.tokens, learned + sampled, (learned + sampled) / seconds
     if planned.spec.samples:  # a prompt is read once for all of its answers
         tokens = amounts.tokens + lengths[0] * amounts.prompts
         return tokens, 2 * parameters * tokens, cluster.samples

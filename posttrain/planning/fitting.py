@@ -36,7 +36,8 @@ def trainings(recipe: Recipe, longest_prompt: int) -> list[Training]:
         sections["watch.reward_model"] = recipe.watch.reward_model
     made = []
     for name, section in sections.items():
-        answer = (recipe.pairs or recipe.samples if name == "dpo" else recipe.samples).max_new_tokens
+        sampled = recipe.online if name == "online" else recipe.pairs if name == "dpo" else None
+        answer = (sampled or recipe.samples).max_new_tokens
         made.append(Training(name, recipe.model.in_key(), _micro(recipe, name, section, longest_prompt, answer)))
     return made
 
@@ -55,6 +56,7 @@ def _micro(recipe: Recipe, name: str, section: Trained, prompt: int, answer: int
         checkpointed=bool(section.trl.get("activation_checkpointing")),
         bf16=bool(section.trl.get("bf16")),
         eager=recipe.model.attention == "eager",
+        copies=section.copies,
     )
 
 

@@ -71,10 +71,12 @@ def overrides(recipe: Recipe, size: Size) -> list[str]:
         if size.rows is None or size.rows >= micro * accumulated:
             changes.append(f"{name}.max_steps={STEPS}")
         else:
-            rows = max(section.fewest, size.rows)
-            least = min(micro, rows)
+            rows = max(1, size.rows // section.fewest) * section.fewest
+            most = max(count for count in range(1, min(micro, rows) + 1) if rows % count == 0)
             changes.append(f"{name}.max_steps={FEW_STEPS}")
-            changes += [f"{name}.{BATCH[0]}={least}", f"{name}.{BATCH[1]}={math.ceil(rows / least)}"]
+            changes += [f"{name}.{BATCH[0]}={most}", f"{name}.{BATCH[1]}={rows // most}"]
         if section.variants:
             changes.append(f"{name}.variants=[]")
+    if recipe.online:
+        changes.append("online.pass_rate=[0, 1]")  # of the few prompts, those of any
     return changes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from posttrain.config.section import of_round
@@ -181,11 +181,13 @@ def _sft(planned: PlannedStage, book: Book) -> Amounts:
 
 
 def _online(planned: PlannedStage, book: Book) -> Amounts:
-    """A row is a completion of a prompt of the samples; at most all of them are learned from."""
+    """A row is a completion of a prompt of the samples, sampled in its step; at most all prompts are learned from."""
     section = planned.config["online"]
     prompts = sum(one.prompts for one in book.read(planned, "samples"))
     most = section["prompts"]
-    return _trained(planned, (prompts if most is None else min(most, prompts)) * section["group"])
+    found = _trained(planned, (prompts if most is None else min(most, prompts)) * section["group"])
+    made = round(found.steps * min(section["batch"], found.rows))
+    return replace(found, completions=made, tokens=round(made * min(book.length, section["max_new_tokens"])))
 
 
 def _reward_model(planned: PlannedStage, book: Book) -> Amounts:

@@ -81,4 +81,4 @@ def test_it_is_planned_by_its_completions() -> None:
     )
     sets = Sets(train=4000, dev=100, heldout=100, where=1000, length=30.0)
     found = amounts(stages, sets, Shares(length=20.0))["1/online"]
-    assert (found.rows, found.steps) == (40 * 8, 20)
+    assert (found.rows, found.steps) == (40 * 8, 20) and (found.completions, found.tokens) == (320, 320 * 20)

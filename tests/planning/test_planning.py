@@ -294,11 +294,12 @@ def test_a_miniature_of_every_recipe_is_a_recipe(name: str) -> None:
     assert load(name, small, files=False).promote == "always"
 
 
-def test_a_step_of_a_large_model_has_a_row_and_that_of_kto_two() -> None:
-    with_kto = load("quickstart", ["kto={}"])
-    small = load("quickstart", ["kto={}", *miniature.overrides(with_kto, miniature.Size(64, 1))])
-    assert small.dpo and small.kto and small.sft
-    assert [section.divided()[0]["batch"] for section in (small.sft, small.dpo, small.kto)] == [1, 1, 2]
+def test_a_step_of_a_large_model_has_a_row_that_of_kto_two_and_on_policy_a_group() -> None:
+    more = ["kto={}", "online={per_device_train_batch_size: 6, gradient_accumulation_steps: 4}"]
+    small = load("quickstart", [*more, *miniature.overrides(load("quickstart", more), miniature.Size(64, 1))])
+    assert small.dpo and small.kto and small.sft and small.online
+    sections = (small.sft, small.dpo, small.kto, small.online)
+    assert [section.divided()[0]["batch"] for section in sections] == [1, 1, 2, 8]  # groups are of 8
 
 
 def test_a_large_model_is_probed_with_fewer_completions_and_rows() -> None:
