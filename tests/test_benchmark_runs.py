@@ -103,6 +103,9 @@ SMALLEST = {
         (f"{ROOT}/data/tiny-base --prompts 8 --new 16 --set model.lora=null --folder made",),
     ),
     "plan": Smallest(cells("seconds", "memory", "disk", "steps"), (f"--n 1 --repeats 1 --folder made {SETTINGS}",)),
+    "on_policy": Smallest(
+        cells("ours", "TRL, tuned"), ("--prompts 4 --group 2 --batch 4 --new 4 --repeats 1",), short=True
+    ),
     "poisoning": Smallest(r'"none": \{\s+"', (f"--n 1 --run made {SETTINGS}",)),
     "ranks": Smallest(cells("two, FSDP2"), (f"{ROOT}/data/tiny-base --length 64",)),
     "real_sampling": Smallest(

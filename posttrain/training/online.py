@@ -9,6 +9,7 @@ clipped objective. As each step samples anew, the ratio in it is 1, and nothing 
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import warnings
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import torch
 from peft import PeftModel
 from torch.utils.data import Sampler
 from trl import GRPOTrainer, RLOOTrainer
@@ -28,6 +30,9 @@ from posttrain.evaluation.statistics import known_mean
 from posttrain.seeds import derive_seed
 from posttrain.storage.pieces import Pieces
 from posttrain.system import device
+from posttrain.training.answers import head_at_answers
+from posttrain.training.groups import ROOM, as_answers
+from posttrain.training.packing import answer_log_probs, refusal
 from posttrain.training.trainers import TokenizedRows
 
 ROLLOUTS = SCORED_ANSWERS.append(pa.field("score", pa.float64())).append(pa.field("step", pa.int32()))
@@ -52,6 +57,7 @@ class SampledByEngine(TokenizedRows):
         self._asked: Sequence[Mapping[str, Any]] = ()
         self._scores: list[float | None] = []
         self.fallback: str | None = None
+        self._packed, self._attached = True, False
         args = options["args"]
         # As many as there are micro-batches in a step, whatever size fits into memory.
         args.steps_per_generation = args.gradient_accumulation_steps
@@ -84,7 +90,8 @@ class SampledByEngine(TokenizedRows):
         trainer: Any = self
         step, end = trainer.state.global_step, trainer.processing_class.eos_token_id
         engine = self._engine()
-        self.fallback = engine.fallback
+        if engine.fallback:
+            self.fallback = f"answers are sampled one by one: {engine.fallback}"
         seed = derive_seed(self._seed, "rollouts", step)
         groups = [list(group) for _, group in itertools.groupby(self._asked, key=lambda row: row["prompt_id"])]
         requests = [
@@ -122,12 +129,60 @@ class SampledByEngine(TokenizedRows):
             self._pieces.keep(name, pa.Table.from_pylist(kept, schema=ROLLOUTS))
         return [[*row["tokens"], *[end] * (row["finish"] == "stop")] for row in rows]
 
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        *_: Any,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **__: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """TRL's, with a prompt computed once for several of its completions, and the head at these alone.
+
+        input_ids, attention_mask (B, P + A): prompts padded on the left, completions on the right, A = logits_to_keep.
+        Log-probs and entropies (B, A), zero at padding, and the loss that balances experts.
+        """
+        trainer: Any = self
+        self._attach()
+        pad, eager = trainer.processing_class.pad_token_id, trainer.model.config._attn_implementation == "eager"
+        order, asked = as_answers(input_ids, attention_mask.bool(), logits_to_keep, pad, self._packed, eager)
+        labels = torch.ones((len(order), 1 + logits_to_keep), dtype=torch.long, device=input_ids.device)
+        more = {"output_router_logits": True} if compute_aux_loss else {}
+        with trainer.accelerator.autocast():
+            found = model(labels=labels, answers=asked, fused_lm_head=True, **more)
+        back = order.argsort()
+        entropy = found.entropy[back] if compute_entropy else None
+        return found.log_probs[back], entropy, found.aux_loss if compute_aux_loss else None
+
+    def _attach(self) -> None:
+        """Before the first batch: looks whether the model supports packed rows; the head at completions alone."""
+        if self._attached:
+            return
+        self._attached = True
+        trainer: Any = self
+        model, pad = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class.pad_token_id
+        eager = model.config._attn_implementation == "eager"
+        forward = {"output_router_logits": True} if trainer.aux_loss_enabled else {}
+        prompt = max(map(len, trainer.train_dataset["prompt_ids"]))
+        longest = max(prompt + trainer.args.max_completion_length, (1 + ROOM) * prompt)
+        measured = functools.partial(answer_log_probs, model, pad, additive=eager, **forward)
+        why = refusal(model, longest, measured)
+        if why:
+            self._packed, self.fallback = False, why
+        for one in (trainer.model, trainer.ref_model):
+            if one is not None:
+                head_at_answers(trainer.accelerator.unwrap_model(one))
+
     def _engine(self) -> Engine:
         """The engine on a copy of the policy as it is now, its adapter merged in."""
         trainer: Any = self
         policy = copy.deepcopy(trainer.accelerator.unwrap_model(trainer.model))
         if isinstance(policy, PeftModel):
             policy = policy.merge_and_unload()
+        policy.__dict__.pop("forward", None)  # that of the training, which would run the original
         return engine_on(prepare(policy, trainer.processing_class, self._dtype, device()))
 
 
