@@ -1,6 +1,6 @@
 """On-policy training: completions by our engine against TRL's own generation, in TRL's GRPO trainer.
 
-    python benchmarks/on_policy.py [MODEL] [--prompts 64] [--group 8] [--batch 64] [--new 48] [--repeats 3] [--json FILE]
+    python benchmarks/on_policy.py [MODEL] [--prompts 64] [--group 8] [--batch 64] [--new 48] [--repeats 3]
 
 The quickstart's first prompts, the same for all, one epoch; the score of a completion is its length, so that nothing
 but sampling and learning takes time. `ours` is the trainer of the stage `online`; `TRL, defaults` TRL's trainer with
