@@ -94,6 +94,7 @@ def theirs(model: Path, rows: Dataset, section: Online, folder: Path, tuned: boo
     def by_length(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return [float(len(ids)) for ids in completion_ids]
 
+    more: dict[str, Any] = {"gradient_checkpointing": False} if tuned else {}
     args = GRPOConfig(
         output_dir=str(folder),
         use_cpu=True,
@@ -107,7 +108,7 @@ def theirs(model: Path, rows: Dataset, section: Online, folder: Path, tuned: boo
         num_generations=section.group,
         max_completion_length=section.max_new_tokens,
         model_init_kwargs={"dtype": "float32"},
-        **({"gradient_checkpointing": False} if tuned else {}),
+        **more,
     )
     trainer = GRPOTrainer(str(model), by_length, args=args, train_dataset=rows.select_columns("prompt"))
     return figure(SIDES[1 + tuned], counted(trainer), "_generate_single_turn")
@@ -143,14 +144,8 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    section = Online(
-        group=options.group,
-        max_new_tokens=options.new,
-        per_device_train_batch_size=options.batch,
-        learning_rate=2e-5,
-        num_train_epochs=1,
-        bf16=False,
-    )
+    given = {"group": options.group, "max_new_tokens": options.new, "per_device_train_batch_size": options.batch}
+    section = Online.model_validate({**given, "learning_rate": 2e-5, "num_train_epochs": 1, "bf16": False})
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     lines = shipped.locate("data", "word-problems.train.jsonl").read_text("utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in islice(lines, options.prompts)]

@@ -54,6 +54,7 @@ class Online(Trained):
     }
 
     made_with = ("algorithm", "group")
+    alone = True
     copies = 2  # one that samples, and its packed weights
 
     algorithm: Literal["grpo", "rloo"] = "grpo"

@@ -22,7 +22,7 @@ class Trained(Section):
     name; `trl_config`: TRL's class of its fields; `refused`: those of them that it may not set, and why, beside
     `trl_fields.REFUSED`; `shown`: those that are written out beside `trl_fields.SHOWN`; `made_with`: our keys that its
     trainer is made with; `one_or_more`: our lists that may be written as one of their items; `copies`: of the model, in
-    memory beside the one that is trained.
+    memory beside the one that is trained; `alone`: it is trained by one process.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -32,6 +32,7 @@ class Trained(Section):
     made_with: ClassVar[tuple[str, ...]] = ()
     one_or_more: ClassVar[tuple[str, ...]] = ()
     copies: ClassVar[int] = 0
+    alone: ClassVar[bool] = False
     variants: Annotated[list[dict[str, Any]], NotInKey()] = Field(default=[])  # each is a stage of its own
     """Each is this section with these keys changed, and a `seed` (default 0). All are trained and their weights
     averaged; the average is used, or the best variant if that is better on dev."""

@@ -164,6 +164,7 @@ class Training:
                     **runtime,
                     **self._start(inputs["model"]),
                     **self._how(role, number),
+                    **({"processes": 1, "shard": None} if section.alone else {}),
                 },
                 role=role,
             )

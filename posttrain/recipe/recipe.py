@@ -205,7 +205,7 @@ class Recipe(Section):
         processes = self.compute.processes or 1
         for name in TRAINED:
             section = getattr(self, name)
-            rows = section.trl["per_device_train_batch_size"] if section else 0
+            rows = section.trl["per_device_train_batch_size"] if section and not section.alone else 0
             if rows % processes:
                 complain(
                     ("compute", "processes"),

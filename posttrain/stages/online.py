@@ -6,7 +6,6 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -52,10 +51,9 @@ def run(job: Job) -> dict[str, Any]:
     least = section.batch // section.group
     if len(rows) < least:
         return _without_prompts(job, section, least, found)
-    alone = replace(job, runtime={**job.runtime, "processes": 1, "shard": None})
     metrics = train(
         "online",
-        alone,
+        job,
         section,
         lambda: arguments(getattr(trl, section.trl_class), section, job),
         lambda args: trainer(job, section, args, rows, tokenizer, _score(job, scorers, weights)),

@@ -9,7 +9,9 @@ from support.loop_runs import EVALUATED, ROUND, go
 
 from posttrain.config.online import Online
 from posttrain.errors import RecipeError
-from posttrain.planning.dry_run import dry_run
+from posttrain.execution.artifact import Artifact, StageCall
+from posttrain.loop import play
+from posttrain.planning.dry_run import DryRunner, dry_run
 from posttrain.recipe.load import load
 from posttrain.stages.amounts import Sets, Shares, amounts
 from posttrain.storage.store import Store
@@ -36,6 +38,24 @@ def test_either_it_or_dpo_may_be_left_out(tmp_path: Path) -> None:
     keys = run.read_run()["rounds"][1]["stages"]
     assert "dpo" not in keys and "answers_pairs" not in keys
     assert run.manifest(keys["answers_dev"])["input_keys"]["policy"] == keys["online"]
+
+
+class Recording(DryRunner):
+    """Keeps the processes of each stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processes: dict[str, int | None] = {}
+
+    def submit(self, call: StageCall) -> Artifact:
+        self.processes[call.stage] = call.runtime.get("processes")
+        return super().submit(call)
+
+
+def test_it_is_trained_by_one_process_whatever_others_are(tmp_path: Path) -> None:
+    runner = Recording()
+    play(load("quickstart", ["online={per_device_train_batch_size: 9, group: 9}", "compute.processes=2"]), runner, 1)
+    assert runner.processes["sft"] == 2 and runner.processes["online"] == 1
 
 
 def test_another_reward_starts_it_anew(tmp_path: Path) -> None:
