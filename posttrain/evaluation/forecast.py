@@ -21,11 +21,11 @@ import numpy.typing as npt
 
 from posttrain.evaluation.statistics import Figure
 
-ROUND = 0.02  # standard deviation of log L by which a round is off the curve by chance
+ROUND = 0.016  # standard deviation of log L by which a round is off the curve by chance
 _DRAWN = 1.2 * ROUND  # it in fits to points that chance has moved already, which alone would be too sure
 # Standard deviation of how much faster or slower the log-odds of the accuracy go on than the curves say, for each
-# factor e of answers beyond the measured ones. It was 0.108 in four runs of two recipes (benchmarks/forecast.py).
-_DRIFT = 0.1
+# factor e of answers beyond the measured ones. Set, as `ROUND`, by six runs of three recipes: docs/evaluation.md.
+_DRIFT = 0.08
 FEWEST = 2  # rounds that a forecast needs, besides the starting model
 _DRAWS = 2000
 # Of c, in parts of the answers of the first round. No larger: each later round brings less than the first.
