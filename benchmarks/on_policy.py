@@ -91,7 +91,7 @@ def ours(model: Path, rows: Dataset, section: Online, folder: Path) -> Figure:
 
 
 def theirs(model: Path, rows: Dataset, section: Online, folder: Path, tuned: bool) -> Figure:
-    def by_length(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def by_length(completion_ids: list[list[int]], **_: Any) -> list[float | None]:
         return [float(len(ids)) for ids in completion_ids]
 
     more: dict[str, Any] = {"gradient_checkpointing": False} if tuned else {}
