@@ -80,14 +80,14 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
     classifier = stages.filtering.classifier(number, state.kept, state.policy)
     kept = (*state.kept, stages.filtering.filters(number, scored, prompts, state.kept, classifier, state.policy))
     diversity = stages.filtering.diversity(kept) if recipe.collapse else None
-    policy = state.policy
+    policy, rollouts = state.policy, None
     if recipe.sft:
         policy = stages.sft(kept, policy, reward_model)
     if recipe.online:
-        policy = stages.online(policy, scored, reward_model)
+        policy = rollouts = stages.online(policy, scored, reward_model)
     if recipe.pairs and stages.reads_pairs("pairs"):
         pairs = stages.pairs(fresh, policy, reward_model)
-    tables = Tables(scored, pairs, preferences)
+    tables = Tables(scored, pairs, preferences, rollouts)
     if recipe.dpo:
         reference = stages.reference(state.policy, state.promoted)
         policy = stages.preference_optimisation("dpo", policy, tables, reward_model, reference)

@@ -67,19 +67,22 @@ def sampling_dtype(shapes: Mapping[tuple[int, int], int], device: str) -> Choice
         return faster_type(list(products(shapes, _ROWS)), _timed)
 
 
-def faster_type(
-    made: Sequence[Measured], timed: Callable[[Sequence[Measured], torch.dtype], Callable[[], float]]
-) -> Choice:
-    """`float32` or `bfloat16` for these products. `timed`: gives a function that takes their seconds in a type.
+Timed = Callable[[Sequence[Measured], torch.dtype], Callable[[], float]]
+
+
+def faster_type(made: Sequence[Measured], timed: Timed, product: Timed | None = None) -> Choice:
+    """`float32` or `bfloat16` for these products. `timed`: gives a function that takes the seconds in a type of them and
+    of what else there is; `product`: of them alone, if `timed` has more.
 
     The smallest product is looked at first: where bfloat16 takes four times as long, as on a CPU that has none, the
     others would only take seconds to say the same.
     """
-    if made:
-        smallest = [min(made, key=lambda one: one[0].numel())]
-        ratio = timed(smallest, torch.float32)() / timed(smallest, torch.bfloat16)()
-        if ratio <= _HOPELESS / 2:
-            return Choice("float32", (ratio,))
+    if not made:
+        return Choice("float32", ())
+    smallest, alone = [min(made, key=lambda one: one[0].numel())], product or timed
+    ratio = alone(smallest, torch.float32)() / alone(smallest, torch.bfloat16)()
+    if ratio <= _HOPELESS / 2:
+        return Choice("float32", (ratio,))
     return clearly_faster(("float32", timed(made, torch.float32)), ("bfloat16", timed(made, torch.bfloat16)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Iterator
 from importlib import metadata
@@ -28,38 +29,44 @@ def identity(benchmark: Benchmark) -> str:
         raise InputError(
             "benchmarks need lm-evaluation-harness, which is not installed", hint=_EXTRA, rule="benchmark-extra"
         ) from None
-    files = list(_questions(benchmark))
+    files = list(_questions(benchmark.file))
     if "/" in benchmark.task:
         files += _of_task(Path(benchmark.task))
-    named = hashlib.sha256(version.encode())
-    for path in sorted({path.resolve() for path in files}):
+    for _, path in files:
         if not path.is_file():
             raise InputError("there is no such file", file=str(path), rule="benchmark-no-file")
-        named.update(file_hash(path).encode())
+    named = hashlib.sha256(version.encode())
+    for split, digest in sorted({(split, file_hash(path)) for split, path in files}):
+        named.update(f"\n{split}={digest}".encode())
     return named.hexdigest()
 
 
-def _questions(benchmark: Benchmark) -> Iterator[Path]:
-    given = benchmark.file
-    for path in given.values() if isinstance(given, dict) else [given] if given else []:
-        yield Path(path)
+def _questions(given: Any) -> Iterator[tuple[str, Path]]:
+    """Files with questions, by split: one, a list, or a mapping of either. Of patterns, the files that they match."""
+    if isinstance(given, dict):
+        for split, one in given.items():
+            yield from ((str(split), path) for _, path in _questions(one))
+    elif isinstance(given, list):
+        for one in given:
+            yield from _questions(one)
+    elif isinstance(given, str):
+        matched = sorted(glob.glob(given, recursive=True)) if glob.has_magic(given) else []
+        yield from (("", Path(path)) for path in matched or [given])
 
 
-def _of_task(path: Path) -> Iterator[Path]:
+def _of_task(path: Path) -> Iterator[tuple[str, Path]]:
     """A task file, what it includes, the Python files beside it, and the files that its questions are in."""
-    yield path
+    yield "task", path
     if not path.is_file():
         return
-    yield from path.parent.glob("*.py")
+    yield from (("task", one) for one in path.parent.glob("*.py"))
     task = _read(path)
     included = task.get("include") or []
     for one in included if isinstance(included, list) else [included]:
         yield from _of_task(path.parent / str(one))
     kwargs = task.get("dataset_kwargs")
     listed = kwargs.get("data_files") if isinstance(kwargs, dict) else None
-    for one in listed.values() if isinstance(listed, dict) else [listed] if isinstance(listed, str) else []:
-        if isinstance(one, str) and Path(one).is_file():
-            yield Path(one)
+    yield from ((split, one) for split, one in _questions(listed) if one.is_file())  # an address is none
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -96,11 +96,13 @@ def forecast(
     other starting models, such as smaller ones. c and v are taken to be the same for all models, and later rounds show
     them best; a and u are each model's own. The curves are fitted by least squares. The interval is of 2,000 fits to
     points that chance moves, see `ROUND`, each of which goes on a little faster or slower than its curves, see
-    `_DRIFT`. None with fewer than two rounds of the model itself, or where none is better than the start.
+    `_DRIFT`. None with fewer than two rounds of the model itself, or where none is better than the start. Of
+    `others`, a run in which nothing is wrong any more (L is 0) says nothing.
     """
-    if not all(one.nll > 0 for run in (*runs, *others) for one in run):
+    if not all(one.nll > 0 for run in runs for one in run):
         return None
-    own, *smaller = (_Model.of(each) for each in (runs, *([run] for run in others)))
+    whole = [run for run in others if all(one.nll > 0 for one in run)]
+    own, *smaller = (_Model.of(each) for each in (runs, *([run] for run in whole)))
     if len(own.spent) < FEWEST:
         return None
     models = [own, *(model for model in smaller if len(model.spent) >= FEWEST)]
@@ -111,7 +113,9 @@ def forecast(
         return None
     answers = np.asarray(wanted, np.float64)
     later = own.start - power[:, None] * np.log1p(answers / scale[:, None])
-    odds = _sigmoid(models, fell, np.exp(later + _chance(random, len(answers))))
+    slope, odds = _sigmoid(models, fell, np.exp(later + _chance(random, len(answers))))
+    if not slope[0]:
+        return None
     beyond = np.log(np.maximum(answers / own.spent.max(), 1))
     drift = random.normal(0, _DRIFT, (len(odds), 1))
     drift[0] = 0
@@ -144,9 +148,9 @@ def _curve(models: Sequence[_Model], fell: Sequence[Floats]) -> tuple[Floats, Fl
     return scales[best], powers[0][np.arange(len(best)), best]
 
 
-def _sigmoid(models: Sequence[_Model], fell: Sequence[Floats], wanted: Floats) -> Floats:
-    """The log-odds of the first model's accuracy where its L is `wanted`, (draws, N), by lines of one slope through
-    those of each model's points over L. They never rise with L."""
+def _sigmoid(models: Sequence[_Model], fell: Sequence[Floats], wanted: Floats) -> tuple[Floats, Floats]:
+    """Lines of one slope through the log-odds of each model's accuracies over L, which never rise with it: the slopes,
+    (draws,), and where the first model's L is `wanted` its log-odds, (draws, N)."""
     middles, levels = list[Floats](), list[float]()
     shared, spread = np.zeros(len(wanted)), np.zeros(len(wanted))
     for model, each in zip(models, fell, strict=True):
@@ -159,4 +163,4 @@ def _sigmoid(models: Sequence[_Model], fell: Sequence[Floats], wanted: Floats) -
         middles.append(middle)
         levels.append(level)
     slope = np.minimum(shared / np.maximum(spread, 1e-12), 0)
-    return levels[0] + slope[:, None] * (wanted - middles[0])
+    return slope, levels[0] + slope[:, None] * (wanted - middles[0])

@@ -23,11 +23,12 @@ from posttrain.seeds import derive_seed
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables that a round's preference optimisation can learn from."""
+    """The tables that a round's preference optimisation can learn from, and the answers that on-policy training did."""
 
     scored: Artifact
     pairs: Artifact | None
     preferences: Sequence[Artifact]
+    rollouts: Artifact | None = None
 
 
 class StageInputs:
@@ -264,6 +265,7 @@ class StageInputs:
             kept=kept if self.recipe.sft else None,
             samples=tables.scored if "samples" in sources else None,
             pairs=tables.pairs,
+            online=tables.rollouts,
             preferences=tables.preferences[-1] if tables.preferences else None,
         )
 

@@ -93,7 +93,14 @@ def check(
             if not found:
                 return checked
             stages, prompts, sets = found
-            cheaper = checked.run("forecast", lambda: _forecast(recipe, stages.base)) if _cheaper(recipe) else None
+            cheaper = None
+            if _cheaper(recipe) and (elsewhere or not model.here):
+                why = (
+                    "it is made for this machine's plan alone" if elsewhere else "the model's weights are not here yet"
+                )
+                checked.notes.append(f"no forecast: {why}")
+            elif _cheaper(recipe):
+                cheaper = checked.run("forecast", lambda: _forecast(recipe, stages.base))
             if recipe.evaluate.benchmarks or recipe.evaluate.label_variants:
                 asked = checked.run("benchmarks", lambda: _benchmarks(checked, stages, run))
                 if asked is None:

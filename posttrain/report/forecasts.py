@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import InputError
@@ -18,9 +19,10 @@ BEYOND = 4  # rounds after the ones that a forecast is made from, which it shows
 
 
 def to_learn_from(stage: str, role: str) -> bool:
-    """Whether a stage samples answers that something learns from, rather than to evaluate."""
+    """Whether a stage samples answers that something learns from, rather than to evaluate or to choose prompts."""
     kind = spec(stage, role)
-    return kind.samples and kind.group == "sampling and scoring"
+    sampled = kind.samples and kind.group == "sampling and scoring" and role != "answers_difficulty"
+    return sampled or stage == "online"
 
 
 def points(run: RunView) -> list[Point]:
@@ -28,6 +30,8 @@ def points(run: RunView) -> list[Point]:
     found = next((one.metrics("forecast")["points"] for one in run.rounds if one.metrics("forecast")), [])
     answers = spent(run)
     if not found or len(answers) < len(found):  # measured, while its last round is not decided yet
+        return []
+    if any(one["accuracy"] is None for one in found):  # of a round in which no function judged an answer
         return []
     from posttrain.evaluation.forecast import Point  # here, since it imports numpy
 
@@ -70,7 +74,7 @@ def cheaper(folders: Sequence[str], start: str) -> Cheaper:
     from posttrain.evaluation.forecast import FEWEST
 
     found = Cheaper([], [])
-    for folder in folders:
+    for folder in {Path(folder).resolve(): folder for folder in folders}.values():  # a run counts once
         run = open_run(folder)
         measured = points(run)
         if len(measured) <= FEWEST:
@@ -102,8 +106,9 @@ def of_plan(runs: Cheaper, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     total, numbers, answers = 0.0, list[int](), list[float]()
     for one in plan["rounds"]:
-        roles = {part["stage"]: part["completions"] for part in one["stages"] if part["stage"].startswith("answers")}
-        total += sum(count for role, count in roles.items() if to_learn_from("answers", role))
+        roles = {part["stage"]: part["completions"] for part in one["stages"]}
+        sampled = {role: count for role, count in roles.items() if role.startswith(("answers", "online"))}
+        total += sum(count for role, count in sampled.items() if to_learn_from(role.partition("_")[0], role))
         if one["round"]:
             numbers.append(one["round"])
             answers.append(total)

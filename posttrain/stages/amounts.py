@@ -238,13 +238,14 @@ def _memorisation(planned: PlannedStage, book: Book) -> Amounts:
 
 
 def _forecast(planned: PlannedStage, book: Book) -> Amounts:
-    """Every policy reads each prompt once, with the different answers that any of them sampled: at most all."""
-    heldout = book.read(planned, "heldout")
-    of_all = max((one.prompts for one in heldout), default=0)
-    prompts = min(planned.config["forecast"]["prompts"], of_all)
-    answers = sum(one.rows for one in heldout) * prompts / max(of_all, 1)
+    """Every policy reads each prompt once, with the different answers that any of them sampled: at most all K."""
+    heldout = [key for role, key in planned.inputs.items() if role.startswith("heldout") and key in book.done]
+    behind = [book.stages[key] for one in heldout for key in book.stages[one].inputs.values() if key in book.stages]
+    sampled = [one for one in behind if one.spec.samples]
+    prompts = min(planned.config["forecast"]["prompts"], max((book.done[one].prompts for one in heldout), default=0))
+    answers = prompts * sum(one.config["answers"]["k"] for one in sampled)
     read = round(len(heldout) * (prompts * book.sets.length + answers * book.length))
-    return Amounts(prompts, rows=round(len(heldout) * answers), read=read, longest=read, as_answers=read / book.length)
+    return Amounts(prompts, rows=len(heldout) * answers, read=read, longest=read, as_answers=read / book.length)
 
 
 def _trained(planned: PlannedStage, rows: float) -> Amounts:

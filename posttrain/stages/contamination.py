@@ -22,6 +22,7 @@ N = 8  # words in an n-gram, as in the paper
 LEARNED = {
     "kept": ("kept.parquet", ("prompt", "completion")),
     "samples": ("scored.parquet", ("prompt", "completion")),
+    "online": ("rollouts.parquet", ("prompt", "completion")),
     "preferences": ("pairs.parquet", ("prompt", "chosen", "rejected", "edited")),
     "pairs": ("pairs.parquet", ("prompt", "chosen", "rejected", "edited")),
 }
@@ -67,6 +68,8 @@ def _learned(job: Job) -> Iterator[Sequence[str]]:
         if role not in job.inputs:
             continue
         path: Path = job.inputs[role] / file
+        if not path.is_file():  # on-policy training that was skipped
+            continue
         there = [name for name in columns if name in pq.read_schema(path).names]
         for batch in pq.ParquetFile(path).iter_batches(_BATCH, columns=there):
             yield [text_of([part for name in there for part in row[name] or ()]) for row in batch.to_pylist()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,7 +53,11 @@ def training_dtype(shapes: Mapping[tuple[int, int], int], heads: Heads, device: 
         weight.requires_grad_()
         x.requires_grad_()
     with one_thread():
-        chosen = faster_type(made, lambda of, dtype: functools.partial(_step, of, heads, dtype))
+        chosen = faster_type(
+            made,
+            lambda of, dtype: functools.partial(_step, of, heads, dtype),
+            lambda of, dtype: functools.partial(_step, of, replace(heads, layers=0), dtype),
+        )
         return chosen, _attention(heads, getattr(torch, chosen.name))
 
 

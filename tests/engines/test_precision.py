@@ -82,6 +82,19 @@ def test_where_a_type_is_hopeless_one_small_product_says_so() -> None:
 
     choice = faster_type(list(products({(64, 64): 2, (16, 32): 1}, rows=4)), slow_in_bfloat16)
     assert choice == Choice("float32", (0.2,)) and timed == [((16, 32),)] * 2
+    assert faster_type([], slow_in_bfloat16) == Choice("float32", ())
+
+
+def test_the_first_look_is_at_a_product_alone() -> None:
+    products_alone = {torch.float32: 1.0, torch.bfloat16: 0.5}  # while what else there is takes ten times as long
+
+    def all_of_it(made: Sequence[Measured], dtype: torch.dtype) -> Callable[[], float]:
+        return lambda: products_alone[dtype] + (10.0 if dtype == torch.bfloat16 else 0.0)
+
+    choice = faster_type(
+        list(products({(64, 64): 2}, rows=4)), all_of_it, lambda made, dtype: lambda: products_alone[dtype]
+    )
+    assert choice == Choice("float32", (1.0 / 10.5,))  # which the whole says, not the look
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

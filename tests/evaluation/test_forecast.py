@@ -72,8 +72,9 @@ def test_a_run_of_a_smaller_model_says_how_the_curve_goes_on() -> None:
     errors = [abs(found[0]["value"] - right(unlikely(120))) for found in (alone, helped)]
     widths = [found[0]["ci95"][1] - found[0]["ci95"][0] for found in (alone, helped)]
     assert errors[1] < errors[0] and widths[1] < widths[0]
-    same = forecast([points(0, 10, 20)], [120], others=[[smaller(0), smaller(0)]])  # of no round: it says nothing
-    assert same == forecast([points(0, 10, 20)], [120])
+    solved = [smaller(0), smaller(10), Point(20, 0.0, 1.0)]
+    for silent in ([smaller(0), smaller(0)], solved):  # of no round, or with nothing left to get right
+        assert forecast([points(0, 10, 20)], [120], others=[silent]) == forecast([points(0, 10, 20)], [120])
 
 
 def test_rounds_that_chance_moves_lie_inside_as_often_as_the_interval_says() -> None:
@@ -94,5 +95,7 @@ def test_rounds_that_chance_moves_lie_inside_as_often_as_the_interval_says() -> 
 def test_where_nothing_was_gained_or_too_little_measured_there_is_none() -> None:
     worse = [Point(0, 0.5, 0.4), Point(10, 0.6, 0.3), Point(20, 0.6, 0.3)]
     assert forecast([worse], [30]) is None
+    sinks = [Point(0, 0.8, 0.5), Point(10, 0.6, 0.4), Point(20, 0.5, 0.3)]  # while the right ones become likelier
+    assert forecast([sinks], [30]) is None
     assert forecast([points(0, 10)], [30]) is None
     assert forecast([points(0, 0, 0)], [30]) is None  # nothing was sampled to learn from

@@ -256,6 +256,22 @@ def test_the_key_is_of_all_files_that_decide_the_figures(tmp_path: Path, monkeyp
         identity(benchmark)
 
 
+def test_the_key_knows_which_split_a_file_is_and_files_in_lists_and_patterns(tmp_path: Path) -> None:
+    one, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    one.write_text('{"n": 1}\n', "utf-8")
+    other.write_text('{"n": 2}\n', "utf-8")
+    given: list[Any] = [str(one), {"test": str(one)}, {"test": str(one), "train": str(other)}]
+    given += [{"test": str(other), "train": str(one)}, {"test": str(one), "train": str(one)}]
+    seen = {identity(Benchmark(task="gsm8k", file=each)) for each in given}
+    assert len(seen) == len(given)
+    for number, files in enumerate((f"[{one}, {other}]", f"'{tmp_path}/*.jsonl'")):
+        file = tmp_path / f"task-{number}.yaml"
+        file.write_text(f"task: t\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {files}}}}}\n", "utf-8")
+        before = identity(Benchmark(task=str(file)))
+        other.write_text(other.read_text("utf-8") + "\n", "utf-8")
+        assert identity(Benchmark(task=str(file))) != before
+
+
 def test_what_was_learned_from_is_looked_for_in_the_questions(tmp_path: Path) -> None:
     policy, file = model(tmp_path / "model"), task(tmp_path / "tasks", "apples", MULTIPLE_CHOICE, questions(24))
     first = job(tmp_path / "apples", policy, Benchmark(task=str(file)))

@@ -66,6 +66,18 @@ def test_a_round_under_way_counts_for_nothing_yet() -> None:
     assert figures.forecast((), []) == []
 
 
+def test_what_on_policy_training_samples_is_learned_from_and_what_chooses_prompts_is_not() -> None:
+    more = {"online": {"completions": 30.0}, "answers_difficulty": {"completions": 500.0}}
+    run = RunView(Path("run"), "mine", "", (a_round(0, 0.2), a_round(1, 0.3, **more)))
+    assert forecasts.spent(run) == [0.0, 150.0]
+
+
+def test_a_round_that_no_function_judged_gives_no_forecast() -> None:
+    points = [{"nll": 0.5, "accuracy": 0.4}, {"nll": 0.4, "accuracy": None}, {"nll": 0.3, "accuracy": 0.6}]
+    unjudged = (a_round(0, 0.2), a_round(1, 0.3), a_round(2, 0.6, forecast={"points": points}))
+    assert forecasts.of_run(RunView(Path("run"), "mine", "", unjudged)) == []
+
+
 def test_a_plan_is_forecast_by_runs_that_cost_less() -> None:
     measured = forecasts.points(a_run())
 
@@ -91,7 +103,7 @@ def test_a_plan_is_forecast_by_runs_that_cost_less() -> None:
 def test_runs_are_told_apart_by_their_starting_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecasts, "open_run", lambda folder: a_run())
     measured = forecasts.points(a_run())
-    assert forecasts.cheaper(["runs/half"], "base-1") == Cheaper([measured], [])
+    assert forecasts.cheaper(["runs/half", "runs/../runs/half"], "base-1") == Cheaper([measured], [])  # once
     with pytest.raises(InputError, match=r"no run .* starts from the recipe's model.*\[forecast-other-model\]"):
         forecasts.cheaper(["runs/half"], "base-2")
     found = {"runs/half": a_run(), "runs/small": a_run(start="base-2")}
