@@ -71,8 +71,8 @@ Timed = Callable[[Sequence[Measured], torch.dtype], Callable[[], float]]
 
 
 def faster_type(made: Sequence[Measured], timed: Timed, product: Timed | None = None) -> Choice:
-    """`float32` or `bfloat16` for these products. `timed`: gives a function that takes the seconds in a type of them and
-    of what else there is; `product`: of them alone, if `timed` has more.
+    """`float32` or `bfloat16` for these products. `timed`: gives a function that takes the seconds in a type, of them
+    and of what else there is; `product`: of them alone, if `timed` has more.
 
     The smallest product is looked at first: where bfloat16 takes four times as long, as on a CPU that has none, the
     others would only take seconds to say the same.

@@ -67,8 +67,9 @@ def test_a_round_under_way_counts_for_nothing_yet() -> None:
 
 
 def test_what_on_policy_training_samples_is_learned_from_and_what_chooses_prompts_is_not() -> None:
-    more = {"online": {"completions": 30.0}, "answers_difficulty": {"completions": 500.0}}
-    run = RunView(Path("run"), "mine", "", (a_round(0, 0.2), a_round(1, 0.3, **more)))
+    online, difficulty = {"completions": 30.0}, {"completions": 500.0}
+    learning = a_round(1, 0.3, online=online, answers_difficulty=difficulty)
+    run = RunView(Path("run"), "mine", "", (a_round(0, 0.2), learning))
     assert forecasts.spent(run) == [0.0, 150.0]
 
 
