@@ -183,6 +183,8 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "dataset_num_proc": _FEW,
     "dataloader_prefetch_factor": _FEW,
 }
+# Of single stages, where it is another one there.
+OF_STAGE: dict[tuple[str, str], tuple[float, float, bool]] = {("online", "beta"): _NOT_NEGATIVE}  # 0: no reference
 
 
 @cache
@@ -215,10 +217,10 @@ def problem(
         right = RENAMED.get(name)
         near = f", did you mean {right!r}?" if right in allowed else did_you_mean(name, allowed)
         return KeyProblem(f"unknown key {name!r} in '{trainer}'{near}", rule="recipe-unknown-key")
-    return _wrong_value(name, value, known[name])
+    return _wrong_value(trainer, name, value, known[name])
 
 
-def _wrong_value(name: str, value: object, field: dict[str, Any]) -> KeyProblem | None:
+def _wrong_value(trainer: str, name: str, value: object, field: dict[str, Any]) -> KeyProblem | None:
     if not any(_is(value, kind) for kind in field["types"]):
         wanted = " or ".join(_TYPES[kind][1] for kind in field["types"])
         return KeyProblem(f"'{name}' must be {wanted}, not {said(value)}", rule="recipe-type")
@@ -230,7 +232,7 @@ def _wrong_value(name: str, value: object, field: dict[str, Any]) -> KeyProblem 
                 message = f"'{name}' has no choice {str(item)!r}{near} ({', '.join(choices)})"
                 return KeyProblem(message, rule="recipe-choice")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        low, high, included = bounds(name)
+        low, high, included = bounds(trainer, name)
         if not (low <= value <= high) or (value == low and not included):
             limits = [f"{'at least' if included else 'above'} {low:g}"] if low > -MOST else []
             limits += [f"at most {high:,.0f}"] if high < MOST or value > high else []
@@ -238,9 +240,9 @@ def _wrong_value(name: str, value: object, field: dict[str, Any]) -> KeyProblem 
     return None
 
 
-def bounds(name: str) -> tuple[float, float, bool]:
+def bounds(trainer: str, name: str) -> tuple[float, float, bool]:
     """The lowest and highest value of a numeric field, and whether the lowest itself is allowed."""
-    return RANGES.get(name, _ANY)
+    return OF_STAGE.get((trainer, name)) or RANGES.get(name, _ANY)
 
 
 # The types of JSON Schema, as Python has them and as messages call them.

@@ -5,6 +5,7 @@ Only for a process of its own: a task file names functions that are imported, an
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -203,13 +204,24 @@ def _check(benchmark: Benchmark, name: str, task: Any) -> None:
         )
     if getattr(task, "MULTIMODAL", False):
         raise InputError(f"{name} shows images or sounds", hint="leave it out", rule="benchmark-kind")
-    first = next(iter(task.eval_docs))
-    if task.OUTPUT_TYPE == "multiple_choice" and task.doc_to_target(first) in (None, ""):
-        raise InputError(
-            f"{name} does not say which answer is right",
-            hint="its `doc_to_target` names the right choice",
-            rule="benchmark-no-labels",
-        )
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    for number, doc in enumerate(itertools.islice(task.eval_docs, benchmark.limit), 1):
+        if not _says_what_is_right(task, doc):
+            raise InputError(
+                f"{name} does not say which answer is right to question {number}",
+                hint="its `doc_to_target` names the right choice, or gives its place, from 0 on",
+                rule="benchmark-no-labels",
+            )
+
+
+def _says_what_is_right(task: Any, doc: Any) -> bool:
+    """Whether the target of a question is among its choices, or their places: lm-evaluation-harness counts any other
+    as wrong, whatever is answered."""
+    choices, target = task.doc_to_choice(doc), (task.doc_to_text if task.multiple_input else task.doc_to_target)(doc)
+    places = range(len(choices))
+    given = target if isinstance(target, list) else [target]
+    return bool(given) and all(one in places if isinstance(one, int) else one in choices for one in given)
 
 
 def evaluate(tasks: Mapping[str, Any], benchmark: Benchmark, model: EngineModel) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _trl_property(kind: type[Trained], name: str, field: dict[str, Any]) -> dict
     if "choices" in field and types == ["array"]:
         made["items"] = {"enum": field["choices"]}
     if {"integer", "number"} & {*types} and "enum" not in made:
-        low, high, included = trl_fields.bounds(name)
+        low, high, included = trl_fields.bounds(kind.trainer, name)
         made |= {"minimum" if included else "exclusiveMinimum": low, "maximum": high}
     made |= {"default": field["default"], "description": f"TRL's {kind.trl_config}.{name}."}
     return _or_one(made) if types == ["array"] else made

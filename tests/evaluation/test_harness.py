@@ -178,6 +178,10 @@ def test_what_is_wrong_shows_before_anything_is_computed(tmp_path: Path, monkeyp
     refused("long", MULTIPLE_CHOICE, "benchmark-does-not-fit", long)
     refused("code", f"{GENERATED}\nunsafe_code: true\n", "benchmark-runs-code")
     refused("unlabelled", MULTIPLE_CHOICE, "benchmark-no-labels", [{**row, "label": None} for row in questions(2)])
+    for wrong in (-1, 7, None, "no choice"):
+        later = [row if at == 0 else {**row, "label": wrong} for at, row in enumerate(questions(2))]
+        refused("labelled", MULTIPLE_CHOICE, "benchmark-no-labels", later)
+    refused("misnamed", MULTIPLE_CHOICE.replace("label", "gold"), "benchmark-no-labels", questions(2))
     tasks.mkdir(exist_ok=True)
     (tasks / "own.py").write_text("def none(questions):\n    return questions.select([])\n", "utf-8")
     refused("empty", f"{MULTIPLE_CHOICE}\nprocess_docs: !function own.none\n", "benchmark-unreadable")

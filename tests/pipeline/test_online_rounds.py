@@ -93,6 +93,8 @@ def test_completions_are_as_long_as_samples_and_rloo_has_its_own_options() -> No
     assert section and section.max_new_tokens == load("quickstart").samples.max_new_tokens
     assert section.trl_class == "RLOOConfig" and section.own_fields["num_generations"] == 8
     assert Online().trl_class == "GRPOConfig"
+    for algorithm in ("grpo", "rloo"):  # without a reference
+        assert load("quickstart", [f"online={{algorithm: {algorithm}, beta: 0}}"]).online
 
 
 def test_it_is_planned_by_its_completions() -> None:
