@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from posttrain.data.chat_template import render_prompt
 from posttrain.data.messages import Message, hinted, under
 from posttrain.data.tables import ANSWERS, GREEDY
-from posttrain.engines.protocol import Engine, Request, SamplingParams, completion_seed
+from posttrain.engines.protocol import Completion, Engine, Request, SamplingParams, completion_seed
 from posttrain.engines.server_dialects import DIALECTS, ServerSettings
 from posttrain.job import Job
 from posttrain.storage.pieces import by_work
@@ -133,23 +133,30 @@ def rollout(shard: Shard, engine: Engine | None = None) -> pa.Table:
         for ids, prompt in zip(shard.ids, shard.prompts, strict=True)
     ]
     rows = [
-        {
-            "prompt_id": prompt["id"],
-            "sample_index": index,
-            "tag": tag,
-            "prompt": prompt["prompt"],
-            "completion": [{"role": "assistant", "content": completion.text}],
-            "tokens": completion.tokens,
-            "n_tokens": len(completion.tokens),
-            "finish": completion.finish,
-            "logprob": None if completion.logprobs is None else float(sum(completion.logprobs)),
-            "columns": prompt["columns"],
-        }
+        answer_row(prompt["id"], prompt, completion, tag, index)
         for prompt, completions in zip(shard.prompts, engine.generate(requests, sampling.params), strict=True)
         for (tag, index), completion in zip(sampling.named, completions, strict=True)
     ]
     table = pa.Table.from_pylist(rows, schema=ANSWERS)
     return table.replace_schema_metadata({_FALLBACK: engine.fallback}) if engine.fallback else table
+
+
+def answer_row(
+    prompt_id: str, asked: Mapping[str, Any], completion: Completion, tag: str, index: int
+) -> dict[str, Any]:
+    """A row of ANSWERS. `asked`: with the `prompt` and its `columns`."""
+    return {
+        "prompt_id": prompt_id,
+        "sample_index": index,
+        "tag": tag,
+        "prompt": asked["prompt"],
+        "completion": [{"role": "assistant", "content": completion.text}],
+        "tokens": completion.tokens,
+        "n_tokens": len(completion.tokens),
+        "finish": completion.finish,
+        "logprob": None if completion.logprobs is None else float(sum(completion.logprobs)),
+        "columns": asked["columns"],
+    }
 
 
 def sampled_slowly(answers: Path) -> dict[str, list[str]]:

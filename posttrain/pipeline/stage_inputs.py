@@ -261,11 +261,12 @@ class StageInputs:
     def learned_from(self, kept: Artifact, tables: Tables) -> dict[str, Artifact]:
         """The tables that any training of the round learns from, by source."""
         sources = {source for name in TRAINED if (section := getattr(self.recipe, name)) for source in section.sources}
+        varied = self.recipe.online is not None and self.recipe.online.variants  # an average has no table
         return present(
             kept=kept if self.recipe.sft else None,
             samples=tables.scored if "samples" in sources else None,
             pairs=tables.pairs,
-            online=tables.rollouts,
+            online=None if varied else tables.rollouts,
             preferences=tables.preferences[-1] if tables.preferences else None,
         )
 

@@ -130,6 +130,8 @@ def _work(
         step = (forward + backward + again) * training.micro.length * stepped
         learned = step + forward * training.micro.length * amounts.passes
         sampled = forward * amounts.tokens  # on-policy
+        if not sampled:
+            return tokens, learned, cluster.trains
         seconds = learned / cluster.trains + sampled / cluster.samples
         return tokens + amounts.tokens, learned + sampled, (learned + sampled) / seconds
     if planned.spec.samples:  # a prompt is read once for all of its answers

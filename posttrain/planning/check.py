@@ -93,14 +93,7 @@ def check(
             if not found:
                 return checked
             stages, prompts, sets = found
-            cheaper = None
-            if _cheaper(recipe) and (elsewhere or not model.here):
-                why = (
-                    "it is made for this machine's plan alone" if elsewhere else "the model's weights are not here yet"
-                )
-                checked.notes.append(f"no forecast: {why}")
-            elif _cheaper(recipe):
-                cheaper = checked.run("forecast", lambda: _forecast(recipe, stages.base))
+            cheaper = _forecast(checked, stages.base, model.here and not elsewhere)
             if recipe.evaluate.benchmarks or recipe.evaluate.label_variants:
                 asked = checked.run("benchmarks", lambda: _benchmarks(checked, stages, run))
                 if asked is None:
@@ -172,17 +165,23 @@ def _model(model: Model) -> tuple[str, ModelSummary]:
     return f"{model.path}, {bytes_in_words(found.size)} of weights, {where}", found
 
 
-def _cheaper(recipe: Recipe) -> list[str]:
-    """Runs that say what the accuracy will be."""
-    return recipe.evaluate.forecast.runs if recipe.evaluate.forecast else []
+def _forecast(checked: Checked, base: Artifact, can: bool) -> forecasts.Cheaper | None:
+    """What a forecast is made from, where the recipe names runs for it. `can`: this machine's plan is made, and `base`
+    is the recipe's own model."""
+    section = checked.recipe.evaluate.forecast
+    if section is None or not section.runs:
+        return None
+    if not can:
+        checked.notes.append("no forecast: it is made for this machine's plan alone, once the model's weights are here")
+        return None
 
+    def read() -> tuple[str, forecasts.Cheaper]:
+        found = forecasts.cheaper(section.runs, base.key)
+        rounds = sum(len(points) - 1 for points in (*found.own, *found.others))
+        of_others = f", {len(found.others)} of other models" if found.others else ""
+        return f"from {rounds} rounds of {', '.join(section.runs)}{of_others}", found
 
-def _forecast(recipe: Recipe, base: Artifact) -> tuple[str, forecasts.Cheaper]:
-    """The points that a forecast is made from."""
-    found = forecasts.cheaper(_cheaper(recipe), base.key)
-    rounds = sum(len(points) - 1 for points in (*found.own, *found.others))
-    of_others = f", {len(found.others)} of other models" if found.others else ""
-    return f"from {rounds} rounds of {', '.join(_cheaper(recipe))}{of_others}", found
+    return checked.run("forecast", read)
 
 
 def _engine(recipe: Recipe) -> str:

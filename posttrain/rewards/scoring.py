@@ -112,11 +112,16 @@ def slices(path: Path) -> list[tuple[int, int]]:
 def score_rows(answers: pa.Table, scorers: Scorers) -> pa.Table:
     """`answers` with a column `rewards`: see SCORED_ANSWERS. Rows of one prompt must stand together."""
     rows = answers.select(["prompt_id", "prompt", "completion", "tokens", "columns"]).to_pylist()
+    column = [json.dumps(values) for values in row_values(rows, scorers)]
+    return answers.append_column("rewards", pa.array(column, pa.string()))
+
+
+def row_values(rows: Sequence[Mapping[str, Any]], scorers: Scorers) -> list[dict[str, float | None]]:
+    """What the scorers give each row of ANSWERS, by name. Rows of one prompt must stand together."""
     values = reward_values(rows, scorers.rewards)
     if scorers.reward_model is not None:
         values[REWARD_MODEL] = model_rewards(rows, scorers.reward_model, scorers.dtype)
-    column = [json.dumps({name: given[at] for name, given in values.items()}) for at in range(len(rows))]
-    return answers.append_column("rewards", pa.array(column, pa.string()))
+    return [{name: given[at] for name, given in values.items()} for at in range(len(rows))]
 
 
 def reward_values(

@@ -68,8 +68,6 @@ def _learned(job: Job) -> Iterator[Sequence[str]]:
         if role not in job.inputs:
             continue
         path: Path = job.inputs[role] / file
-        if not path.is_file():  # on-policy training that was skipped
-            continue
         there = [name for name in columns if name in pq.read_schema(path).names]
         for batch in pq.ParquetFile(path).iter_batches(_BATCH, columns=there):
             yield [text_of([part for name in there for part in row[name] or ()]) for row in batch.to_pylist()]

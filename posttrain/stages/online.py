@@ -23,13 +23,13 @@ from posttrain.errors import EmptyStageError
 from posttrain.evaluation.likelihood_shards import Work, log_likelihoods
 from posttrain.job import Job
 from posttrain.models import context_length
-from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine, of_functions
-from posttrain.rewards.scoring import Scorers, load_scorers, model_rewards, reward_values
+from posttrain.rewards.combine import RIGHT, combine, of_functions
+from posttrain.rewards.scoring import Scorers, load_scorers, row_values
 from posttrain.seeds import derive_seed
 from posttrain.storage import store
 from posttrain.storage.files import read_json
 from posttrain.storage.pieces import Pieces
-from posttrain.training.online import TRAINERS, Score, Scored, curve, name_of
+from posttrain.training.online import ROLLOUTS, TRAINERS, Score, Scored, curve, name_of
 from posttrain.training.rows import EXAMPLES
 from posttrain.training.run import arguments, train, trainer_options
 
@@ -109,10 +109,7 @@ def _score(job: Job, scorers: Scorers, weights: Mapping[str, float]) -> Score:
     logits = read_json(job.inputs["samples"] / store.MANIFEST)["metrics"]["logits"]
 
     def score(rows: Sequence[Mapping[str, Any]]) -> list[Scored]:
-        values: dict[str, Sequence[float | None]] = dict(reward_values(rows, scorers.rewards))
-        if scorers.reward_model is not None:
-            values[REWARD_MODEL] = model_rewards(rows, scorers.reward_model, scorers.dtype)
-        each = [{name: given[at] for name, given in values.items()} for at in range(len(rows))]
+        each = row_values(rows, scorers)
         return [(one, combine(one, weights, logits["mean"], logits["deviation"])) for one in each]
 
     return score
@@ -160,6 +157,7 @@ def _without_prompts(job: Job, section: Online, least: int, found: Mapping[str, 
     for path in job.inputs["model"].iterdir():
         if path.is_file() and path.name not in (store.MANIFEST, "rollouts.parquet"):
             shutil.copy(path, job.out)
+    pq.write_table(ROLLOUTS.empty_table(), job.out / "rollouts.parquet")
     return {"steps": 0, "prompts": dict(found), "skipped": said}
 
 

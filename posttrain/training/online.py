@@ -27,6 +27,7 @@ from posttrain.data.tables import SCORED_ANSWERS
 from posttrain.engines import Engine, Request, SamplingParams, completion_seed, engine_on
 from posttrain.engines.load import prepare
 from posttrain.evaluation.statistics import known_mean
+from posttrain.rollouts import answer_row
 from posttrain.seeds import derive_seed
 from posttrain.storage.pieces import Pieces
 from posttrain.system import device
@@ -103,18 +104,7 @@ class SampledByEngine(TokenizedRows):
         ]
         params = SamplingParams(trainer.args.temperature, trainer.args.max_completion_length, trainer.args.top_p)
         rows = [
-            {
-                "prompt_id": row["prompt_id"],
-                "sample_index": at,
-                "tag": "",
-                "prompt": row["prompt"],
-                "completion": [{"role": "assistant", "content": one.text}],
-                "tokens": one.tokens,
-                "n_tokens": len(one.tokens),
-                "finish": one.finish,
-                "logprob": None if one.logprobs is None else float(sum(one.logprobs)),
-                "columns": row["columns"],
-            }
+            answer_row(row["prompt_id"], row, one, "", at)
             for group, found in zip(groups, engine.generate(requests, params), strict=True)
             for at, (row, one) in enumerate(zip(group, found, strict=True))
         ]

@@ -220,6 +220,7 @@ def test_a_round_without_such_prompts_stops_or_leaves_the_policy_as_it_is(tmp_pa
         Training(tmp_path / "stop", right).go()
     found = Training(tmp_path / "skip", right, without_prompts="skip").go()
     assert found["steps"] == 0 and "1 prompts are left" in found["skipped"]
+    assert pq.read_table(tmp_path / "skip" / "out" / "rollouts.parquet").num_rows == 0
     before, after = (
         AutoModelForCausalLM.from_pretrained(one).state_dict() for one in (BASE, tmp_path / "skip" / "out")
     )
