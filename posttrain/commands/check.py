@@ -62,7 +62,7 @@ def check_(
     if as_json:
         checks = [{"name": name, "right": right, "said": said} for name, right, said in done.found]
         result = {"recipe": done.recipe.name, "checks": checks, "notes": done.notes, "plan": done.plan}
-        if done.forecast:
+        if done.forecast is not None:
             result["forecast"] = done.forecast
         say(json_text(result))
     else:
@@ -73,8 +73,8 @@ def check_(
             say(f"note  {note}")
         if done.plan:
             say("\n" + "\n".join((lines_elsewhere if elsewhere else _lines)(done.plan, n)))
-        if done.forecast:
-            say(f"held-out pass@1 will be about: {in_words(done.forecast)}")
+        if done.forecast is not None:
+            say(in_words(done.forecast))
     if done.error:
         raise typer.Exit(done.error.exit_code)
 

@@ -18,5 +18,5 @@ class Forecast(Section):
     prompts: Count = 500
     """Most held-out prompts for which the likelihood of the right answers is measured."""
     runs: Annotated[list[str], NotInKey()] = Field(default=[])
-    """Folders of finished runs on the same held-out prompts that cost less, for `posttrain check`: of fewer prompts,
-    and beside one of those of smaller models."""
+    """Folders of runs that cost less, for `posttrain check`: of fewer training prompts, and beside one of those of
+    smaller models. Held-out prompts, rewards and sampling as in this recipe."""

@@ -41,6 +41,8 @@ def _question(source: Source, line: int, row: Mapping[str, Any]) -> Question:
     texts = choices if isinstance(choices, list) else []
     if not 2 <= len(texts) <= MOST_CHOICES or not all(isinstance(one, str) and one.strip() for one in texts):
         raise source.error(line, f"'choices' must be a list of 2 to {MOST_CHOICES} texts", rule="data-question")
+    if len({one.strip() for one in texts}) < len(texts):
+        raise source.error(line, "two of its 'choices' are the same", rule="data-question")
     place = LETTERS.find(answer.strip().upper()) if isinstance(answer, str) and len(answer.strip()) == 1 else answer
     if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(texts):
         said = f"'answer' must be one of 0 to {len(texts) - 1}, or A to {LETTERS[len(texts) - 1]}, not {answer!r}"

@@ -100,6 +100,8 @@ def gain(shares: Sequence[float] | Floats, scores: Sequence[float] | Floats, see
     clean questions; with `threshold` None where no threshold leaves ten questions on either side.
     """
     share, score = np.asarray(shares, np.float64), np.asarray(scores, np.float64)
+    scale = max(1.0, float(np.ptp(score))) if len(score) else 1.0  # of scores that are not shares
+    score = score / scale
     sides = [(t, share > t) for t in THRESHOLDS]
     sides = [(t, above) for t, above in sides if _FEWEST <= above.sum() <= len(share) - _FEWEST]
     if not sides:
@@ -110,12 +112,12 @@ def gain(shares: Sequence[float] | Floats, scores: Sequence[float] | Floats, see
     critical = _critical(above, score, difference, seed)
     shown = difference - critical * error > 0
     best = int(np.argmax(np.where(shown, difference, -np.inf))) if shown.any() else int(np.argmax(difference / error))
-    value, half = float(difference[best]), float(critical * error[best])
+    value, half = float(difference[best]) * scale, float(critical * error[best]) * scale
     return {
         "threshold": sides[best][0],
         "contaminated": float(above[:, best].mean()),
         "gain": {"value": value, "ci95": [value - half, value + half], "n": len(share)},
-        "clean": float(score[above[:, best] == 0].mean()),
+        "clean": float(score[above[:, best] == 0].mean()) * scale,
     }
 
 

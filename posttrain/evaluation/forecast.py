@@ -38,11 +38,13 @@ Floats = npt.NDArray[np.float64]
 
 class Point(NamedTuple):
     """A policy that was measured. `spent`: answers sampled to learn from until then; `nll`: the mean of `normalised`
-    over prompts; `accuracy`: pass@1, as a share."""
+    over prompts; `accuracy`: pass@1, as a share; `error`: its standard deviation by the chance of what was sampled for
+    these prompts."""
 
     spent: float
     nll: float
     accuracy: float
+    error: float = 0.0
 
 
 def normalised(totals: Sequence[float], right: Sequence[bool]) -> float | None:
@@ -66,18 +68,20 @@ class _Model:
     fell: Floats  # (rounds,), by how much log L fell
     starts: Floats  # (runs,), L of the starting model
     odds: Floats  # (runs + rounds,), log-odds of the accuracy
+    errors: Floats  # (runs + rounds,), their standard deviation by the chance of what was sampled
     weights: Floats  # (runs + rounds,)
 
     @classmethod
     def of(cls, runs: Sequence[Sequence[Point]]) -> _Model:
         rounds = [(run[0], one) for run in runs for one in run[1:] if one.spent > 0]
-        right = np.array([*(run[0].accuracy for run in runs), *(one.accuracy for _, one in rounds)])
-        right = np.clip(right, 1e-3, 1 - 1e-3)
+        measured = [*(run[0] for run in runs), *(one for _, one in rounds)]
+        right = np.clip([one.accuracy for one in measured], 1e-3, 1 - 1e-3)
         return cls(
             np.array([one.spent for _, one in rounds]),
             np.array([math.log(first.nll / one.nll) for first, one in rounds]),
             np.array([run[0].nll for run in runs]),
             np.log(right / (1 - right)),
+            np.array([one.error for one in measured]) / (right * (1 - right)),
             np.array([_START] * len(runs) + [1.0] * len(rounds)),
         )
 
@@ -95,9 +99,9 @@ def forecast(
     runs: of each its starting model, at 0 answers, and its first rounds; all of one starting model. `others`: those of
     other starting models, such as smaller ones. c and v are taken to be the same for all models, and later rounds show
     them best; a and u are each model's own. The curves are fitted by least squares. The interval is of 2,000 fits to
-    points that chance moves, see `ROUND`, each of which goes on a little faster or slower than its curves, see
-    `_DRIFT`. None with fewer than two rounds of the model itself, or where none is better than the start. Of
-    `others`, a run in which nothing is wrong any more (L is 0) says nothing.
+    points that chance moves, see `ROUND` and `Point.error`, each of which goes on a little faster or slower than its
+    curves, see `_DRIFT`. None with fewer than two rounds of the model itself, or where none is better than the start.
+    Of `others`, a run in which nothing is wrong any more (L is 0) says nothing.
     """
     if not all(one.nll > 0 for run in runs for one in run):
         return None
@@ -113,9 +117,11 @@ def forecast(
         return None
     answers = np.asarray(wanted, np.float64)
     later = own.start - power[:, None] * np.log1p(answers / scale[:, None])
-    slope, odds = _sigmoid(models, fell, np.exp(later + _chance(random, len(answers))))
+    right = [model.odds + _chance(random, len(model.odds), model.errors) for model in models]
+    slope, odds = _sigmoid(models, fell, right, np.exp(later + _chance(random, len(answers))))
     if not slope[0]:
         return None
+    odds = odds + _chance(random, len(answers), own.errors[-1])  # a later round samples as many answers
     beyond = np.log(np.maximum(answers / own.spent.max(), 1))
     drift = random.normal(0, _DRIFT, (len(odds), 1))
     drift[0] = 0
@@ -127,9 +133,9 @@ def forecast(
     ]
 
 
-def _chance(random: np.random.Generator, rounds: int) -> Floats:
-    """How far chance moves log L of so many rounds, (1 + draws, rounds). The first row is zero: the fit itself."""
-    moved = random.normal(0, _DRAWN, (1 + _DRAWS, rounds))
+def _chance(random: np.random.Generator, rounds: int, deviation: float | Floats = _DRAWN) -> Floats:
+    """How far chance moves a value of so many rounds, (1 + draws, rounds). The first row is zero: the fit itself."""
+    moved = random.normal(0, deviation, (1 + _DRAWS, rounds))
     moved[0] = 0
     return moved
 
@@ -148,17 +154,19 @@ def _curve(models: Sequence[_Model], fell: Sequence[Floats]) -> tuple[Floats, Fl
     return scales[best], powers[0][np.arange(len(best)), best]
 
 
-def _sigmoid(models: Sequence[_Model], fell: Sequence[Floats], wanted: Floats) -> tuple[Floats, Floats]:
-    """Lines of one slope through the log-odds of each model's accuracies over L, which never rise with it: the slopes,
-    (draws,), and where the first model's L is `wanted` its log-odds, (draws, N)."""
-    middles, levels = list[Floats](), list[float]()
+def _sigmoid(
+    models: Sequence[_Model], fell: Sequence[Floats], right: Sequence[Floats], wanted: Floats
+) -> tuple[Floats, Floats]:
+    """Lines of one slope through the log-odds of each model's accuracies, `right`, over L, which never rise with it:
+    the slopes, (draws,), and where the first model's L is `wanted` its log-odds, (draws, N)."""
+    middles, levels = list[Floats](), list[Floats]()
     shared, spread = np.zeros(len(wanted)), np.zeros(len(wanted))
-    for model, each in zip(models, fell, strict=True):
+    for model, each, odds in zip(models, fell, right, strict=True):
         nll = np.concatenate([model.starts[None].repeat(len(each), 0), np.exp(model.start - each)], axis=1)
         share = model.weights / model.weights.sum()
-        middle, level = (nll @ share)[:, None], float(model.odds @ share)
+        middle, level = (nll @ share)[:, None], (odds @ share)[:, None]
         apart = nll - middle
-        shared += (apart * (model.odds - level)) @ model.weights
+        shared += (apart * (odds - level)) @ model.weights
         spread += apart**2 @ model.weights
         middles.append(middle)
         levels.append(level)

@@ -113,7 +113,8 @@ def _questions(benchmark: Benchmark, source: Path) -> dict[str, Any]:
     evaluated = task.get("test_split") or task.get("validation_split") or "test"
     given = benchmark.file if isinstance(benchmark.file, dict) else {evaluated: benchmark.file}
     shown = task.get("num_fewshot") if benchmark.fewshot is None else benchmark.fewshot
-    examples = task.get("fewshot_split") or task.get("training_split") or task.get("validation_split")
+    splits = ("fewshot_split", "training_split", "validation_split")
+    examples = next((task[name] for name in splits if task.get(name)), evaluated)  # of itself, without the question
     if shown and examples not in given:
         raise InputError(
             f"{benchmark.task} shows {shown} examples before a question, of its split {examples!r}, and there is no "
@@ -129,8 +130,7 @@ def _questions(benchmark: Benchmark, source: Path) -> dict[str, Any]:
             hint="give files of one kind",
             rule="benchmark-file",
         )
-    splits = ("training_split", "validation_split", "test_split", "fewshot_split")
-    without = {name: None for name in splits if task.get(name) not in given}
+    without = {name: None for name in (*splits, "test_split") if task.get(name) not in given}
     return {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": files}, **without}
 
 
@@ -145,6 +145,12 @@ def _unreadable(benchmark: Benchmark, error: Exception) -> InputError:
     lacking = lacks(benchmark, error)
     if lacking:
         return lacking
+    if isinstance(error, StopIteration):  # of `datasets`, which names nothing
+        return InputError(
+            f"a file of {benchmark.task} has no question in it",
+            hint="give one with a question a line",
+            rule="benchmark-unreadable",
+        )
     said = _first_line(error)
     offline = ("Offline", "Connection", "DatasetNotFound", "LocalEntryNotFound", "Lookup")
     if type(error).__name__.startswith(offline):

@@ -19,7 +19,7 @@ from posttrain.storage.pieces import by_work
 from posttrain.storage.shards import processes, run_shards
 from posttrain.system import device
 
-_FEWEST, _LEAST = 8, 2048  # shards on a CPU, of so many tokens at least: each core has some, on any machine
+_FEWEST, LEAST = 8, 2048  # shards on a CPU, of so many tokens at least: each core has some, on any machine
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Work:
     def parts(self, sizes: Sequence[int]) -> list[slice]:
         """Shards of texts of so many tokens each that are read: of `shard_tokens` at most, on a CPU of less if they
         would be few."""
-        even = max(_LEAST, sum(sizes) / _FEWEST)
+        even = max(LEAST, sum(sizes) / _FEWEST)
         return by_work(sizes, self.shard_tokens if device() == "cuda" else min(self.shard_tokens, even))
 
     def parts_sampled(self, sizes: Sequence[int]) -> list[slice]:

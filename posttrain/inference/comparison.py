@@ -21,6 +21,7 @@ from posttrain.inference.models import find, scored_answers
 from posttrain.recipe.load import load as load_recipe
 from posttrain.recipe.recipe import Recipe
 from posttrain.report.lineage import final_round
+from posttrain.report.measure import Measure
 from posttrain.report.reading import Round, RunView, open_run
 from posttrain.rewards import pairwise
 from posttrain.rewards.combine import REWARD_MODEL, RIGHT, combine
@@ -52,16 +53,6 @@ class _Played:
 
     def answers(self) -> dict[str, Answers]:
         return self._read("heldout", "heldout.parquet", _grouped)
-
-    def scored_by(self) -> Any:
-        """What decided the scores: reward functions and the hashes of their files."""
-        manifest = self.round.manifests["heldout"]
-        return manifest["config"]["rewards"], manifest["outside"]
-
-    def asked_by(self) -> Any:
-        """How answers were sampled, but for their number."""
-        settings = self.round.manifests.get("answers_heldout", {}).get("config", {}).get("answers", {})
-        return {name: value for name, value in settings.items() if name != "k"}
 
     def reward_model(self) -> str | None:
         """That of the run's last round that has one."""
@@ -147,11 +138,11 @@ def _played(name: str) -> _Played | None:
 
 def _check_alike(first: _Played, second: _Played) -> None:
     """Whether both runs were asked and scored in one way."""
-    if first.scored_by() != second.scored_by():
-        how, by = "scored answers", [", ".join(side.round.functions()) or "no function" for side in (first, second)]
-        told = f"by {by[0]} and by {by[1]}" if by[0] != by[1] else f"by other versions or weights of {by[0]}"
-    elif first.asked_by() != second.asked_by():
-        how, told = "sampled them", f"with {first.asked_by()} and with {second.asked_by()}"
+    measures = [Measure.of_run(side.view, side.round) for side in (first, second)]
+    if told := measures[0].scored_otherwise(measures[1]):
+        how = "scored answers"
+    elif told := measures[0].sampled_otherwise(measures[1]):
+        how = "sampled them"
     else:
         return
     raise InputError(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from posttrain.config import Engine, Model, PromptSet, by_round
 from posttrain.data import load as loaders
 from posttrain.data.messages import Message, Prompt
-from posttrain.errors import InputError
+from posttrain.errors import InputError, StageError
 from posttrain.execution.artifact import Artifact
 from posttrain.execution.launcher import Forked
 from posttrain.execution.progress import Silent, Watcher
@@ -91,10 +91,24 @@ def _of_model(recipe: Recipe, model: str | Path) -> Recipe:
 
 
 @contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="posttrain-eval-"))
+    try:
+        yield folder
+    except StageError:
+        raise  # it names a log in the folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def _runner(recipe: Recipe, watcher: Watcher | None) -> Iterator[Runner]:
-    """Runs stages in a folder that is gone afterwards."""
+    """Runs stages in a folder that is gone afterwards, unless a stage failed: its log is there."""
     workers = recipe.compute.workers or os.cpu_count() or 1
-    with tempfile.TemporaryDirectory(prefix="posttrain-eval-", ignore_cleanup_errors=True) as folder:
+    with _folder() as folder:
         run = Store(Path(folder) / "run")
         with run.session():
             runner = Runner(run, Forked(), watcher or Silent(), workers, recipe)

@@ -32,6 +32,7 @@ from posttrain.planning.fitting import Training
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
 from posttrain.report import forecasts
+from posttrain.report.measure import Measure
 from posttrain.rewards import pairwise
 from posttrain.stages.amounts import Asked, Sets, Shares, amounts
 from posttrain.storage.store import Store
@@ -46,7 +47,7 @@ class Checked:
     found: list[tuple[str, bool, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     plan: dict[str, Any] | None = None
-    forecast: list[dict[str, Any]] = field(default_factory=list)  # of each round's held-out pass@1
+    forecast: list[dict[str, Any]] | None = None  # of each round's held-out pass@1, where the recipe names runs for it
     error: PosttrainError | None = None  # the first
 
     def run(self, name: str, check: Callable[[], tuple[str, Any]]) -> Any:
@@ -93,7 +94,7 @@ def check(
             if not found:
                 return checked
             stages, prompts, sets = found
-            cheaper = _forecast(checked, stages.base, model.here and not elsewhere)
+            cheaper = _forecast(checked, stages, model.here and not elsewhere)
             if recipe.evaluate.benchmarks or recipe.evaluate.label_variants:
                 asked = checked.run("benchmarks", lambda: _benchmarks(checked, stages, run))
                 if asked is None:
@@ -165,9 +166,9 @@ def _model(model: Model) -> tuple[str, ModelSummary]:
     return f"{model.path}, {bytes_in_words(found.size)} of weights, {where}", found
 
 
-def _forecast(checked: Checked, base: Artifact, can: bool) -> forecasts.Cheaper | None:
-    """What a forecast is made from, where the recipe names runs for it. `can`: this machine's plan is made, and `base`
-    is the recipe's own model."""
+def _forecast(checked: Checked, stages: StageInputs, can: bool) -> forecasts.Cheaper | None:
+    """What a forecast is made from, where the recipe names runs for it. `can`: this machine's plan is made, for the
+    recipe's own model."""
     section = checked.recipe.evaluate.forecast
     if section is None or not section.runs:
         return None
@@ -176,7 +177,7 @@ def _forecast(checked: Checked, base: Artifact, can: bool) -> forecasts.Cheaper 
         return None
 
     def read() -> tuple[str, forecasts.Cheaper]:
-        found = forecasts.cheaper(section.runs, base.key)
+        found = forecasts.cheaper(section.runs, stages.base.key, Measure.of_recipe(checked.recipe, stages.external))
         rounds = sum(len(points) - 1 for points in (*found.own, *found.others))
         of_others = f", {len(found.others)} of other models" if found.others else ""
         return f"from {rounds} rounds of {', '.join(section.runs)}{of_others}", found

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from posttrain.evaluation.likelihood_shards import LEAST
 from posttrain.planning.costs import Cost, cost_of, work
 from posttrain.planning.simulate import Task, simulate
 from posttrain.stages.amounts import Amounts, PlannedStage, Sets, Shares, amounts
@@ -68,9 +69,10 @@ def _is_work(amounts: Amounts) -> bool:
 
 
 def processes(planned: PlannedStage, todo: Amounts, machine: Machine) -> int:
-    """The processes of a stage: one per shard, at most `machine.workers`."""
+    """The processes of a stage: one per shard, at most `machine.workers`. What reads or answers a benchmark divides
+    it for as many as there are, see `evaluation.likelihood_shards`."""
     if planned.spec.unit == "tokens":
-        return max(1, min(machine.workers, _shards(planned, todo)))
+        return max(1, min(machine.workers, math.ceil(todo.longest / LEAST)))
     if not planned.spec.samples or not todo.prompts:
         scores = planned.spec.unit == "rows" and planned.spec.group in ("sampling and scoring", "evaluation")
         return machine.workers if scores and todo.rows else 1

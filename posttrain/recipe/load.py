@@ -48,6 +48,7 @@ PATHS: dict[Path_, shipped.Kind] = {
     ("annotate", "*", "judge", "path"): "data",
     ("filters", "*", "file"): "data",
     ("evaluate", "label_variants", "path"): "data",
+    ("evaluate", "forecast", "runs", "*"): "data",
     ("evaluate", "benchmarks", "*"): "data",
     ("evaluate", "benchmarks", "*", "task"): "data",
     ("evaluate", "benchmarks", "*", "file"): "data",

@@ -134,6 +134,7 @@ class Recipe(Section):
         self._classifier_fits()
         self._balance_fits()
         self._processes_fit()
+        self._memorisation_fits()
         if self.sft and self.sft.mix.real.share and self.prompts.real is None:
             complain(
                 ("sft", "mix", "real"),
@@ -252,6 +253,16 @@ class Recipe(Section):
                 f"it learns from the verdicts of {', '.join(section.judged_by)}, and no such filter is there",
                 "add one to `filters`, or name people's verdicts by `labels`",
                 rule="recipe-needs-section",
+            )
+
+    def _memorisation_fits(self) -> None:
+        section, longest = self.evaluate.memorisation, self.samples.max_new_tokens
+        if section is not None and section.n > longest:
+            complain(
+                ("evaluate", "memorisation", "n"),
+                f"no answer that is trained on has {section.n} tokens: samples.max_new_tokens is {longest}",
+                f"ask for fewer, such as `n: {max(1, longest // 3)}`",
+                rule="recipe-values-clash",
             )
 
     def _watch_fits(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from posttrain.report.answers import Survey
 from posttrain.report.charts import Bars, Chart, Reliability, Ridges, Series, Spreads, lines, series
+from posttrain.report.forecasts import inside_of
 from posttrain.report.reading import Round
 from posttrain.stages.registry import REFERENCED, STAGES, Group, learned_from, spec
 
@@ -63,9 +64,8 @@ def forecast(rounds: Sequence[Round], expected: Sequence[Mapping[str, Any]]) -> 
     if not expected:
         return []
     first = expected[0]["round"]
-    came = [one for one in expected if one["came"] is not None]
-    inside = sum(one["ci95"][0] <= one["came"] <= one["ci95"][1] for one in came)
-    scored = f" {inside} of the {len(came)} that came since lie inside." if came else ""
+    inside, came = inside_of(expected)
+    scored = f" {inside} of the {came} that came since lie inside." if came else ""
     caption = (
         f"Made from rounds 0 to {first - 1}, by the likelihood of right answers and the number sampled to learn from. "
         f"The band is a 95 % interval.{scored} Nothing is chosen by it."

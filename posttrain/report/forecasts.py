@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.errors import InputError
 from posttrain.evaluation import statistics
+from posttrain.report.measure import Measure
 from posttrain.report.reading import Round, RunView, open_run
 from posttrain.stages.registry import spec
 
 if TYPE_CHECKING:
     from posttrain.evaluation.forecast import Point
 
+_SAMPLING = ("answers", "online")  # stages, by which roles begin
 BEYOND = 4  # rounds after the ones that a forecast is made from, which it shows at least
 
 
@@ -35,15 +38,29 @@ def points(run: RunView) -> list[Point]:
         return []
     from posttrain.evaluation.forecast import Point  # here, since it imports numpy
 
-    return [Point(answers[number], one["nll"], one["accuracy"]) for number, one in enumerate(found)]
+    return [
+        Point(spent, one["nll"], one["accuracy"], _by_chance(run.rounds[number], one["accuracy"]))
+        for number, (one, spent) in enumerate(zip(found, answers, strict=False))
+    ]
 
 
-def of_run(run: RunView) -> list[dict[str, Any]]:
+def _by_chance(one: Round, accuracy: float) -> float:
+    """The standard deviation of a round's pass@1 by the chance of what was sampled, on the same prompts. Where p of a
+    prompt's answers are right it is √(mean of p(1 − p) / answers), and that mean is pass@2 − pass@1."""
+    measured, asked = one.metrics("heldout").get("heldout", {}), one.manifests.get("answers_heldout", {})
+    pairs = measured.get("pass@2", {}).get("value")
+    within = accuracy * (1 - accuracy) if pairs is None else max(pairs - accuracy, 0.0)
+    count = measured.get("pass@1", {}).get("n", 0) * asked.get("config", {}).get("answers", {}).get("k", 0)
+    return math.sqrt(within / count) if count else 0.0
+
+
+def of_run(run: RunView) -> list[dict[str, Any]] | None:
     """The forecast of each round after those that it was made from, as `round`, `value` and `ci95`, and what `came`:
-    held-out pass@1, None before. A later round is taken to sample as much as the last one did. Empty without points."""
+    held-out pass@1, None before. A later round is taken to sample as much as the last one did. None without points;
+    empty where the rounds show no gain to go on."""
     measured, answers = points(run), spent(run)
     if not measured:
-        return []
+        return None
     from posttrain.evaluation.forecast import forecast
 
     first, last = len(measured), max(len(answers), len(measured) + BEYOND)
@@ -64,12 +81,13 @@ class Cheaper:
     others: list[list[Point]]
 
 
-def cheaper(folders: Sequence[str], start: str) -> Cheaper:
-    """What these runs measured. `start`: the key of the planned run's starting model.
+def cheaper(folders: Sequence[str], start: str, measure: Measure) -> Cheaper:
+    """What these runs measured. `start`: the key of the planned run's starting model; `measure`: how that run will
+    measure its held-out accuracy.
 
     Raises:
-        InputError: there is no such run, or it has not measured what a forecast is made from, or none has this starting
-            model.
+        InputError: there is no such run, it has not measured what a forecast is made from, or measured it otherwise, or
+            none has this starting model.
     """
     from posttrain.evaluation.forecast import FEWEST
 
@@ -84,6 +102,7 @@ def cheaper(folders: Sequence[str], start: str) -> Cheaper:
                 hint=f"run its recipe with `--n {FEWEST} --set evaluate.forecast.rounds={FEWEST}`, or with more rounds",
                 rule="forecast-no-points",
             )
+        _check_measure(folder, Measure.of_run(run), measure)
         (found.own if started_from(run) == start else found.others).append(measured)
     if not found.own:
         raise InputError(
@@ -92,6 +111,24 @@ def cheaper(folders: Sequence[str], start: str) -> Cheaper:
             rule="forecast-other-model",
         )
     return found
+
+
+def _check_measure(folder: str, found: Measure, wanted: Measure) -> None:
+    if found.prompts != wanted.prompts:
+        said = "was asked other held-out prompts than the recipe's"
+    elif told := found.scored_otherwise(wanted):
+        said = f"and the recipe score held-out answers {told}"
+    elif told := found.sampled_otherwise(wanted):
+        said = f"and the recipe sample held-out answers {told}"
+    else:
+        return
+    raise InputError(
+        f"this run {said}: its accuracy says nothing of this one's",
+        file=folder,
+        hint="run this recipe with fewer prompts or for fewer rounds, and leave `prompts.heldout`, `reward` and "
+        "`evaluate` as they are",
+        rule="forecast-unlike",
+    )
 
 
 def started_from(run: RunView) -> str | None:
@@ -107,7 +144,7 @@ def of_plan(runs: Cheaper, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     total, numbers, answers = 0.0, list[int](), list[float]()
     for one in plan["rounds"]:
         roles = {part["stage"]: part["completions"] for part in one["stages"]}
-        sampled = {role: count for role, count in roles.items() if role.startswith(("answers", "online"))}
+        sampled = {role: count for role, count in roles.items() if role.startswith(_SAMPLING)}
         total += sum(count for role, count in sampled.items() if to_learn_from(role.partition("_")[0], role))
         if one["round"]:
             numbers.append(one["round"])
@@ -117,15 +154,28 @@ def of_plan(runs: Cheaper, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def in_words(found: Sequence[Mapping[str, Any]]) -> str:
-    """One line: `round 3: 0.702 [0.671, 0.731], …`."""
-    return ", ".join(f"round {one['round']}: {statistics.in_words(one)}" for one in found)
+    """The rounds to come, and how many of those that came lie inside: `round 3: 0.702 [0.671, 0.731], …`."""
+    if not found:
+        return "no forecast of held-out pass@1: the measured rounds show no gain to go on"
+    to_come = [f"round {one['round']}: {statistics.in_words(one)}" for one in found if one.get("came") is None]
+    inside, came = inside_of(found)
+    past = [f"{inside} of the {came} rounds that came since lie inside"] if came else []
+    return f"forecast of held-out pass@1: {'; '.join([*past, *([', '.join(to_come)] if to_come else [])])}"
+
+
+def inside_of(found: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """How many forecasts hold what came, of how many that came."""
+    came = [one for one in found if one.get("came") is not None]
+    return sum(one["ci95"][0] <= one["came"] <= one["ci95"][1] for one in came), len(came)
 
 
 def spent(run: RunView, what: str = "completions") -> list[float]:
-    """The answers sampled to learn from until the end of each round that is decided, or their `tokens`."""
+    """The answers sampled to learn from until the end of each round that is decided, or their `tokens`. It ends where
+    what a round sampled cannot be read any more."""
     total, found = 0.0, list[float]()
     for one in run.rounds:
-        if one.promoted is None:
+        unread = one.keys.keys() - one.manifests.keys()
+        if one.promoted is None or any(role.startswith(_SAMPLING) for role in unread):
             break
         for role, made in one.manifests.items():
             if to_learn_from(made["stage"], role):

@@ -34,7 +34,7 @@ def html(view: RunView) -> str:
     surveys = _surveys(view)
     scored = _scored(view)
     charts = {
-        "Accuracy": [*figures.accuracy(view.rounds), *figures.forecast(view.rounds, forecasts.of_run(view))],
+        "Accuracy": [*figures.accuracy(view.rounds), *figures.forecast(view.rounds, forecasts.of_run(view) or [])],
         "Benchmarks": figures.benchmarks(view.rounds),
         "Reward": figures.rewards(view.rounds),
         "On-policy training": figures.online(view.rounds),

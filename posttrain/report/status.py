@@ -21,7 +21,7 @@ def status(run: RunView) -> dict[str, Any]:
         "policy": next((one.policy for one in reversed(run.rounds) if one.policy is not None), None),
         "rounds": [round_figures(one) for one in run.rounds],
         "pushed": pushed.read(Store(run.root)),
-        **({"forecast": found} if (found := forecasts.of_run(run)) else {}),
+        **({} if (found := forecasts.of_run(run)) is None else {"forecast": found}),
     }
 
 
@@ -128,6 +128,10 @@ def benchmark_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
                     found.setdefault(f"{task}, {metric}", {})[shown["round"]] = figure
         for task, seen in shown.get("contamination", {}).items():
             found.setdefault(f"{task}, share seen", {})[shown["round"]] = {"value": seen["share"], "stderr": None}
+        if "memorisation" in shown:  # None where no answer is long enough
+            more = shown["memorisation"]["verbatim"]["value"]
+            row = found.setdefault("by heart, of rows trained on more than of others", {})
+            row[shown["round"]] = {"value": more, "stderr": None}
         for family, of in shown.get("label_variants", {}).get("families", {}).items():
             for name, value in (("mean", of["mean"]), ("worst", of["worst"]["value"])):
                 row = found.setdefault(f"label variants, {family}, {name}", {})
@@ -148,7 +152,7 @@ def benchmark_lines(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _with_error(figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
+    if figure is None or figure["value"] is None:
         return "-"
     error = figure["stderr"]
     return f"{figure['value']:.3f}" + ("" if error is None else f" ± {error:.3f}")
@@ -176,11 +180,7 @@ def table(figures: Mapping[str, Any]) -> str:
             *fallen,
             *(["", WATCH_HEADER, *watched] if watched else []),
             *benchmark_lines(figures["rounds"]),
-            *(
-                [f"forecast of held-out pass@1: {forecasts.in_words(figures['forecast'])}"]
-                if "forecast" in figures
-                else []
-            ),
+            *([forecasts.in_words(figures["forecast"])] if "forecast" in figures else []),
             *pushed,
         ]
     )

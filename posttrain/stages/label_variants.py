@@ -107,9 +107,11 @@ def _asked(job: Job) -> _Asked:
 
 
 def _labels(encode: Callable[[str], Ids], text: str, labels: Sequence[str]) -> list[Ids]:
-    """The tokens that each label adds to a text: the same after every text, as all end alike."""
+    """The tokens that each label adds to a text: the same after every text, as all end alike. Empty where the label
+    changes the text's own last tokens, so that it is not told from it."""
     before = encode(text)
-    return [encode(f"{text} {label}")[len(before) :] for label in labels]
+    after = [encode(f"{text} {label}") for label in labels]
+    return [ids[len(before) :] if ids[: len(before)] == before else () for ids in after]
 
 
 def _encoder(policy: Path) -> Callable[[str], Ids]:

@@ -83,6 +83,15 @@ def test_the_threshold_is_where_the_gain_is() -> None:
     assert found["clean"] == pytest.approx(0.4, abs=0.05) and 0.05 < found["contaminated"] < 0.25
 
 
+def test_scores_on_another_scale_have_the_same_gain_on_it() -> None:
+    share, score, _ = planted(0, added=0.3)
+    shares, tens = gain(share, score), gain(share, [10 * one for one in score])
+    assert tens["threshold"] == shares["threshold"]
+    assert tens["gain"]["value"] == pytest.approx(10 * shares["gain"]["value"])
+    assert tens["gain"]["ci95"] == pytest.approx([10 * one for one in shares["gain"]["ci95"]])
+    assert tens["clean"] == pytest.approx(10 * shares["clean"])
+
+
 def test_too_few_questions_on_a_side_give_no_gain() -> None:
     assert gain([0.0] * 50, [1.0] * 50) == {
         "threshold": None,

@@ -92,6 +92,25 @@ def test_rounds_that_chance_moves_lie_inside_as_often_as_the_interval_says() -> 
     assert 89 <= inside <= 100
 
 
+@pytest.mark.parametrize("answers", [160, 1600])
+def test_few_answers_make_the_interval_as_wide_as_chance_does(answers: int) -> None:
+    drawn, inside, widths = random.Random(1), 0, list[float]()
+    for _ in range(100):
+
+        def measured(spent: float) -> Point:
+            true = right(unlikely(spent))
+            error = math.sqrt(true * (1 - true) / answers)
+            return Point(spent, unlikely(spent), min(max(drawn.gauss(true, error), 0.01), 0.99), error)
+
+        found = forecast([[measured(0), measured(10), measured(20)]], [50])
+        assert found
+        low, high = found[0]["ci95"]
+        inside += low <= measured(50).accuracy <= high
+        widths.append(high - low)
+    assert 89 <= inside <= 100
+    assert sum(widths) / 100 > 2 * 1.96 * math.sqrt(2 * 0.25 / answers) * 0.9  # of two accuracies near 0.5, at least
+
+
 def test_where_nothing_was_gained_or_too_little_measured_there_is_none() -> None:
     worse = [Point(0, 0.5, 0.4), Point(10, 0.6, 0.3), Point(20, 0.6, 0.3)]
     assert forecast([worse], [30]) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from support.interrupted import says
 from support.tiny_models import tokenizer
 
 from posttrain.config.benchmark import Benchmark
-from posttrain.errors import InputError
+from posttrain.errors import InputError, StageError
 from posttrain.evaluation import harness
 from posttrain.evaluation.benchmark_files import identity
 from posttrain.evaluation.likelihood_shards import tokens_read
+from posttrain.inference.models import evaluate_benchmarks
 from posttrain.job import Job
 from posttrain.loop import play
 from posttrain.planning.dry_run import DryRunner
@@ -141,8 +144,11 @@ def test_questions_can_be_given_as_a_file_and_be_limited(tmp_path: Path) -> None
     found = stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(own), limit=20)))
     assert found["questions"] == {"apples": 20}
     assert found["fallback"] == ["apples has 20 questions: its intervals are wide"]
-    with pytest.raises(InputError, match=r"shows 2 examples .* of its split None.*\[benchmark-file\]"):
-        stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(own), fewshot=2)))
+    shown = stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(own), fewshot=2)))
+    assert shown["asked"]["read"] > found["asked"]["read"]  # examples of the one split that it has
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(InputError, match=r"has no question in it.*\[benchmark-unreadable\]"):
+        stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(tmp_path / "none.jsonl"))))
     with pytest.raises(InputError, match=r"files of other kinds than \.json.*\[benchmark-file\]"):
         stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(tmp_path / "own.txt"))))
 
@@ -314,3 +320,13 @@ def test_no_stage_reads_a_benchmark_or_waits_for_it(tmp_path: Path) -> None:
     play(load("quickstart"), without, 2)
     other = [planned.role for planned in runner.stages if not planned.role.startswith(("benchmark", "contamination"))]
     assert other == [planned.role for planned in without.stages]
+
+
+def test_the_log_of_an_evaluation_that_failed_is_kept(tmp_path: Path) -> None:
+    file = task(tmp_path / "tasks", "apples", f"{GENERATED}process_results: !function own.scored\n")
+    (file.parent / "own.py").write_text("def scored(doc, results):\n    raise ValueError('no score')\n", "utf-8")
+    with pytest.raises(StageError, match="no score") as said:
+        evaluate_benchmarks("tiny-base", load("quickstart", [f"evaluate.benchmarks=[{file}]"]))
+    log = re.search(r"log: (\S+log\.txt)", str(said.value))
+    assert log and "no score" in Path(log[1]).read_text("utf-8")
+    shutil.rmtree(next(one for one in Path(log[1]).parents if one.name.startswith("posttrain-eval-")))

@@ -273,6 +273,14 @@ def test_sampling_spreads_over_as_many_processes_as_it_has_shards(prompts: int, 
     assert processes(planned, Amounts(prompts=prompts, completions=9 * prompts), machine) == wanted
 
 
+@pytest.mark.parametrize(("read", "wanted"), [(900, 1), (6000, 3), (100_000, 3)])
+def test_reading_spreads_over_all_processes_unless_it_is_little(read: int, wanted: int) -> None:
+    config = {"engine": {"shard_tokens": 1_000_000}}
+    planned = PlannedStage("key", 1, "memorisation", "memorisation", config, {}, frozenset())
+    machine = Machine(cores=4, workers=3, at_once=1, threads=1, memory=30)
+    assert processes(planned, Amounts(rows=9, read=read, longest=read), machine) == wanted
+
+
 def test_a_miniature_is_the_same_recipe_and_small(tmp_path: Path) -> None:
     recipe = load("quickstart", ["dpo.variants=[{}, {seed: 1}]", "watch={}"])
     small = load("quickstart", miniature.overrides(recipe, miniature.Size(1024, 500)))

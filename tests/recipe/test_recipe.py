@@ -627,6 +627,7 @@ class TestWatch:
         ("overrides", "expected", "rule"),
         [
             (["watch.share=0.9"], "no prompt is left for the reward model", "recipe-values-clash"),
+            (["evaluate.memorisation={}"], "no answer that is trained on has 50 tokens", "recipe-values-clash"),
             (["watch.share=0.2", "preferences=null", "reward_model=null"], "there are none", "recipe-needs-section"),
             (
                 ["watch.reward_model.start=previous"],

@@ -38,6 +38,17 @@ def test_status_has_a_line_for_each_metric_and_for_what_was_seen() -> None:
     assert lines[-1].split() == ["apples,", "share", "seen", "-", "0.100"]
 
 
+def test_status_has_a_line_of_what_is_known_by_heart() -> None:
+    def measured(value: float | None) -> dict[str, Any]:
+        metrics = {"verbatim": {"value": value, "ci95": None, "n": 9}}
+        return {"memorisation": {"stage": "memorisation", "metrics": metrics, "seconds": 1.0}}
+
+    rounds = [Round(number, True, None, {}, made) for number, made in enumerate(({}, measured(0.21), measured(None)))]
+    last = table({"rounds": [round_figures(one) for one in rounds], "pushed": []}).splitlines()[-1]
+    assert last.startswith("by heart, of rows trained on more than of others")
+    assert last.split()[-2:] == ["0.210", "-"]
+
+
 def test_the_report_has_a_chart_for_each_task_and_two_of_contamination() -> None:
     charts = {chart.id: chart for chart in figures.benchmarks(ROUNDS)}
     assert list(charts) == ["benchmark-apples", "contamination", "contamination-gain"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,25 @@ def test_labels_that_a_tokenizer_does_not_tell_apart_are_left_out_and_told(
     assert found["fallback"][0] == "label variants leave out œ § з ü: the tokenizer does not tell its labels apart"
 
 
+class Joining(Unknown):
+    """Makes one token of a colon and a digit after it, so that the text's own last token is another one."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return super().encode(re.sub(r": (?=\d$)", "~", text), add_special_tokens)
+
+
+def test_a_label_that_changes_the_text_before_it_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_variants.AutoTokenizer, "from_pretrained", lambda path: Joining())
+    assert "leave out 1.:" in label_variants_check.run(job(BASE, tmp_path))["fallback"][0]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"choices": ["a", "b"], "answer": 0}, "no text in a column 'question'"),
         ({"question": "q", "choices": ["a"], "answer": 0}, "a list of 2 to 8 texts"),
         ({"question": "q", "choices": "ab", "answer": 0}, "a list of 2 to 8 texts"),
+        ({"question": "q", "choices": ["a", "b", "a "], "answer": 0}, "two of its 'choices' are the same"),
         ({"question": "q", "choices": ["a", "b"]}, "'answer' must be one of 0 to 1, or A to B, not None"),
         ({"question": "q", "choices": ["a", "b"], "answer": "C"}, "'answer' must be one of 0 to 1, or A to B"),
     ],
