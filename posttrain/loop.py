@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from posttrain.execution.artifact import Artifact, Stages
+from posttrain.pipeline.filtering import Preferred
 from posttrain.pipeline.scored import Evaluated
 from posttrain.pipeline.stage_inputs import StageInputs, Tables
 from posttrain.recipe.recipe import Recipe
@@ -31,6 +32,7 @@ class State:
     preferences: tuple[Artifact, ...] = ()  # of all rounds so far
     kept: tuple[Artifact, ...] = ()  # by the filters, in all rounds so far
     reward_model: Artifact | None = None  # the last round's
+    preferred: Preferred | None = None  # what the last round's DPO made, promoted or not
     seen: Artifact | None = None  # of the benchmarks, in what was learned from so far
     measured: tuple[tuple[Artifact, Artifact], ...] = ()  # each round's policy, with its held-out answers
     collapsed: bool = False  # the last round's answers, and the recipe says to end then
@@ -76,11 +78,13 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
     if recipe.reward_model:
         reward_model = stages.reward_model(preferences, state.reward_model)
     samples = stages.samples(fresh, state.policy, stages.difficulty(fresh, state.policy))
-    scored = stages.scores(samples, reward_model, stages.filtering.annotations(fresh, samples))
+    annotations = stages.filtering.annotations(fresh, samples)
+    steps = stages.filtering.step_scores(samples, state.preferred)
+    scored = stages.scores(samples, reward_model, annotations, steps)
     classifier = stages.filtering.classifier(number, state.kept, state.policy)
     kept = (*state.kept, stages.filtering.filters(number, scored, prompts, state.kept, classifier, state.policy))
     diversity = stages.filtering.diversity(kept) if recipe.collapse else None
-    policy, rollouts = state.policy, None
+    policy, rollouts, preferred = state.policy, None, None
     if recipe.sft:
         policy = stages.sft(kept, policy, reward_model)
     if recipe.online:
@@ -90,7 +94,9 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
     tables = Tables(scored, pairs, preferences, rollouts)
     if recipe.dpo:
         reference = stages.reference(state.policy, state.promoted)
-        policy = stages.preference_optimisation("dpo", policy, tables, reward_model, reference)
+        start = policy
+        policy = stages.preference_optimisation("dpo", start, tables, reward_model, reference)
+        preferred = Preferred(policy, reference or start)
     if recipe.kto:
         policy = stages.preference_optimisation("kto", policy, tables, reward_model)
     policy = stages.across_rounds(policy, state.promoted, reward_model)
@@ -112,6 +118,7 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
         kept=kept,
         reward_model=reward_model,
         seen=seen,
+        preferred=preferred,
         measured=measured,
         rounds_without_improvement=0 if better else state.rounds_without_improvement + 1,
     )

@@ -57,11 +57,13 @@ class Work:
 
 @dataclass(frozen=True)
 class _Continuations:
-    """A context with those of its continuations that are asked for; `places`: of each among the pairs."""
+    """A context with those of its continuations that are asked for; `places`: of each among the pairs; `parts`: the
+    tokens of each of its parts, which are summed apart."""
 
     context: Ids
     continuations: tuple[Ids, ...]
     places: tuple[int, ...]
+    parts: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -75,26 +77,37 @@ def log_likelihoods(pairs: Sequence[tuple[Ids, Ids]], work: Work) -> list[tuple[
     """Of each pair of a context and a continuation, as token ids: the sum of the continuation's natural log-probs, and
     whether each of its tokens is the likeliest one, so that greedy decoding would give it. A context is computed
     once."""
-    texts = sorted(_by_context(pairs), key=lambda one: (len(one.context), one.context))
-    sizes = [len(one.context) + sum(map(len, one.continuations)) for one in texts]
-    shards = [_Shard(str(work.policy), work.engine["dtype"], tuple(texts[part])) for part in work.parts(sizes)]
-    rows = work.rows(_likelihoods, shards, [[*map(list, pair)] for pair in pairs])
-    return [(row["total"], row["greedy"]) for row in rows]
+    rows = _rows(pairs, [(len(continuation),) for _, continuation in pairs], work)
+    return [(row["parts"][0], row["greedy"]) for row in rows]
+
+
+def of_parts(pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[Sequence[int]], work: Work) -> list[list[float]]:
+    """As `log_likelihoods`, for each part of a continuation, such as a step of an answer. `parts`: of each pair the
+    tokens of its parts, one behind the other; tokens after the last are in none."""
+    return [row["parts"] for row in _rows(pairs, [tuple(sizes) for sizes in parts], work)]
 
 
 def tokens_read(pairs: Sequence[tuple[Ids, Ids]]) -> int:
     """The tokens that `log_likelihoods` computes for these pairs: each context once, and all continuations."""
-    return sum(len(one.context) + sum(map(len, one.continuations)) for one in _by_context(pairs))
+    return sum(len(one.context) + sum(map(len, one.continuations)) for one in _by_context(pairs, [()] * len(pairs)))
 
 
-def _by_context(pairs: Sequence[tuple[Ids, Ids]]) -> list[_Continuations]:
-    """The continuations of each context, with their places."""
-    found: dict[Ids, list[tuple[Ids, int]]] = {}
-    for place, (context, continuation) in enumerate(pairs):
-        found.setdefault(context, []).append((continuation, place))
+def _rows(pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[tuple[int, ...]], work: Work) -> list[dict[str, Any]]:
+    texts = sorted(_by_context(pairs, parts), key=lambda one: (len(one.context), one.context))
+    sizes = [len(one.context) + sum(map(len, one.continuations)) for one in texts]
+    shards = [_Shard(str(work.policy), work.engine["dtype"], tuple(texts[part])) for part in work.parts(sizes)]
+    plan = [[*map(list, pair), list(of)] for pair, of in zip(pairs, parts, strict=True)]
+    return work.rows(_likelihoods, shards, plan)
+
+
+def _by_context(pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[tuple[int, ...]]) -> list[_Continuations]:
+    """The continuations of each context, with their places and parts."""
+    found: dict[Ids, list[int]] = {}
+    for place, (context, _) in enumerate(pairs):
+        found.setdefault(context, []).append(place)
     return [
-        _Continuations(context, tuple(one for one, _ in some), tuple(place for _, place in some))
-        for context, some in found.items()
+        _Continuations(context, tuple(pairs[at][1] for at in places), tuple(places), tuple(parts[at] for at in places))
+        for context, places in found.items()
     ]
 
 
@@ -102,12 +115,16 @@ def _likelihoods(shard: _Shard) -> pa.Table:
     model = _scoring(shard.policy, shard.dtype)
     found = model.of([text.context for text in shard.texts], [text.continuations for text in shard.texts])
     rows = [
-        {"place": place, "total": one.total, "greedy": one.greedy}
+        {"place": place, "parts": [float(part.sum()) for part in _divided(one.tokens, parts)], "greedy": one.greedy}
         for text, some in zip(shard.texts, found, strict=True)
-        for place, one in zip(text.places, some, strict=True)
+        for place, parts, one in zip(text.places, text.parts, some, strict=True)
     ]
-    schema = pa.schema([("place", pa.int64()), ("total", pa.float64()), ("greedy", pa.bool_())])
+    schema = pa.schema([("place", pa.int64()), ("parts", pa.list_(pa.float64())), ("greedy", pa.bool_())])
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _divided(tokens: Any, parts: Sequence[int]) -> Any:
+    return tokens[: sum(parts)].split(list(parts))
 
 
 @functools.lru_cache(maxsize=1)

@@ -37,6 +37,7 @@ from posttrain.filters.refusals import Refusals
 from posttrain.filters.repetition import Loop, Repetition
 from posttrain.filters.rows import message_text
 from posttrain.filters.semantic_duplicates import SemanticDuplicates
+from posttrain.filters.steps import Steps
 from posttrain.filters.truncation import Truncated
 from posttrain.filters.unsafe import UnsafeWords
 from posttrain.storage.pieces import Pieces
@@ -78,6 +79,7 @@ FILTERS: dict[str, type[Filter]] = {
     "judge": Judged,
     "classifier": Classifier,
     "learned-quality": LearnedQuality,
+    "steps": Steps,
 }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from posttrain import models, shipped
 from posttrain.execution.artifact import Artifact, StageCall, Stages, present
@@ -17,6 +18,14 @@ from posttrain.storage.files import file_hash
 
 if TYPE_CHECKING:  # it imports pyarrow
     from posttrain.filters import Filter
+
+
+@dataclass(frozen=True)
+class Preferred:
+    """What DPO made in a round, promoted or not, and the reference that it was made against."""
+
+    policy: Artifact
+    reference: Artifact
 
 
 class Filtering:
@@ -50,9 +59,31 @@ class Filtering:
             )
         )
 
-    def columns(self) -> Mapping[str, list[str]]:
-        """The columns that annotations add to the samples, as config of the stage `scores`."""
-        return {"columns": self.recipe.annotate.columns} if self.recipe.annotate else {}
+    def columns(self) -> Mapping[str, Any]:
+        """The columns that annotations and step scores add to the samples, as config of the stage `scores`."""
+        annotate = self.recipe.annotate
+        columns = {"columns": annotate.columns} if annotate else {}
+        return {**columns, **({"steps": True} if self.recipe.step_scores else {})}
+
+    def step_scores(self, samples: Artifact, preferred: Preferred | None) -> Artifact | None:
+        """The scores of the samples' steps by a DPO policy and its reference; None where there is none yet, or the
+        recipe has none."""
+        section, dpo = self.recipe.step_scores, self.recipe.dpo
+        if section is None or preferred is None:
+            return None
+        assert dpo
+        return self.runner.submit(
+            StageCall(
+                "step_scores",
+                config={
+                    "step_scores": section.in_key(),
+                    "beta": dpo.trl["beta"],
+                    "engine": self.recipe.engine.built_in(),
+                },
+                inputs={"answers": samples, "policy": preferred.policy, "reference": preferred.reference},
+                seed=0,
+            )
+        )
 
     def classifier(self, number: int, filtered: Sequence[Artifact], policy: Artifact) -> Artifact | None:
         """The classifier fitted to the rows kept and dropped in all rounds so far; None where there are none yet."""

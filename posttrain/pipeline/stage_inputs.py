@@ -186,9 +186,15 @@ class StageInputs:
             difficulty=difficulty,
         )
 
-    def scores(self, samples: Artifact, reward_model: Artifact | None, annotations: Artifact | None = None) -> Artifact:
-        """The samples with their scores. `annotations`: columns to add to them."""
-        inputs = present(answers=samples, annotations=annotations)
+    def scores(
+        self,
+        samples: Artifact,
+        reward_model: Artifact | None,
+        annotations: Artifact | None = None,
+        step_scores: Artifact | None = None,
+    ) -> Artifact:
+        """The samples with their scores. `annotations`, `step_scores`: columns to add to them."""
+        inputs = present(answers=samples, annotations=annotations, step_scores=step_scores)
         return self._scored("scores", self.filtering.columns(), inputs, *self.scoring.candidate_rewards(reward_model))
 
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:

@@ -22,6 +22,7 @@ from posttrain.config.quality_classifier import QualityClassifier
 from posttrain.config.rewards import RewardEntry
 from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
 from posttrain.config.section import Count, Section, complain
+from posttrain.config.step_scores import StepScores
 from posttrain.config.training import TRAINED, Dpo, RewardModel, Sft
 from posttrain.config.tree import Path_, Places
 from posttrain.config.watch import SECOND, Judge, Watch, as_the_first
@@ -76,6 +77,8 @@ class Recipe(Section):
     """The candidates that the filters select from."""
     annotate: Annotate | None = None
     """Topic, difficulty and pass rate of prompts, as columns of their samples."""
+    step_scores: StepScores | None = None
+    """A score of each step of a sample, by the last round's DPO."""
     filters: list[Annotated[SerializeAsAny[BaseModel], BeforeValidator(_filter)]] = Field(default=[])
     """The filters of samples, in order: see docs/filters.md."""
     quality_classifier: QualityClassifier | None = None
@@ -135,6 +138,7 @@ class Recipe(Section):
         self._balance_fits()
         self._processes_fit()
         self._memorisation_fits()
+        self._steps_fit()
         if self.sft and self.sft.mix.real.share and self.prompts.real is None:
             complain(
                 ("sft", "mix", "real"),
@@ -254,6 +258,23 @@ class Recipe(Section):
                 "add one to `filters`, or name people's verdicts by `labels`",
                 rule="recipe-needs-section",
             )
+
+    def _steps_fit(self) -> None:
+        if self.step_scores and self.dpo is None:
+            complain(
+                ("step_scores",),
+                "steps are scored by DPO's policy and its reference, and there is no DPO",
+                "add `dpo:`, or leave steps out by `step_scores: null`",
+                rule="recipe-needs-section",
+            )
+        for index, one in enumerate(self.filters):
+            if getattr(one, "use", None) == "steps" and self.step_scores is None:
+                complain(
+                    ("filters", index),
+                    "no step has a score",
+                    "add `step_scores: {}`",
+                    rule="recipe-needs-section",
+                )
 
     def _memorisation_fits(self) -> None:
         section, longest = self.evaluate.memorisation, self.samples.max_new_tokens

@@ -237,6 +237,14 @@ def _memorisation(planned: PlannedStage, book: Book) -> Amounts:
     return Amounts(rows=rows, read=read, longest=read, as_answers=read / book.length)
 
 
+def _step_scores(planned: PlannedStage, book: Book) -> Amounts:
+    """Policy and reference read each prompt once, and all of its answers."""
+    sampled = book.read(planned, "answers")
+    rows = sum(one.completions for one in sampled)
+    read = round(2 * sum(one.prompts * book.sets.length + one.completions * book.length for one in sampled))
+    return Amounts(rows=rows, read=read, longest=read, as_answers=read / book.length)
+
+
 def _forecast(planned: PlannedStage, book: Book) -> Amounts:
     """Every policy reads each prompt once, with the different answers that any of them sampled: at most all K."""
     heldout = [key for role, key in planned.inputs.items() if role.startswith("heldout") and key in book.done]
@@ -271,5 +279,6 @@ _STAGES: dict[str, Callable[[PlannedStage, Book], Amounts]] = {
     "benchmark": _asked,
     "label_variants": _asked,
     "memorisation": _memorisation,
+    "step_scores": _step_scores,
     "forecast": _forecast,
 }

@@ -60,6 +60,7 @@ _ALL = (
     StageSpec("reward_model", 3, "training", "steps", makes_model=True, label="a reward model"),
     StageSpec("difficulty", 5, "sampling and scoring", like="scores"),
     StageSpec("annotate", 2, "data"),
+    StageSpec("step_scores", 1, "sampling and scoring", "tokens", like="answers"),
     StageSpec("scores", 5, "sampling and scoring"),
     StageSpec("quality_classifier", 1, "data"),
     StageSpec("filters", 1, "data", label="rejection sampling with filters"),

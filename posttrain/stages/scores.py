@@ -17,11 +17,15 @@ from posttrain.rewards.checks import check_scores, constant
 from posttrain.rewards.combine import REWARD_MODEL, combine, spread
 from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.scoring import load_scorers, score_shards
+from posttrain.stages.step_scores import COLUMN, FILE, SCHEMA
+
+_NO_STEPS = "no step has a score: these are DPO's, and there was none in an earlier round"
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: answers, reward_model and annotations (optional). Config: rewards, columns (optional: columns of the
-    annotations to add). Writes scored.parquet: the answers with their `rewards` and `score`.
+    """Inputs: answers; optional: reward_model, annotations, step_scores. Config: rewards; optional: columns (those of
+    the annotations to add), steps (whether scores of steps are to be added). Writes scored.parquet: the answers with
+    their `rewards` and `score`.
 
     Raises:
         EmptyStageError: no reward scores any answer, or all scores are equal and none counts as right.
@@ -42,11 +46,18 @@ def run(job: Job) -> dict[str, Any]:
     names, start = job.config.get("columns", []), 0
     known = _annotations(job)
     schema = prompt_stats.schema(pq.read_schema(paths[0]).append(pa.field("score", pa.float64())), names)
+    steps = _step_scores(job, len(scores))
+    if steps is not None:
+        schema = schema.append(SCHEMA.field(COLUMN))
     with pq.ParquetWriter(job.out / "scored.parquet", schema, compression="zstd") as writer:
         for path in paths:
             table = pq.read_table(path)
             of_rows = pa.array(scores[start : start + table.num_rows], pa.float64())
-            writer.write_table(prompt_stats.annotated(table.append_column("score", of_rows), names, known))
+            table = prompt_stats.annotated(table.append_column("score", of_rows), names, known)
+            if steps is not None:
+                part = steps.slice(start, table.num_rows).combine_chunks()
+                table = table.append_column(SCHEMA.field(COLUMN), part)
+            writer.write_table(table)
             start += table.num_rows
     return {
         "rows": len(scores),
@@ -55,8 +66,19 @@ def run(job: Job) -> dict[str, Any]:
         "rewards": {name: known_mean(row.get(name) for row in values) for name in weights},
         **({"constant": same} if same else {}),
         "logits": {"mean": mean, "deviation": deviation},
+        **({"fallback": [_NO_STEPS]} if steps is not None and "step_scores" not in job.inputs else {}),
         **judge_metrics(job.scratch),
     }
+
+
+def _step_scores(job: Job, count: int) -> pa.ChunkedArray | None:
+    """The scores of the steps of each answer, which are in the answers' order; all null before there are any. None
+    where the recipe has none."""
+    if not job.config.get("steps"):
+        return None
+    if "step_scores" not in job.inputs:
+        return pa.chunked_array([pa.nulls(count, SCHEMA.field(COLUMN).type)])
+    return pq.read_table(job.inputs["step_scores"] / FILE, columns=[COLUMN])[COLUMN]
 
 
 def _annotations(job: Job) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,30 @@
+"""The section of step scores."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field, field_validator
+
+from posttrain.config.section import Section, complain
+
+
+class StepScores(Section):
+    """How good each step of a sample is, by the last round's DPO policy and its reference: no model is trained for it.
+
+    `scores` writes the column `step_scores` beside each sample, for filters such as `steps`.
+    """
+
+    separator: str = Field(default=r"\n+", min_length=1)
+    """What ends a step: a regular expression. A step without a word or number belongs to the one before."""
+
+    @field_validator("separator")
+    @classmethod
+    def _is_a_pattern(cls, given: str) -> str:
+        try:
+            matches_nothing = re.compile(given).fullmatch("") is not None
+        except re.error as error:
+            complain((), f"it is no regular expression: {error}", rule="recipe-pattern")
+        if matches_nothing:
+            complain((), "it matches the empty text, which is everywhere", rule="recipe-pattern")
+        return given

@@ -1,0 +1,61 @@
+"""Where the steps of an answer end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from support.tiny_models import tokenizer
+
+from posttrain.data.steps import step_ends, steps, tokens_of_steps
+
+LINES = r"\n+"
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "expected"),
+    [
+        ("2 + 3 = 5\n5 * 2 = 10\nAnswer: 10", LINES, ["2 + 3 = 5\n", "5 * 2 = 10\n", "Answer: 10"]),
+        ("one\n\ntwo\n", LINES, ["one\n\n", "two\n"]),
+        ("one\n---\ntwo", LINES, ["one\n---\n", "two"]),  # a line without a word
+        ("\n\none", LINES, ["\n\none"]),
+        ("So 3. So 4.", r"\.\s*", ["So 3. ", "So 4."]),
+        ("no end", LINES, ["no end"]),
+        ("\n --- \n", LINES, []),
+        ("", LINES, []),
+    ],
+)
+def test_a_step_ends_where_the_separator_does(text: str, separator: str, expected: list[str]) -> None:
+    assert steps(text, separator) == expected
+    assert [text[:end] for end in step_ends(text, separator)] == [
+        "".join(expected[: at + 1]) for at in range(len(expected))
+    ]
+
+
+def pieces(*texts: str) -> tuple[list[int], list[str]]:
+    return list(range(len(texts))), list(texts)
+
+
+def test_tokens_are_counted_up_to_the_one_in_which_a_step_ends() -> None:
+    ids, texts = pieces("on", "e", "\n", "tw", "o\nth", "ree", "")
+
+    def decode(some: Sequence[int]) -> str:
+        return "".join(texts[one] for one in some)
+
+    assert tokens_of_steps(ids, decode, LINES) == [3, 2, 1]  # "th" of the third step counts to the second
+    assert tokens_of_steps([6, 6], decode, LINES) == []
+    ids, texts = pieces("a\nb\nc", "d")
+    assert tokens_of_steps(ids, decode, LINES) == [1, 0, 1]
+
+
+def test_steps_of_a_tokenizer_make_up_the_answer_but_for_its_end() -> None:
+    real: Any = tokenizer()
+    text = "Tom has 3 apples.\nHe buys 2.\nAnswer: 5"
+    ids = [*real.encode(text, add_special_tokens=False), real.eos_token_id]
+    sizes = tokens_of_steps(ids, lambda some: real.decode(some, skip_special_tokens=True), LINES)
+    assert len(sizes) == 3 and sum(sizes) == len(ids) - 1
+    start = 0
+    for size, step in zip(sizes, steps(text, LINES), strict=True):
+        assert real.decode(ids[start : start + size], skip_special_tokens=True).strip() == step.strip()
+        start += size
