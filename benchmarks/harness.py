@@ -243,7 +243,9 @@ def main() -> None:
             if name != "ifeval" and options.only != "equal":
                 few = task(folder, name, body, rows[: options.timed], options.new)
                 by_side = {"ours": ours(model, few, options.shard_tokens).seconds}
-                by_side |= {f"hf, {batch}": theirs(model, few, batch).seconds for batch in options.batches}
+                for batch in options.batches:  # printed one by one: `auto` may take all of the memory
+                    print(json.dumps({name: by_side}), flush=True)
+                    by_side[f"hf, {batch}"] = theirs(model, few, batch).seconds
                 found["seconds"][name] = by_side
                 best = min(options.batches, key=lambda batch: by_side[f"hf, {batch}"])
                 print(json.dumps({name: by_side}), flush=True)

@@ -91,9 +91,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM._from_config(config, attn_implementation="eager", dtype=torch.float32)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """STEPS batches of (ids, labels), each [BATCH, length], right-padded, texts of like length together."""
-    pairs = list(islice(corpus(SEED), STEPS * BATCH))
+def batches(
+    tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of (ids, labels), each [BATCH, length], right-padded, texts of like length together."""
     asked = tokenizer([f"{USER}{prompt}{END}{ASSISTANT}" for prompt, _ in pairs], add_special_tokens=False)["input_ids"]
     answered = tokenizer([f"{answer}{END}" for _, answer in pairs], add_special_tokens=False)["input_ids"]
     chats = list(zip(asked, answered, strict=True))
@@ -123,17 +124,22 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     ]
 
 
-def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Next-token training on the answers, linear warm-up and decay. Returns the number of tokens seen."""
-    made = batches(tokenizer)
+def train(
+    model: LlamaForCausalLM,
+    made: list[tuple[torch.Tensor, torch.Tensor]],
+    answer: int = ANSWER,
+    dtype: torch.dtype = torch.bfloat16,
+) -> int:
+    """Next-token training on the answers, linear warm-up and decay. `answer`: tokens of a usual one. Returns the number
+    of tokens seen."""
     parts = optimizers(model)
     started, seen = time.monotonic(), 0
     model.train()
     for step, (ids, labels) in enumerate(made):
-        rate = LEARNING_RATE * min((step + 1) / 100, 0.02 + 0.98 * (1 - step / STEPS))
+        rate = LEARNING_RATE * min((step + 1) / 100, 0.02 + 0.98 * (1 - step / len(made)))
         mask = ids.ne(PAD_ID)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(ids, attention_mask=mask.long(), labels=labels, num_items_in_batch=BATCH * ANSWER).loss
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = model(ids, attention_mask=mask.long(), labels=labels, num_items_in_batch=BATCH * answer).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for part in parts:
@@ -143,14 +149,19 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> int:
         seen += int(mask.sum())
         if step % 100 == 99:
             speed = seen / (time.monotonic() - started)
-            print(f"step {step + 1}/{STEPS}  loss {loss.item():.3f}  {speed:,.0f} tokens/s", flush=True)
+            print(f"step {step + 1}/{len(made)}  loss {loss.item():.3f}  {speed:,.0f} tokens/s", flush=True)
     return seen
 
 
 def answers(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: list[str], temperature: float = 0.0, k: int = 1
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    asked: list[str],
+    temperature: float = 0.0,
+    k: int = 1,
+    longest: int = 64,
 ) -> list[list[str]]:
-    """`k` answers to each prompt; temperature 0 is greedy."""
+    """`k` answers to each prompt of at most `longest` tokens; temperature 0 is greedy."""
     torch.manual_seed(SEED)
     model.eval()
     chats = [f"{USER}{prompt}{END}{ASSISTANT}" for prompt in asked]
@@ -162,7 +173,7 @@ def answers(
             out = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
                 input_ids=rows["input_ids"],
                 attention_mask=rows["attention_mask"],
-                max_new_tokens=64,
+                max_new_tokens=longest,
                 num_return_sequences=k,
                 **how,
             )
@@ -243,7 +254,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)  # another number of threads adds in another order, and the weights would differ
     tokenizer = train_tokenizer([text for pair in islice(corpus(SEED + 1), 20_000) for text in pair])
     model = make_model(tokenizer)
-    tokens = train(model, tokenizer)
+    tokens = train(model, batches(tokenizer, list(islice(corpus(SEED), STEPS * BATCH))))
     model.generation_config = GenerationConfig(eos_token_id=END_ID, pad_token_id=PAD_ID, max_new_tokens=64)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from itertools import islice
-from pathlib import Path
 
 import pytest
+from support.content import DATA, REWARD, load, says
 
-ROOT = Path(__file__).parents[1]
-DATA, REWARD = ROOT / "data", ROOT / "reward"
 SPLITS = ("train", "dev", "heldout")
-
-
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(path.stem.replace("-", "_"), path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +50,7 @@ def test_the_corpus_holds_no_dev_or_heldout_prompt(generator, shipped):
     assert not hidden & {prompt for prompt, _ in islice(generator.corpus(0), 20_000)}
 
 
-@pytest.mark.parametrize("name", ["word-problems", "readers", "notes"])
+@pytest.mark.parametrize("name", ["word-problems", "readers", "notes", "step-problems"])
 def test_golden_cases(name):
     module = load(REWARD / f"{name}.py")
     cases = [json.loads(line) for line in (REWARD / f"{name}.cases.jsonl").read_text("utf-8").splitlines()]
@@ -94,10 +81,6 @@ def test_good_answers_are_rewarded(generator):
             side += readers([prompt], [says(written)], [None])
     assert min(len(good), len(bad)) > 100
     assert sum(better > worse for better, worse in zip(good, bad, strict=False)) / min(len(good), len(bad)) > 0.9
-
-
-def says(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
 
 
 def test_the_base_is_small_and_safe():

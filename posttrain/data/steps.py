@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 def step_ends(text: str, separator: str) -> list[int]:
     """Where each step ends, in characters, with what separates it from the next.
 
-    `separator`: a regular expression. A step without a letter or digit belongs to the one before it; before the first
-    one, to the first. None in a text that has neither.
+    `separator`: a regular expression. What has no letter or digit is no step, and belongs to the one before it; before
+    the first one, to the first. None in a text that has neither.
     """
     found, start = list[int](), 0
     for end in [*(match.end() for match in re.finditer(separator, text)), len(text)]:
-        if re.search(r"\w", text[start:end]):
+        if re.search(r"[^\W_]", text[start:end]):
             found.append(end)
             start = end
         elif found and end > start:
@@ -31,13 +31,17 @@ def steps(text: str, separator: str) -> list[str]:
 
 def tokens_of_steps(ids: Sequence[int], decode: Callable[[Sequence[int]], str], separator: str) -> list[int]:
     """How many tokens each step has. A token in which one step ends and another begins counts to the first, so that a
-    short step may have none. Tokens after the last step, such as the one that ends the answer, count to none.
+    short step may have none. Tokens after the last step count to none.
 
-    `decode`: the text of token ids, without special ones.
+    `decode`: the text of token ids, without special ones; U+FFFD for what is not a whole character yet.
     """
+
+    def whole(count: int) -> int:
+        return len(decode(ids[:count]).rstrip("\ufffd"))
+
     found, before = list[int](), 0
     for end in step_ends(decode(ids), separator):
-        at = bisect_left(range(len(ids) + 1), end, lo=before, key=lambda count: len(decode(ids[:count])))
+        at = min(bisect_left(range(len(ids) + 1), end, lo=before, key=whole), len(ids))
         found.append(at - before)
         before = at
     return found

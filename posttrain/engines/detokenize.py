@@ -7,7 +7,7 @@ from typing import Any
 
 from posttrain.engines.protocol import Completion, FinishReason
 
-_DECODE = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+DECODE = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
 
 class StopStrings:
@@ -22,7 +22,7 @@ class StopStrings:
         if any(character.isspace() for character in last):  # some tokenizers drop a single token's spaces
             self.may_end = frozenset(ids)
             return
-        texts = tokenizer.batch_decode([[an_id] for an_id in ids], **_DECODE)
+        texts = tokenizer.batch_decode([[an_id] for an_id in ids], **DECODE)
         broken = "\ufffd"  # part of a character: the rest may come from any neighbour
         self.may_end = frozenset(
             an_id for an_id, text in zip(ids, texts, strict=True) if broken in text or last.intersection(text)
@@ -30,7 +30,7 @@ class StopStrings:
 
     def ends(self, tokens: Sequence[int]) -> bool:
         """Whether the last tokens of an answer contain a stop string."""
-        text = self.tokenizer.decode(list(tokens[-self.window :]), **_DECODE)
+        text = self.tokenizer.decode(list(tokens[-self.window :]), **DECODE)
         return any(part in text for part in self.stop)
 
 
@@ -42,7 +42,7 @@ def completions(
     stop: Sequence[str],
 ) -> list[Completion]:
     """Completions from token rows; `ended` says which rows an end token closed (the token is not in the row)."""
-    texts = tokenizer.batch_decode([list(row) for row in tokens], **_DECODE)
+    texts = tokenizer.batch_decode([list(row) for row in tokens], **DECODE)
     made: list[Completion] = []
     for row, row_logprobs, row_ended, text in zip(tokens, logprobs, ended, texts, strict=True):
         cut = min((at for at in (text.find(part) for part in stop) if at >= 0), default=-1)

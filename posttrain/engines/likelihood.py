@@ -36,9 +36,10 @@ class Likelihood(NamedTuple):
 
 
 class Likelihoods:
-    """A causal language model, ready to score. `loaded` is changed in place."""
+    """A causal language model, ready to score, at a temperature. `loaded` is changed in place."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, temperature: float = 1.0) -> None:
+        self.temperature = temperature
         self.loaded, self.model, self.device = loaded, loaded.model, loaded.model.device
         self.fallback: str | None = None
         self._forward: _Forward | None = None
@@ -119,7 +120,7 @@ class Likelihoods:
         rows, of_node = torch.unique(packed.before, return_inverse=True)
         logits = self._forward(packed, rows)
         self._look(logits)
-        logprob, greedy = _of_tokens(logits, of_node, packed.ids[packed.prompt_tokens :])
+        logprob, greedy = _of_tokens(self._tempered(logits), of_node, packed.ids[packed.prompt_tokens :])
         path = packed.path - packed.prompt_tokens
         return _of_texts(logprob[path], greedy[path], packed.sizes.tolist())
 
@@ -139,11 +140,14 @@ class Likelihoods:
                 context, one = pairs[at]
                 logits = out.logits[row, len(context) - 1 : len(context) + len(one) - 1]
                 each = torch.arange(len(one), device=self.device)
-                of_tokens = _of_tokens(logits, each, torch.tensor(one, device=self.device))
+                of_tokens = _of_tokens(self._tempered(logits), each, torch.tensor(one, device=self.device))
                 found[at] = _of_texts(*of_tokens, [len(one)])[0]
         if isinstance(self._forward, _Hooked):
             self.model.set_attn_implementation(NAME)
         return [one for one in found if one is not None]
+
+    def _tempered(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def _look(self, logits: torch.Tensor) -> None:
         if not self._sound:

@@ -38,13 +38,26 @@ Floats = npt.NDArray[np.float64]
 
 class Point(NamedTuple):
     """A policy that was measured. `spent`: answers sampled to learn from until then; `nll`: the mean of `normalised`
-    over prompts; `accuracy`: pass@1, as a share; `error`: its standard deviation by the chance of what was sampled for
-    these prompts."""
+    over prompts; `accuracy`: pass@1, as a share, of so many held-out `answers`; `within`: the share of its variance p(1
+    − p) that lies within prompts, of which alone is what chance does on the same prompts."""
 
     spent: float
     nll: float
     accuracy: float
-    error: float = 0.0
+    answers: float = math.inf
+    within: float = 1.0
+
+    def odds(self) -> float:
+        """The log-odds of the accuracy. With half an answer more on either side they are finite."""
+        if math.isinf(self.answers):
+            share = min(max(self.accuracy, 1e-3), 1 - 1e-3)
+            return math.log(share / (1 - share))
+        right = self.accuracy * self.answers
+        return math.log((right + 0.5) / (self.answers - right + 0.5))
+
+    def error(self) -> float:
+        """The standard deviation of these log-odds by the chance of what was sampled."""
+        return float(_error(np.array(self.odds()), self.answers, self.within))
 
 
 def normalised(totals: Sequence[float], right: Sequence[bool]) -> float | None:
@@ -75,13 +88,12 @@ class _Model:
     def of(cls, runs: Sequence[Sequence[Point]]) -> _Model:
         rounds = [(run[0], one) for run in runs for one in run[1:] if one.spent > 0]
         measured = [*(run[0] for run in runs), *(one for _, one in rounds)]
-        right = np.clip([one.accuracy for one in measured], 1e-3, 1 - 1e-3)
         return cls(
             np.array([one.spent for _, one in rounds]),
             np.array([math.log(first.nll / one.nll) for first, one in rounds]),
             np.array([run[0].nll for run in runs]),
-            np.log(right / (1 - right)),
-            np.array([one.error for one in measured]) / (right * (1 - right)),
+            np.array([one.odds() for one in measured]),
+            np.array([one.error() for one in measured]),
             np.array([_START] * len(runs) + [1.0] * len(rounds)),
         )
 
@@ -92,9 +104,14 @@ class _Model:
 
 
 def forecast(
-    runs: Sequence[Sequence[Point]], wanted: Sequence[float], seed: int = 0, others: Sequence[Sequence[Point]] = ()
+    runs: Sequence[Sequence[Point]],
+    wanted: Sequence[float],
+    seed: int = 0,
+    others: Sequence[Sequence[Point]] = (),
+    answers: float = math.inf,
 ) -> list[Figure] | None:
-    """The accuracy after so many answers, with 95 % intervals of it as a round would measure it on the same prompts.
+    """The accuracy after so many answers to learn from, with 95 % intervals of it as a round would measure it with so
+    many held-out `answers` on the same prompts.
 
     runs: of each its starting model, at 0 answers, and its first rounds; all of one starting model. `others`: those of
     other starting models, such as smaller ones. c and v are taken to be the same for all models, and later rounds show
@@ -115,14 +132,14 @@ def forecast(
     scale, power = _curve(models, fell)
     if not power[0]:
         return None
-    answers = np.asarray(wanted, np.float64)
-    later = own.start - power[:, None] * np.log1p(answers / scale[:, None])
+    spent = np.asarray(wanted, np.float64)
+    later = own.start - power[:, None] * np.log1p(spent / scale[:, None])
     right = [model.odds + _chance(random, len(model.odds), model.errors) for model in models]
-    slope, odds = _sigmoid(models, fell, right, np.exp(later + _chance(random, len(answers))))
+    slope, odds = _sigmoid(models, fell, right, np.exp(later + _chance(random, len(spent))))
     if not slope[0]:
         return None
-    odds = odds + _chance(random, len(answers), own.errors[-1])  # a later round samples as many answers
-    beyond = np.log(np.maximum(answers / own.spent.max(), 1))
+    odds = odds + _chance(random, len(spent)) / _DRAWN * _error(odds, answers, runs[-1][-1].within)
+    beyond = np.log(np.maximum(spent / own.spent.max(), 1))
     drift = random.normal(0, _DRIFT, (len(odds), 1))
     drift[0] = 0
     found = 1 / (1 + np.exp(-(odds + drift * beyond)))
@@ -131,6 +148,12 @@ def forecast(
         {"value": float(value), "ci95": [float(one), float(other)], "n": len(own.spent)}
         for value, one, other in zip(found[0], low, high, strict=True)
     ]
+
+
+def _error(odds: Floats, answers: float, within: float) -> Floats:
+    """The standard deviation of log-odds by the chance of so many answers: √(within / (n p (1 − p)))."""
+    share = np.clip(1 / (1 + np.exp(-odds)), 0.5 / (answers + 1), 1 - 0.5 / (answers + 1))
+    return np.sqrt(within / (answers * share * (1 - share)))
 
 
 def _chance(random: np.random.Generator, rounds: int, deviation: float | Floats = _DRAWN) -> Floats:

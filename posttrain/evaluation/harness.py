@@ -114,7 +114,7 @@ def _questions(benchmark: Benchmark, source: Path) -> dict[str, Any]:
     given = benchmark.file if isinstance(benchmark.file, dict) else {evaluated: benchmark.file}
     shown = task.get("num_fewshot") if benchmark.fewshot is None else benchmark.fewshot
     splits = ("fewshot_split", "training_split", "validation_split")
-    examples = next((task[name] for name in splits if task.get(name)), evaluated)  # of itself, without the question
+    examples = next((task[name] for name in splits if task.get(name)), evaluated)
     if shown and examples not in given:
         raise InputError(
             f"{benchmark.task} shows {shown} examples before a question, of its split {examples!r}, and there is no "
@@ -130,7 +130,9 @@ def _questions(benchmark: Benchmark, source: Path) -> dict[str, Any]:
             hint="give files of one kind",
             rule="benchmark-file",
         )
-    without = {name: None for name in (*splits, "test_split") if task.get(name) not in given}
+    without: dict[str, Any] = {name: None for name in (*splits, "test_split") if task.get(name) not in given}
+    if examples == task.get("test_split"):  # so named, a question is never among its own examples
+        without["fewshot_split"] = examples
     return {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": files}, **without}
 
 

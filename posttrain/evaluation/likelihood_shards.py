@@ -19,7 +19,12 @@ from posttrain.storage.pieces import by_work
 from posttrain.storage.shards import processes, run_shards
 from posttrain.system import device
 
-_FEWEST, LEAST = 8, 2048  # shards on a CPU, of so many tokens at least: each core has some, on any machine
+_FEWEST, _LEAST = 8, 2048  # shards on a CPU, of so many tokens at least: each core has some, on any machine
+
+
+def most_processes(tokens: int) -> int:
+    """Into how many shards texts of so many tokens in all are divided on a CPU at least, and about at most."""
+    return max(1, min(_FEWEST, math.ceil(tokens / _LEAST)))
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Work:
     def parts(self, sizes: Sequence[int]) -> list[slice]:
         """Shards of texts of so many tokens each that are read: of `shard_tokens` at most, on a CPU of less if they
         would be few."""
-        even = max(LEAST, sum(sizes) / _FEWEST)
+        even = max(_LEAST, sum(sizes) / _FEWEST)
         return by_work(sizes, self.shard_tokens if device() == "cuda" else min(self.shard_tokens, even))
 
     def parts_sampled(self, sizes: Sequence[int]) -> list[slice]:
@@ -70,6 +75,7 @@ class _Continuations:
 class _Shard:
     policy: str
     dtype: str
+    temperature: float
     texts: tuple[_Continuations, ...]
 
 
@@ -77,14 +83,16 @@ def log_likelihoods(pairs: Sequence[tuple[Ids, Ids]], work: Work) -> list[tuple[
     """Of each pair of a context and a continuation, as token ids: the sum of the continuation's natural log-probs, and
     whether each of its tokens is the likeliest one, so that greedy decoding would give it. A context is computed
     once."""
-    rows = _rows(pairs, [(len(continuation),) for _, continuation in pairs], work)
+    rows = _rows(pairs, [(len(continuation),) for _, continuation in pairs], work, 1.0)
     return [(row["parts"][0], row["greedy"]) for row in rows]
 
 
-def of_parts(pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[Sequence[int]], work: Work) -> list[list[float]]:
-    """As `log_likelihoods`, for each part of a continuation, such as a step of an answer. `parts`: of each pair the
-    tokens of its parts, one behind the other; tokens after the last are in none."""
-    return [row["parts"] for row in _rows(pairs, [tuple(sizes) for sizes in parts], work)]
+def of_parts(
+    pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[Sequence[int]], work: Work, temperature: float = 1.0
+) -> list[list[float]]:
+    """As `log_likelihoods`, for each part of a continuation, such as a step of an answer, at this temperature. `parts`:
+    of each pair the tokens of its parts, one behind the other; tokens after the last are in none."""
+    return [row["parts"] for row in _rows(pairs, [tuple(sizes) for sizes in parts], work, temperature)]
 
 
 def tokens_read(pairs: Sequence[tuple[Ids, Ids]]) -> int:
@@ -92,11 +100,14 @@ def tokens_read(pairs: Sequence[tuple[Ids, Ids]]) -> int:
     return sum(len(one.context) + sum(map(len, one.continuations)) for one in _by_context(pairs, [()] * len(pairs)))
 
 
-def _rows(pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[tuple[int, ...]], work: Work) -> list[dict[str, Any]]:
+def _rows(
+    pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[tuple[int, ...]], work: Work, temperature: float
+) -> list[dict[str, Any]]:
     texts = sorted(_by_context(pairs, parts), key=lambda one: (len(one.context), one.context))
     sizes = [len(one.context) + sum(map(len, one.continuations)) for one in texts]
-    shards = [_Shard(str(work.policy), work.engine["dtype"], tuple(texts[part])) for part in work.parts(sizes)]
-    plan = [[*map(list, pair), list(of)] for pair, of in zip(pairs, parts, strict=True)]
+    how = str(work.policy), work.engine["dtype"], temperature
+    shards = [_Shard(*how, tuple(texts[part])) for part in work.parts(sizes)]
+    plan = [temperature, *([*map(list, pair), list(of)] for pair, of in zip(pairs, parts, strict=True))]
     return work.rows(_likelihoods, shards, plan)
 
 
@@ -112,7 +123,7 @@ def _by_context(pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[tuple[int, ...
 
 
 def _likelihoods(shard: _Shard) -> pa.Table:
-    model = _scoring(shard.policy, shard.dtype)
+    model = _scoring(shard.policy, shard.dtype, shard.temperature)
     found = model.of([text.context for text in shard.texts], [text.continuations for text in shard.texts])
     rows = [
         {"place": place, "parts": [float(part.sum()) for part in _divided(one.tokens, parts)], "greedy": one.greedy}
@@ -128,8 +139,8 @@ def _divided(tokens: Any, parts: Sequence[int]) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def _scoring(policy: str, dtype: str) -> Any:
+def _scoring(policy: str, dtype: str, temperature: float) -> Any:
     from posttrain.engines.likelihood import Likelihoods
     from posttrain.engines.load import load
 
-    return Likelihoods(load(policy, dtype, device()))
+    return Likelihoods(load(policy, dtype, device()), temperature)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from array import array
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
+from posttrain.errors import DataError
 from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict, dropped
 from posttrain.filters.rows import Rows
 
@@ -29,10 +33,10 @@ class Steps(Filter):
         return None if rows.has(COLUMN) else f"a column {COLUMN!r}, a list of numbers for each answer"
 
     def start(self, context: FilterContext) -> Decide:
-        weakest = array("d")
+        lowest = array("d")
         for batch in context.corpus([COLUMN]):
-            weakest.extend(low for low in _weakest(Rows(batch)) if low is not None)
-        bound = float(np.quantile(weakest, self.quantile)) if weakest else -np.inf
+            lowest.extend(low for low in _weakest(Rows(batch)) if low is not None)
+        bound = float(np.quantile(lowest, self.quantile)) if lowest else -np.inf
 
         def decide(rows: Rows) -> dict[int, Verdict]:
             return dropped(
@@ -42,5 +46,13 @@ class Steps(Filter):
         return decide
 
 
+def weakest(scores: Sequence[float | None] | None) -> float | None:
+    """The lowest score of an answer's steps; None where none has a score."""
+    return min((score for score in scores or () if score is not None and not math.isnan(score)), default=None)
+
+
 def _weakest(rows: Rows) -> list[float | None]:
-    return [min(scores) if scores else None for scores in rows.column(COLUMN)]
+    kind = rows.batch.schema.field(COLUMN).type
+    if not pa.types.is_null(kind) and not (pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)):
+        raise DataError(f"the column {COLUMN!r} holds {kind}, not lists of numbers", rule="filter-numbers")
+    return [weakest(scores) for scores in rows.column(COLUMN)]

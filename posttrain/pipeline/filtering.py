@@ -63,7 +63,7 @@ class Filtering:
         """The columns that annotations and step scores add to the samples, as config of the stage `scores`."""
         annotate = self.recipe.annotate
         columns = {"columns": annotate.columns} if annotate else {}
-        return {**columns, **({"steps": True} if self.recipe.step_scores else {})}
+        return {**columns, **({"step_scores": True} if self.recipe.step_scores else {})}
 
     def step_scores(self, samples: Artifact, preferred: Preferred | None) -> Artifact | None:
         """The scores of the samples' steps by a DPO policy and its reference; None where there is none yet, or the
@@ -78,6 +78,7 @@ class Filtering:
                 config={
                     "step_scores": section.in_key(),
                     "beta": dpo.trl["beta"],
+                    "temperature": dpo.temperature,
                     "engine": self.recipe.engine.built_in(),
                 },
                 inputs={"answers": samples, "policy": preferred.policy, "reference": preferred.reference},

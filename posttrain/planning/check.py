@@ -23,7 +23,7 @@ from posttrain.execution.resources import Need, training_disk, training_memory
 from posttrain.execution.runner import Runner
 from posttrain.models import ModelSummary, inspect_model, structure
 from posttrain.pipeline.stage_inputs import StageInputs
-from posttrain.planning import fitting, known_answers, miniature, probe, small_round
+from posttrain.planning import cheaper_runs, fitting, known_answers, miniature, probe, small_round
 from posttrain.planning.at_scale import Cluster, memory_notes, plan_at_scale
 from posttrain.planning.costs import Cost
 from posttrain.planning.dry_run import dry_run
@@ -31,8 +31,6 @@ from posttrain.planning.estimate import Machine, plan
 from posttrain.planning.fitting import Training
 from posttrain.recipe.load import load
 from posttrain.recipe.recipe import Recipe
-from posttrain.report import forecasts
-from posttrain.report.measure import Measure
 from posttrain.rewards import pairwise
 from posttrain.stages.amounts import Asked, Sets, Shares, amounts
 from posttrain.storage.store import Store
@@ -133,7 +131,7 @@ def check(
                 checked.notes += _not_in_the_plan(recipe)
             checked.plan = _plan(recipe, model, n, sets, shares, costs, memory, made["seconds"])
             if cheaper:
-                checked.forecast = forecasts.of_plan(cheaper, checked.plan)
+                checked.forecast = cheaper_runs.of_plan(cheaper, checked.plan, recipe.evaluate.k)
     return checked
 
 
@@ -166,7 +164,7 @@ def _model(model: Model) -> tuple[str, ModelSummary]:
     return f"{model.path}, {bytes_in_words(found.size)} of weights, {where}", found
 
 
-def _forecast(checked: Checked, stages: StageInputs, can: bool) -> forecasts.Cheaper | None:
+def _forecast(checked: Checked, stages: StageInputs, can: bool) -> cheaper_runs.Cheaper | None:
     """What a forecast is made from, where the recipe names runs for it. `can`: this machine's plan is made, for the
     recipe's own model."""
     section = checked.recipe.evaluate.forecast
@@ -176,8 +174,9 @@ def _forecast(checked: Checked, stages: StageInputs, can: bool) -> forecasts.Che
         checked.notes.append("no forecast: it is made for this machine's plan alone, once the model's weights are here")
         return None
 
-    def read() -> tuple[str, forecasts.Cheaper]:
-        found = forecasts.cheaper(section.runs, stages.base.key, Measure.of_recipe(checked.recipe, stages.external))
+    def read() -> tuple[str, cheaper_runs.Cheaper]:
+        measure = cheaper_runs.measure_of(checked.recipe, stages.external)
+        found = cheaper_runs.read(section.runs, stages.base.key, measure)
         rounds = sum(len(points) - 1 for points in (*found.own, *found.others))
         of_others = f", {len(found.others)} of other models" if found.others else ""
         return f"from {rounds} rounds of {', '.join(section.runs)}{of_others}", found

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from posttrain.evaluation.likelihood_shards import LEAST
+from posttrain.evaluation.likelihood_shards import most_processes
 from posttrain.planning.costs import Cost, cost_of, work
 from posttrain.planning.simulate import Task, simulate
 from posttrain.stages.amounts import Amounts, PlannedStage, Sets, Shares, amounts
@@ -69,10 +69,10 @@ def _is_work(amounts: Amounts) -> bool:
 
 
 def processes(planned: PlannedStage, todo: Amounts, machine: Machine) -> int:
-    """The processes of a stage: one per shard, at most `machine.workers`. What reads or answers a benchmark divides
-    it for as many as there are, see `evaluation.likelihood_shards`."""
+    """The processes of a stage: one per shard, at most `machine.workers`. Answers to a benchmark
+    are divided for as many as there are."""
     if planned.spec.unit == "tokens":
-        return max(1, min(machine.workers, math.ceil(todo.longest / LEAST)))
+        return min(machine.workers, most_processes(todo.longest)) if not todo.completions else machine.workers
     if not planned.spec.samples or not todo.prompts:
         scores = planned.spec.unit == "rows" and planned.spec.group in ("sampling and scoring", "evaluation")
         return machine.workers if scores and todo.rows else 1

@@ -48,13 +48,13 @@ PATHS: dict[Path_, shipped.Kind] = {
     ("annotate", "*", "judge", "path"): "data",
     ("filters", "*", "file"): "data",
     ("evaluate", "label_variants", "path"): "data",
-    ("evaluate", "forecast", "runs", "*"): "data",
     ("evaluate", "benchmarks", "*"): "data",
     ("evaluate", "benchmarks", "*", "task"): "data",
     ("evaluate", "benchmarks", "*", "file"): "data",
     ("evaluate", "benchmarks", "*", "file", "*"): "data",
 }
 _OF_THE_HARNESS = [("evaluate", "benchmarks", "*"), ("evaluate", "benchmarks", "*", "task")]  # without a slash
+_RUNS = ("evaluate", "forecast", "runs", "*")  # folders, which are looked at where they are read
 _MOST_PARENTS = 20
 _MODELS = ("model", "judge", "embed")  # a path below one of these is a model's: a folder, or a Hub id
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
@@ -138,6 +138,8 @@ def _resolve(tree: Node, files: bool) -> None:
         kinds: list[shipped.Kind] = [kind for pattern, kind in PATHS.items() if matches(pattern, path)]
         if path == ("engine", "server", "start", 0):
             node.value = _program(node.value, node.place, files)
+        if matches(_RUNS, path):
+            node.value = os.path.abspath(node.place.folder / os.path.expanduser(node.value))
         is_template = path == ("model", "chat_template")
         if is_template and not is_template_file(node.value):
             continue  # a name that the model's folder knows

@@ -267,6 +267,13 @@ class Recipe(Section):
                 "add `dpo:`, or leave steps out by `step_scores: null`",
                 rule="recipe-needs-section",
             )
+        if self.step_scores and self.dpo and {*self.dpo.trl["loss_type"]} == {"sft"}:
+            complain(
+                ("step_scores",),
+                "steps are scored by how far DPO moved the policy from its reference, and the loss `sft` has none",
+                "use another dpo.loss_type",
+                rule="recipe-needs-section",
+            )
         for index, one in enumerate(self.filters):
             if getattr(one, "use", None) == "steps" and self.step_scores is None:
                 complain(

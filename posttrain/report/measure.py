@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from posttrain.config import RewardEntry
 from posttrain.config.keys import name_of
-from posttrain.pipeline.answers import settings_of
-from posttrain.pipeline.externals import ExternalInputs
-from posttrain.recipe.recipe import Recipe
+from posttrain.errors import DamagedError
 from posttrain.report.reading import Round, RunView
 
 
 @dataclass(frozen=True)
 class Measure:
-    """`prompts`: hash of the held-out set; `sampling`: how answers are sampled, but for their number; `rewards`: the
-    functions that say which are right, as they enter keys; `files`: hashes of their files."""
+    """`prompts`: hash of the held-out set, None where it is not known; `sampling`: how answers are sampled, but for
+    their number; `rewards`: the functions that say which are right, as they enter keys; `files`: hashes of theirs."""
 
     prompts: str | None
     sampling: Mapping[str, Any]
@@ -25,29 +24,38 @@ class Measure:
     files: Mapping[str, str]
 
     @classmethod
-    def of_run(cls, run: RunView, one: Round | None = None) -> Measure:
-        """That of a round; None: of the starting model."""
-        sets = next((each.manifests["prompts"]["outside"] for each in run.rounds if "prompts" in each.manifests), {})
-        made = (one or run.rounds[0]).manifests
-        scored, answered = made.get("heldout", {}), made.get("answers_heldout", {})
-        rewards = scored.get("config", {}).get("rewards", [])
-        uses, outside = {name_of(reward["use"]) for reward in rewards}, scored.get("outside", {})
+    def of(
+        cls,
+        prompts: str | None,
+        settings: Mapping[str, Any],
+        rewards: Sequence[Mapping[str, Any]],
+        files: Mapping[str, str],
+    ) -> Measure:
+        """`settings`: of sampling; `files`: hashes by name, of others too. All rewards here score answers, and their
+        order is nothing."""
+        plain = ({key: value for key, value in one.items() if key != "for"} for one in rewards)
+        uses = {name_of(one["use"]) for one in rewards}
         return cls(
-            sets.get("heldout"),
-            _but_their_number(answered.get("config", {}).get("answers", {})),
-            rewards,
-            {name: outside[name] for name in uses & {*outside}},
+            prompts,
+            {name: value for name, value in settings.items() if name != "k"},
+            sorted(plain, key=json.dumps),
+            {name: files[name] for name in sorted(uses & {*files})},
         )
 
     @classmethod
-    def of_recipe(cls, recipe: Recipe, external: ExternalInputs) -> Measure:
-        functions = recipe.functions()
-        return cls(
-            external.evaluated["heldout"],
-            _but_their_number(settings_of(recipe.evaluate)),
-            [one.in_key() for one in functions],
-            {name_of(one.use): external.rewards[one.use] for one in functions},
-        )
+    def of_run(cls, run: RunView, one: Round | None = None) -> Measure:
+        """That of a round; None: of the starting model.
+
+        Raises:
+            DamagedError: how its answers were scored cannot be read.
+        """
+        sets = next((each.manifests["prompts"]["outside"] for each in run.rounds if "prompts" in each.manifests), {})
+        made = (one or run.rounds[0]).manifests
+        if "heldout" not in made:
+            raise DamagedError(f"{run.root}: how held-out answers were scored cannot be read")
+        settings = made.get("answers_heldout", {}).get("config", {}).get("answers", {})
+        scored = made["heldout"]
+        return cls.of(sets.get("heldout"), settings, scored["config"]["rewards"], scored["outside"])
 
     def names(self) -> str:
         """The reward functions, in words."""
@@ -65,7 +73,3 @@ class Measure:
     def sampled_otherwise(self, other: Measure) -> str | None:
         """In words, how the two sample answers, if not in one way."""
         return None if self.sampling == other.sampling else f"with {self.sampling} and with {other.sampling}"
-
-
-def _but_their_number(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "k"}

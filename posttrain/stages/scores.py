@@ -19,12 +19,13 @@ from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.scoring import load_scorers, score_shards
 from posttrain.stages.step_scores import COLUMN, FILE, SCHEMA
 
+_NAMED = ("prompt_id", "sample_index")
 _NO_STEPS = "no step has a score: these are DPO's, and there was none in an earlier round"
 
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: answers; optional: reward_model, annotations, step_scores. Config: rewards; optional: columns (those of
-    the annotations to add), steps (whether scores of steps are to be added). Writes scored.parquet: the answers with
+    the annotations to add), step_scores (whether they are to be added). Writes scored.parquet: the answers with
     their `rewards` and `score`.
 
     Raises:
@@ -46,7 +47,7 @@ def run(job: Job) -> dict[str, Any]:
     names, start = job.config.get("columns", []), 0
     known = _annotations(job)
     schema = prompt_stats.schema(pq.read_schema(paths[0]).append(pa.field("score", pa.float64())), names)
-    steps = _step_scores(job, len(scores))
+    steps = _step_scores(job)
     if steps is not None:
         schema = schema.append(SCHEMA.field(COLUMN))
     with pq.ParquetWriter(job.out / "scored.parquet", schema, compression="zstd") as writer:
@@ -55,8 +56,8 @@ def run(job: Job) -> dict[str, Any]:
             of_rows = pa.array(scores[start : start + table.num_rows], pa.float64())
             table = prompt_stats.annotated(table.append_column("score", of_rows), names, known)
             if steps is not None:
-                part = steps.slice(start, table.num_rows).combine_chunks()
-                table = table.append_column(SCHEMA.field(COLUMN), part)
+                of_steps = [steps.get(key) for key in zip(*(table[name].to_pylist() for name in _NAMED), strict=True)]
+                table = table.append_column(SCHEMA.field(COLUMN), pa.array(of_steps, SCHEMA.field(COLUMN).type))
             writer.write_table(table)
             start += table.num_rows
     return {
@@ -71,14 +72,15 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def _step_scores(job: Job, count: int) -> pa.ChunkedArray | None:
-    """The scores of the steps of each answer, which are in the answers' order; all null before there are any. None
-    where the recipe has none."""
-    if not job.config.get("steps"):
+def _step_scores(job: Job) -> dict[tuple[Any, ...], list[float | None] | None] | None:
+    """The scores of each answer's steps, by prompt and sample; empty before there are any. None where the recipe has
+    none."""
+    if not job.config.get("step_scores"):
         return None
     if "step_scores" not in job.inputs:
-        return pa.chunked_array([pa.nulls(count, SCHEMA.field(COLUMN).type)])
-    return pq.read_table(job.inputs["step_scores"] / FILE, columns=[COLUMN])[COLUMN]
+        return {}
+    rows = pq.read_table(job.inputs["step_scores"] / FILE).to_pylist()
+    return {tuple(row[name] for name in _NAMED): row[COLUMN] for row in rows}
 
 
 def _annotations(job: Job) -> dict[str, dict[str, Any]]:

@@ -16,10 +16,11 @@ from transformers import AutoTokenizer
 from posttrain.config import StepScores
 from posttrain.data.chat_template import render_prompt
 from posttrain.data.steps import tokens_of_steps
+from posttrain.engines.detokenize import DECODE
 from posttrain.errors import EmptyStageError
 from posttrain.evaluation.likelihood_shards import Work, of_parts
 from posttrain.evaluation.statistics import known_mean
-from posttrain.filters.steps import COLUMN
+from posttrain.filters.steps import COLUMN, weakest
 from posttrain.job import Job
 
 FILE = "step_scores.parquet"
@@ -27,9 +28,9 @@ SCHEMA = pa.schema([("prompt_id", pa.string()), ("sample_index", pa.int32()), (C
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: answers, policy (what DPO made), reference (its reference). Config: step_scores, beta (DPO's), engine
-    (use, dtype, shard_tokens). Writes step_scores.parquet: of each answer the score of each step, in its order; null
-    for an answer without steps.
+    """Inputs: answers, policy (what DPO made), reference (its reference). Config: step_scores, beta and temperature
+    (DPO's), engine (use, dtype, shard_tokens). Writes step_scores.parquet: of each answer the score of each step, in
+    its order, null for a step within another one's token; null for an answer without steps.
 
     Returns the number of `rows`, of those `without_steps`, the mean number of `steps`, and the mean `weakest`.
 
@@ -42,7 +43,7 @@ def run(job: Job) -> dict[str, Any]:
     rows = pq.read_table(job.inputs["answers"] / "answers.parquet", columns=columns).to_pylist()
 
     def decode(ids: Any) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=True)
+        return tokenizer.decode(ids, **DECODE)
 
     parts = [tokens_of_steps(row["tokens"], decode, section.separator) for row in rows]
     with_steps = [at for at, sizes in enumerate(parts) if sizes]
@@ -57,17 +58,18 @@ def run(job: Job) -> dict[str, Any]:
     def log_likelihoods(role: str) -> list[list[float]]:
         scratch = job.scratch / role  # of its own: the texts are the same for both
         work = Work(job.inputs[role], scratch, job.workers, engine, engine["shard_tokens"], progress)
-        return of_parts(asked, sizes, work)
+        return of_parts(asked, sizes, work, job.config["temperature"])
 
-    scores: list[list[float] | None] = [None] * len(rows)
-    found = zip(with_steps, log_likelihoods("policy"), log_likelihoods("reference"), strict=True)
-    for at, by_policy, by_reference in found:
-        scores[at] = [job.config["beta"] * (one - other) for one, other in zip(by_policy, by_reference, strict=True)]
+    scores: list[list[float | None] | None] = [None] * len(rows)
+    found = zip(with_steps, sizes, log_likelihoods("policy"), log_likelihoods("reference"), strict=True)
+    for at, tokens, by_policy, by_reference in found:
+        both = zip(tokens, by_policy, by_reference, strict=True)
+        scores[at] = [job.config["beta"] * (one - other) if count else None for count, one, other in both]
     made = [{**row, COLUMN: score} for row, score in zip(rows, scores, strict=True)]
     pq.write_table(pa.Table.from_pylist(made, schema=SCHEMA), job.out / FILE, compression="zstd")
     return {
         "rows": len(rows),
         "without_steps": len(rows) - len(with_steps),
         "steps": sum(map(len, sizes)) / len(sizes),
-        "weakest": known_mean(min(score) for score in scores if score),
+        "weakest": known_mean(weakest(score) for score in scores),
     }

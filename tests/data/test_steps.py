@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from support.interrupted import BASE
 from support.tiny_models import tokenizer
+from transformers import AutoTokenizer
 
 from posttrain.data.steps import step_ends, steps, tokens_of_steps
+from posttrain.engines.detokenize import DECODE
 
 LINES = r"\n+"
 
@@ -22,6 +25,7 @@ LINES = r"\n+"
         ("\n\none", LINES, ["\n\none"]),
         ("So 3. So 4.", r"\.\s*", ["So 3. ", "So 4."]),
         ("no end", LINES, ["no end"]),
+        ("one\n___\ntwo", LINES, ["one\n___\n", "two"]),
         ("\n --- \n", LINES, []),
         ("", LINES, []),
     ],
@@ -59,3 +63,24 @@ def test_steps_of_a_tokenizer_make_up_the_answer_but_for_its_end() -> None:
     for size, step in zip(sizes, steps(text, LINES), strict=True):
         assert real.decode(ids[start : start + size], skip_special_tokens=True).strip() == step.strip()
         start += size
+
+
+@pytest.mark.parametrize("text", ["ok 🙂\nso 5", "第一步。\n第二步。\n答案 5", "naïve\n\n½ of it"])
+def test_a_character_of_several_tokens_is_in_one_step(text: str) -> None:
+    real: Any = AutoTokenizer.from_pretrained(BASE)
+
+    def decode(some: Sequence[int]) -> str:
+        return real.decode(some, **DECODE)
+
+    ids = real.encode(text, add_special_tokens=False)
+    sizes, start = tokens_of_steps(ids, decode, LINES), 0
+    assert sum(sizes) == len(ids)
+    for size, step in zip(sizes, steps(text, LINES), strict=True):
+        assert decode(ids[start : start + size]) == step
+        start += size
+
+
+def test_an_answer_cut_within_a_character_has_all_of_its_tokens() -> None:
+    real: Any = AutoTokenizer.from_pretrained(BASE)
+    ids = real.encode("so 🙂", add_special_tokens=False)[:-1]
+    assert tokens_of_steps(ids, lambda some: real.decode(some, **DECODE), LINES) == [len(ids)]

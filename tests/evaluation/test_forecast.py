@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -93,22 +94,39 @@ def test_rounds_that_chance_moves_lie_inside_as_often_as_the_interval_says() -> 
 
 
 @pytest.mark.parametrize("answers", [160, 1600])
-def test_few_answers_make_the_interval_as_wide_as_chance_does(answers: int) -> None:
-    drawn, inside, widths = random.Random(1), 0, list[float]()
+def test_the_chance_of_few_answers_is_in_the_interval(answers: int) -> None:
+    drawn, inside = random.Random(1), 0
+
+    def width(found: list[Any] | None) -> float:
+        assert found
+        return found[0]["ci95"][1] - found[0]["ci95"][0]
+
     for _ in range(100):
 
         def measured(spent: float) -> Point:
             true = right(unlikely(spent))
-            error = math.sqrt(true * (1 - true) / answers)
-            return Point(spent, unlikely(spent), min(max(drawn.gauss(true, error), 0.01), 0.99), error)
+            right_ones = sum(drawn.random() < true for _ in range(answers))
+            return Point(spent, unlikely(spent), right_ones / answers, answers)
 
-        found = forecast([[measured(0), measured(10), measured(20)]], [50])
+        found = forecast([[measured(0), measured(10), measured(20)]], [50], answers=answers)
         assert found
         low, high = found[0]["ci95"]
         inside += low <= measured(50).accuracy <= high
-        widths.append(high - low)
-    assert 89 <= inside <= 100
-    assert sum(widths) / 100 > 2 * 1.96 * math.sqrt(2 * 0.25 / answers) * 0.9  # of two accuracies near 0.5, at least
+    assert inside >= 89
+    known = points(0, 10, 20)
+    sure, few = width(forecast([known], [50])), width(forecast([known], [50], answers=answers))
+    share = right(unlikely(50))
+    alone = 2 * 1.96 * math.sqrt(share * (1 - share) / answers)
+    assert few == pytest.approx(math.hypot(sure, alone), rel=0.05)
+
+
+def test_of_an_accuracy_only_what_lies_within_prompts_is_chance() -> None:
+    whole, half = (Point(0, 0.5, 0.5, 400, within) for within in (1.0, 0.25))
+    assert whole.error() == pytest.approx(math.sqrt(1 / (400 * 0.25))) and half.error() == pytest.approx(
+        whole.error() / 2
+    )
+    none = Point(0, 0.5, 0.0, 400)
+    assert none.odds() == pytest.approx(math.log(0.5 / 400.5)) and 1 < none.error() < 2
 
 
 def test_where_nothing_was_gained_or_too_little_measured_there_is_none() -> None:

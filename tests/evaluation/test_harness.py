@@ -146,6 +146,10 @@ def test_questions_can_be_given_as_a_file_and_be_limited(tmp_path: Path) -> None
     assert found["fallback"] == ["apples has 20 questions: its intervals are wide"]
     shown = stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(own), fewshot=2)))
     assert shown["asked"]["read"] > found["asked"]["read"]  # examples of the one split that it has
+    stage.run(job(tmp_path / "shown", policy, Benchmark(task=str(file), file=str(own), fewshot=2)))
+    for row in samples(tmp_path / "shown"):
+        context = row["arguments"][0][0]
+        assert context.count("Question:") == 3 and context.count(row["doc"]["question"]) == 1  # never its own example
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(InputError, match=r"has no question in it.*\[benchmark-unreadable\]"):
         stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(tmp_path / "none.jsonl"))))

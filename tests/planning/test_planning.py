@@ -114,9 +114,9 @@ def test_a_benchmark_costs_what_its_tokens_do_where_they_are_new_ones() -> None:
     machine = Machine(cores=2, workers=4, at_once=1, threads=1, memory=30)
     made = plan([BENCHMARK], ASKED, SHARES, costs, machine, model_bytes=900)
     (one,) = made["rounds"][0]["stages"]
-    # 65 answers, two shards of 2200 tokens in two processes, and the questions
-    assert made["core_seconds"] == pytest.approx(6.5 + 2 * 1.0 + 2 * 0.5 + 3.0)
-    assert (one["seconds"], one["read"], one["disk"]) == (pytest.approx(12.5 / 2), 1000, 50)
+    # 65 answers in as many processes as there are, two batches of 2200 tokens, and the questions
+    assert made["core_seconds"] == pytest.approx(6.5 + 4 * 1.0 + 2 * 0.5 + 3.0)
+    assert (one["seconds"], one["read"], one["disk"]) == (pytest.approx(14.5 / 4), 1000, 50)
     assert plan([BENCHMARK], ASKED, SHARES, {"sft": costs["answers"]}, machine, 900)["not_measured"] == ["benchmark"]
 
 
@@ -273,11 +273,11 @@ def test_sampling_spreads_over_as_many_processes_as_it_has_shards(prompts: int, 
     assert processes(planned, Amounts(prompts=prompts, completions=9 * prompts), machine) == wanted
 
 
-@pytest.mark.parametrize(("read", "wanted"), [(900, 1), (6000, 3), (100_000, 3)])
+@pytest.mark.parametrize(("read", "wanted"), [(900, 1), (6000, 3), (100_000, 8)])
 def test_reading_spreads_over_all_processes_unless_it_is_little(read: int, wanted: int) -> None:
     config = {"engine": {"shard_tokens": 1_000_000}}
     planned = PlannedStage("key", 1, "memorisation", "memorisation", config, {}, frozenset())
-    machine = Machine(cores=4, workers=3, at_once=1, threads=1, memory=30)
+    machine = Machine(cores=4, workers=20, at_once=1, threads=1, memory=30)
     assert processes(planned, Amounts(rows=9, read=read, longest=read), machine) == wanted
 
 

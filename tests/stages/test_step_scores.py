@@ -16,7 +16,7 @@ from posttrain import filters
 from posttrain.data.chat_template import render_prompt
 from posttrain.data.steps import steps
 from posttrain.data.tables import ANSWERS
-from posttrain.errors import EmptyStageError, RecipeError
+from posttrain.errors import DataError, EmptyStageError, RecipeError
 from posttrain.filters import FilterContext
 from posttrain.job import Job
 from posttrain.loop import play
@@ -24,7 +24,7 @@ from posttrain.planning.dry_run import DryRunner
 from posttrain.recipe.load import load
 from posttrain.stages import scores, step_scores
 
-BETA = 0.3
+BETA, TEMPERATURE = 0.3, 0.7
 TEXTS = ["2 + 3 = 5\nAnswer: 5", "4 apples\n\n6 in all\nAnswer: 6", "\n", "Answer: 12"]
 
 
@@ -59,7 +59,7 @@ def scored(folder: Path, models: dict[str, Path], table: Path) -> dict[str, Any]
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)
     engine = {"use": "shared-prefix", "dtype": "float32", "shard_tokens": 50}
-    config = {"step_scores": {"separator": r"\n+"}, "beta": BETA, "engine": engine}
+    config = {"step_scores": {"separator": r"\n+"}, "beta": BETA, "temperature": TEMPERATURE, "engine": engine}
     return step_scores.run(Job(config, {"answers": table, **models}, out, folder / "scratch", 0))
 
 
@@ -71,7 +71,7 @@ def log_probabilities(folder: Path, prompt: Any, text: str) -> list[list[float]]
     for step in steps(text, r"\n+"):
         ids = tokenizer.encode(step, add_special_tokens=False)
         with torch.inference_mode():
-            logits = model(torch.tensor([[*before, *ids]])).logits[0].log_softmax(-1)
+            logits = model(torch.tensor([[*before, *ids]])).logits[0].div(TEMPERATURE).log_softmax(-1)
         found.append([float(logits[len(before) + at - 1, one]) for at, one in enumerate(ids)])
         before += ids
     return found
@@ -104,7 +104,7 @@ def test_samples_have_them_as_a_column_which_is_empty_before_there_was_dpo(
         rewards = [{"use": "word-problems.py", "function": None, "weight": 1.0, "for": "scores"}]
         out = tmp_path / f"scored-{len(more)}"
         out.mkdir()
-        job = Job({"rewards": rewards, "steps": True}, {"answers": table, **more}, out, out / "scratch", 0)
+        job = Job({"rewards": rewards, "step_scores": True}, {"answers": table, **more}, out, out / "scratch", 0)
         return scores.run(job), pq.read_table(out / "scored.parquet")["step_scores"].to_pylist()
 
     metrics, column = run(step_scores=tmp_path / "out")
@@ -115,7 +115,7 @@ def test_samples_have_them_as_a_column_which_is_empty_before_there_was_dpo(
 
 
 def test_the_filter_drops_answers_whose_weakest_step_is_low() -> None:
-    def passed(scores: list[list[float] | None], quantile: float) -> list[int]:
+    def passed(scores: list[list[float | None] | None], quantile: float) -> list[int]:
         kind = pa.schema(
             [("prompt", pa.string()), ("completion", pa.string()), ("step_scores", pa.list_(pa.float64()))]
         )
@@ -124,23 +124,28 @@ def test_the_filter_drops_answers_whose_weakest_step_is_low() -> None:
         kept = filters.run(batches, filters.parse([{"use": "steps", "quantile": quantile}]), FilterContext())
         return [int(text) for part in kept for text in part.kept["completion"].to_pylist()]
 
-    weak = [[0.5, -3.0, 2.0], [0.1], [-0.5, 9.0], None, [-2.0, -1.0]]
+    weak: list[list[float | None] | None] = [[0.5, -3.0, 2.0], [0.1], [-0.5, 9.0], None, [-2.0, -1.0]]
     assert passed(weak, 0.25) == [1, 2, 3, 4]  # of −3, −2, −0.5, 0.1 one lies below the quartile, −2.375
     assert passed(weak, 0.5) == [1, 2, 3]
     assert passed([None, None], 0.5) == [0, 1]  # round 1
+    assert passed([[None, -1.0], [None], [0.5, None]], 0.5) == [1, 2]  # steps without a token of their own
+    batch = pa.RecordBatch.from_pylist([{"prompt": "", "completion": "one", "step_scores": 0.5}])
+    with pytest.raises(DataError, match="holds double, not lists of numbers"):
+        list(filters.run([batch], filters.parse([{"use": "steps"}]), FilterContext()))
 
 
 def test_from_round_2_on_the_last_dpo_and_its_reference_score() -> None:
     runner = DryRunner()
-    play(load("quickstart", ["step_scores={}", "filters=[{use: steps}, {use: best-of-k}]", "dpo.beta=0.2"]), runner, 3)
+    changes = ["step_scores={}", "filters=[{use: steps}, {use: best-of-k}]", "dpo.beta=0.2", "dpo.temperature=0.7"]
+    play(load("quickstart", changes), runner, 3)
     made = [one for one in runner.stages if one.stage == "step_scores"]
     assert [one.number for one in made] == [2, 3]
     assert all(one.inputs["policy"] == f"{one.number - 1}/dpo" for one in made)
     assert all(one.inputs["reference"] == f"{one.number - 1}/sft" for one in made)
-    assert all(one.config["beta"] == 0.2 for one in made)
+    assert all((one.config["beta"], one.config["temperature"]) == (0.2, 0.7) for one in made)
     reading = [one for one in runner.stages if one.stage == "scores"]
     assert [one.inputs.get("step_scores") for one in reading] == [None, "2/step_scores", "3/step_scores"]
-    assert all(one.config["steps"] for one in reading)
+    assert all(one.config["step_scores"] for one in reading)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +155,8 @@ def test_from_round_2_on_the_last_dpo_and_its_reference_score() -> None:
         (["filters=[{use: steps}]"], "no step has a score", "recipe-needs-section"),
         (["step_scores.separator='('"], "it is no regular expression", "recipe-pattern"),
         (["step_scores.separator='x*'"], "it matches the empty text", "recipe-pattern"),
+        ([r"step_scores.separator='\b'"], "it matches the empty text", "recipe-pattern"),
+        (["step_scores={}", "dpo.loss_type=sft"], "the loss `sft` has none", "recipe-needs-section"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: list[str], message: str, rule: str) -> None:
