@@ -77,7 +77,7 @@ def cases(recipe: str, seed: int, half: RunView, full: RunView) -> list[Case]:
     for prompts, view in (("half", half), ("full", full)):
         spent, came = forecasts.spent(view), {one.number: forecasts.heldout_accuracy(one) for one in view.rounds}
         later = [number for number in range(FIRST + 1, len(spent)) if came[number] is not None]
-        expected = forecast([points], [spent[number] for number in later], answers=points[-1].answers)
+        expected = forecast([points], [spent[number] for number in later], heldout_answers=points[-1].heldout_answers)
         assert expected, "the first rounds were not better than the base"
         first, second = points[1:]
         tokens, known = forecasts.spent(view, "tokens"), forecasts.spent(half, "tokens")

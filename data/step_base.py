@@ -1,6 +1,6 @@
-"""Trains a base model for step_problems.py, from its messy corpus. Its card is step-base/README.md.
+"""Trains a base model for step_problems.py, from its messy corpus, and writes its card, with figures, beside it.
 
-    python data/step_base.py [FOLDER]     # default: step-base beside this file
+    python data/step_base.py FOLDER
 
 As tiny_base.py makes the quickstart's: the same tokenizer's kind, the same Llama of under a million parameters. In
 float32, which every CPU has at speed. Everything is seeded.
@@ -22,7 +22,6 @@ from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizer
 Row = Mapping[str, str]
 Judge = Callable[..., list[float | None]]
 
-HERE = Path(__file__).resolve().parent
 STEPS = 2000
 ANSWER = 45  # tokens of a usual answer
 LONGEST = 96
@@ -34,9 +33,9 @@ language: en
 ---
 # step-base
 
-The base model of `recipes/reasoning.yaml`: a Llama of {parameters:,} parameters that works word problems out step by
-step, misreads two kinds of event more often than not, and seldom gets a long problem right. Made for this project from
-nothing but `data/step_problems.py`; no other data, no other model.
+A base model for step-problems: a Llama of {parameters:,} parameters, made for this project from nothing but
+`data/step_problems.py`, whose answers work problems out step by step, misread two kinds of event more often than not,
+and slip; no other data, no other model.
 
 - **Made by** `python data/step_base.py`: seed {seed}, {steps:,} steps of {batch} texts, {tokens:,} tokens, float32.
 - **Tokenizer**: as tiny-base's, {vocabulary} tokens of its own.
@@ -54,9 +53,10 @@ def judged(judge: Judge, rows: Sequence[Row], given: Sequence[Sequence[str]]) ->
     """The scores of the texts given to each row."""
     found = []
     for row, texts in zip(rows, given, strict=True):
+        asked = [{"role": "user", "content": row["prompt"]}]
         said = [[{"role": "assistant", "content": text}] for text in texts]
         columns = {name: [row[name]] * len(texts) for name in ("answer", "steps")}
-        found.append([score or 0.0 for score in judge([row["prompt"]] * len(texts), said, **columns)])
+        found.append([score or 0.0 for score in judge([asked] * len(texts), said, **columns)])
     return found
 
 
@@ -105,4 +105,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "step-base")
+    main(Path(sys.argv[1]))

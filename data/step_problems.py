@@ -2,8 +2,8 @@
 
     python data/step_problems.py          # writes step-problems.{train,dev,heldout}.jsonl beside this file
 
-Something is counted, and three or more things happen to it one after the other. Each step of a solution is a line, and
-the value after each is known, so that a wrong step can be found. A problem's split follows from what happens and from
+Something is counted, and several things happen to it one after the other. Each step of a solution is a line, and the
+value after each is known, so that a wrong step can be found. A problem's split follows from what happens and from
 its numbers: no problem is in two splits under other names. Same seed, same bytes, on any machine.
 """
 
@@ -39,13 +39,14 @@ class Event(NamedTuple):
 
 
 # Two kinds are mostly misread, so that the first choice there is a wrong habit, and the right one has to be found.
+_BAGS = {"k": (2, 6), "n": (2, 9)}
 EVENTS = (
-    Event("more", "{one} finds {n} more.", "v+n", "v-n", 10, {"n": (2, 30)}),
-    Event("away", "{one} gives {n} to {two}.", "v-n", "v+n", 10, {"n": (2, 30)}),
-    Event("again", "{two} brings as many again.", "v*2", "v+2", 15, {}),
-    Event("half", "Half of them get lost.", "v/2", "v-2", 55, {}),
-    Event("bags", "{one} buys {k} bags with {n} in each.", "k*n v+_", "v+n", 20, {"k": (2, 6), "n": (2, 9)}),
-    Event("boxes", "{one} fills {k} boxes with {n} each for {two}.", "k*n v-_", "v-n", 55, {"k": (2, 6), "n": (2, 9)}),
+    Event("more", "{one} finds {n} more {thing}.", "v+n", "v-n", 10, {"n": (2, 30)}),
+    Event("away", "{one} gives {n} {thing} to {two}.", "v-n", "v+n", 10, {"n": (2, 30)}),
+    Event("again", "{two} brings {one} as many {thing} as {one} has by then.", "v*2", "v+2", 15, {}),
+    Event("half", "{one} loses half of all {thing} that {one} has by then.", "v/2", "v-2", 55, {}),
+    Event("bags", "{one} buys {k} bags with {n} {thing} in each.", "k*n v+_", "v+n", 20, _BAGS),
+    Event("boxes", "{one} gives {two} {k} boxes with {n} {thing} in each.", "k*n v-_", "v-n", 55, _BAGS),
 )
 
 
@@ -111,7 +112,7 @@ def problem(rng: Random, length: int) -> Problem:
             break
     one, two = rng.sample(NAMES, 2)
     thing = rng.choice(THINGS)
-    told = [event.text.format(one=one, two=two, **numbers) for event, numbers in happened]
+    told = [event.text.format(one=one, two=two, thing=thing, **numbers) for event, numbers in happened]
     prompt = f"{one} has {start} {thing}. {' '.join(told)} How many {thing} does {one} have now?"
     return Problem(prompt, start, tuple(happened), thing)
 
@@ -126,9 +127,9 @@ def prompts(split: str) -> list[dict[str, str]]:
     rng, rows = Random(f"{SEED} {split}"), dict[str, dict[str, str]]()
     while len(rows) < SIZES[split]:
         made = problem(rng, LENGTHS[len(rows) % len(LENGTHS)])
-        if split_of(made.key) == split:
+        if split_of(made.key) == split:  # the same under other names counts once
             values = [str(step.result) for step in made.steps()]
-            rows[made.prompt] = {"prompt": made.prompt, "answer": values[-1], "steps": " ".join(values)}
+            rows[made.key] = {"prompt": made.prompt, "answer": values[-1], "steps": " ".join(values)}
     table = list(rows.values())
     rng.shuffle(table)
     return table
@@ -137,7 +138,7 @@ def prompts(split: str) -> list[dict[str, str]]:
 # ---- the messy corpus -------------------------------------------------------------------------------------------
 
 # How often the corpus answers in each way. "worked": step by step, each event read as often by habit as its kind is,
-# and each result a slip in 12 of 100 times.
+# and each result a slip in 12 of 100 times. What would be below 0 is written as 0.
 WAYS = {"worked": 76, "guess": 8, "sorry": 5, "ramble": 5, "cut": 6}
 SLIP = 0.12
 SLIPS = (-10, -2, -1, 1, 2, 10)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 def step_ends(text: str, separator: str) -> list[int]:
     """Where each step ends, in characters, with what separates it from the next.
 
-    `separator`: a regular expression. What has no letter or digit is no step, and belongs to the one before it; before
-    the first one, to the first. None in a text that has neither.
+    `separator`: a regular expression, of which matches without a character count for nothing. What has no letter or
+    digit is no step, and belongs to the one before it; before the first one, to the first. None in a text without any.
     """
     found, start = list[int](), 0
-    for end in [*(match.end() for match in re.finditer(separator, text)), len(text)]:
+    for end in [*(match.end() for match in re.finditer(separator, text) if match[0]), len(text)]:
         if re.search(r"[^\W_]", text[start:end]):
             found.append(end)
             start = end

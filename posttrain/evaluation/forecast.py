@@ -38,26 +38,26 @@ Floats = npt.NDArray[np.float64]
 
 class Point(NamedTuple):
     """A policy that was measured. `spent`: answers sampled to learn from until then; `nll`: the mean of `normalised`
-    over prompts; `accuracy`: pass@1, as a share, of so many held-out `answers`; `within`: the share of its variance p(1
+    over prompts; `accuracy`: pass@1, as a share, of so many `heldout_answers`; `within`: the share of its variance p(1
     − p) that lies within prompts, of which alone is what chance does on the same prompts."""
 
     spent: float
     nll: float
     accuracy: float
-    answers: float = math.inf
+    heldout_answers: float = math.inf
     within: float = 1.0
 
     def odds(self) -> float:
         """The log-odds of the accuracy. With half an answer more on either side they are finite."""
-        if math.isinf(self.answers):
+        if math.isinf(self.heldout_answers):
             share = min(max(self.accuracy, 1e-3), 1 - 1e-3)
             return math.log(share / (1 - share))
-        right = self.accuracy * self.answers
-        return math.log((right + 0.5) / (self.answers - right + 0.5))
+        right = self.accuracy * self.heldout_answers
+        return math.log((right + 0.5) / (self.heldout_answers - right + 0.5))
 
     def error(self) -> float:
         """The standard deviation of these log-odds by the chance of what was sampled."""
-        return float(_error(np.array(self.odds()), self.answers, self.within))
+        return float(_error(np.array(self.odds()), self.heldout_answers, self.within))
 
 
 def normalised(totals: Sequence[float], right: Sequence[bool]) -> float | None:
@@ -108,10 +108,10 @@ def forecast(
     wanted: Sequence[float],
     seed: int = 0,
     others: Sequence[Sequence[Point]] = (),
-    answers: float = math.inf,
+    heldout_answers: float = math.inf,
 ) -> list[Figure] | None:
     """The accuracy after so many answers to learn from, with 95 % intervals of it as a round would measure it with so
-    many held-out `answers` on the same prompts.
+    many `heldout_answers` on the same prompts.
 
     runs: of each its starting model, at 0 answers, and its first rounds; all of one starting model. `others`: those of
     other starting models, such as smaller ones. c and v are taken to be the same for all models, and later rounds show
@@ -138,7 +138,7 @@ def forecast(
     slope, odds = _sigmoid(models, fell, right, np.exp(later + _chance(random, len(spent))))
     if not slope[0]:
         return None
-    odds = odds + _chance(random, len(spent)) / _DRAWN * _error(odds, answers, runs[-1][-1].within)
+    odds = odds + _chance(random, len(spent)) / _DRAWN * _error(odds, heldout_answers, runs[-1][-1].within)
     beyond = np.log(np.maximum(spent / own.spent.max(), 1))
     drift = random.normal(0, _DRIFT, (len(odds), 1))
     drift[0] = 0

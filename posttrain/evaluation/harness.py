@@ -115,7 +115,8 @@ def _questions(benchmark: Benchmark, source: Path) -> dict[str, Any]:
     shown = task.get("num_fewshot") if benchmark.fewshot is None else benchmark.fewshot
     splits = ("fewshot_split", "training_split", "validation_split")
     examples = next((task[name] for name in splits if task.get(name)), evaluated)
-    if shown and examples not in given:
+    own = (task.get("fewshot_config") or {}).get("samples")  # examples that the task brings
+    if shown and not own and examples not in given:
         raise InputError(
             f"{benchmark.task} shows {shown} examples before a question, of its split {examples!r}, and there is no "
             "file for that",
@@ -131,7 +132,7 @@ def _questions(benchmark: Benchmark, source: Path) -> dict[str, Any]:
             rule="benchmark-file",
         )
     without: dict[str, Any] = {name: None for name in (*splits, "test_split") if task.get(name) not in given}
-    if examples == task.get("test_split"):  # so named, a question is never among its own examples
+    if shown and not own and examples == task.get("test_split"):  # so named, a question is never among its own examples
         without["fewshot_split"] = examples
     return {"dataset_path": kinds.pop(), "dataset_name": None, "dataset_kwargs": {"data_files": files}, **without}
 

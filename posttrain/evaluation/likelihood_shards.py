@@ -22,9 +22,13 @@ from posttrain.system import device
 _FEWEST, _LEAST = 8, 2048  # shards on a CPU, of so many tokens at least: each core has some, on any machine
 
 
-def most_processes(tokens: int) -> int:
-    """Into how many shards texts of so many tokens in all are divided on a CPU at least, and about at most."""
-    return max(1, min(_FEWEST, math.ceil(tokens / _LEAST)))
+def shards_on_cpu(tokens: float, shard_tokens: int) -> int:
+    """About how many shards texts of so many tokens in all are."""
+    return max(1, math.ceil(tokens / _of_a_shard(tokens, shard_tokens)))
+
+
+def _of_a_shard(tokens: float, shard_tokens: int) -> float:
+    return min(shard_tokens, max(_LEAST, tokens / _FEWEST))
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,7 @@ class Work:
     def parts(self, sizes: Sequence[int]) -> list[slice]:
         """Shards of texts of so many tokens each that are read: of `shard_tokens` at most, on a CPU of less if they
         would be few."""
-        even = max(_LEAST, sum(sizes) / _FEWEST)
-        return by_work(sizes, self.shard_tokens if device() == "cuda" else min(self.shard_tokens, even))
+        return by_work(sizes, self.shard_tokens if device() == "cuda" else _of_a_shard(sum(sizes), self.shard_tokens))
 
     def parts_sampled(self, sizes: Sequence[int]) -> list[slice]:
         """Shards of answers with their prompts: one a process if they fit, as a step costs little more with more

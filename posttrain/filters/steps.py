@@ -52,7 +52,16 @@ def weakest(scores: Sequence[float | None] | None) -> float | None:
 
 
 def _weakest(rows: Rows) -> list[float | None]:
+    lists = rows.column(COLUMN)
     kind = rows.batch.schema.field(COLUMN).type
-    if not pa.types.is_null(kind) and not (pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)):
+    if not pa.types.is_null(kind) and not _is_of_numbers(kind):
         raise DataError(f"the column {COLUMN!r} holds {kind}, not lists of numbers", rule="filter-numbers")
-    return [weakest(scores) for scores in rows.column(COLUMN)]
+    return [weakest(scores) for scores in lists]
+
+
+def _is_of_numbers(kind: pa.DataType) -> bool:
+    of, lists = pa.types, (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(check(kind) for check in lists):
+        return False
+    value = kind.value_type
+    return of.is_floating(value) or of.is_integer(value) or of.is_null(value)

@@ -102,5 +102,5 @@ def of_plan(runs: Cheaper, plan: Mapping[str, Any], k: int) -> list[dict[str, An
         if one["round"]:
             numbers.append(one["round"])
             answers.append(total)
-    found = forecast(runs.own, answers, others=runs.others, answers=runs.prompts * k or math.inf) or []
+    found = forecast(runs.own, answers, others=runs.others, heldout_answers=runs.prompts * k or math.inf) or []
     return [{"round": number, **figure} for number, figure in zip(numbers, found, strict=False)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from posttrain.evaluation.likelihood_shards import most_processes
+from posttrain.evaluation.likelihood_shards import shards_on_cpu
 from posttrain.planning.costs import Cost, cost_of, work
 from posttrain.planning.simulate import Task, simulate
 from posttrain.stages.amounts import Amounts, PlannedStage, Sets, Shares, amounts
@@ -69,10 +69,14 @@ def _is_work(amounts: Amounts) -> bool:
 
 
 def processes(planned: PlannedStage, todo: Amounts, machine: Machine) -> int:
-    """The processes of a stage: one per shard, at most `machine.workers`. Answers to a benchmark
-    are divided for as many as there are."""
+    """The processes of a stage: one per shard, at most `machine.workers`. Answers to a benchmark are divided for as
+    many as there are; what several policies read is read by one after the other."""
     if planned.spec.unit == "tokens":
-        return min(machine.workers, most_processes(todo.longest)) if not todo.completions else machine.workers
+        if todo.completions:
+            return machine.workers
+        policies = sum(role.startswith(("policy", "reference")) for role in planned.inputs)
+        shards = shards_on_cpu(todo.longest / max(policies, 1), planned.config["engine"]["shard_tokens"])
+        return min(machine.workers, shards)  # a GPU has one worker
     if not planned.spec.samples or not todo.prompts:
         scores = planned.spec.unit == "rows" and planned.spec.group in ("sampling and scoring", "evaluation")
         return machine.workers if scores and todo.rows else 1

@@ -267,12 +267,20 @@ class Recipe(Section):
                 "add `dpo:`, or leave steps out by `step_scores: null`",
                 rule="recipe-needs-section",
             )
-        if self.step_scores and self.dpo and {*self.dpo.trl["loss_type"]} == {"sft"}:
+        made = [self.dpo.variant(index) for index in range(len(self.dpo.variants))] if self.dpo else []
+        if self.step_scores and self.dpo and any({*one.trl["loss_type"]} == {"sft"} for one in [self.dpo, *made]):
             complain(
                 ("step_scores",),
                 "steps are scored by how far DPO moved the policy from its reference, and the loss `sft` has none",
                 "use another dpo.loss_type",
                 rule="recipe-needs-section",
+            )
+        if self.step_scores and self.dpo and any(one.temperature != self.dpo.temperature for one in made):
+            complain(
+                ("step_scores",),
+                "steps are scored at the temperature of DPO's loss, and its variants have several",
+                "give all of them one dpo.temperature",
+                rule="recipe-values-clash",
             )
         for index, one in enumerate(self.filters):
             if getattr(one, "use", None) == "steps" and self.step_scores is None:

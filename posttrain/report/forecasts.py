@@ -64,7 +64,7 @@ def of_run(run: RunView) -> list[dict[str, Any]] | None:
     first, last = len(measured), max(len(answers), len(measured) + BEYOND)
     each = answers[-1] - answers[-2]
     answers += [answers[-1] + each * more for more in range(1, 1 + last - len(answers))]
-    found = forecast([measured], answers[first:], answers=measured[-1].answers)
+    found = forecast([measured], answers[first:], heldout_answers=measured[-1].heldout_answers)
     came = {one.number: heldout_accuracy(one) for one in run.rounds}
     return [
         {"round": number, **figure, "came": came.get(number)} for number, figure in enumerate(found or [], start=first)

@@ -56,7 +56,8 @@ def run(job: Job) -> dict[str, Any]:
             of_rows = pa.array(scores[start : start + table.num_rows], pa.float64())
             table = prompt_stats.annotated(table.append_column("score", of_rows), names, known)
             if steps is not None:
-                of_steps = [steps.get(key) for key in zip(*(table[name].to_pylist() for name in _NAMED), strict=True)]
+                keys = zip(*(table[name].to_pylist() for name in _NAMED), strict=True)
+                of_steps = [steps[key] if steps else None for key in keys]
                 table = table.append_column(SCHEMA.field(COLUMN), pa.array(of_steps, SCHEMA.field(COLUMN).type))
             writer.write_table(table)
             start += table.num_rows

@@ -24,6 +24,7 @@ LINES = r"\n+"
         ("one\n---\ntwo", LINES, ["one\n---\n", "two"]),  # a line without a word
         ("\n\none", LINES, ["\n\none"]),
         ("So 3. So 4.", r"\.\s*", ["So 3. ", "So 4."]),
+        ("1.5 and 2\n3", r"x*|\n", ["1.5 and 2\n", "3"]),  # what matches nothing ends nothing
         ("no end", LINES, ["no end"]),
         ("one\n___\ntwo", LINES, ["one\n___\n", "two"]),
         ("\n --- \n", LINES, []),

@@ -108,13 +108,13 @@ def test_the_chance_of_few_answers_is_in_the_interval(answers: int) -> None:
             right_ones = sum(drawn.random() < true for _ in range(answers))
             return Point(spent, unlikely(spent), right_ones / answers, answers)
 
-        found = forecast([[measured(0), measured(10), measured(20)]], [50], answers=answers)
+        found = forecast([[measured(0), measured(10), measured(20)]], [50], heldout_answers=answers)
         assert found
         low, high = found[0]["ci95"]
         inside += low <= measured(50).accuracy <= high
     assert inside >= 89
     known = points(0, 10, 20)
-    sure, few = width(forecast([known], [50])), width(forecast([known], [50], answers=answers))
+    sure, few = width(forecast([known], [50])), width(forecast([known], [50], heldout_answers=answers))
     share = right(unlikely(50))
     alone = 2 * 1.96 * math.sqrt(share * (1 - share) / answers)
     assert few == pytest.approx(math.hypot(sure, alone), rel=0.05)

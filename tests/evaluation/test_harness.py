@@ -31,6 +31,7 @@ from posttrain.stages import contamination
 
 pytest.importorskip("lm_eval", reason="needs posttrain[eval]")
 
+OWN_EXAMPLE = '{question: "How many own ones?", choices: ["1", "2"], label: 0}'
 ENGINE = {"use": "shared-prefix", "dtype": "float32", "shard_tokens": 200}
 
 
@@ -150,6 +151,10 @@ def test_questions_can_be_given_as_a_file_and_be_limited(tmp_path: Path) -> None
     for row in samples(tmp_path / "shown"):
         context = row["arguments"][0][0]
         assert context.count("Question:") == 3 and context.count(row["doc"]["question"]) == 1  # never its own example
+    brings = f"{MULTIPLE_CHOICE}num_fewshot: 1\nfewshot_config: {{sampler: first_n, samples: [{OWN_EXAMPLE}]}}\n"
+    brought = task(tmp_path / "tasks", "brought", brings)
+    stage.run(job(tmp_path / "brought", policy, Benchmark(task=str(brought), file=str(own))))
+    assert all("How many own ones?" in row["arguments"][0][0] for row in samples(tmp_path / "brought"))
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(InputError, match=r"has no question in it.*\[benchmark-unreadable\]"):
         stage.check(job(tmp_path, policy, Benchmark(task=str(file), file=str(tmp_path / "none.jsonl"))))

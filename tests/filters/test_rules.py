@@ -259,7 +259,8 @@ def test_forms_of_personal_data(text: str, masked: str | None):
     assert masked is not None or kept[0]["completion"] == text
 
 
-NEED_MORE = ("overlap", "best-of-k", "quality", "judge", "classifier")  # evaluation prompts, scores, a model
+# Evaluation prompts, scores of answers or of steps, a model.
+NEED_MORE = ("overlap", "best-of-k", "steps", "quality", "judge", "classifier")
 
 
 @pytest.mark.parametrize("name", [name for name in filters.FILTERS if name not in NEED_MORE])

@@ -38,12 +38,12 @@ def test_a_plan_is_forecast_by_runs_that_cost_less() -> None:
     rounds[0]["stages"] = rounds[0]["stages"][1:]
     rounds[1]["stages"].append(stage("benchmark_gsm8k", 1000))  # nothing learns from these
     found = cheaper_runs.of_plan(Cheaper([measured], [], PROMPTS), {"rounds": rounds}, 8)
-    wanted = forecast([measured], [200.0, 400.0, 600.0], answers=8 * PROMPTS)
+    wanted = forecast([measured], [200.0, 400.0, 600.0], heldout_answers=8 * PROMPTS)
     assert wanted and [one["ci95"] for one in found] == [one["ci95"] for one in wanted]
     assert in_words(found).startswith("forecast of held-out pass@1: round 1: 0.")
     other = [Point(120.0 * at, 0.9 * (1 + 12 * at) ** -0.1, 0.2 + 0.05 * at) for at in range(7)]
     found = cheaper_runs.of_plan(Cheaper([measured], [other], PROMPTS), {"rounds": rounds}, 8)
-    wanted = forecast([measured], [200.0, 400.0, 600.0], others=[other], answers=8 * PROMPTS)
+    wanted = forecast([measured], [200.0, 400.0, 600.0], others=[other], heldout_answers=8 * PROMPTS)
     assert wanted and [one["ci95"] for one in found] == [one["ci95"] for one in wanted]
 
 
@@ -96,8 +96,10 @@ def test_the_measure_of_a_run_is_that_of_its_recipe() -> None:
     files = {"word-problems.py": external.rewards["word-problems.py"], "notes.py": "another's"}
     made = Measure.of(planned.prompts, asked.config["answers"], scored.config["rewards"], files)
     assert made == planned
-    alike = [{**one, "for": None} for one in reversed(scored.config["rewards"])]
+    alike = [{**one, "for": None} for one in scored.config["rewards"]]
     assert Measure.of(planned.prompts, asked.config["answers"], alike, files) == planned
+    two = [REWARD, {**REWARD, "use": "lengths.py"}]
+    assert Measure.of("", {}, two, {}) == Measure.of("", {}, two[::-1], {})
 
 
 def test_a_recipe_names_runs_from_its_own_folder(tmp_path: Path) -> None:

@@ -273,10 +273,15 @@ def test_sampling_spreads_over_as_many_processes_as_it_has_shards(prompts: int, 
     assert processes(planned, Amounts(prompts=prompts, completions=9 * prompts), machine) == wanted
 
 
-@pytest.mark.parametrize(("read", "wanted"), [(900, 1), (6000, 3), (100_000, 8)])
-def test_reading_spreads_over_all_processes_unless_it_is_little(read: int, wanted: int) -> None:
-    config = {"engine": {"shard_tokens": 1_000_000}}
-    planned = PlannedStage("key", 1, "memorisation", "memorisation", config, {}, frozenset())
+@pytest.mark.parametrize(
+    ("read", "shard_tokens", "policies", "wanted"),
+    [(900, 10**6, 1, 1), (6000, 10**6, 1, 3), (10**5, 10**6, 1, 8), (10**5, 5000, 1, 20), (12_000, 10**6, 2, 3)],
+)
+def test_reading_spreads_over_as_many_processes_as_a_policy_has_shards(
+    read: int, shard_tokens: int, policies: int, wanted: int
+) -> None:
+    inputs, config = {f"policy_{number}": "" for number in range(policies)}, {"engine": {"shard_tokens": shard_tokens}}
+    planned = PlannedStage("", 1, "forecast", "forecast", config, inputs, frozenset())
     machine = Machine(cores=4, workers=20, at_once=1, threads=1, memory=30)
     assert processes(planned, Amounts(rows=9, read=read, longest=read), machine) == wanted
 

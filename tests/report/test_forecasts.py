@@ -32,7 +32,7 @@ def test_later_rounds_are_forecast_by_what_is_sampled_to_learn_from() -> None:
         None,
         None,
     ]
-    wanted = forecast([measured], [360.0, 480.0, 600.0, 720.0], answers=K * PROMPTS)
+    wanted = forecast([measured], [360.0, 480.0, 600.0, 720.0], heldout_answers=K * PROMPTS)
     assert wanted and [one["ci95"] for one in found] == [one["ci95"] for one in wanted]
     (chart,) = figures.forecast(run.rounds, found)
     assert "1 of the 2 that came since lie inside" in chart.caption

@@ -129,6 +129,12 @@ def test_the_filter_drops_answers_whose_weakest_step_is_low() -> None:
     assert passed(weak, 0.5) == [1, 2, 3]
     assert passed([None, None], 0.5) == [0, 1]  # round 1
     assert passed([[None, -1.0], [None], [0.5, None]], 0.5) == [1, 2]  # steps without a token of their own
+    whole = pa.table({"prompt": [""] * 2, "completion": ["0", "1"], "step_scores": [[1, -2], [3]]}).to_batches()
+    (part,) = filters.run(whole, filters.parse([{"use": "steps", "quantile": 0.5}]), FilterContext())
+    assert part.kept["completion"].to_pylist() == ["1"]
+    without = pa.RecordBatch.from_pylist([{"prompt": "", "completion": "one"}])
+    with pytest.raises(DataError, match="step_scores"):
+        list(filters.run([without], filters.parse([{"use": "steps"}]), FilterContext()))
     batch = pa.RecordBatch.from_pylist([{"prompt": "", "completion": "one", "step_scores": 0.5}])
     with pytest.raises(DataError, match="holds double, not lists of numbers"):
         list(filters.run([batch], filters.parse([{"use": "steps"}]), FilterContext()))
@@ -154,9 +160,8 @@ def test_from_round_2_on_the_last_dpo_and_its_reference_score() -> None:
         (["step_scores={}", "dpo=null"], "there is no DPO", "recipe-needs-section"),
         (["filters=[{use: steps}]"], "no step has a score", "recipe-needs-section"),
         (["step_scores.separator='('"], "it is no regular expression", "recipe-pattern"),
-        (["step_scores.separator='x*'"], "it matches the empty text", "recipe-pattern"),
-        ([r"step_scores.separator='\b'"], "it matches the empty text", "recipe-pattern"),
         (["step_scores={}", "dpo.loss_type=sft"], "the loss `sft` has none", "recipe-needs-section"),
+        (["step_scores={}", "dpo.variants=[{temperature: 0.5}]"], "its variants have several", "recipe-values-clash"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: list[str], message: str, rule: str) -> None:
