@@ -3,7 +3,7 @@
     python data/step_base.py FOLDER
 
 As tiny_base.py makes the quickstart's: the same tokenizer's kind, the same Llama of under a million parameters. In
-float32, which every CPU has at speed. Everything is seeded.
+float32, which every CPU has at speed. Everything is seeded. No base of it is shipped yet.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from statistics import mean
 
 import torch
 from step_problems import LENGTHS, corpus, prompts
-from tiny_base import BATCH, END_ID, PAD_ID, SEED, answers, batches, make_model, reward, train, train_tokenizer
-from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_base import BATCH, SEED, answers, batches, make_model, reward, save, train, train_tokenizer
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 Row = Mapping[str, str]
 Judge = Callable[..., list[float | None]]
@@ -87,9 +87,7 @@ def main(folder: Path) -> None:
     model = make_model(tokenizer)
     made = batches(tokenizer, list(islice(corpus(SEED), STEPS * BATCH)))
     tokens = train(model, made, ANSWER, torch.float32)
-    model.generation_config = GenerationConfig(eos_token_id=END_ID, pad_token_id=PAD_ID, max_new_tokens=LONGEST)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save(model, tokenizer, folder, LONGEST)
     card = CARD.format(
         parameters=model.num_parameters(),
         seed=SEED,

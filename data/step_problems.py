@@ -9,15 +9,13 @@ its numbers: no problem is in two splits under other names. Same seed, same byte
 
 from __future__ import annotations
 
-import json
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from word_problems import NAMES, RAMBLE, SORRY, THINGS, split_of
+from word_problems import NAMES, RAMBLE, SORRY, THINGS, split_of, write
 
 SEED = 20261
 LENGTHS = (3, 4, 5, 6)  # steps, evenly
@@ -184,13 +182,5 @@ def answer(rng: Random, made: Problem) -> str:
             return "\n".join(lines[: rng.randint(1, len(lines) - 1)])
 
 
-def main() -> None:
-    for split in SIZES:
-        path = Path(__file__).with_name(f"step-problems.{split}.jsonl")
-        lines = [json.dumps(row) for row in prompts(split)]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-        print(f"{path.name}: {len(lines)} prompts")
-
-
 if __name__ == "__main__":
-    main()
+    write("step-problems", {split: prompts(split) for split in SIZES})

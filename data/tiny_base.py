@@ -250,14 +250,19 @@ Measured on the held-out prompts (sampled figures: 8 answers to each):
 """
 
 
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, longest: int) -> None:
+    """`longest`: tokens of an answer, where nothing else is said."""
+    model.generation_config = GenerationConfig(eos_token_id=END_ID, pad_token_id=PAD_ID, max_new_tokens=longest)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)  # another number of threads adds in another order, and the weights would differ
     tokenizer = train_tokenizer([text for pair in islice(corpus(SEED + 1), 20_000) for text in pair])
     model = make_model(tokenizer)
     tokens = train(model, batches(tokenizer, list(islice(corpus(SEED), STEPS * BATCH))))
-    model.generation_config = GenerationConfig(eos_token_id=END_ID, pad_token_id=PAD_ID, max_new_tokens=64)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save(model, tokenizer, folder, 64)
     figures = measure(model, tokenizer)
     table = "\n".join(f"| {name} | {value:.3f} | {count} |" for name, (value, count) in figures.items())
     card = CARD.format(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -367,13 +367,13 @@ def answer_request(rng: Random, item: Request) -> str:
             return f"{matter} {kind} {closing}"
 
 
-def main() -> None:
-    for split in SIZES:
-        path = Path(__file__).with_name(f"word-problems.{split}.jsonl")
-        lines = [json.dumps(row) for row in prompts(split)]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
-        print(f"{path.name}: {len(lines)} prompts")
+def write(name: str, rows: Mapping[str, Sequence[Mapping[str, str | None]]]) -> None:
+    """NAME.SPLIT.jsonl beside this file, from the rows of each split."""
+    for split, table in rows.items():
+        path = Path(__file__).with_name(f"{name}.{split}.jsonl")
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in table), encoding="utf-8", newline="\n")
+        print(f"{path.name}: {len(table)} prompts")
 
 
 if __name__ == "__main__":
-    main()
+    write("word-problems", {split: prompts(split) for split in SIZES})

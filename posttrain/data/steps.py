@@ -23,12 +23,6 @@ def step_ends(text: str, separator: str) -> list[int]:
     return found
 
 
-def steps(text: str, separator: str) -> list[str]:
-    """The text of each step."""
-    ends = step_ends(text, separator)
-    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-
-
 def tokens_of_steps(ids: Sequence[int], decode: Callable[[Sequence[int]], str], separator: str) -> list[int]:
     """How many tokens each step has. A token in which one step ends and another begins counts to the first, so that a
     short step may have none. Tokens after the last step count to none.

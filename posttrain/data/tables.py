@@ -28,6 +28,10 @@ ANSWERS = pa.schema(
 )
 # Answers beside what the rewards gave them, as JSON {name: value or null}.
 SCORED_ANSWERS = ANSWERS.append(pa.field("rewards", pa.string()))
+# Of an answer the score of each of its steps: a table by itself, and a column of scored samples.
+STEP_SCORES = pa.schema(
+    [("prompt_id", pa.string()), ("sample_index", pa.int32()), ("step_scores", pa.list_(pa.float64()))]
+)
 PAIRS = pa.schema(
     [
         ("prompt_id", pa.string()),

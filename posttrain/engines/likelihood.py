@@ -27,12 +27,15 @@ Ids = Sequence[int]
 
 
 class Likelihood(NamedTuple):
-    """`total`: the sum of the tokens' natural log-probabilities; `greedy`: whether each is the likeliest one;
-    `tokens`: the log-probability of each, (tokens,) float32."""
+    """`tokens`: the natural log-probability of each token, (tokens,) float32; `greedy`: whether each is the likeliest
+    one."""
 
-    total: float
-    greedy: bool
     tokens: torch.Tensor
+    greedy: bool
+
+    @property
+    def total(self) -> float:
+        return float(self.tokens.sum())
 
 
 class Likelihoods:
@@ -168,7 +171,7 @@ def _of_tokens(logits: torch.Tensor, row: torch.Tensor, ids: torch.Tensor) -> tu
 def _of_texts(logprob: torch.Tensor, greedy: torch.Tensor, sizes: Sequence[int]) -> list[Likelihood]:
     """The tokens' values, text by text."""
     parts = zip(logprob.split(list(sizes)), greedy.split(list(sizes)), strict=True)
-    return [Likelihood(float(part.sum()), bool(likeliest.all()), part) for part, likeliest in parts]
+    return [Likelihood(part, bool(likeliest.all())) for part, likeliest in parts]
 
 
 class _Lean:

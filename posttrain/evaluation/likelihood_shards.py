@@ -128,17 +128,13 @@ def _by_context(pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[tuple[int, ...
 def _likelihoods(shard: _Shard) -> pa.Table:
     model = _scoring(shard.policy, shard.dtype, shard.temperature)
     found = model.of([text.context for text in shard.texts], [text.continuations for text in shard.texts])
-    rows = [
-        {"place": place, "parts": [float(part.sum()) for part in _divided(one.tokens, parts)], "greedy": one.greedy}
-        for text, some in zip(shard.texts, found, strict=True)
-        for place, parts, one in zip(text.places, text.parts, some, strict=True)
-    ]
+    rows = []
+    for text, some in zip(shard.texts, found, strict=True):
+        for place, parts, one in zip(text.places, text.parts, some, strict=True):
+            sums = [float(part.sum()) for part in one.tokens[: sum(parts)].split([*parts])]
+            rows.append({"place": place, "parts": sums, "greedy": one.greedy})
     schema = pa.schema([("place", pa.int64()), ("parts", pa.list_(pa.float64())), ("greedy", pa.bool_())])
     return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _divided(tokens: Any, parts: Sequence[int]) -> Any:
-    return tokens[: sum(parts)].split(list(parts))
 
 
 @functools.lru_cache(maxsize=1)

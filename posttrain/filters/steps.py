@@ -15,7 +15,7 @@ from posttrain.errors import DataError
 from posttrain.filters.base import Decide, Filter, FilterContext, Scope, Verdict, dropped
 from posttrain.filters.rows import Rows
 
-COLUMN = "step_scores"
+_COLUMN = "step_scores"
 
 
 class Steps(Filter):
@@ -30,11 +30,11 @@ class Steps(Filter):
     quantile: float = Field(default=0.1, gt=0, lt=1, description="share of the round's answers with steps that go")
 
     def lacks(self, rows: Rows) -> str | None:
-        return None if rows.has(COLUMN) else f"a column {COLUMN!r}, a list of numbers for each answer"
+        return None if rows.has(_COLUMN) else f"a column {_COLUMN!r}, a list of numbers for each answer"
 
     def start(self, context: FilterContext) -> Decide:
         lowest = array("d")
-        for batch in context.corpus([COLUMN]):
+        for batch in context.corpus([_COLUMN]):
             lowest.extend(low for low in _weakest(Rows(batch)) if low is not None)
         bound = float(np.quantile(lowest, self.quantile)) if lowest else -np.inf
 
@@ -52,10 +52,10 @@ def weakest(scores: Sequence[float | None] | None) -> float | None:
 
 
 def _weakest(rows: Rows) -> list[float | None]:
-    lists = rows.column(COLUMN)
-    kind = rows.batch.schema.field(COLUMN).type
+    lists = rows.column(_COLUMN)
+    kind = rows.batch.schema.field(_COLUMN).type
     if not pa.types.is_null(kind) and not _is_of_numbers(kind):
-        raise DataError(f"the column {COLUMN!r} holds {kind}, not lists of numbers", rule="filter-numbers")
+        raise DataError(f"the column {_COLUMN!r} holds {kind}, not lists of numbers", rule="filter-numbers")
     return [weakest(scores) for scores in lists]
 
 

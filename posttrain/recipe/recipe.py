@@ -260,36 +260,36 @@ class Recipe(Section):
             )
 
     def _steps_fit(self) -> None:
-        if self.step_scores and self.dpo is None:
+        loc, dpo = ("step_scores",), self.dpo
+        if self.step_scores is None:
+            for index, one in enumerate(self.filters):
+                if getattr(one, "use", None) == "steps":
+                    complain(
+                        ("filters", index), "no step has a score", "add `step_scores: {}`", rule="recipe-needs-section"
+                    )
+            return
+        if dpo is None:
             complain(
-                ("step_scores",),
+                loc,
                 "steps are scored by DPO's policy and its reference, and there is no DPO",
                 "add `dpo:`, or leave steps out by `step_scores: null`",
                 rule="recipe-needs-section",
             )
-        made = [self.dpo.variant(index) for index in range(len(self.dpo.variants))] if self.dpo else []
-        if self.step_scores and self.dpo and any({*one.trl["loss_type"]} == {"sft"} for one in [self.dpo, *made]):
+        made = [dpo, *map(dpo.variant, range(len(dpo.variants)))]
+        if any({*one.trl["loss_type"]} == {"sft"} for one in made):
             complain(
-                ("step_scores",),
+                loc,
                 "steps are scored by how far DPO moved the policy from its reference, and the loss `sft` has none",
                 "use another dpo.loss_type",
                 rule="recipe-needs-section",
             )
-        if self.step_scores and self.dpo and any(one.temperature != self.dpo.temperature for one in made):
+        if any(one.temperature != dpo.temperature for one in made):
             complain(
-                ("step_scores",),
+                loc,
                 "steps are scored at the temperature of DPO's loss, and its variants have several",
                 "give all of them one dpo.temperature",
                 rule="recipe-values-clash",
             )
-        for index, one in enumerate(self.filters):
-            if getattr(one, "use", None) == "steps" and self.step_scores is None:
-                complain(
-                    ("filters", index),
-                    "no step has a score",
-                    "add `step_scores: {}`",
-                    rule="recipe-needs-section",
-                )
 
     def _memorisation_fits(self) -> None:
         section, longest = self.evaluate.memorisation, self.samples.max_new_tokens

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from posttrain.data.tables import column
+from posttrain.data.tables import STEP_SCORES, column
 from posttrain.errors import EmptyStageError
 from posttrain.evaluation.statistics import known_mean
 from posttrain.job import Job
@@ -17,8 +17,8 @@ from posttrain.rewards.checks import check_scores, constant
 from posttrain.rewards.combine import REWARD_MODEL, combine, spread
 from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.scoring import load_scorers, score_shards
-from posttrain.stages.step_scores import COLUMN, FILE, SCHEMA
 
+_STEPS = STEP_SCORES.field("step_scores")
 _NAMED = ("prompt_id", "sample_index")
 _NO_STEPS = "no step has a score: these are DPO's, and there was none in an earlier round"
 
@@ -49,7 +49,7 @@ def run(job: Job) -> dict[str, Any]:
     schema = prompt_stats.schema(pq.read_schema(paths[0]).append(pa.field("score", pa.float64())), names)
     steps = _step_scores(job)
     if steps is not None:
-        schema = schema.append(SCHEMA.field(COLUMN))
+        schema = schema.append(_STEPS)
     with pq.ParquetWriter(job.out / "scored.parquet", schema, compression="zstd") as writer:
         for path in paths:
             table = pq.read_table(path)
@@ -57,8 +57,8 @@ def run(job: Job) -> dict[str, Any]:
             table = prompt_stats.annotated(table.append_column("score", of_rows), names, known)
             if steps is not None:
                 keys = zip(*(table[name].to_pylist() for name in _NAMED), strict=True)
-                of_steps = [steps[key] if steps else None for key in keys]
-                table = table.append_column(SCHEMA.field(COLUMN), pa.array(of_steps, SCHEMA.field(COLUMN).type))
+                of_steps = pa.array([steps[key] if steps else None for key in keys], _STEPS.type)
+                table = table.append_column(_STEPS, of_steps)
             writer.write_table(table)
             start += table.num_rows
     return {
@@ -80,8 +80,8 @@ def _step_scores(job: Job) -> dict[tuple[Any, ...], list[float | None] | None] |
         return None
     if "step_scores" not in job.inputs:
         return {}
-    rows = pq.read_table(job.inputs["step_scores"] / FILE).to_pylist()
-    return {tuple(row[name] for name in _NAMED): row[COLUMN] for row in rows}
+    rows = pq.read_table(job.inputs["step_scores"] / "step_scores.parquet").to_pylist()
+    return {tuple(row[name] for name in _NAMED): row["step_scores"] for row in rows}
 
 
 def _annotations(job: Job) -> dict[str, dict[str, Any]]:

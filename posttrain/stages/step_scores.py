@@ -16,15 +16,13 @@ from transformers import AutoTokenizer
 from posttrain.config import StepScores
 from posttrain.data.chat_template import render_prompt
 from posttrain.data.steps import tokens_of_steps
+from posttrain.data.tables import STEP_SCORES
 from posttrain.engines.detokenize import DECODE
 from posttrain.errors import EmptyStageError
 from posttrain.evaluation.likelihood_shards import Work, of_parts
 from posttrain.evaluation.statistics import known_mean
-from posttrain.filters.steps import COLUMN, weakest
+from posttrain.filters.steps import weakest
 from posttrain.job import Job
-
-FILE = "step_scores.parquet"
-SCHEMA = pa.schema([("prompt_id", pa.string()), ("sample_index", pa.int32()), (COLUMN, pa.list_(pa.float64()))])
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -65,8 +63,8 @@ def run(job: Job) -> dict[str, Any]:
     for at, tokens, by_policy, by_reference in found:
         both = zip(tokens, by_policy, by_reference, strict=True)
         scores[at] = [job.config["beta"] * (one - other) if count else None for count, one, other in both]
-    made = [{**row, COLUMN: score} for row, score in zip(rows, scores, strict=True)]
-    pq.write_table(pa.Table.from_pylist(made, schema=SCHEMA), job.out / FILE, compression="zstd")
+    made = [{**row, "step_scores": score} for row, score in zip(rows, scores, strict=True)]
+    pq.write_table(pa.Table.from_pylist(made, schema=STEP_SCORES), job.out / "step_scores.parquet", compression="zstd")
     return {
         "rows": len(rows),
         "without_steps": len(rows) - len(with_steps),

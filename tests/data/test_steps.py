@@ -10,10 +10,15 @@ from support.interrupted import BASE
 from support.tiny_models import tokenizer
 from transformers import AutoTokenizer
 
-from posttrain.data.steps import step_ends, steps, tokens_of_steps
+from posttrain.data.steps import step_ends, tokens_of_steps
 from posttrain.engines.detokenize import DECODE
 
 LINES = r"\n+"
+
+
+def steps(text: str, separator: str) -> list[str]:
+    ends = step_ends(text, separator)
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 @pytest.mark.parametrize(
@@ -33,9 +38,8 @@ LINES = r"\n+"
 )
 def test_a_step_ends_where_the_separator_does(text: str, separator: str, expected: list[str]) -> None:
     assert steps(text, separator) == expected
-    assert [text[:end] for end in step_ends(text, separator)] == [
-        "".join(expected[: at + 1]) for at in range(len(expected))
-    ]
+    ends = step_ends(text, separator)
+    assert [text[:end] for end in ends] == ["".join(expected[: at + 1]) for at in range(len(expected))]
 
 
 def pieces(*texts: str) -> tuple[list[int], list[str]]:

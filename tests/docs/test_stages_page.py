@@ -10,12 +10,12 @@ import pytest
 from support.stages_page import PAGE, ROOT, SECTIONS, columns_on_page
 
 from posttrain import filters
-from posttrain.data.tables import ANSWERS, PAIRS, SCORED_ANSWERS
+from posttrain.data.tables import ANSWERS, PAIRS, SCORED_ANSWERS, STEP_SCORES
 from posttrain.rewards import prompt_stats
-from posttrain.stages import STAGES, annotate, prompts, step_scores, watch
+from posttrain.stages import STAGES, annotate, prompts, watch
 
 ANNOTATED = prompt_stats.schema(SCORED_ANSWERS.append(pa.field("score", pa.float64())), prompt_stats.COLUMNS.names)
-SCORED = ANNOTATED.append(step_scores.SCHEMA.field(step_scores.COLUMN))
+SCORED = ANNOTATED.append(STEP_SCORES.field("step_scores"))
 WRITTEN = {
     **{f"prompts/{name}.parquet": prompts.SCHEMA for name in ("train", "dev", "heldout", "against")},
     "prompts/real.parquet": prompts.REAL,
@@ -26,7 +26,7 @@ WRITTEN = {
     "evaluate/dev.parquet": SCORED_ANSWERS,
     "heldout/heldout.parquet": SCORED_ANSWERS,
     "annotate/annotations.parquet": annotate.SCHEMA,
-    "step_scores/step_scores.parquet": step_scores.SCHEMA,
+    "step_scores/step_scores.parquet": STEP_SCORES,
     "scores/scored.parquet": SCORED,
     "filters/kept.parquet": SCORED,
     "filters/dropped.parquet": filters.dropped_schema(SCORED),

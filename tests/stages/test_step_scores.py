@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from posttrain import filters
 from posttrain.data.chat_template import render_prompt
-from posttrain.data.steps import steps
 from posttrain.data.tables import ANSWERS
 from posttrain.errors import DataError, EmptyStageError, RecipeError
 from posttrain.filters import FilterContext
@@ -68,7 +68,7 @@ def log_probabilities(folder: Path, prompt: Any, text: str) -> list[list[float]]
     tokenizer: Any = AutoTokenizer.from_pretrained(BASE)
     model = AutoModelForCausalLM.from_pretrained(folder)
     found, before = [], list(render_prompt(tokenizer, prompt))
-    for step in steps(text, r"\n+"):
+    for step in re.findall(r"[^\n]+\n*", text):
         ids = tokenizer.encode(step, add_special_tokens=False)
         with torch.inference_mode():
             logits = model(torch.tensor([[*before, *ids]])).logits[0].div(TEMPERATURE).log_softmax(-1)
@@ -80,7 +80,7 @@ def log_probabilities(folder: Path, prompt: Any, text: str) -> list[list[float]]
 def test_a_step_s_score_is_that_of_its_tokens(tmp_path: Path, models: dict[str, Path]) -> None:
     table = answers(tmp_path / "answers")
     found = scored(tmp_path, models, table)
-    rows = pq.read_table(tmp_path / "out" / step_scores.FILE)["step_scores"].to_pylist()
+    rows = pq.read_table(tmp_path / "out" / "step_scores.parquet")["step_scores"].to_pylist()
     for row, text, score in zip(pq.read_table(table / "answers.parquet").to_pylist(), TEXTS, rows, strict=True):
         both = [log_probabilities(models[role], row["prompt"], text) for role in ("policy", "reference")]
         wanted = [BETA * (sum(one) - sum(other)) for one, other in zip(*both, strict=True)]
@@ -108,7 +108,7 @@ def test_samples_have_them_as_a_column_which_is_empty_before_there_was_dpo(
         return scores.run(job), pq.read_table(out / "scored.parquet")["step_scores"].to_pylist()
 
     metrics, column = run(step_scores=tmp_path / "out")
-    assert column == pq.read_table(tmp_path / "out" / step_scores.FILE)["step_scores"].to_pylist()
+    assert column == pq.read_table(tmp_path / "out" / "step_scores.parquet")["step_scores"].to_pylist()
     assert "fallback" not in metrics
     metrics, column = run()
     assert column == [None] * 4 and "no step has a score" in metrics["fallback"][0]
