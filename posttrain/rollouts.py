@@ -101,7 +101,7 @@ def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, shard_tokens:
 
     The plan depends on prompts and recipe alone, not on the machine or the number of processes.
     """
-    tokenizer = _tokenizer(sampling.policy)
+    tokenizer = cached_tokenizer(sampling.policy)
     rendered = [(tuple(render_prompt(tokenizer, _steered(row, sampling))), row) for row in prompts]
     rendered.sort(key=lambda one: (len(one[0]), one[1]["id"]))
     longest = (sampling.k + sampling.greedy) * sampling.params.max_new_tokens
@@ -121,7 +121,7 @@ def rollout(shard: Shard, engine: Engine | None = None) -> pa.Table:
     """K completions of each of the shard's prompts, as ANSWERS. Rows: prompt by prompt, each in order. `engine`: where
     it is not the one that this process keeps."""
     sampling = shard.sampling
-    engine = engine or _engine(sampling.policy, sampling.use, sampling.dtype)
+    engine = engine or cached_engine(sampling.policy, sampling.use, sampling.dtype)
     requests = [
         Request(
             ids,
@@ -190,14 +190,16 @@ def run_rollouts(shards: Sequence[Shard], job: Job, target: Path) -> int:
 
 
 @functools.lru_cache(maxsize=2)
-def _engine(policy: str, use: str, dtype: str) -> Engine:
+def cached_engine(policy: str, use: str, dtype: str) -> Engine:
+    """The built-in engine on a model folder, kept in this process."""
     from posttrain.engines import load_engine
 
     return load_engine(policy, use, dtype, device())  # pyright: ignore[reportArgumentType] # checked by the recipe
 
 
 @functools.lru_cache(maxsize=4)
-def _tokenizer(path: str) -> Any:
+def cached_tokenizer(path: str) -> Any:
+    """The tokenizer of a model folder, kept in this process."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path)

@@ -13,6 +13,7 @@ from posttrain.config.push import Push
 from posttrain.config.quality_classifier import QualityClassifier
 from posttrain.config.rewards import JudgeModel, RewardEntry
 from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
+from posttrain.config.search import Search
 from posttrain.config.step_scores import StepScores
 from posttrain.config.trained import Trained
 from posttrain.config.training import Anneal, Balance, Dpo, RewardModel, Sft, Source
@@ -40,6 +41,7 @@ __all__ = [
     "RewardEntry",
     "RewardModel",
     "Samples",
+    "Search",
     "Sft",
     "Source",
     "StepScores",

@@ -49,6 +49,8 @@ PAIRS = pa.schema(
 )
 # Tags of an evaluation's answers.
 GREEDY, SAMPLED = "greedy", "sampled"
+# The tag of an answer that a search found, among the samples.
+SEARCHED = "searched"
 
 
 def column(table: Path, name: str) -> list[Any]:

@@ -12,7 +12,7 @@ from posttrain.config.training import TRAINED
 from posttrain.execution.artifact import Artifact, StageCall, Stages, present
 from posttrain.pipeline.answers import Answers, settings_of, to_train
 from posttrain.pipeline.externals import external_inputs
-from posttrain.pipeline.filtering import Filtering, earlier
+from posttrain.pipeline.filtering import Filtering, Preferred, earlier
 from posttrain.pipeline.hardware import settled
 from posttrain.pipeline.reported import Reported
 from posttrain.pipeline.scored import Compare, Evaluated, Scoring, in_key, not_in_key
@@ -29,6 +29,7 @@ class Tables:
     pairs: Artifact | None
     preferences: Sequence[Artifact]
     rollouts: Artifact | None = None
+    searched: Artifact | None = None
 
 
 class StageInputs:
@@ -197,6 +198,26 @@ class StageInputs:
         inputs = present(answers=samples, annotations=annotations, step_scores=step_scores)
         return self._scored("scores", self.filtering.columns(), inputs, *self.scoring.candidate_rewards(reward_model))
 
+    def search(
+        self, scored: Artifact, policy: Artifact, reward_model: Artifact | None, preferred: Preferred | None
+    ) -> Artifact:
+        """The samples with what a search found, by the policy that sampled them; steps are scored where the recipe has
+        `step_scores` and there was a DPO."""
+        section, dpo, steps = self.recipe.search, self.recipe.dpo, None
+        assert section
+        config = {"search": section.in_key(), "engine": self.recipe.engine.built_in()}
+        if self.recipe.step_scores and preferred:
+            assert dpo
+            config |= {"beta": dpo.trl["beta"], "temperature": dpo.temperature}
+            steps = preferred
+        inputs = present(
+            samples=scored,
+            policy=policy,
+            step_policy=steps.policy if steps else None,
+            step_reference=steps.reference if steps else None,
+        )
+        return self._scored("search", config, inputs, *self.scoring.candidate_rewards(reward_model))
+
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
         """SFT. `kept`: the filters' tables of all rounds so far."""
 
@@ -253,7 +274,8 @@ class StageInputs:
         def inputs(section: Trained) -> dict[str, Artifact]:
             there = {
                 "samples": {"samples": tables.scored},
-                "pairs": {"pairs": tables.pairs} if tables.pairs else {},
+                "pairs": present(pairs=tables.pairs),
+                "search": present(search=tables.searched),
                 "preferences": _numbered(tables.preferences, getattr(section, "preferences", "latest")),
             }
             chosen = present(model=policy, reference=reference)
@@ -272,6 +294,7 @@ class StageInputs:
             kept=kept if self.recipe.sft else None,
             samples=tables.scored if "samples" in sources else None,
             pairs=tables.pairs,
+            search=tables.searched if "search" in sources else None,
             online=None if varied else tables.rollouts,
             preferences=tables.preferences[-1] if tables.preferences else None,
         )

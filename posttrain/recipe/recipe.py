@@ -21,6 +21,7 @@ from posttrain.config.push import Push
 from posttrain.config.quality_classifier import QualityClassifier
 from posttrain.config.rewards import RewardEntry
 from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
+from posttrain.config.search import Search
 from posttrain.config.section import Count, Section, complain
 from posttrain.config.step_scores import StepScores
 from posttrain.config.training import TRAINED, Dpo, RewardModel, Sft
@@ -79,6 +80,8 @@ class Recipe(Section):
     """Topic, difficulty and pass rate of prompts, as columns of their samples."""
     step_scores: StepScores | None = None
     """A score of each step of a sample, by the last round's DPO."""
+    search: Search | None = None
+    """A search, step by step, for right answers to prompts that no sample solved."""
     filters: list[Annotated[SerializeAsAny[BaseModel], BeforeValidator(_filter)]] = Field(default=[])
     """The filters of samples, in order: see docs/filters.md."""
     quality_classifier: QualityClassifier | None = None
@@ -120,7 +123,7 @@ class Recipe(Section):
         if not isinstance(samples, dict) or "max_new_tokens" not in samples:
             return given
         given = {"evaluate": {}, **given}  # so that it is filled in there too
-        for section in ("preferences", "pairs", "online", "evaluate"):
+        for section in ("preferences", "search", "pairs", "online", "evaluate"):
             if isinstance(given.get(section), dict):
                 given[section] = {"max_new_tokens": samples["max_new_tokens"], **given[section]}
         return given
@@ -139,6 +142,13 @@ class Recipe(Section):
         self._processes_fit()
         self._memorisation_fits()
         self._steps_fit()
+        if self.search and not self.functions():
+            complain(
+                ("search",),
+                "a reward model alone does not say which answers are right, and nothing else scores them",
+                "name a reward file that checks answers, or leave the search out by `search: null`",
+                rule="recipe-no-reward",
+            )
         if self.sft and self.sft.mix.real.share and self.prompts.real is None:
             complain(
                 ("sft", "mix", "real"),

@@ -245,6 +245,22 @@ def _step_scores(planned: PlannedStage, book: Book) -> Amounts:
     return Amounts(rows=rows, read=read, longest=read, as_answers=read / book.length)
 
 
+def _search(planned: PlannedStage, book: Book) -> Amounts:
+    """At most all prompts of the samples, each with as many tokens as its search may sample. Reading is not counted."""
+    section, samples = planned.config["search"], book.read(planned, "samples")
+    prompts = sum(one.prompts for one in samples)
+    prompts = prompts if section["prompts"] is None else min(section["prompts"], prompts)
+    tokens, rows = prompts * section["tokens"], sum(one.rows for one in samples)
+    return Amounts(
+        sum(one.prompts for one in samples),
+        tokens=tokens,
+        rows=rows + prompts,
+        made=prompts,
+        longest=tokens,
+        as_answers=tokens / book.length,
+    )
+
+
 def _forecast(planned: PlannedStage, book: Book) -> Amounts:
     """Every policy reads each prompt once, with the different answers that any of them sampled: at most all K."""
     heldout = [key for role, key in planned.inputs.items() if role.startswith("heldout") and key in book.done]
@@ -281,4 +297,5 @@ _STAGES: dict[str, Callable[[PlannedStage, Book], Amounts]] = {
     "memorisation": _memorisation,
     "step_scores": _step_scores,
     "forecast": _forecast,
+    "search": _search,
 }

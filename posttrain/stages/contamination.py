@@ -24,6 +24,7 @@ LEARNED = {
     "samples": ("scored.parquet", ("prompt", "completion")),
     "online": ("rollouts.parquet", ("prompt", "completion")),
     "preferences": ("pairs.parquet", ("prompt", "chosen", "rejected", "edited")),
+    "search": ("pairs.parquet", ("prompt", "chosen", "rejected", "edited")),
     "pairs": ("pairs.parquet", ("prompt", "chosen", "rejected", "edited")),
 }
 _BATCH = 1024

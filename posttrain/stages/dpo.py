@@ -25,7 +25,7 @@ from posttrain.training.trainers import Llama3DPOTrainer, PairCollator
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: model, reference (absent: the model itself), and the sources in `dpo.pairs_from`: samples, pairs,
-    preferences_N. Writes a model folder."""
+    preferences_N, search. Writes a model folder."""
     section = job.section("dpo", Dpo)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     sources = {name: _pairs(job, name, section.margin) for name in sorted(section.pairs_from)}

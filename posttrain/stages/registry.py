@@ -62,6 +62,7 @@ _ALL = (
     StageSpec("annotate", 2, "data"),
     StageSpec("step_scores", 1, "sampling and scoring", "tokens", like="answers"),
     StageSpec("scores", 5, "sampling and scoring"),
+    StageSpec("search", 1, "sampling and scoring", "tokens", like="answers", label="a search"),
     StageSpec("quality_classifier", 1, "data"),
     StageSpec("filters", 1, "data", label="rejection sampling with filters"),
     StageSpec("diversity", 1, "data", background=True),

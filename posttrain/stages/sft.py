@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from posttrain.config import Sft
+from posttrain.data.tables import SEARCHED
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.training.balancing import balanced
@@ -29,8 +30,12 @@ def run(job: Job) -> dict[str, Any]:
     section = job.section("sft", Sft)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     by = section.mix.balance.by if section.mix.balance else None
-    sources = {"fresh": _kept(job, ["kept"], by), "earlier": _kept(job, job.numbered("earlier"), by)}
-    chosen = mixed(sources, {"fresh": section.mix.fresh, "earlier": section.mix.earlier}, job.seed)
+    kept, mix = _kept(job, ["kept"], by), section.mix
+    sources = {"fresh": [row for row in kept if row.get("tag") != SEARCHED]}
+    sources["earlier"] = _kept(job, job.numbered("earlier"), by)
+    if len(sources["fresh"]) < len(kept):
+        sources["searched"] = [row for row in kept if row.get("tag") == SEARCHED]
+    chosen = mixed(sources, {name: getattr(mix, name) for name in sources}, job.seed)
     extra = {}
     if section.mix.balance:
         chosen, extra["balance"] = balanced(chosen, section.mix.balance, lambda row: drawn(job.seed, "balance", row))
@@ -88,7 +93,7 @@ def _real(job: Job) -> list[dict[str, Any]]:
 
 def _kept(job: Job, names: Sequence[str], by: str | None) -> list[dict[str, Any]]:
     """The kept rows of these inputs. `by`: the column to balance by, of the table or of the prompts' own."""
-    columns = ["prompt_id", "sample_index", "prompt", "completion", "score", *(["columns", by] if by else [])]
+    columns = ["prompt_id", "sample_index", "tag", "prompt", "completion", "score", *(["columns", by] if by else [])]
     tables = [job.inputs[name] / "kept.parquet" for name in names]
     return [
         row

@@ -20,6 +20,7 @@ WRITTEN = {
     **{f"prompts/{name}.parquet": prompts.SCHEMA for name in ("train", "dev", "heldout", "against")},
     "prompts/real.parquet": prompts.REAL,
     "preferences/pairs.parquet": PAIRS,
+    "search/pairs.parquet": PAIRS,
     "pairs/pairs.parquet": PAIRS,
     "difficulty/taken.parquet": None,  # built by hand: a run of that stage in tests/stages/test_difficulty.py
     "answers/answers.parquet": ANSWERS,
@@ -28,6 +29,7 @@ WRITTEN = {
     "annotate/annotations.parquet": annotate.SCHEMA,
     "step_scores/step_scores.parquet": STEP_SCORES,
     "scores/scored.parquet": SCORED,
+    "search/scored.parquet": SCORED,
     "filters/kept.parquet": SCORED,
     "filters/dropped.parquet": filters.dropped_schema(SCORED),
     "watch/compared.parquet": watch.COMPARED,

@@ -1,0 +1,1 @@
+"""Looks for right answers step by step: what to sample next (pure), and how it is sampled, checked and scored."""
