@@ -1,7 +1,7 @@
 """The loop of Llama 3 (section 4.1), flat: one line a stage.
 
-    preferences → reward model → samples → scores → search → filters → SFT → on-policy training → pairs → DPO → KTO
-    → evaluate → promote
+    preferences → reward model → samples → scores → search → correction → filters → SFT → on-policy training
+    → pairs → DPO → KTO → evaluate → promote
 
 Round 0 evaluates the starting model. `StageInputs` puts together each stage's config, inputs and seed; a stage runs as
 soon as its inputs are there, and the loop itself waits only at the gate. Held-out prompts are answered, benchmarks
@@ -81,9 +81,12 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
     annotations = stages.filtering.annotations(fresh, samples)
     steps = stages.filtering.step_scores(samples, state.preferred)
     scored = stages.scores(samples, reward_model, annotations, steps)
-    searched = stages.search(scored, state.policy, reward_model, state.preferred) if recipe.search else None
+    candidates, searched, corrected = scored, None, None
+    if recipe.search:
+        candidates = searched = stages.search(scored, state.policy, reward_model, state.preferred)
+    if recipe.correction:
+        candidates = corrected = stages.correction(candidates, state.policy, reward_model)
     classifier = stages.filtering.classifier(number, state.kept, state.policy)
-    candidates = searched or scored
     kept = (*state.kept, stages.filtering.filters(number, candidates, prompts, state.kept, classifier, state.policy))
     diversity = stages.filtering.diversity(kept) if recipe.collapse else None
     policy, rollouts, preferred = state.policy, None, None
@@ -93,7 +96,7 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
         policy = rollouts = stages.online(policy, scored, reward_model)
     if recipe.pairs and stages.reads_pairs("pairs"):
         pairs = stages.pairs(fresh, policy, reward_model)
-    tables = Tables(scored, pairs, preferences, rollouts, searched)
+    tables = Tables(scored, pairs, preferences, rollouts, searched, corrected)
     if recipe.dpo:
         reference = stages.reference(state.policy, state.promoted)
         start = policy

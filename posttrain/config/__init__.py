@@ -6,6 +6,7 @@ what is wrong with it; `trl_fields` knows which of TRL's own fields a trained se
 """
 
 from posttrain.config.annotate import Annotate, Rated
+from posttrain.config.correction import Correction
 from posttrain.config.engine import Engine
 from posttrain.config.model import Lora, Model
 from posttrain.config.prompts import Decontaminate, Prompts, PromptSet, by_round
@@ -23,6 +24,7 @@ __all__ = [
     "Anneal",
     "Annotate",
     "Balance",
+    "Correction",
     "Decontaminate",
     "Dpo",
     "Engine",

@@ -14,7 +14,7 @@ from posttrain.config.section import MOST, Count, Few, Section, Share, Temperatu
 from posttrain.config.trained import Trained
 from posttrain.errors import did_you_mean
 
-PairSource = Literal["preferences", "samples", "pairs", "search"]
+PairSource = Literal["preferences", "samples", "pairs", "search", "correction"]
 
 
 class RewardModel(Trained):
@@ -89,6 +89,8 @@ class Mix(Section):
     """Rows that they kept in earlier rounds."""
     searched: Annotated[Source, KeyedUnlessDefault()] = Field(default_factory=Source)
     """Those of this round's kept rows that `search` found."""
+    corrected: Annotated[Source, KeyedUnlessDefault()] = Field(default_factory=Source)
+    """Those that `correction` found."""
     balance: Annotated[Balance | None, KeyedUnlessDefault()] = None
     """Shares by topic, source or difficulty; null: unchanged."""
     real: Annotated[Real, KeyedUnlessDefault()] = Field(default_factory=Real)
@@ -167,7 +169,8 @@ class Dpo(Trained):
 
     pairs_from: list[PairSource] = Field(default=["pairs"], min_length=1)
     """Sources of pairs: `pairs` (from the SFT model), `samples` (best and worst of the round's K), `preferences`,
-    `search` (what it found, over a wrong answer that begins alike); one, or a list."""
+    `search` (what it found, over a wrong answer that begins alike), `correction` (the right answer over the wrong one);
+    one, or a list."""
     margin: float = Field(default=0.0, ge=0, le=MOST)
     """For the source `samples`: the best of K must exceed the worst in score by this or more."""
     preferences: Literal["latest", "all"] = "latest"

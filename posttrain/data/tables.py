@@ -49,8 +49,8 @@ PAIRS = pa.schema(
 )
 # Tags of an evaluation's answers.
 GREEDY, SAMPLED = "greedy", "sampled"
-# The tag of an answer that a search found, among the samples.
-SEARCHED = "searched"
+# The tags of answers among the samples that a search found, or a second try: their names in `sft.mix`, too.
+SEARCHED, CORRECTED = "searched", "corrected"
 
 
 def column(table: Path, name: str) -> list[Any]:

@@ -30,6 +30,7 @@ class Tables:
     preferences: Sequence[Artifact]
     rollouts: Artifact | None = None
     searched: Artifact | None = None
+    corrected: Artifact | None = None
 
 
 class StageInputs:
@@ -218,6 +219,14 @@ class StageInputs:
         )
         return self._scored("search", config, inputs, *self.scoring.candidate_rewards(reward_model))
 
+    def correction(self, samples: Artifact, policy: Artifact, reward_model: Artifact | None) -> Artifact:
+        """The samples with the right answers of the policy that sampled them to what is said of its wrong ones."""
+        section = self.recipe.correction
+        assert section
+        config = {"correction": section.in_key(), "engine": self.recipe.engine.built_in()}
+        inputs = {"samples": samples, "policy": policy}
+        return self._scored("correction", config, inputs, *self.scoring.candidate_rewards(reward_model))
+
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
         """SFT. `kept`: the filters' tables of all rounds so far."""
 
@@ -276,6 +285,7 @@ class StageInputs:
                 "samples": {"samples": tables.scored},
                 "pairs": present(pairs=tables.pairs),
                 "search": present(search=tables.searched),
+                "correction": present(correction=tables.corrected),
                 "preferences": _numbered(tables.preferences, getattr(section, "preferences", "latest")),
             }
             chosen = present(model=policy, reference=reference)
@@ -295,6 +305,7 @@ class StageInputs:
             samples=tables.scored if "samples" in sources else None,
             pairs=tables.pairs,
             search=tables.searched if "search" in sources else None,
+            correction=tables.corrected if "correction" in sources else None,
             online=None if varied else tables.rollouts,
             preferences=tables.preferences[-1] if tables.preferences else None,
         )

@@ -12,6 +12,7 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from posttrain.config.annotate import ANNOTATED, Annotate
 from posttrain.config.collapse import Collapse
+from posttrain.config.correction import Correction
 from posttrain.config.engine import Compute, Engine
 from posttrain.config.kto import Kto
 from posttrain.config.model import Model
@@ -82,6 +83,8 @@ class Recipe(Section):
     """A score of each step of a sample, by the last round's DPO."""
     search: Search | None = None
     """A search, step by step, for right answers to prompts that no sample solved."""
+    correction: Correction | None = None
+    """Wrong answers go back to the policy, with what is said of them."""
     filters: list[Annotated[SerializeAsAny[BaseModel], BeforeValidator(_filter)]] = Field(default=[])
     """The filters of samples, in order: see docs/filters.md."""
     quality_classifier: QualityClassifier | None = None
@@ -123,7 +126,7 @@ class Recipe(Section):
         if not isinstance(samples, dict) or "max_new_tokens" not in samples:
             return given
         given = {"evaluate": {}, **given}  # so that it is filled in there too
-        for section in ("preferences", "search", "pairs", "online", "evaluate"):
+        for section in ("preferences", "search", "correction", "pairs", "online", "evaluate"):
             if isinstance(given.get(section), dict):
                 given[section] = {"max_new_tokens": samples["max_new_tokens"], **given[section]}
         return given
@@ -142,13 +145,14 @@ class Recipe(Section):
         self._processes_fit()
         self._memorisation_fits()
         self._steps_fit()
-        if self.search and not self.functions():
-            complain(
-                ("search",),
-                "a reward model alone does not say which answers are right, and nothing else scores them",
-                "name a reward file that checks answers, or leave the search out by `search: null`",
-                rule="recipe-no-reward",
-            )
+        for name in ("search", "correction"):
+            if getattr(self, name) and not self.functions():
+                complain(
+                    (name,),
+                    "a reward model alone does not say which answers are right, and nothing else scores them",
+                    f"name a reward file that checks answers, or leave this out by `{name}: null`",
+                    rule="recipe-no-reward",
+                )
         if self.sft and self.sft.mix.real.share and self.prompts.real is None:
             complain(
                 ("sft", "mix", "real"),

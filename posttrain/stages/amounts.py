@@ -247,18 +247,22 @@ def _step_scores(planned: PlannedStage, book: Book) -> Amounts:
 
 def _search(planned: PlannedStage, book: Book) -> Amounts:
     """At most all prompts of the samples, each with as many tokens as its search may sample. Reading is not counted."""
-    section, samples = planned.config["search"], book.read(planned, "samples")
-    prompts = sum(one.prompts for one in samples)
-    prompts = prompts if section["prompts"] is None else min(section["prompts"], prompts)
-    tokens, rows = prompts * section["tokens"], sum(one.rows for one in samples)
-    return Amounts(
-        sum(one.prompts for one in samples),
-        tokens=tokens,
-        rows=rows + prompts,
-        made=prompts,
-        longest=tokens,
-        as_answers=tokens / book.length,
-    )
+    return _looked_for(planned, book, planned.config["search"]["tokens"])
+
+
+def _correction(planned: PlannedStage, book: Book) -> Amounts:
+    """At most all prompts of the samples, each asked again as often as may be. Reading is not counted."""
+    section = planned.config["correction"]
+    return _looked_for(planned, book, section["turns"] * section["k"] * section["max_new_tokens"])
+
+
+def _looked_for(planned: PlannedStage, book: Book, each: int) -> Amounts:
+    """Samples, and at most an answer more for each prompt that is looked for, at a cost of so many tokens."""
+    samples, most = book.read(planned, "samples"), planned.config[planned.stage]["prompts"]
+    prompts, rows = sum(one.prompts for one in samples), sum(one.rows for one in samples)
+    asked = prompts if most is None else min(most, prompts)
+    tokens = asked * each
+    return Amounts(prompts, tokens=tokens, rows=rows + asked, longest=tokens, as_answers=tokens / book.length)
 
 
 def _forecast(planned: PlannedStage, book: Book) -> Amounts:
@@ -298,4 +302,5 @@ _STAGES: dict[str, Callable[[PlannedStage, Book], Amounts]] = {
     "step_scores": _step_scores,
     "forecast": _forecast,
     "search": _search,
+    "correction": _correction,
 }

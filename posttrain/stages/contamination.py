@@ -25,6 +25,7 @@ LEARNED = {
     "online": ("rollouts.parquet", ("prompt", "completion")),
     "preferences": ("pairs.parquet", ("prompt", "chosen", "rejected", "edited")),
     "search": ("pairs.parquet", ("prompt", "chosen", "rejected", "edited")),
+    "correction": ("pairs.parquet", ("prompt", "chosen", "rejected", "edited")),
     "pairs": ("pairs.parquet", ("prompt", "chosen", "rejected", "edited")),
 }
 _BATCH = 1024

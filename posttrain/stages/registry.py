@@ -63,6 +63,7 @@ _ALL = (
     StageSpec("step_scores", 1, "sampling and scoring", "tokens", like="answers"),
     StageSpec("scores", 5, "sampling and scoring"),
     StageSpec("search", 1, "sampling and scoring", "tokens", like="answers", label="a search"),
+    StageSpec("correction", 1, "sampling and scoring", "tokens", like="answers", label="corrections"),
     StageSpec("quality_classifier", 1, "data"),
     StageSpec("filters", 1, "data", label="rejection sampling with filters"),
     StageSpec("diversity", 1, "data", background=True),

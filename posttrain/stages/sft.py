@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from posttrain.config import Sft
-from posttrain.data.tables import SEARCHED
+from posttrain.data.tables import CORRECTED, SEARCHED
 from posttrain.errors import EmptyStageError
 from posttrain.job import Job
 from posttrain.training.balancing import balanced
@@ -31,10 +31,10 @@ def run(job: Job) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
     by = section.mix.balance.by if section.mix.balance else None
     kept, mix = _kept(job, ["kept"], by), section.mix
-    sources = {"fresh": [row for row in kept if row.get("tag") != SEARCHED]}
-    sources["earlier"] = _kept(job, job.numbered("earlier"), by)
-    if len(sources["fresh"]) < len(kept):
-        sources["searched"] = [row for row in kept if row.get("tag") == SEARCHED]
+    tagged = {tag: [row for row in kept if row.get("tag") == tag] for tag in (SEARCHED, CORRECTED)}
+    fresh = [row for row in kept if row.get("tag") not in tagged]
+    sources = {"fresh": fresh, "earlier": _kept(job, job.numbered("earlier"), by)}
+    sources |= {tag: some for tag, some in tagged.items() if some}
     chosen = mixed(sources, {name: getattr(mix, name) for name in sources}, job.seed)
     extra = {}
     if section.mix.balance:

@@ -21,6 +21,7 @@ WRITTEN = {
     "prompts/real.parquet": prompts.REAL,
     "preferences/pairs.parquet": PAIRS,
     "search/pairs.parquet": PAIRS,
+    "correction/pairs.parquet": PAIRS,
     "pairs/pairs.parquet": PAIRS,
     "difficulty/taken.parquet": None,  # built by hand: a run of that stage in tests/stages/test_difficulty.py
     "answers/answers.parquet": ANSWERS,
@@ -30,6 +31,7 @@ WRITTEN = {
     "step_scores/step_scores.parquet": STEP_SCORES,
     "scores/scored.parquet": SCORED,
     "search/scored.parquet": SCORED,
+    "correction/scored.parquet": SCORED,
     "filters/kept.parquet": SCORED,
     "filters/dropped.parquet": filters.dropped_schema(SCORED),
     "watch/compared.parquet": watch.COMPARED,
