@@ -23,7 +23,8 @@ from posttrain.models import context_length
 from posttrain.rewards.combine import of_functions
 from posttrain.rewards.scoring import load_scorers
 from posttrain.search.beside import NOTHING_CHECKED, Row, as_scored, logits, unsolved, write
-from posttrain.search.searching import ROOM, Asked, Shard, search
+from posttrain.search.continuing import ROOM, Asked, Setting
+from posttrain.search.searching import Shard, search
 from posttrain.search.step_scorer import StepScorer
 from posttrain.seeds import derive_seed
 
@@ -42,9 +43,18 @@ def run(job: Job) -> dict[str, Any]:
     count = job.counter(len(asked), "prompts")
     work = Work(job.inputs["policy"], job.scratch, job.workers, engine, engine["shard_tokens"], count)
     parts = work.parts([len(one.ids) + section.tokens for one in asked]) if asked else []
-    how = str(job.inputs["policy"]), engine["use"], engine["dtype"], job.seed
-    checker = scorers.rewards, of_functions(weights), _scorer(job)
-    shards = [Shard(tuple(asked[part]), section, *how, *checker) for part in parts]
+    setting = Setting(
+        str(job.inputs["policy"]),
+        engine["use"],
+        engine["dtype"],
+        job.seed,
+        section.temperature,
+        section.max_new_tokens,
+        tuple(section.ends),
+        scorers.rewards,
+        of_functions(weights),
+    )
+    shards = [Shard(tuple(asked[part]), section, setting, _scorer(job)) for part in parts]
     rows = work.rows(search, shards, [[one.row["prompt_id"], one.ids] for one in asked])
     solved = [(asked[row["place"]].row, row) for row in rows if row["found"] is not None]
     found, pairs = _found(solved, lambda rows: as_scored(rows, scorers, weights, samples))
