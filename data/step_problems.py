@@ -39,12 +39,12 @@ class Event(NamedTuple):
 # Two kinds are mostly misread, so that the first choice there is a wrong habit, and the right one has to be found.
 _BAGS = {"k": (2, 6), "n": (2, 9)}
 EVENTS = (
-    Event("more", "{one} finds {n} more {thing}.", "v+n", "v-n", 10, {"n": (2, 30)}),
-    Event("away", "{one} gives {n} {thing} to {two}.", "v-n", "v+n", 10, {"n": (2, 30)}),
-    Event("again", "{two} brings {one} as many {thing} as {one} has by then.", "v*2", "v+2", 15, {}),
-    Event("half", "{one} loses half of all {thing} that {one} has by then.", "v/2", "v-2", 55, {}),
-    Event("bags", "{one} buys {k} bags with {n} {thing} in each.", "k*n v+_", "v+n", 20, _BAGS),
-    Event("boxes", "{one} gives {two} {k} boxes with {n} {thing} in each.", "k*n v-_", "v-n", 55, _BAGS),
+    Event("more", "{one} finds {n} more {thing}.", "v+n", "v-n", 20, {"n": (2, 30)}),
+    Event("away", "{one} gives {n} {thing} to {two}.", "v-n", "v+n", 20, {"n": (2, 30)}),
+    Event("again", "{two} brings {one} as many {thing} as {one} has by then.", "v*2", "v+2", 30, {}),
+    Event("half", "{one} loses half of all {thing} that {one} has by then.", "v/2", "v-2", 70, {}),
+    Event("bags", "{one} buys {k} bags with {n} {thing} in each.", "k*n v+_", "v+n", 35, _BAGS),
+    Event("boxes", "{one} gives {two} {k} boxes with {n} {thing} in each.", "k*n v-_", "v-n", 70, _BAGS),
 )
 
 
@@ -136,9 +136,9 @@ def prompts(split: str) -> list[dict[str, str]]:
 # ---- the messy corpus -------------------------------------------------------------------------------------------
 
 # How often the corpus answers in each way. "worked": step by step, each event read as often by habit as its kind is,
-# and each result a slip in 12 of 100 times. What would be below 0 is written as 0.
+# and each result a slip in 25 of 100 times. What would be below 0 is written as 0.
 WAYS = {"worked": 76, "guess": 8, "sorry": 5, "ramble": 5, "cut": 6}
-SLIP = 0.12
+SLIP = 0.25
 SLIPS = (-10, -2, -1, 1, 2, 10)
 
 

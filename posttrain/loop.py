@@ -1,7 +1,7 @@
 """The loop of Llama 3 (section 4.1), flat: one line a stage.
 
-    preferences → reward model → samples → scores → search → correction → filters → SFT → on-policy training
-    → pairs → DPO → KTO → evaluate → promote
+    preferences → reward model → samples → scores → step reward model → search → correction → filters → SFT
+    → on-policy training → pairs → DPO → KTO → evaluate → promote
 
 Round 0 evaluates the starting model. `StageInputs` puts together each stage's config, inputs and seed; a stage runs as
 soon as its inputs are there, and the loop itself waits only at the gate. Held-out prompts are answered, benchmarks
@@ -33,6 +33,7 @@ class State:
     kept: tuple[Artifact, ...] = ()  # by the filters, in all rounds so far
     reward_model: Artifact | None = None  # the last round's
     preferred: Preferred | None = None  # what the last round's DPO made, promoted or not
+    step_reward: Artifact | None = None  # the last round's
     seen: Artifact | None = None  # of the benchmarks, in what was learned from so far
     measured: tuple[tuple[Artifact, Artifact], ...] = ()  # each round's policy, with its held-out answers
     collapsed: bool = False  # the last round's answers, and the recipe says to end then
@@ -79,11 +80,13 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
         reward_model = stages.reward_model(preferences, state.reward_model)
     samples = stages.samples(fresh, state.policy, stages.difficulty(fresh, state.policy))
     annotations = stages.filtering.annotations(fresh, samples)
-    steps = stages.filtering.step_scores(samples, state.preferred)
+    steps = stages.filtering.step_scores(samples, state.preferred, state.step_reward)
     scored = stages.scores(samples, reward_model, annotations, steps)
-    candidates, searched, corrected = scored, None, None
+    candidates, searched, corrected, step_reward = scored, None, None, None
+    if recipe.step_reward:
+        step_reward = stages.step_reward(scored, state.policy, state.step_reward)
     if recipe.search:
-        candidates = searched = stages.search(scored, state.policy, reward_model, state.preferred)
+        candidates = searched = stages.search(scored, state.policy, reward_model, state.preferred, step_reward)
     if recipe.correction:
         candidates = corrected = stages.correction(candidates, state.policy, reward_model)
     classifier = stages.filtering.classifier(number, state.kept, state.policy)
@@ -124,6 +127,7 @@ def play_round(stages: StageInputs, number: int, prompts: Artifact, state: State
         reward_model=reward_model,
         seen=seen,
         preferred=preferred,
+        step_reward=step_reward,
         measured=measured,
         rounds_without_improvement=0 if better else state.rounds_without_improvement + 1,
     )

@@ -83,17 +83,22 @@ def test_good_answers_are_rewarded(generator):
     assert sum(better > worse for better, worse in zip(good, bad, strict=False)) / min(len(good), len(bad)) > 0.9
 
 
-def test_the_base_is_small_and_safe():
-    files = [path for path in (DATA / "tiny-base").rglob("*") if path.is_file()]
+BASES = pytest.mark.parametrize("base", ["tiny-base", "step-base"])
+
+
+@BASES
+def test_the_base_is_small_and_safe(base: str):
+    files = [path for path in (DATA / base).rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors", ".md"}
     assert sum(path.stat().st_size for path in files) < 5_000_000
 
 
-def test_the_base_loads_and_its_chat_template_goes_round():
+@BASES
+def test_the_base_loads_and_its_chat_template_goes_round(base: str):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "tiny-base")
-    model = AutoModelForCausalLM.from_pretrained(DATA / "tiny-base")
+    tokenizer = AutoTokenizer.from_pretrained(DATA / base)
+    model = AutoModelForCausalLM.from_pretrained(DATA / base)
     assert 0.75e6 < model.num_parameters() < 1.25e6
     assert len(tokenizer) == model.config.vocab_size
     assert tokenizer.pad_token_id != tokenizer.eos_token_id

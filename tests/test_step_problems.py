@@ -76,7 +76,7 @@ def test_solutions_are_right_and_what_goes_wrong_in_the_corpus_is_found(generato
         lines[at] = str(steps[at]._replace(result=values[at] + by))
         assert right("\n".join(lines)) == pytest.approx(at)
         wrong[right(generator.solution(generator.worked(random, problem))) < len(steps)] += 1
-    assert min(wrong.values()) > 200
+    assert min(wrong.values()) > 50
 
 
 def test_long_problems_are_seldom_right_in_the_corpus(generator: Any) -> None:
@@ -87,4 +87,4 @@ def test_long_problems_are_seldom_right_in_the_corpus(generator: Any) -> None:
         answers = [str(problem.steps()[-1].result) for problem in made]
         return sum(correct([], [says(generator.answer(random, problem)) for problem in made], answers)) / len(made)
 
-    assert 0.2 < share(3) < 0.4 and share(6) < 0.2
+    assert 0.08 < share(3) < 0.25 and share(6) < 0.06

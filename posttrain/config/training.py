@@ -11,6 +11,7 @@ from posttrain.config.keys import KeyedUnlessDefault
 from posttrain.config.kto import Kto
 from posttrain.config.online import RLOO, Online
 from posttrain.config.section import MOST, Count, Few, Section, Share, Temperature, complain
+from posttrain.config.step_reward import StepReward
 from posttrain.config.trained import Trained
 from posttrain.errors import did_you_mean
 
@@ -205,7 +206,7 @@ class Dpo(Trained):
 
 
 # The trained stages by name, in the order of the loop.
-TRAINED: dict[str, type[Trained]] = {kind.trainer: kind for kind in (RewardModel, Sft, Online, Dpo, Kto)}
+TRAINED: dict[str, type[Trained]] = {kind.trainer: kind for kind in (RewardModel, StepReward, Sft, Online, Dpo, Kto)}
 # TRL's classes by the names that `trl_fields` has for their fields.
 TRL_CONFIGS = {**{name: kind.trl_config for name, kind in TRAINED.items()}, RLOO: "RLOOConfig"}
 

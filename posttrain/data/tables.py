@@ -32,6 +32,20 @@ SCORED_ANSWERS = ANSWERS.append(pa.field("rewards", pa.string()))
 STEP_SCORES = pa.schema(
     [("prompt_id", pa.string()), ("sample_index", pa.int32()), ("step_scores", pa.list_(pa.float64()))]
 )
+# Samples whose steps are labelled: 1 right, 0 the first wrong one, null behind it; and how many tokens each step has.
+STEP_LABELS = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("sample_index", pa.int32()),
+        ("prompt", MESSAGES),
+        ("completion", MESSAGES),
+        ("tokens", pa.list_(pa.int32())),
+        ("sizes", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int8())),
+        ("right", pa.bool_()),
+        ("split", pa.string()),
+    ]
+)
 PAIRS = pa.schema(
     [
         ("prompt_id", pa.string()),

@@ -65,26 +65,35 @@ class Filtering:
         columns = {"columns": annotate.columns} if annotate else {}
         return {**columns, **({"step_scores": True} if self.recipe.step_scores else {})}
 
-    def step_scores(self, samples: Artifact, preferred: Preferred | None) -> Artifact | None:
-        """The scores of the samples' steps by a DPO policy and its reference; None where there is none yet, or the
-        recipe has none."""
-        section, dpo = self.recipe.step_scores, self.recipe.dpo
-        if section is None or preferred is None:
+    def step_scores(
+        self, samples: Artifact, preferred: Preferred | None, step_reward: Artifact | None
+    ) -> Artifact | None:
+        """The scores of the samples' steps by what the last round trained; None where there is none yet, or the recipe
+        has none."""
+        section = self.recipe.step_scores
+        inputs, config = self.scorer_of_steps("policy", "reference", preferred, step_reward)
+        if section is None or not inputs:
             return None
-        assert dpo
+        config = {"step_scores": section.in_key(), **config, "engine": self.recipe.engine.built_in()}
         return self.runner.submit(
-            StageCall(
-                "step_scores",
-                config={
-                    "step_scores": section.in_key(),
-                    "beta": dpo.trl["beta"],
-                    "temperature": dpo.temperature,
-                    "engine": self.recipe.engine.built_in(),
-                },
-                inputs={"answers": samples, "policy": preferred.policy, "reference": preferred.reference},
-                seed=0,
-            )
+            StageCall("step_scores", config=config, inputs={"answers": samples, **inputs}, seed=0)
         )
+
+    def scorer_of_steps(
+        self, policy: str, reference: str, preferred: Preferred | None, step_reward: Artifact | None
+    ) -> tuple[dict[str, Artifact], dict[str, Any]]:
+        """What scores steps as the recipe says, as inputs of a stage and its config; both empty where there is nothing
+        yet. `policy`, `reference`: the roles of DPO's two."""
+        section, dpo = self.recipe.step_scores, self.recipe.dpo
+        if section is None:
+            return {}, {}
+        if section.by == "step_reward":
+            return present(step_reward=step_reward), {}
+        if preferred is None:
+            return {}, {}
+        assert dpo
+        roles = {policy: preferred.policy, reference: preferred.reference}
+        return roles, {"beta": dpo.trl["beta"], "temperature": dpo.temperature}
 
     def classifier(self, number: int, filtered: Sequence[Artifact], policy: Artifact) -> Artifact | None:
         """The classifier fitted to the rows kept and dropped in all rounds so far; None where there are none yet."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from posttrain.config import PromptSet, RewardEntry, RewardModel, Sft, Trained, by_round
 from posttrain.config.section import of_round
+from posttrain.config.step_reward import StepReward
 from posttrain.config.training import TRAINED
 from posttrain.execution.artifact import Artifact, StageCall, Stages, present
 from posttrain.pipeline.answers import Answers, settings_of, to_train
@@ -15,7 +16,7 @@ from posttrain.pipeline.externals import external_inputs
 from posttrain.pipeline.filtering import Filtering, Preferred, earlier
 from posttrain.pipeline.hardware import settled
 from posttrain.pipeline.reported import Reported
-from posttrain.pipeline.scored import Compare, Evaluated, Scoring, in_key, not_in_key
+from posttrain.pipeline.scored import Compare, Evaluated, Inputs, Scoring, in_key, not_in_key
 from posttrain.pipeline.training import Training
 from posttrain.recipe.recipe import Recipe
 from posttrain.seeds import derive_seed
@@ -199,24 +200,33 @@ class StageInputs:
         inputs = present(answers=samples, annotations=annotations, step_scores=step_scores)
         return self._scored("scores", self.filtering.columns(), inputs, *self.scoring.candidate_rewards(reward_model))
 
-    def search(
-        self, scored: Artifact, policy: Artifact, reward_model: Artifact | None, preferred: Preferred | None
-    ) -> Artifact:
-        """The samples with what a search found, by the policy that sampled them; steps are scored where the recipe has
-        `step_scores` and there was a DPO."""
-        section, dpo, steps = self.recipe.search, self.recipe.dpo, None
+    def step_reward(self, scored: Artifact, policy: Artifact, previous: Artifact | None) -> Artifact:
+        """The step reward model, of the samples that this policy gave. `previous`: the last round's."""
+        section, functions = self.recipe.step_reward, self.recipe.functions()
         assert section
-        config = {"search": section.in_key(), "engine": self.recipe.engine.built_in()}
-        if self.recipe.step_scores and preferred:
-            assert dpo
-            config |= {"beta": dpo.trl["beta"], "temperature": dpo.temperature}
-            steps = preferred
-        inputs = present(
-            samples=scored,
-            policy=policy,
-            step_policy=steps.policy if steps else None,
-            step_reference=steps.reference if steps else None,
-        )
+        config = {"labels": section.labels.in_key(), "engine": self.recipe.engine.built_in()}
+        labels = self._scored("step_labels", config, {"samples": scored, "policy": policy}, functions)
+
+        def inputs(one: StepReward) -> Inputs:
+            return {"model": previous if one.start == "previous" and previous else self.base, "labels": labels}
+
+        return self.training.stage("step_reward", section, self.number, inputs, self._on_dev("step_reward", None))
+
+    def search(
+        self,
+        scored: Artifact,
+        policy: Artifact,
+        reward_model: Artifact | None,
+        preferred: Preferred | None,
+        step_reward: Artifact | None,
+    ) -> Artifact:
+        """The samples with what a search found, by the policy that sampled them; steps are scored as the recipe's
+        `step_scores` says, by the last round's DPO or this round's step reward model."""
+        section = self.recipe.search
+        assert section
+        steps, config = self.filtering.scorer_of_steps("step_policy", "step_reference", preferred, step_reward)
+        config = {"search": section.in_key(), "engine": self.recipe.engine.built_in(), **config}
+        inputs = {"samples": scored, "policy": policy, **steps}
         return self._scored("search", config, inputs, *self.scoring.candidate_rewards(reward_model))
 
     def correction(self, samples: Artifact, policy: Artifact, reward_model: Artifact | None) -> Artifact:

@@ -13,7 +13,7 @@ from posttrain.execution.resources import MicroBatch, Shape, training_peak
 from posttrain.recipe.recipe import Recipe
 from posttrain.system import bytes_in_words
 
-_ANSWERS = {"sft": 1, "online": 1, "kto": 1}  # of a row; the others have two
+_ANSWERS = {"sft": 1, "step_reward": 1, "online": 1, "kto": 1}  # of a row; the others have two
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _micro(recipe: Recipe, name: str, section: Trained, prompt: int, answer: int
     return MicroBatch(
         rows,
         length=longest + (answers - 1) * answer,  # a packed row: the prompt once
-        predicted=0 if "reward_model" in name else answers * answer,
+        predicted=0 if "reward" in name else answers * answer,
         accumulated=accumulated > 1,
         checkpointed=bool(section.trl.get("activation_checkpointing")),
         bf16=bool(section.trl.get("bf16")),

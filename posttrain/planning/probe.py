@@ -141,7 +141,7 @@ def _load(stage: Mapping[str, Any], root: Path) -> dict[int, float]:
     if STAGES[stage["stage"]].samples and not stage["runtime"].get("server"):
         engine, policy = stage["config"]["engine"], str(root / stage["inputs"]["policy"])
         loaded = rollouts.cached_engine(policy, engine["use"], engine["dtype"])
-        ids = tuple(rollouts._tokenizer(policy).encode("a b c d", add_special_tokens=False))
+        ids = tuple(rollouts.cached_tokenizer(policy).encode("a b c d", add_special_tokens=False))
         loaded.generate([Request(ids, tuple(range(_WARM)))], SamplingParams(1.0, _WARM))
         if (
             stage["config"]["set"] == "train"

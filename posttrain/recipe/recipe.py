@@ -24,6 +24,7 @@ from posttrain.config.rewards import RewardEntry
 from posttrain.config.sampling import Evaluate, Pairs, Preferences, Samples
 from posttrain.config.search import Search
 from posttrain.config.section import Count, Section, complain
+from posttrain.config.step_reward import StepReward
 from posttrain.config.step_scores import StepScores
 from posttrain.config.training import TRAINED, Dpo, RewardModel, Sft
 from posttrain.config.tree import Path_, Places
@@ -80,7 +81,9 @@ class Recipe(Section):
     annotate: Annotate | None = None
     """Topic, difficulty and pass rate of prompts, as columns of their samples."""
     step_scores: StepScores | None = None
-    """A score of each step of a sample, by the last round's DPO."""
+    """A score of each step of a sample, by what the last round trained."""
+    step_reward: StepReward | None = None
+    """A reward model for steps, from labels that sampling gives."""
     search: Search | None = None
     """A search, step by step, for right answers to prompts that no sample solved."""
     correction: Correction | None = None
@@ -126,6 +129,9 @@ class Recipe(Section):
         if not isinstance(samples, dict) or "max_new_tokens" not in samples:
             return given
         given = {"evaluate": {}, **given}  # so that it is filled in there too
+        if isinstance(given.get("step_reward"), dict) and isinstance(given["step_reward"].get("labels", {}), dict):
+            labels = {"max_new_tokens": samples["max_new_tokens"], **given["step_reward"].get("labels", {})}
+            given["step_reward"] = {**given["step_reward"], "labels": labels}
         for section in ("preferences", "search", "correction", "pairs", "online", "evaluate"):
             if isinstance(given.get(section), dict):
                 given[section] = {"max_new_tokens": samples["max_new_tokens"], **given[section]}
@@ -145,7 +151,7 @@ class Recipe(Section):
         self._processes_fit()
         self._memorisation_fits()
         self._steps_fit()
-        for name in ("search", "correction"):
+        for name in ("search", "correction", "step_reward"):
             if getattr(self, name) and not self.functions():
                 complain(
                     (name,),
@@ -281,6 +287,15 @@ class Recipe(Section):
                     complain(
                         ("filters", index), "no step has a score", "add `step_scores: {}`", rule="recipe-needs-section"
                     )
+            return
+        if self.step_scores.by == "step_reward":
+            if self.step_reward is None:
+                complain(
+                    (*loc, "by"),
+                    "there is no step reward model",
+                    "add `step_reward: {}`, or name `dpo`",
+                    rule="recipe-needs-section",
+                )
             return
         if dpo is None:
             complain(

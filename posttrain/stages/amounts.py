@@ -238,16 +238,36 @@ def _memorisation(planned: PlannedStage, book: Book) -> Amounts:
 
 
 def _step_scores(planned: PlannedStage, book: Book) -> Amounts:
-    """Policy and reference read each prompt once, and all of its answers."""
+    """Policy and reference, or the step reward model, read each prompt once, and all of its answers."""
     sampled = book.read(planned, "answers")
-    rows = sum(one.completions for one in sampled)
-    read = round(2 * sum(one.prompts * book.sets.length + one.completions * book.length for one in sampled))
+    rows, models = sum(one.completions for one in sampled), 1 if "step_reward" in planned.inputs else 2
+    read = round(models * sum(one.prompts * book.sets.length + one.completions * book.length for one in sampled))
     return Amounts(rows=rows, read=read, longest=read, as_answers=read / book.length)
 
 
 def _search(planned: PlannedStage, book: Book) -> Amounts:
     """At most all prompts of the samples, each with as many tokens as its search may sample. Reading is not counted."""
     return _looked_for(planned, book, planned.config["search"]["tokens"])
+
+
+def _step_labels(planned: PlannedStage, book: Book) -> Amounts:
+    """At most `answers` wrong samples of all prompts, for each as many beginnings as a binary search over steps of ten
+    tokens looks at, half an answer behind each."""
+    section, (samples,) = planned.config["labels"], book.read(planned, "samples")
+    prompts = samples.prompts if section["prompts"] is None else min(section["prompts"], samples.prompts)
+    each, probes = min(book.length, section["max_new_tokens"]), math.ceil(math.log2(max(2.0, book.length / 10)))
+    wrong, kinds = prompts * min(section["answers"], samples.rows / max(1, samples.prompts)), 2
+    tokens = round(wrong * probes * section["k"] * each / 2)
+    made = wrong * kinds
+    return Amounts(
+        prompts, tokens=tokens, rows=round(made), made=made, longest=2 * tokens, as_answers=tokens / book.length
+    )
+
+
+def _step_reward(planned: PlannedStage, book: Book) -> Amounts:
+    labelled = sum(one.made for one in book.read(planned, "labels"))
+    labels = next(book.stages[key] for role, key in planned.inputs.items() if role == "labels")
+    return _trained(planned, labelled * (1 - labels.config["labels"]["heldout"]))
 
 
 def _correction(planned: PlannedStage, book: Book) -> Amounts:
@@ -302,5 +322,7 @@ _STAGES: dict[str, Callable[[PlannedStage, Book], Amounts]] = {
     "step_scores": _step_scores,
     "forecast": _forecast,
     "search": _search,
+    "step_labels": _step_labels,
+    "step_reward": _step_reward,
     "correction": _correction,
 }

@@ -25,15 +25,16 @@ from posttrain.rewards.scoring import load_scorers
 from posttrain.search.beside import NOTHING_CHECKED, Row, as_scored, logits, unsolved, write
 from posttrain.search.continuing import ROOM, Asked, Setting
 from posttrain.search.searching import Shard, search
-from posttrain.search.step_scorer import StepScorer
+from posttrain.search.step_scorer import ByDPO, ByModel, StepScorer
 from posttrain.seeds import derive_seed
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: samples (scored), policy (what sampled them); optional: reward_model, step_policy and step_reference (a
-    DPO policy and its reference, which score steps). Config: search, rewards, engine (use, dtype, shard_tokens), and
-    with step_policy beta and temperature, as in DPO's loss. Writes scored.parquet: the samples, with a row tagged
-    SEARCHED for each answer that was found; and pairs.parquet, each of those over a wrong answer that begins like it.
+    """Inputs: samples (scored), policy (what sampled them); optional: reward_model, and what scores steps: step_reward,
+    or step_policy and step_reference (a DPO policy and its reference). Config: search, rewards, engine (use, dtype,
+    shard_tokens), and with step_policy beta and temperature, as in DPO's loss. Writes scored.parquet: the samples, with
+    a row tagged SEARCHED for each answer that was found; and pairs.parquet, each of those over a wrong answer that
+    begins like it.
 
     Returns how many `prompts` are of each kind, and what the search sampled and found.
     """
@@ -116,7 +117,10 @@ def _found(
 
 
 def _scorer(job: Job) -> StepScorer | None:
+    dtype = job.config["engine"]["dtype"]
+    if "step_reward" in job.inputs:
+        return ByModel(str(job.inputs["step_reward"]), dtype)
     if "step_policy" not in job.inputs:
         return None
     policy, reference = (str(job.inputs[name]) for name in ("step_policy", "step_reference"))
-    return StepScorer(policy, reference, job.config["engine"]["dtype"], job.config["beta"], job.config["temperature"])
+    return ByDPO(policy, reference, dtype, job.config["beta"], job.config["temperature"])

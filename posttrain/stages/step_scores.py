@@ -1,4 +1,5 @@
-"""Scores each step of the round's samples by a DPO policy and its reference: implicit process rewards.
+"""Scores each step of the round's samples: by a step reward model, or by a DPO policy and its reference, implicit
+process rewards.
 
 DPO fits a policy so that β (log π − log π_ref) of an answer is its reward, up to a constant of the prompt (Rafailov et
 al. 2023). That is a sum over tokens, and its part within a step is what the step adds to it, a reward for steps for
@@ -7,6 +8,9 @@ which no step was ever labelled (Rafailov et al. 2024, arXiv 2404.12358; Yuan et
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -18,25 +22,29 @@ from posttrain.data.chat_template import render_prompt
 from posttrain.data.steps import tokens_of_steps
 from posttrain.data.tables import STEP_SCORES
 from posttrain.engines.detokenize import DECODE
+from posttrain.engines.protocol import Ids
 from posttrain.errors import EmptyStageError
 from posttrain.evaluation.likelihood_shards import Work, of_parts
 from posttrain.evaluation.statistics import known_mean
 from posttrain.filters.steps import weakest
 from posttrain.job import Job
+from posttrain.search.step_scorer import ByModel
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: answers, policy (what DPO made), reference (its reference). Config: step_scores, beta and temperature
-    (DPO's), engine (use, dtype, shard_tokens). Writes step_scores.parquet: of each answer the score of each step, in
-    its order, null for a step within another one's token; null for an answer without steps.
+    """Inputs: answers; policy (what DPO made) and reference (its reference), or step_reward. Config: step_scores,
+    engine (use, dtype, shard_tokens), and with policy beta and temperature (DPO's). Writes step_scores.parquet: of each
+    answer the score of each step, in its order, null for a step within another one's token; null for an answer without
+    steps.
 
     Returns the number of `rows`, of those `without_steps`, the mean number of `steps`, and the mean `weakest`.
 
     Raises:
         EmptyStageError: no answer has a step.
     """
-    section, engine = job.section("step_scores", StepScores), job.config["engine"]
-    tokenizer: Any = AutoTokenizer.from_pretrained(job.inputs["policy"])
+    section = job.section("step_scores", StepScores)
+    by_model = "step_reward" in job.inputs
+    tokenizer: Any = AutoTokenizer.from_pretrained(job.inputs["step_reward" if by_model else "policy"])
     columns = ["prompt_id", "sample_index", "prompt", "tokens"]
     rows = pq.read_table(job.inputs["answers"] / "answers.parquet", columns=columns).to_pylist()
 
@@ -51,18 +59,11 @@ def run(job: Job) -> dict[str, Any]:
             "answers-samples, and at step_scores.separator"
         )
     asked = [(tuple(render_prompt(tokenizer, rows[at]["prompt"])), tuple(rows[at]["tokens"])) for at in with_steps]
-    sizes, progress = [parts[at] for at in with_steps], job.counter(2 * len(asked), "answers")
-
-    def log_likelihoods(role: str) -> list[list[float]]:
-        scratch = job.scratch / role  # of its own: the texts are the same for both
-        work = Work(job.inputs[role], scratch, job.workers, engine, engine["shard_tokens"], progress)
-        return of_parts(asked, sizes, work, job.config["temperature"])
-
+    sizes = [parts[at] for at in with_steps]
+    found = (_by_model if by_model else _by_dpo)(job, asked, sizes)
     scores: list[list[float | None] | None] = [None] * len(rows)
-    found = zip(with_steps, sizes, log_likelihoods("policy"), log_likelihoods("reference"), strict=True)
-    for at, tokens, by_policy, by_reference in found:
-        both = zip(tokens, by_policy, by_reference, strict=True)
-        scores[at] = [job.config["beta"] * (one - other) if count else None for count, one, other in both]
+    for at, tokens, some in zip(with_steps, sizes, found, strict=True):
+        scores[at] = [score if count else None for count, score in zip(tokens, some, strict=True)]
     made = [{**row, "step_scores": score} for row, score in zip(rows, scores, strict=True)]
     pq.write_table(pa.Table.from_pylist(made, schema=STEP_SCORES), job.out / "step_scores.parquet", compression="zstd")
     return {
@@ -71,3 +72,71 @@ def run(job: Job) -> dict[str, Any]:
         "steps": sum(map(len, sizes)) / len(sizes),
         "weakest": known_mean(weakest(score) for score in scores),
     }
+
+
+Asked = tuple[Ids, Ids]  # the prompt and the answer, as token ids
+
+
+def _by_dpo(job: Job, asked: Sequence[Asked], sizes: Sequence[Sequence[int]]) -> list[list[float]]:
+    engine, progress = job.config["engine"], job.counter(2 * len(asked), "answers")
+
+    def log_likelihoods(role: str) -> list[list[float]]:
+        scratch = job.scratch / role  # of its own: the texts are the same for both
+        work = Work(job.inputs[role], scratch, job.workers, engine, engine["shard_tokens"], progress)
+        return of_parts(asked, sizes, work, job.config["temperature"])
+
+    return [
+        [job.config["beta"] * (one - other) for one, other in zip(*both, strict=True)]
+        for both in zip(log_likelihoods("policy"), log_likelihoods("reference"), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Prompts, each with answers, of which `ends` says how many tokens there are to the end of each step, and
+    `places` where they stand among all."""
+
+    model: str
+    dtype: str
+    prompts: tuple[Ids, ...]
+    answers: tuple[tuple[Ids, ...], ...]
+    ends: tuple[tuple[tuple[int, ...], ...], ...]
+    places: tuple[tuple[int, ...], ...]
+
+
+def _by_model(job: Job, asked: Sequence[Asked], sizes: Sequence[Sequence[int]]) -> list[list[float]]:
+    """A step without a token of its own has the score of the one before it, or 0."""
+    engine, by_prompt = job.config["engine"], dict[Ids, list[int]]()
+    for at, (prompt, _) in enumerate(asked):
+        by_prompt.setdefault(prompt, []).append(at)
+    groups = sorted(by_prompt.items(), key=lambda one: (len(one[0]), one[0]))
+    count = job.counter(len(asked), "answers")
+    work = Work(job.inputs["step_reward"], job.scratch, job.workers, engine, engine["shard_tokens"], count)
+    shards = [
+        _Shard(
+            str(job.inputs["step_reward"]),
+            engine["dtype"],
+            tuple(prompt for prompt, _ in groups[part]),
+            tuple(tuple(asked[at][1] for at in places) for _, places in groups[part]),
+            tuple(tuple(tuple(accumulate(sizes[at])) for at in places) for _, places in groups[part]),
+            tuple(tuple(places) for _, places in groups[part]),
+        )
+        for part in work.parts([len(prompt) + sum(len(asked[at][1]) for at in places) for prompt, places in groups])
+    ]
+    return [row["scores"] for row in work.rows(_logits, shards, [[*map(list, one)] for one in asked])]
+
+
+def _logits(shard: _Shard) -> pa.Table:
+    prefixes = [
+        [answer[:end] for answer, ends in zip(answers, of_answers, strict=True) for end in ends if end]
+        for answers, of_answers in zip(shard.answers, shard.ends, strict=True)
+    ]
+    scored = ByModel(shard.model, shard.dtype)(shard.prompts, prefixes)
+    rows = []
+    for places, of_answers, logits in zip(shard.places, shard.ends, scored, strict=True):
+        values = iter(logits)
+        rows += [
+            {"place": place, "scores": [next(values) if end else 0.0 for end in ends]}
+            for place, ends in zip(places, of_answers, strict=True)
+        ]
+    return pa.Table.from_pylist(rows, schema=pa.schema([("place", pa.int64()), ("scores", pa.list_(pa.float64()))]))

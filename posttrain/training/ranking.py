@@ -147,6 +147,10 @@ def _ends(model: Any, collator: RankingCollator, is_packed: bool) -> torch.Tenso
     return ending_rewards(model, {name: value.to(model.device) for name, value in batch.items()}).flatten()
 
 
+# What a batch holds beside the model's own inputs.
+_OURS = ("last", "margin", "right")
+
+
 def ending_rewards(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The reward at the last token of each response, (B, R) float32; 0 where a row has fewer.
 
@@ -157,7 +161,7 @@ def ending_rewards(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tens
     head = next(module for name, module in model.named_modules() if name.rpartition(".")[2] == "score")
     hook = head.register_forward_hook(lambda *call: found.append(call[2]))
     try:
-        model(**{name: value for name, value in inputs.items() if name not in ("last", "margin")}, use_cache=False)
+        model(**{name: value for name, value in inputs.items() if name not in _OURS}, use_cache=False)
     finally:
         hook.remove()
     last = inputs["last"]

@@ -10,7 +10,7 @@ import pytest
 from support.stages_page import PAGE, ROOT, SECTIONS, columns_on_page
 
 from posttrain import filters
-from posttrain.data.tables import ANSWERS, PAIRS, SCORED_ANSWERS, STEP_SCORES
+from posttrain.data.tables import ANSWERS, PAIRS, SCORED_ANSWERS, STEP_LABELS, STEP_SCORES
 from posttrain.rewards import prompt_stats
 from posttrain.stages import STAGES, annotate, prompts, watch
 
@@ -28,6 +28,7 @@ WRITTEN = {
     "evaluate/dev.parquet": SCORED_ANSWERS,
     "heldout/heldout.parquet": SCORED_ANSWERS,
     "annotate/annotations.parquet": annotate.SCHEMA,
+    "step_labels/step_labels.parquet": STEP_LABELS,
     "step_scores/step_scores.parquet": STEP_SCORES,
     "scores/scored.parquet": SCORED,
     "search/scored.parquet": SCORED,
