@@ -1,7 +1,8 @@
 """Beam search over the steps of an answer. Pure.
 
 Of several beginnings one step each is sampled, several times; the best beginnings so far go on, by the sum of their
-steps' scores, or by their log-probability where steps have no score. Where all have come to an end it begins anew.
+log-probability and their steps' scores, of which one alone counts where the other is not known. Where all have come to
+an end it begins anew.
 """
 
 from __future__ import annotations
@@ -48,12 +49,7 @@ class Beam:
 
     def best(self, beginnings: Sequence[Beginning]) -> list[Beginning]:
         """Those that go on, the best first; of equal ones the first."""
-        by_score = all(one.score is not None for one in beginnings)
-
-        def key(one: Beginning) -> float:
-            return -((one.score if by_score else one.logprob) or 0.0)
-
-        return sorted(beginnings, key=key)[: self.width]
+        return sorted(beginnings, key=lambda one: -(one.score or 0.0) - (one.logprob or 0.0))[: self.width]
 
 
 def _plus(one: float | None, other: float | None) -> float | None:

@@ -29,14 +29,16 @@ class Node:
         return self.total / self.visits if self.visits else 0.0
 
     def priors(self) -> dict[Path, float]:
-        """P of each child, by its step: the softmax of their scores; the share of draws that took it, where not every
-        child has a score."""
+        """P of each child, by its step: the softmax of the scores of all draws, in which a step counts as often as it
+        was taken; so without scores the share of draws that took it. Where not every child has a score, none counts."""
         scores = [child.score for child in self.children.values()]
         known = [score for score in scores if score is not None]
         if len(known) < len(scores):
-            return {step: child.taken / self.drawn for step, child in self.children.items()}
+            known = [0.0] * len(scores)
         highest = max(known, default=0.0)
-        powers = [math.exp(score - highest) for score in known]
+        powers = [
+            child.taken * math.exp(score - highest) for child, score in zip(self.children.values(), known, strict=True)
+        ]
         return {step: power / sum(powers) for step, power in zip(self.children, powers, strict=True)}
 
 

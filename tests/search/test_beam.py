@@ -8,16 +8,16 @@ from posttrain.search.drawn import Drawn
 A, B, C = (1,), (2,), (3,)
 
 
-def test_the_best_beginnings_by_score_go_on() -> None:
+def test_the_best_beginnings_by_likelihood_and_score_go_on() -> None:
     beam = Beam(width=2, room=100)
     assert beam.asks() == [()]
     beam.take(
         (), [Drawn(A, score=0.1, logprob=-1.0), Drawn(B, score=0.5, logprob=-2.0), Drawn(C, score=0.3, logprob=-0.1)]
     )
-    assert beam.asks() == [B, C]
-    beam.take(B, [Drawn(A, score=-1.0, logprob=-1.0), Drawn(C, score=0.1, logprob=-1.0)])
+    assert beam.asks() == [C, A]  # 0.2 and −0.9; B: −1.5
     beam.take(C, [Drawn(A, score=0.2, logprob=-1.0), Drawn(C, score=-0.5, logprob=-1.0)])
-    assert beam.asks() == [(2, 3), (3, 1)]  # 0.6 and 0.5 in all; −0.5 and −0.2 do not go on
+    beam.take(A, [Drawn(B, score=0.9, logprob=-1.0), Drawn(C, score=-1.0, logprob=-1.0)])
+    assert beam.asks() == [(3, 1), (1, 2)]  # −0.6 and −1.0 in all; −1.3 and −2.9 do not go on
 
 
 def test_without_scores_the_likeliest_go_on() -> None:

@@ -45,14 +45,14 @@ def test_a_child_is_selected_by_puct() -> None:
     assert one.asks() == [A]
 
 
-def test_p_is_the_softmax_of_the_siblings_scores() -> None:
+def test_p_is_the_softmax_of_the_scores_of_all_that_was_drawn() -> None:
     one = tree()
     one.asks()
     one.take((), [drawn(A, score=0.0), drawn(A, score=0.0), drawn(A, score=0.0), drawn(B, score=1.0)])
-    total = 1 + math.e
-    assert one.root.priors() == pytest.approx({A: 1 / total, B: math.e / total})
-    # A: 0.269 · 2 / 4 = 0.134; B: 0.731 · 2 / 2 = 0.731
-    assert one.promise(one.root) == pytest.approx({A: 2 / total / 4, B: 2 * math.e / total / 2})
+    total = 3 + math.e
+    assert one.root.priors() == pytest.approx({A: 3 / total, B: math.e / total})
+    # A: 0.525 · 2 / 4 = 0.262; B: 0.475 · 2 / 2 = 0.475
+    assert one.promise(one.root) == pytest.approx({A: 3 / total * 2 / 4, B: math.e / total * 2 / 2})
     assert one.asks() == [B]
 
 
