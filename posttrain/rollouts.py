@@ -102,7 +102,7 @@ def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, shard_tokens:
     The plan depends on prompts and recipe alone, not on the machine or the number of processes.
     """
     tokenizer = cached_tokenizer(sampling.policy)
-    rendered = [(tuple(render_prompt(tokenizer, _steered(row, sampling))), row) for row in prompts]
+    rendered = [(tuple(render_prompt(tokenizer, steered(row, sampling.system, sampling.hint))), row) for row in prompts]
     rendered.sort(key=lambda one: (len(one[0]), one[1]["id"]))
     longest = (sampling.k + sampling.greedy) * sampling.params.max_new_tokens
     parts = by_work([len(ids) + longest for ids, _ in rendered], shard_tokens)
@@ -112,9 +112,10 @@ def plan(prompts: Sequence[Mapping[str, Any]], sampling: Sampling, shard_tokens:
     ]
 
 
-def _steered(row: Mapping[str, Any], sampling: Sampling) -> list[Message]:
-    hint = json.loads(row["columns"]).get(sampling.hint) if sampling.hint else None
-    return under(sampling.system, hinted(hint, row["prompt"]))
+def steered(row: Mapping[str, Any], system: str | None, hint: str | None) -> list[Message]:
+    """A prompt as the policy sees it. row: with `prompt` and `columns`; system, hint: as of `Sampling`."""
+    text = json.loads(row["columns"]).get(hint) if hint else None
+    return under(system, hinted(text, row["prompt"]))
 
 
 def rollout(shard: Shard, engine: Engine | None = None) -> pa.Table:

@@ -133,6 +133,15 @@ SMALLEST = {
         (f"--model {ROOT}/data/tiny-base --pairs {ROOT}/data/edited-notes.jsonl --fit 6 --test 6",),
         short=True,
     ),
+    "search": Smallest(cells("sampling", "beam", "mcts"), ("--prompts 8 --k 1 --tokens 120 --seeds 0",), short=True),
+    "search_rounds": Smallest(
+        cells("1 | search", "1 | more samples", "1 | neither"),
+        (
+            "--n 1 --seeds 0 --folder made --set samples.prompts=60 --set search.prompts=8 --set pairs.prompts=60 "
+            "--set prompts.dev.rows=:40 --set prompts.heldout.rows=:40 --set compute.workers=1",
+        ),
+    ),
+    "slips": Smallest(cells("likelihood"), ("--prompts 60 --seeds 0",), short=True),
     "tables": Smallest(
         cells("SIGKILLs", "found by `verify`", "hashes"), ("--docs docs",), page="docs/nothing-is-lost.md"
     ),

@@ -147,6 +147,14 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
         kl = "" if metrics["kl"] is None else f"  KL {metrics['kl']:.3g}"
         counts = f"prompts {metrics['prompts']['used']}  completions {metrics['completions']}  steps {metrics['steps']}"
         return f"{counts}  score {first} to {last}{kl}"
+    if stage in ("search", "correction"):
+        kinds = metrics["prompts"]
+        return (
+            f"prompts {kinds['asked']}  solved {kinds['solved']}  pairs {metrics['pairs']}  tokens {metrics['tokens']}"
+        )
+    if stage == "step_labels":
+        steps = metrics["steps"]
+        return f"answers {metrics['answers']}  steps right {steps['right']}, wrong {steps['wrong']}"
     if stage in ("watch", "diversity"):
         return "; ".join(metrics["warnings"]) or "no warning"
     warnings = [f"warning: every answer got {value:g} of {name}" for name, value in metrics.get("constant", {}).items()]
@@ -169,4 +177,6 @@ def summary(stage: str, metrics: Mapping[str, Any]) -> str:
     parts = [f"{name} {metrics[name]:.4g}" for name in names if isinstance(metrics.get(name), int | float)]
     if stage in ("reward_model", "watch_model"):
         parts.append(f"held-out pair accuracy {metrics['pair_accuracy']['value'] or 0:.3f}")
+    if stage == "step_reward" and metrics.get("f1") is not None:
+        parts.append(f"held-out F1 {metrics['f1']:.3f}")
     return "  ".join([*parts, *warnings])

@@ -85,7 +85,7 @@ class Mix(Section):
     """The mix of SFT data, by source."""
 
     fresh: Source = Field(default_factory=Source)
-    """Rows that the filters kept in this round."""
+    """Rows that the filters kept in this round, without those below."""
     earlier: Source = Field(default_factory=lambda: Source(share=0.0))
     """Rows that they kept in earlier rounds."""
     searched: Annotated[Source, KeyedUnlessDefault()] = Field(default_factory=Source)

@@ -23,18 +23,21 @@ def step_ends(text: str, separator: str) -> list[int]:
     return found
 
 
-def tokens_of_steps(ids: Sequence[int], decode: Callable[[Sequence[int]], str], separator: str) -> list[int]:
+def tokens_of_steps(
+    ids: Sequence[int], decode: Callable[[Sequence[int]], str], separator: str, most: int | None = None
+) -> list[int]:
     """How many tokens each step has. A token in which one step ends and another begins counts to the first, so that a
     short step may have none. Tokens after the last step count to none.
 
-    `decode`: the text of token ids, without special ones; U+FFFD for what is not a whole character yet.
+    `decode`: the text of token ids, without special ones; U+FFFD for what is not a whole character yet. `most`: of so
+    many steps alone, the first ones.
     """
 
     def whole(count: int) -> int:
         return len(decode(ids[:count]).rstrip("\ufffd"))
 
     found, before = list[int](), 0
-    for end in step_ends(decode(ids), separator):
+    for end in step_ends(decode(ids), separator)[:most]:
         at = min(bisect_left(range(len(ids) + 1), end, lo=before, key=whole), len(ids))
         found.append(at - before)
         before = at

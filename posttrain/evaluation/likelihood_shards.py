@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posttrain.engines.protocol import Ids
+from posttrain.storage.part import Part
 from posttrain.storage.pieces import by_work
 from posttrain.storage.shards import processes, run_shards
 from posttrain.system import device
@@ -34,7 +35,7 @@ def _of_a_shard(tokens: float, shard_tokens: int) -> float:
 @dataclass(frozen=True)
 class Work:
     """Where and how shards of a policy are made: `scratch` survives a kill. `engine`: `use` and `dtype` of the recipe.
-    `progress` gets the number of rows of each shard that is done."""
+    `progress` gets the number of rows of each shard that is done. `part`: the shards that are made here, None: all."""
 
     policy: Path
     scratch: Path
@@ -42,6 +43,7 @@ class Work:
     engine: Mapping[str, str]
     shard_tokens: int
     progress: Callable[[int], None] = lambda rows: None
+    part: Part | None = None
 
     def parts(self, sizes: Sequence[int]) -> list[slice]:
         """Shards of texts of so many tokens each that are read: of `shard_tokens` at most, on a CPU of less if they
@@ -58,7 +60,7 @@ class Work:
         finished for the same `plan` (JSON, but for what `str` makes of it) are not made again."""
         named = json.dumps([len(shards), plan], default=str)
         folder = self.scratch / "shards" / hashlib.sha256(named.encode()).hexdigest()[:16]
-        paths = run_shards(make, shards, folder, processes(self.workers), self.progress)
+        paths = run_shards(make, shards, folder, processes(self.workers), self.progress, part=self.part)
         rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
         return sorted(rows, key=lambda row: row["place"])
 

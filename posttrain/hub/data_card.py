@@ -33,6 +33,10 @@ TABLES = (
     Table("dropped", "filters", "dropped.parquet", "samples that they dropped, each with the filter and the reason"),
     Table("preferences", "preferences", "pairs.parquet", "labelled pairs; the reward model learns from these"),
     Table("pairs", "pairs", "pairs.parquet", "best and worst of K answers; DPO learns from these"),
+    Table("searched", "search", "pairs.parquet", "what a search found, over a wrong answer; DPO may learn from these"),
+    Table(
+        "corrected", "correction", "pairs.parquet", "corrected answers over the wrong ones; DPO may learn from these"
+    ),
 )
 
 

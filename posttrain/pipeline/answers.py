@@ -34,9 +34,7 @@ class Answers:
     ) -> Artifact:
         """Answers to the prompts that `difficulty` selected, else to those of the `selection`. `settings`: see
         `settings_of`. `further`: more temperatures, with K // 2 samples each."""
-        engine = self.recipe.engine
-        if self.in_int8 and selection["set"] == "train":
-            engine = engine.model_copy(update={"dtype": "int8"})
+        engine, runtime = self.engine(selection["set"])
         return self.runner.submit(
             StageCall(
                 "answers",
@@ -48,16 +46,25 @@ class Answers:
                     "further": list(further),
                     "system": system,
                     **({"hint": hint} if hint else {}),
-                    # What decides the answers: not where a server is, or how it is started.
-                    "engine": engine.model_dump(mode="json", exclude={"server"})
-                    | ({"server": engine.server.kind} if engine.server else {}),
+                    **engine,
                 },
                 inputs=present(prompts=prompts, policy=policy, difficulty=difficulty),
                 seed=seed,
-                runtime={"server": engine.server.model_dump(mode="json")} if engine.server else {},
+                runtime=runtime,
                 role=f"answers_{role}",
             )
         )
+
+    def engine(self, on: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What samples answers to prompts of the set `on`, as config and runtime of a stage. The config has what
+        decides the answers: not where a server is, or how it is started."""
+        engine = self.recipe.engine
+        if self.in_int8 and on == "train":
+            engine = engine.model_copy(update={"dtype": "int8"})
+        config = engine.model_dump(mode="json", exclude={"server"})
+        if engine.server is None:
+            return {"engine": config}, {}
+        return {"engine": {**config, "server": engine.server.kind}}, {"server": engine.server.model_dump(mode="json")}
 
 
 def to_train(take: Mapping[str, Any], where: Mapping[str, Any] = {}) -> dict[str, Any]:

@@ -78,7 +78,8 @@ class StageInputs:
             name: {"as": getattr(recipe, name).given_as, "sets": _dumped(each)} for name, each in recipe.given().items()
         }
         train, later = of_round(sets, self.number), {"later": _dumped(sets[1:]), "given": given}
-        sections = [recipe.preferences, recipe.samples, recipe.online, recipe.pairs, recipe.evaluate]
+        sections = [recipe.preferences, recipe.samples, recipe.search, recipe.correction, recipe.online, recipe.pairs]
+        sections += [recipe.evaluate, recipe.step_reward.labels if recipe.step_reward else None]
         near = recipe.prompts.decontaminate
         made = self.runner.submit(
             StageCall(
@@ -96,7 +97,7 @@ class StageInputs:
                 runtime={
                     "load_in_4bit": bool(recipe.model.lora and recipe.model.lora.load_in_4bit),
                     "lora": recipe.model.lora.model_dump(mode="json") if recipe.model.lora else None,
-                    "reward_model": recipe.reward_model is not None,
+                    "reward_model": bool(recipe.reward_model or recipe.step_reward),
                     "prompts": recipe.prompts.model_copy(update={"train": train}).model_dump(mode="json"),
                     **({} if self.number else later),
                     **({"reference": str(self.external.reference.path)} if self.external.reference else {}),
@@ -204,11 +205,12 @@ class StageInputs:
         """The step reward model, of the samples that this policy gave. `previous`: the last round's."""
         section, functions = self.recipe.step_reward, self.recipe.functions()
         assert section
-        config = {"labels": section.labels.in_key(), "engine": self.recipe.engine.built_in()}
+        config = {"labels": section.labels.in_key(), "engine": self.recipe.engine.built_in(), **self._steering()}
         labels = self._scored("step_labels", config, {"samples": scored, "policy": policy}, functions)
 
         def inputs(one: StepReward) -> Inputs:
-            return {"model": previous if one.start == "previous" and previous else self.base, "labels": labels}
+            start = previous if one.start == "previous" and previous else self.base
+            return {"model": start, "labels": labels, **present(previous=previous)}
 
         return self.training.stage("step_reward", section, self.number, inputs, self._on_dev("step_reward", None))
 
@@ -220,12 +222,14 @@ class StageInputs:
         preferred: Preferred | None,
         step_reward: Artifact | None,
     ) -> Artifact:
-        """The samples with what a search found, by the policy that sampled them; steps are scored as the recipe's
-        `step_scores` says, by the last round's DPO or this round's step reward model."""
+        """The samples with what a search found, by the policy that sampled them; steps are scored by this round's step
+        reward model, or as the recipe's `step_scores` says by the last round's DPO."""
         section = self.recipe.search
         assert section
-        steps, config = self.filtering.scorer_of_steps("step_policy", "step_reference", preferred, step_reward)
-        config = {"search": section.in_key(), "engine": self.recipe.engine.built_in(), **config}
+        steps, config = present(step_reward=step_reward), dict[str, Any]()
+        if step_reward is None:
+            steps, config = self.filtering.scorer_of_steps("step_policy", "step_reference", preferred, None)
+        config = {"search": section.in_key(), "engine": self.recipe.engine.built_in(), **self._steering(), **config}
         inputs = {"samples": scored, "policy": policy, **steps}
         return self._scored("search", config, inputs, *self.scoring.candidate_rewards(reward_model))
 
@@ -233,9 +237,12 @@ class StageInputs:
         """The samples with the right answers of the policy that sampled them to what is said of its wrong ones."""
         section = self.recipe.correction
         assert section
-        config = {"correction": section.in_key(), "engine": self.recipe.engine.built_in()}
-        inputs = {"samples": samples, "policy": policy}
-        return self._scored("correction", config, inputs, *self.scoring.candidate_rewards(reward_model))
+        system = {name: text for name, text in self._steering().items() if name == "system"}
+        config, runtime = self.answers.engine("train")
+        config = {"correction": section.in_key(), **config, **system}
+        entries, scorer = self.scoring.candidate_rewards(reward_model)
+        inputs, seed = {"samples": samples, "policy": policy}, self._seed("correction")
+        return self.scoring.stage("correction", config, inputs, entries, scorer, seed=seed, runtime=runtime)
 
     def sft(self, kept: Sequence[Artifact], policy: Artifact, reward_model: Artifact | None) -> Artifact:
         """SFT. `kept`: the filters' tables of all rounds so far."""
@@ -392,6 +399,12 @@ class StageInputs:
 
     def _on_dev(self, role: str, reward_model: Artifact | None) -> Compare:
         return lambda models: self.scoring.on_dev(role, self._prompts, models, reward_model)
+
+    def _steering(self) -> dict[str, str]:
+        """What the round's samples are drawn with beside their prompts, as config of a stage; empty without."""
+        section = self.recipe.samples
+        given = {"system": section.steering(self.number), "hint": section.hint}
+        return {name: text for name, text in given.items() if text}
 
     def _seed(self, stage: str) -> int:
         return derive_seed(self.recipe.seed, stage, self.number)

@@ -88,6 +88,6 @@ def cost_of(planned: PlannedStage, costs: Mapping[str, Cost]) -> Cost | None:
     """The cost of a stage, or of the stage that it is `like`; None if neither was measured. Where a reward model scores
     answers, a row costs what it does in `scores`: the probe evaluates without one, and scores each answer once."""
     spec = planned.spec
-    if "reward_model" in planned.inputs and not spec.trained and "scores" in costs:
+    if "reward_model" in planned.inputs and spec.unit == "rows" and "scores" in costs:
         return costs["scores"]
     return costs.get(planned.stage) or costs.get(spec.like)

@@ -59,6 +59,7 @@ def overrides(recipe: Recipe, size: Size) -> list[str]:
     changes += [f"evaluate.{name}={json.dumps(REPORTED[name])}" for name in asked]
     if recipe.samples.difficulty:
         changes.append("samples.difficulty=null")
+    changes += _without_search(recipe)
     if recipe.preferences and recipe.preferences.prompts != 0:
         changes.append(f"preferences.prompts={prompts}")
     if recipe.pairs:
@@ -79,4 +80,17 @@ def overrides(recipe: Recipe, size: Size) -> list[str]:
             changes.append(f"{name}.variants=[]")
     if recipe.online:
         changes.append("online.pass_rate=[0, 1]")  # of the few prompts, those of any
+    return changes
+
+
+def _without_search(recipe: Recipe) -> list[str]:
+    """What is looked for where no sample is right is not measured: its time follows from that of answers. Nor are
+    labels of steps, of which few prompts may have none."""
+    there = [name for name in ("search", "correction") if getattr(recipe, name)]
+    changes = [f"{name}=null" for name in there]
+    if recipe.step_reward and not (recipe.step_scores and recipe.step_scores.by == "step_reward"):
+        changes.append("step_reward=null")
+    if recipe.dpo and {*there} & {*recipe.dpo.pairs_from}:
+        sources = [name for name in recipe.dpo.pairs_from if name not in there] or ["samples"]
+        changes.append(f"dpo.pairs_from=[{', '.join(sources)}]")
     return changes

@@ -45,6 +45,12 @@ def round_figures(of: Round) -> dict[str, Any]:
             **{name: _sampled(metrics).get(name) for name in ("prompts", "completions")},
             **{name: metrics["filters"][name] for name in ("kept", "dropped")},
         }
+    for name in ("search", "correction"):
+        if name in metrics:
+            shown[name] = {figure: metrics[name][figure] for figure in ("prompts", "pairs", "tokens")}
+    if "step_reward" in metrics:
+        names = ("answers", "step_accuracy", "error", "right", "f1")
+        shown["step_reward"] = {name: metrics["step_reward"].get(name) for name in names}
     if "quality_classifier" in metrics:
         shown["quality_classifier"] = metrics["quality_classifier"]
     if "watch" in metrics:

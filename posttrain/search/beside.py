@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from posttrain.data.pairs import pair_row, text
 from posttrain.data.tables import by_prompt
 from posttrain.rewards.combine import RIGHT, combine
 from posttrain.rewards.scoring import Scorers, row_values
@@ -20,10 +21,16 @@ from posttrain.storage import store
 from posttrain.storage.files import read_json
 
 TABLE = "scored.parquet"
-NOTHING_CHECKED = "nothing is looked for: no reward function says which samples are right"
 _ROWS = 4096  # written at once
 
 Row = Mapping[str, Any]
+
+
+def unchecked(prompts: Mapping[str, int]) -> dict[str, list[str]]:
+    """For a stage's metrics: a note where no prompt at all has a verdict. prompts: how many there are of each kind."""
+    if not prompts["unchecked"] or prompts["unchecked"] < sum(prompts.values()):
+        return {}
+    return {"fallback": ["nothing is looked for: no reward function says which samples are right"]}
 
 
 def unsolved(
@@ -72,6 +79,15 @@ def write(samples: Path, target: Path, tag: str, found: Mapping[str, Row]) -> in
     return total
 
 
+def better(chosen: Row, rejected: Row, source: str) -> list[dict[str, Any]]:
+    """The row of PAIRS of a right answer and a wrong one to a prompt; none where the whole score, a reward model's part
+    included, does not say so too, or both have the same text."""
+    scores, texts = (chosen["score"], rejected["score"]), [text(one).strip() for one in (chosen, rejected)]
+    if None in scores or scores[0] <= scores[1] or texts[0] == texts[1]:
+        return []
+    return [pair_row(chosen, rejected, source)]
+
+
 def _batches(rows: Iterator[dict[str, Any]], tag: str, found: Mapping[str, Row]) -> Iterator[list[Row]]:
     made: list[Row] = []
     for prompt_id, group in groupby(rows, key=lambda row: row["prompt_id"]):
@@ -85,7 +101,7 @@ def _batches(rows: Iterator[dict[str, Any]], tag: str, found: Mapping[str, Row])
                 "finish": "stop",
                 "logprob": None,
                 "n_tokens": len(new["tokens"]),
-                "step_scores": None,
+                "step_scores": None,  # those of the samples are another model's
             }
             made.append({**answers[0], **fresh, **new})
         if len(made) >= _ROWS:

@@ -7,18 +7,23 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path as Folder
 from typing import Any
 
+from posttrain.config.search import Search
+from posttrain.config.step_reward import StepLabels
 from posttrain.data.steps import tokens_of_steps
 from posttrain.engines.detokenize import DECODE
 from posttrain.engines.protocol import Completion, Request, SamplingParams, completion_seed
+from posttrain.job import Job
+from posttrain.models import context_length
 from posttrain.rewards import RewardFunction
 from posttrain.rewards.combine import RIGHT, combine
-from posttrain.rewards.scoring import reward_values
+from posttrain.rewards.scoring import Scorers, reward_values
 from posttrain.rollouts import cached_engine, cached_tokenizer
 from posttrain.search.drawn import Path
 
-ROOM = 32  # what is sampled together may become so many tokens longer than its own room, and is cut then
+_ROOM = 32  # what is sampled together may become so many tokens longer than its own room, and is cut then
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,18 @@ class Setting:
     functions: tuple[RewardFunction, ...]
     weights: Mapping[str, float]
 
+    @classmethod
+    def of(cls, job: Job, section: Search | StepLabels, scorers: Scorers, weights: Mapping[str, float]) -> Setting:
+        """That of a stage whose input `policy` samples. `weights`: of the functions."""
+        engine, how = job.config["engine"], (section.temperature, section.max_new_tokens, tuple(section.ends))
+        policy = str(job.inputs["policy"])
+        return cls(policy, engine["use"], engine["dtype"], job.seed, *how, scorers.rewards, weights)
+
 
 @dataclass
 class Sampled:
-    """What was sampled behind a beginning: its tokens, of which `step` are its first step, and how many there were
-    before it was cut. `ended`: the answer came to its end; `value`: the checker's, then."""
+    """What was sampled behind a beginning: its tokens, of which `step` are its first step, and how many were drawn, its
+    end and what was cut off included. `ended`: the answer came to its end; `value`: the checker's, then."""
 
     tokens: Path
     logprobs: tuple[float, ...] | None
@@ -79,6 +91,12 @@ class Continuing:
         self.engine = cached_engine(setting.policy, setting.use, setting.dtype)
         self.tokenizer = cached_tokenizer(setting.policy)
         self.separator = separator(setting.ends)
+        self.context = context_length(Folder(setting.policy))
+
+    @property
+    def fallback(self) -> str | None:
+        """Why a slower engine samples."""
+        return self.engine.fallback
 
     def sampled(self, beginnings: Sequence[Beginning], by_step: bool = False) -> list[list[Sampled]]:
         """What follows each beginning: the answer, or with `by_step` its next step. Answers that end are checked.
@@ -88,8 +106,10 @@ class Continuing:
         setting, stop = self.setting, tuple(self.setting.ends) if by_step else ()
         rooms = [setting.max_new_tokens - len(one.path) for one in beginnings]
         together: dict[int, list[int]] = {}
-        for at, room in enumerate(rooms):
-            together.setdefault(-(-room // ROOM), []).append(at)
+        for at, (one, room) in enumerate(zip(beginnings, rooms, strict=True)):
+            shared = -(-room // _ROOM) * _ROOM
+            fits = len(one.asked.ids) + len(one.path) + shared <= self.context
+            together.setdefault(shared if fits else room, []).append(at)
         found: dict[int, list[Sampled]] = {}
         for places in together.values():
             params = SamplingParams(setting.temperature, max(rooms[at] for at in places), stop=stop)
@@ -117,14 +137,22 @@ class Continuing:
     def _cut(self, completion: Completion, room: int, by_step: bool) -> Sampled:
         """A completion, cut to its own room. One that a stop string ended has that in its tokens, but not in its
         text."""
-        tokens, cost = completion.tokens[:room], len(completion.tokens)
-        ended = completion.finish == "stop" and cost <= room
-        if ended and by_step:
-            ended = self.decode(tokens) == completion.text
-        sizes = [] if by_step else [size for size in self.steps(tokens) if size]
-        step = sizes[0] if len(sizes) > 1 else len(tokens)
+        tokens = completion.tokens[:room]
+        whole = completion.finish == "stop" and not (by_step and self.decode(completion.tokens) != completion.text)
+        ended = whole and len(completion.tokens) < room  # its end is a token, too
+        step = len(tokens) if by_step else self._first_step(tokens)
         logprobs = None if completion.logprobs is None else completion.logprobs[:room]
-        return Sampled(tokens, logprobs, step, cost, ended)
+        return Sampled(tokens, logprobs, step, len(completion.tokens) + whole, ended)
+
+    def _first_step(self, tokens: Path) -> int:
+        """How many tokens the first step has that has any; all of them where it is the only one."""
+        for most in (2, None):
+            sizes = tokens_of_steps(tokens, self.decode, self.separator, most)
+            if len(sizes) < 2:
+                return len(tokens)
+            if sizes[0]:
+                return sizes[0]
+        return next((size for size in sizes if size), len(tokens))
 
     def _check(self, beginnings: Sequence[Beginning], sampled: Sequence[Sequence[Sampled]]) -> None:
         """Notes the checker's value of every answer that came to its end."""
@@ -141,6 +169,12 @@ class Continuing:
         given = reward_values(rows, self.setting.functions) if rows else {}
         for at, (_, _, made) in enumerate(ended):
             made.value = combine({name: some[at] for name, some in given.items()}, self.setting.weights)
+
+
+def slow(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """For a stage's metrics: why a slower engine than the recipe's sampled, if it did. rows: with `fallback`."""
+    reason = next((row["fallback"] for row in rows if row["fallback"]), None)
+    return {"fallback": [f"answers are sampled one by one, which takes longer: {reason}"]} if reason else {}
 
 
 def separator(ends: Sequence[str]) -> str:

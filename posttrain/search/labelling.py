@@ -18,6 +18,7 @@ LABELS = pa.schema(
         ("labels", pa.list_(pa.int8())),
         ("sizes", pa.list_(pa.int32())),
         ("sampled", pa.int64()),
+        ("fallback", pa.string()),
     ]
 )
 
@@ -77,6 +78,7 @@ def label(shard: Shard) -> pa.Table:
             one.search.take(any(some.right for some in sampled))
     rows = [
         {"place": one.answer.asked.place, "labels": one.labels(), "sizes": one.sizes, "sampled": one.tokens}
+        | {"fallback": going_on.fallback}
         for one in made
     ]
     return pa.Table.from_pylist(rows, schema=LABELS)

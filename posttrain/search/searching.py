@@ -17,7 +17,7 @@ from posttrain.search.step_scorer import StepScorer
 from posttrain.search.tree import Tree
 
 # Of one prompt: its place; the tokens that were sampled, the answers that came to their end, and those of them that had
-# no value; the right answer, its text and the scores of its steps, and the wrong one that goes with it longest.
+# no value; the right answer, and the wrong one that goes with it longest; and why sampling was slow, if it was.
 FOUND = pa.schema(
     [
         ("place", pa.int64()),
@@ -28,7 +28,7 @@ FOUND = pa.schema(
         ("text", pa.string()),
         ("wrong", pa.list_(pa.int32())),
         ("wrong_text", pa.string()),
-        ("step_scores", pa.list_(pa.float64())),
+        ("fallback", pa.string()),
     ]
 )
 
@@ -45,7 +45,8 @@ class Shard:
 
 @dataclass
 class _Prompt:
-    """A search under way. `drawn`: how often a beginning was gone on from; `wrong`: answers that came to an end."""
+    """A search under way. `drawn`: how often a beginning was gone on from; `wrong`: answers that the checker calls
+    so."""
 
     asked: Asked
     method: Method
@@ -64,10 +65,11 @@ class _Prompt:
             if not made.ended:
                 continue
             self.answers += 1
-            self.unchecked += made.value is None
             answer = (*path, *made.tokens)
             if made.right:
                 self.found = self.found or answer
+            elif made.value is None:
+                self.unchecked += 1
             else:
                 self.wrong.append(answer)
 
@@ -90,7 +92,7 @@ class _Searching:
         return Tree(section.width, section.exploration, section.max_new_tokens)
 
     def all(self) -> pa.Table:
-        while under_way := [one for one in self.prompts if one.found is None and one.tokens < self.section.tokens]:
+        while under_way := [one for one in self.prompts if one.found is None and one.tokens < self.section.budget]:
             self._advance(under_way)
         return pa.Table.from_pylist([self._row(one) for one in self.prompts], schema=FOUND)
 
@@ -129,18 +131,8 @@ class _Searching:
             "text": None if found is None else decode(found),
             "wrong": wrong,
             "wrong_text": None if wrong is None else decode(wrong),
-            "step_scores": None if found is None else self._of_steps(one.asked.ids, found),
+            "fallback": self.going_on.fallback,
         }
-
-    def _of_steps(self, prompt: Path, tokens: Path) -> list[float | None] | None:
-        """The score of each step of an answer."""
-        sizes = self.going_on.steps(tokens)
-        if self.scorer is None or not sizes:
-            return None
-        ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
-        contexts = [(*prompt, *tokens[: end - size]) for end, size in zip(ends, sizes, strict=True)]
-        steps = [[tokens[end - size : end]] if size else [] for end, size in zip(ends, sizes, strict=True)]
-        return [some[0] if some else None for some in self.scorer(contexts, steps)]
 
 
 def _drawn(made: Sampled, score: float | None) -> Drawn:

@@ -60,6 +60,9 @@ class Tree:
         node = self._asked
         node.drawn += len(drawn)
         for one in drawn:
+            if not one.step:  # it ended at once: nothing to go on from
+                _back_up(node, one.value or 0.0)
+                continue
             child = node.children.get(one.step)
             if child is None:
                 child = node.children[one.step] = Node((*node.path, *one.step), node, one.score)

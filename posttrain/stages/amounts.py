@@ -197,7 +197,7 @@ def _reward_model(planned: PlannedStage, book: Book) -> Amounts:
 def _dpo(planned: PlannedStage, book: Book) -> Amounts:
     """A round's samples give at most one pair per prompt, best and worst."""
     rows = sum(one.prompts for one in book.read(planned, "samples"))
-    rows += sum(one.made for one in book.read(planned, "pairs"))
+    rows += sum(one.made for one in book.read(planned, "pairs", "search", "correction"))
     return _trained(planned, rows + book.pairs(planned))
 
 
@@ -247,7 +247,8 @@ def _step_scores(planned: PlannedStage, book: Book) -> Amounts:
 
 def _search(planned: PlannedStage, book: Book) -> Amounts:
     """At most all prompts of the samples, each with as many tokens as its search may sample. Reading is not counted."""
-    return _looked_for(planned, book, planned.config["search"]["tokens"])
+    section = planned.config["search"]
+    return _looked_for(planned, book, section["tokens"] or 4 * section["width"] * section["max_new_tokens"])
 
 
 def _step_labels(planned: PlannedStage, book: Book) -> Amounts:
@@ -282,7 +283,8 @@ def _looked_for(planned: PlannedStage, book: Book, each: int) -> Amounts:
     prompts, rows = sum(one.prompts for one in samples), sum(one.rows for one in samples)
     asked = prompts if most is None else min(most, prompts)
     tokens = asked * each
-    return Amounts(prompts, tokens=tokens, rows=rows + asked, longest=tokens, as_answers=tokens / book.length)
+    answers = tokens / book.length
+    return Amounts(prompts, round(answers), tokens, rows + asked, made=asked, longest=tokens, as_answers=answers)
 
 
 def _forecast(planned: PlannedStage, book: Book) -> Amounts:

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,16 +14,17 @@ from transformers import AutoTokenizer
 
 from posttrain.config import Correction
 from posttrain.data.chat_template import render_prompt
-from posttrain.data.messages import Message
-from posttrain.data.pairs import pair_row
+from posttrain.data.messages import Message, under
 from posttrain.data.tables import CORRECTED, PAIRS
 from posttrain.engines.protocol import SamplingParams
 from posttrain.job import Job
 from posttrain.models import context_length
+from posttrain.rewards import RewardFunction
 from posttrain.rewards.combine import RIGHT, combine, of_functions
-from posttrain.rewards.scoring import Scorers, load_scorers
+from posttrain.rewards.judge_cache import judge_metrics
+from posttrain.rewards.scoring import load_scorers, reward_values
 from posttrain.rollouts import Sampling, engine, plan, run_rollouts, sampled_by
-from posttrain.search.beside import NOTHING_CHECKED, Row, as_scored, logits, unsolved, write
+from posttrain.search.beside import Row, as_scored, better, logits, unchecked, unsolved, write
 from posttrain.seeds import derive_seed
 
 
@@ -47,61 +48,62 @@ class _Case:
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: samples (scored), policy (what sampled them); optional: reward_model. Config: correction, rewards,
-    engine. Writes scored.parquet: the samples, with a row tagged CORRECTED for each right answer; and pairs.parquet,
-    each of those over the wrong answer that it corrects.
+    engine; system of the samples, if any. Runtime: server, if one samples. Writes scored.parquet: the samples, with a
+    row tagged CORRECTED for each right answer; and pairs.parquet, each of those over the wrong answer that it corrects.
 
     Returns how many `prompts` are of each kind, and how many were `solved` in each turn.
     """
     section, samples = job.section("correction", Correction), job.inputs["samples"]
     scorers, weights = load_scorers(job)
-    cases, prompts = _cases(job, section, of_functions(weights))
-    found, pairs, solved, tokens = dict[str, Row](), list[dict[str, Any]](), list[int](), 0
-    for turn in range(section.turns):
+    functions = of_functions(weights)
+    cases, prompts = _cases(job, section, functions)
+    right, solved, sampled, tokens, lost = list[tuple[_Case, Row]](), list[int](), 0, 0, 0
+    for turn in range(section.turns if cases else 0):
+        left = list[_Case]()
+        for case, answers in zip(cases, _answers(job, section, cases, turn, scorers.rewards, functions), strict=True):
+            sampled, tokens = sampled + len(answers), tokens + sum(row["n_tokens"] for row in answers)
+            found = next((row for row in answers if _is(True, row, functions)), None)
+            wrong = next((row for row in answers if _is(False, row, functions)), None)
+            if found is not None:
+                right.append((case, found))
+            elif wrong is not None:
+                left.append(case.asked_again(wrong, section.message))
+        solved.append(len(right) - sum(solved))
+        followed, cases = len(cases) - solved[-1], _fitting(job, section, left)
+        lost += followed - len(cases)
         if not cases:
             break
-        answers = _answers(job, section, cases, turn, scorers, weights)
-        tokens += sum(row["n_tokens"] for some in answers for row in some)
-        left = list[_Case]()
-        for case, some in zip(cases, answers, strict=True):
-            right = next((row for row in some if _is_right(row, of_functions(weights))), None)
-            if right is None:
-                left += [case.asked_again(row, section.message) for row in some[:1] if _can_follow(row)]
-                continue
-            learned = {} if section.learn == "answer" else {"prompt": case.said}
-            of_answer = {name: right[name] for name in ("completion", "tokens", "rewards", "score")}
-            found[case.prompt_id] = {**of_answer, **learned}
-            if right["score"] is not None and case.wrong["score"] is not None:
-                pairs.append(pair_row(right, case.wrong, "correction"))
-        solved.append(len(found) - sum(solved))
-        cases = _fitting(job, section, left)
+    found, pairs = _found(section, right, lambda rows: as_scored(rows, scorers, weights, samples))
     total = write(samples, job.out, CORRECTED, found)
     pq.write_table(pa.Table.from_pylist(pairs, schema=PAIRS), job.out / "pairs.parquet", compression="zstd")
     return {
         "rows": total,
-        "prompts": {**prompts, "solved": len(found)},
+        "prompts": {**prompts, "solved": len(right)},
         "solved": solved,
+        "not_asked_again": lost,
         "pairs": len(pairs),
+        "answers": sampled,
         "tokens": tokens,
         "logits": logits(samples),
-        **({"fallback": [NOTHING_CHECKED]} if prompts["unchecked"] and not prompts["asked"] else {}),
+        **unchecked(prompts),
+        **judge_metrics(job.scratch),
         **sampled_by(job),
     }
 
 
 def _cases(job: Job, section: Correction, weights: Mapping[str, float]) -> tuple[list[_Case], dict[str, int]]:
     """Those to ask again, in the order of a draw by the seed; and how many prompts are of each kind: `asked`, `right`
-    (a sample is), `unchecked` (no function scores a sample), `unfinished` (no sample came to its end with a text),
-    `too_long`, and `left_out` beyond `correction.prompts`. `weights`: of the functions."""
+    (a sample is), `unchecked` (no function scores a sample), `unfinished` (no wrong sample came to its end with a
+    text), `too_long`, and `left_out` beyond `correction.prompts`. `weights`: of the functions."""
     columns = ["prompt", "columns", "completion", "finish", "score"]
     without, counts = unsolved(job.inputs["samples"], weights, columns)
-    ended = [(answers[0], [row for row in answers if _can_follow(row)]) for answers in without]
+    wrong = [[row for row in answers if _is(False, row, weights)] for answers in without]
+    best = [max(some, key=lambda row: -math.inf if row["score"] is None else row["score"]) for some in wrong if some]
     cases = [
-        _Case({name: row[name] for name in ("prompt_id", "prompt", "columns")}, best, row["prompt"]).asked_again(
-            best, section.message
+        _Case({name: row[name] for name in ("prompt_id", "prompt", "columns")}, row, row["prompt"]).asked_again(
+            row, section.message
         )
-        for row, answers in ended
-        if answers
-        for best in [max(answers, key=lambda one: -1e300 if one["score"] is None else one["score"])]
+        for row in best
     ]
     fitting = _fitting(job, section, cases)
     fitting.sort(key=lambda case: derive_seed(job.seed, "prompts", case.prompt_id))
@@ -110,37 +112,56 @@ def _cases(job: Job, section: Correction, weights: Mapping[str, float]) -> tuple
     return asked, {"asked": len(asked), **counts, **others, "left_out": len(fitting) - len(asked)}
 
 
-def _can_follow(row: Row) -> bool:
-    """Whether something can be said to an answer: it came to its end, and has a text."""
-    return row["finish"] == "stop" and bool(row["completion"][-1]["content"].strip())
+def _is(right: bool, row: Row, weights: Mapping[str, float]) -> bool:
+    """Whether an answer came to its end with a text, and is right, or is wrong, by the functions, whose `weights` these
+    are."""
+    verdict = combine(row["rewards"], weights)
+    ended = row["finish"] == "stop" and bool(row["completion"][-1]["content"].strip())
+    return ended and verdict is not None and (verdict >= RIGHT) == right
 
 
 def _fitting(job: Job, section: Correction, cases: Sequence[_Case]) -> list[_Case]:
     """Those with room for an answer."""
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["policy"])
-    room = context_length(job.inputs["policy"]) - section.max_new_tokens
-    return [case for case in cases if len(render_prompt(tokenizer, case.said)) <= room]
+    room, system = context_length(job.inputs["policy"]) - section.max_new_tokens, job.config.get("system")
+    return [case for case in cases if len(render_prompt(tokenizer, under(system, case.said))) <= room]
 
 
 def _answers(
-    job: Job, section: Correction, cases: Sequence[_Case], turn: int, scorers: Scorers, weights: Mapping[str, float]
+    job: Job,
+    section: Correction,
+    cases: Sequence[_Case],
+    turn: int,
+    functions: Sequence[RewardFunction],
+    weights: Mapping[str, float],
 ) -> list[list[Row]]:
-    """The answers to what was said in each case, scored as answers to its prompt."""
-    params = SamplingParams(section.temperature, section.max_new_tokens)
-    sampling = Sampling(
-        str(job.inputs["policy"]), params, section.k, derive_seed(job.seed, "turn", turn), CORRECTED, **engine(job)
-    )
+    """The answers to what was said in each case, with what the functions give them as answers to its prompt."""
+    job = replace(job, scratch=job.scratch / f"turn-{turn}")  # of its own: the prompts may be the same again
+    job.scratch.mkdir(exist_ok=True)
+    seed, params = derive_seed(job.seed, "turn", turn), SamplingParams(section.temperature, section.max_new_tokens)
+    how = {**engine(job), "system": job.config.get("system")}
+    sampling = Sampling(str(job.inputs["policy"]), params, section.k, seed, CORRECTED, **how)
     rows = [{"id": case.prompt_id, "prompt": case.said, "columns": case.row["columns"]} for case in cases]
-    table = job.scratch / f"turn-{turn}.parquet"
+    table = job.scratch / "answers.parquet"
     run_rollouts(plan(rows, sampling, job.config["engine"]["shard_tokens"]), job, table)
-    by_prompt: dict[str, list[dict[str, Any]]] = {case.prompt_id: [] for case in cases}
-    for row in pq.read_table(table).to_pylist():
-        by_prompt[row["prompt_id"]].append(row)
-    answers = [{**row, "prompt": case.row["prompt"]} for case in cases for row in by_prompt[case.prompt_id]]
-    scored = iter(as_scored(answers, scorers, weights, job.inputs["samples"]))
-    return [[next(scored) for _ in by_prompt[case.prompt_id]] for case in cases]
+    prompts = {case.prompt_id: case.row["prompt"] for case in cases}
+    made = [{**row, "prompt": prompts[row["prompt_id"]]} for row in pq.read_table(table).to_pylist()]
+    given = reward_values(made, functions)
+    by_prompt: dict[str, list[Row]] = {one: [] for one in prompts}
+    for at, row in enumerate(made):
+        by_prompt[row["prompt_id"]].append({**row, "rewards": {name: some[at] for name, some in given.items()}})
+    return [by_prompt[case.prompt_id] for case in cases]
 
 
-def _is_right(row: Row, weights: Mapping[str, float]) -> bool:
-    verdict = combine(json.loads(row["rewards"]), weights)
-    return row["finish"] == "stop" and verdict is not None and verdict >= RIGHT
+def _found(
+    section: Correction, right: Sequence[tuple[_Case, Row]], scored: Callable[[Sequence[Row]], list[Row]]
+) -> tuple[dict[str, Row], list[dict[str, Any]]]:
+    """The right answer to each prompt, by its id, as `write` takes it; and the rows of PAIRS. `scored`: gives answers
+    their rewards and score."""
+    found, pairs = dict[str, Row](), list[dict[str, Any]]()
+    for (case, _), row in zip(right, scored([row for _, row in right]), strict=True):
+        learned = {} if section.learn == "answer" else {"prompt": case.said}
+        of_answer = {name: row[name] for name in ("completion", "tokens", "rewards", "score")}
+        found[case.prompt_id] = {**of_answer, **learned}
+        pairs += better(row, case.wrong, "correction")
+    return found, pairs

@@ -61,9 +61,7 @@ _ALL = (
     StageSpec("difficulty", 5, "sampling and scoring", like="scores"),
     StageSpec("annotate", 2, "data"),
     StageSpec("step_labels", 1, "sampling and scoring", "tokens", like="answers"),
-    StageSpec(
-        "step_reward", 1, "training", "steps", makes_model=True, like="reward_model", label="a step reward model"
-    ),
+    StageSpec("step_reward", 1, "training", "steps", makes_model=True, like="sft", label="a step reward model"),
     StageSpec("step_scores", 1, "sampling and scoring", "tokens", like="answers"),
     StageSpec("scores", 5, "sampling and scoring"),
     StageSpec("search", 1, "sampling and scoring", "tokens", like="answers", label="a search"),

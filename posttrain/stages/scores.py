@@ -20,7 +20,7 @@ from posttrain.rewards.scoring import load_scorers, score_shards
 
 _STEPS = STEP_SCORES.field("step_scores")
 _NAMED = ("prompt_id", "sample_index")
-_NO_STEPS = "no step has a score: these are DPO's, and there was none in an earlier round"
+_NO_STEPS = "no step has a score: what scores them is trained in a round, and there was none before this one"
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -15,15 +15,16 @@ from transformers import AutoTokenizer
 
 from posttrain.config import Search
 from posttrain.data.chat_template import render_prompt
-from posttrain.data.pairs import pair_row
 from posttrain.data.tables import PAIRS, SEARCHED
 from posttrain.evaluation.likelihood_shards import Work
 from posttrain.job import Job
 from posttrain.models import context_length
 from posttrain.rewards.combine import of_functions
+from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.scoring import load_scorers
-from posttrain.search.beside import NOTHING_CHECKED, Row, as_scored, logits, unsolved, write
-from posttrain.search.continuing import ROOM, Asked, Setting
+from posttrain.rollouts import steered
+from posttrain.search.beside import Row, as_scored, better, logits, unchecked, unsolved, write
+from posttrain.search.continuing import Asked, Setting, slow
 from posttrain.search.searching import Shard, search
 from posttrain.search.step_scorer import ByDPO, ByModel, StepScorer
 from posttrain.seeds import derive_seed
@@ -32,7 +33,8 @@ from posttrain.seeds import derive_seed
 def run(job: Job) -> dict[str, Any]:
     """Inputs: samples (scored), policy (what sampled them); optional: reward_model, and what scores steps: step_reward,
     or step_policy and step_reference (a DPO policy and its reference). Config: search, rewards, engine (use, dtype,
-    shard_tokens), and with step_policy beta and temperature, as in DPO's loss. Writes scored.parquet: the samples, with
+    shard_tokens); system and hint of the samples, if any; with step_policy beta and temperature, as in DPO's loss.
+    Writes scored.parquet: the samples, with
     a row tagged SEARCHED for each answer that was found; and pairs.parquet, each of those over a wrong answer that
     begins like it.
 
@@ -42,19 +44,9 @@ def run(job: Job) -> dict[str, Any]:
     scorers, weights = load_scorers(job)
     asked, prompts = _asked(job, section, of_functions(weights))
     count = job.counter(len(asked), "prompts")
-    work = Work(job.inputs["policy"], job.scratch, job.workers, engine, engine["shard_tokens"], count)
-    parts = work.parts([len(one.ids) + section.tokens for one in asked]) if asked else []
-    setting = Setting(
-        str(job.inputs["policy"]),
-        engine["use"],
-        engine["dtype"],
-        job.seed,
-        section.temperature,
-        section.max_new_tokens,
-        tuple(section.ends),
-        scorers.rewards,
-        of_functions(weights),
-    )
+    work = Work(job.inputs["policy"], job.scratch, job.workers, engine, engine["shard_tokens"], count, job.part)
+    parts = work.parts([len(one.ids) + section.budget for one in asked]) if asked else []
+    setting = Setting.of(job, section, scorers, of_functions(weights))
     shards = [Shard(tuple(asked[part]), section, setting, _scorer(job)) for part in parts]
     rows = work.rows(search, shards, [[one.row["prompt_id"], one.ids] for one in asked])
     solved = [(asked[row["place"]].row, row) for row in rows if row["found"] is not None]
@@ -71,7 +63,8 @@ def run(job: Job) -> dict[str, Any]:
         "unchecked": sum(row["unchecked"] for row in rows),
         "tokens_a_solution": tokens / len(solved) if solved else None,
         "logits": logits(samples),
-        **({"fallback": [NOTHING_CHECKED]} if prompts["unchecked"] and not asked else {}),
+        **(unchecked(prompts) or slow(rows)),
+        **judge_metrics(job.scratch),
     }
 
 
@@ -80,9 +73,10 @@ def _asked(job: Job, section: Search, weights: Mapping[str, float]) -> tuple[lis
     `right` (a sample is), `unchecked` (no function scores a sample), `too_long`, and `left_out` beyond
     `search.prompts`. `weights`: of the functions."""
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["policy"])
-    room = context_length(job.inputs["policy"]) - section.max_new_tokens - ROOM
+    room = context_length(job.inputs["policy"]) - section.max_new_tokens
     without, counts = unsolved(job.inputs["samples"], weights, ["prompt", "columns"])
-    rendered = [(answers[0], tuple(render_prompt(tokenizer, answers[0]["prompt"]))) for answers in without]
+    steering = job.config.get("system"), job.config.get("hint")
+    rendered = [(answers[0], tuple(render_prompt(tokenizer, steered(answers[0], *steering)))) for answers in without]
     fitting = [(row, ids) for row, ids in rendered if len(ids) <= room]
     fitting.sort(key=lambda one: derive_seed(job.seed, "prompts", one[0]["prompt_id"]))
     asked = [
@@ -106,13 +100,11 @@ def _found(
     ]
     by_kind = {(row["prompt_id"], row["of"]): row for row in scored(answers)}
     found, pairs = dict[str, Row](), list[dict[str, Any]]()
-    for prompt, row in solved:
+    for prompt, _ in solved:
         chosen, rejected = (by_kind.get((prompt["prompt_id"], of)) for of in ("found", "wrong"))
         assert chosen
-        of_answer = {name: chosen[name] for name in ("completion", "tokens", "rewards", "score")}
-        found[prompt["prompt_id"]] = {**of_answer, "step_scores": row["step_scores"]}
-        if rejected and chosen["score"] is not None and rejected["score"] is not None:
-            pairs.append(pair_row(chosen, rejected, "search"))
+        found[prompt["prompt_id"]] = {name: chosen[name] for name in ("completion", "tokens", "rewards", "score")}
+        pairs += better(chosen, rejected, "search") if rejected else []
     return found, pairs
 
 

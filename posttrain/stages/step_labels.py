@@ -14,49 +14,34 @@ from posttrain.config.step_reward import StepLabels
 from posttrain.data.chat_template import render_prompt
 from posttrain.data.pairs import split
 from posttrain.data.tables import STEP_LABELS, by_prompt
-from posttrain.errors import EmptyStageError
 from posttrain.evaluation.likelihood_shards import Work
 from posttrain.job import Job
 from posttrain.models import context_length
 from posttrain.rewards.combine import RIGHT, combine, of_functions
+from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.scoring import load_scorers
-from posttrain.search.continuing import ROOM, Asked, Setting
+from posttrain.rollouts import steered
+from posttrain.search.continuing import Asked, Setting, slow
 from posttrain.search.labelling import Answer, Shard, label
 from posttrain.seeds import derive_seed
 
+_NONE = "no step is labelled: no prompt has right samples and wrong ones that came to their end"
+
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: samples (scored), policy (what sampled them). Config: labels, rewards, engine (use, dtype, shard_tokens).
-    Writes step_labels.parquet: see STEP_LABELS.
+    """Inputs: samples (scored), policy (what sampled them). Config: labels, rewards, engine (use, dtype,
+    shard_tokens); system and hint of the samples, if any. Writes step_labels.parquet: see STEP_LABELS.
 
     Returns how many `answers` and steps were labelled, and the `tokens` sampled for it.
-
-    Raises:
-        EmptyStageError: no prompt has right samples and wrong ones.
     """
     section, engine = job.section("labels", StepLabels), job.config["engine"]
     scorers, weights = load_scorers(job)
     answers, rows, prompts = _answers(job, section, of_functions(weights))
-    if not answers:
-        raise EmptyStageError(
-            f"step labels: none of {prompts['looked_at']} prompts has right samples and wrong ones that came to their "
-            "end; give the round more samples (samples.k, samples.prompts), or leave out `step_reward`"
-        )
-    setting = Setting(
-        str(job.inputs["policy"]),
-        engine["use"],
-        engine["dtype"],
-        job.seed,
-        section.temperature,
-        section.max_new_tokens,
-        tuple(section.ends),
-        scorers.rewards,
-        of_functions(weights),
-    )
     count = job.counter(len(answers), "answers")
-    work = Work(job.inputs["policy"], job.scratch, job.workers, engine, engine["shard_tokens"], count)
-    parts = work.parts([len(one.asked.ids) + section.k * section.max_new_tokens for one in answers])
-    shards = [Shard(tuple(answers[part]), section.k, setting) for part in parts]
+    work = Work(job.inputs["policy"], job.scratch, job.workers, engine, engine["shard_tokens"], count, job.part)
+    sizes = [len(one.asked.ids) + section.k * section.max_new_tokens for one in answers]
+    setting = Setting.of(job, section, scorers, of_functions(weights))
+    shards = [Shard(tuple(answers[part]), section.k, setting) for part in (work.parts(sizes) if sizes else [])]
     found = work.rows(label, shards, [[one.asked.ids, one.tokens] for one in answers])
     made = [
         {**row, **{name: one[name] for name in ("labels", "sizes")}}
@@ -71,16 +56,19 @@ def run(job: Job) -> dict[str, Any]:
         "without_steps": len(rows) - len(made),
         "steps": {"right": verdicts.count(1), "wrong": verdicts.count(0), "after": verdicts.count(None)},
         "tokens": sum(one["sampled"] for one in found),
+        **({"fallback": [_NONE]} if not made else slow(found)),
+        **judge_metrics(job.scratch),
     }
 
 
 def _answers(
     job: Job, section: StepLabels, weights: Mapping[str, float]
 ) -> tuple[list[Answer], list[dict[str, Any]], dict[str, int]]:
-    """The answers to label, the rows that they will be, and how many prompts were `looked_at`, are `used`, and have too
-    little room. `weights`: of the functions."""
+    """The answers to label, the rows that they will be, and how many prompts were `looked_at`, are `used`, and are
+    `too_long`. Answers that leave no room to go on from are none. `weights`: of the functions."""
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["policy"])
-    room = context_length(job.inputs["policy"]) - section.max_new_tokens - ROOM
+    room = context_length(job.inputs["policy"]) - section.max_new_tokens
+    steering = job.config.get("system"), job.config.get("hint")
     columns = ["prompt_id", "sample_index", "prompt", "completion", "tokens", "finish", "rewards", "columns"]
     looked_at, usable, too_long = 0, [], 0
     for group in by_prompt(job.inputs["samples"] / "scored.parquet", columns):
@@ -88,9 +76,9 @@ def _answers(
         kinds: dict[bool, dict[tuple[int, ...], dict[str, Any]]] = {True: {}, False: {}}
         for row in group:
             verdict = combine(row["rewards"], weights)
-            if verdict is not None and row["finish"] == "stop" and row["tokens"]:
+            if verdict is not None and row["finish"] == "stop" and 0 < len(row["tokens"]) < section.max_new_tokens:
                 kinds[verdict >= RIGHT].setdefault(tuple(row["tokens"]), row)
-        ids = tuple(render_prompt(tokenizer, group[0]["prompt"]))
+        ids = tuple(render_prompt(tokenizer, steered(group[0], *steering)))
         if all(kinds.values()) and len(ids) <= room:
             usable.append((ids, {right: [*some.values()][: section.answers] for right, some in kinds.items()}))
         elif all(kinds.values()):

@@ -3,6 +3,7 @@ arXiv 2305.20050), from labels that no person gave."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from posttrain.errors import EmptyStageError
 from posttrain.evaluation import statistics
 from posttrain.evaluation.first_errors import found
 from posttrain.job import Job
+from posttrain.storage.store import MANIFEST
 from posttrain.system import device
 from posttrain.training.rows import EXAMPLES
 from posttrain.training.run import arguments, train, trainer_options
@@ -28,10 +30,14 @@ from posttrain.training.steps import StepCollator, StepTrainer, labelled_ends, s
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: model, labels (step_labels). Config: step_reward, model. Writes a model with one label, whose logit at
-    the last token of a step is above 0 where the step is right.
+    """Inputs: model, labels (step_labels); previous (optional): the last round's step reward model, which stays where
+    there are no labels. Config: step_reward, model. Writes a model with one label, whose logit at the last token of a
+    step is above 0 where the step is right.
 
     Its accuracy, and its F1 as ProcessBench has it, are measured on the prompts that it was not trained on.
+
+    Raises:
+        EmptyStageError: there are no labels, and no earlier model.
     """
     section = job.section("step_reward", StepReward)
     tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
@@ -42,7 +48,8 @@ def run(job: Job) -> dict[str, Any]:
     training = [row for row in labelled if row["split"] == "train"]
     rows, too_long = step_rows(training, section.trl.get("max_length"))
     if not len(rows):
-        raise EmptyStageError(f"step_reward: no answer is left of {len(training)}; {too_long} are too long")
+        said = f"no answer is left of {len(training)} labelled ones; {too_long} are longer than step_reward.max_length"
+        return _previous(job, f"step_reward: {said}")
     metrics = train(
         "step_reward",
         job,
@@ -52,6 +59,17 @@ def run(job: Job) -> dict[str, Any]:
     )
     heldout = [row for row in labelled if row["split"] == "heldout"]
     return {**metrics, "answers": len(rows), "too_long": too_long, **judged(heldout, job.out)}
+
+
+def _previous(job: Job, said: str) -> dict[str, Any]:
+    """The last round's model as it is, or the error."""
+    if "previous" not in job.inputs:
+        raise EmptyStageError(
+            f"{said}. Steps are labelled of prompts that have right samples and wrong ones: give the round more "
+            "(samples.k, samples.prompts), or leave `step_reward` out"
+        )
+    shutil.copytree(job.inputs["previous"], job.out, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
+    return {"steps": 0, "answers": 0, "fallback": [f"{said}: the last round's model stays"]}
 
 
 def trainer(

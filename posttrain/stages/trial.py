@@ -70,7 +70,7 @@ def _unknown_layers(key: str, trial: Trial, job: Job) -> RecipeError | None:
     if isinstance(names, str) and names.replace("_", "-") == "all-linear":
         return None
     lora = job.config["model"].get("lora")
-    if has_linear(job.inputs["model"], names, lora, reward_model=trial.stage == "reward_model"):
+    if has_linear(job.inputs["model"], names, lora, reward_model=trial.stage in ("reward_model", "step_reward")):
         return None
     return RecipeError(
         f"{key}.optim_target_modules: {said(names)} names no linear layer of this model",

@@ -40,9 +40,11 @@ def step_rows(answers: Sequence[Mapping[str, Any]], max_length: int | None) -> t
 
 
 def labelled_ends(answer: Mapping[str, Any]) -> list[tuple[int, int | None]]:
-    """Of each step that has a token how many tokens there are to its end, and its label. answer: a row of
-    STEP_LABELS."""
-    steps = zip(accumulate(answer["sizes"]), answer["sizes"], answer["labels"], strict=True)
+    """Of each step that has a token how many tokens there are to its end, and its label; none of an answer whose wrong
+    step has no token. answer: a row of STEP_LABELS."""
+    steps = list(zip(accumulate(answer["sizes"]), answer["sizes"], answer["labels"], strict=True))
+    if any(label == 0 and not size for _, size, label in steps):
+        return []
     return [(end, label) for end, size, label in steps if size]
 
 

@@ -33,6 +33,7 @@ ASKED = {
     "1": ("Una has 7 bowls and loses 4.", "3", [("Answer: 11", 0.0)], ["Answer: 10", "Answer: 3"]),
     "2": ("Kai has 2 hats and finds 6.", "8", [("Answer: 8", 1.0)], []),
     "3": ("Jon has 9 rings and gives 5.", "4", [("Answer:", 0.0)], []),  # cut off
+    "4": ("Tom has 8 pens and buys 1.", "9", [("Answer: 7", 0.0)], ["Answer: 6", "Answer: 5", "Answer: 9"]),
 }
 
 
@@ -107,7 +108,7 @@ def test_a_right_second_answer_stands_beside_the_samples_as_one_to_the_prompt(
 ) -> None:
     found = run(tmp_path, samples, policy)
     assert found["prompts"] == {
-        "asked": 2,
+        "asked": 3,
         "right": 1,
         "unchecked": 0,
         "unfinished": 1,
@@ -126,13 +127,26 @@ def test_a_right_second_answer_stands_beside_the_samples_as_one_to_the_prompt(
 def test_what_is_wrong_again_is_asked_again_and_the_dialogue_may_be_learned(
     tmp_path: Path, samples: Path, policy: Path
 ) -> None:
-    found = run(tmp_path, samples, policy, turns=3, learn="dialogue")
-    assert found["solved"] == [1, 1]  # and no third turn
-    first, second = written(tmp_path)
+    found = run(tmp_path, samples, policy, turns=4, learn="dialogue")
+    assert found["solved"] == [1, 1, 1] and found["not_asked_again"] == 0  # and no fourth turn
+    first, second, third = written(tmp_path)
+    assert third["prompt"] == dialogue("4", "Answer: 7", "Answer: 6", "Answer: 5")
     assert first["prompt"] == dialogue("0", "Answer: 4")
     assert second["prompt"] == dialogue("1", "Answer: 11", "Answer: 10")
     assert second["completion"] == says("assistant", "Answer: 3")
-    assert found["rows"] == pq.read_metadata(samples / "scored.parquet").num_rows + 2
+    assert found["rows"] == pq.read_metadata(samples / "scored.parquet").num_rows + 3
+
+
+def test_an_answer_that_nobody_checked_is_not_called_wrong(tmp_path: Path, samples: Path, policy: Path) -> None:
+    table = pq.read_table(samples / "scored.parquet").to_pylist()
+    (tmp_path / "samples").mkdir()
+    unchecked = [{**row, "rewards": json.dumps({NAME: None, "reward-model": -1.0})} for row in table[:1]]
+    rows = [*unchecked, {**table[1], "score": -2.0}, *table[2:]]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "samples" / "scored.parquet")
+    (tmp_path / "samples" / store.MANIFEST).write_text((samples / store.MANIFEST).read_text("utf-8"), "utf-8")
+    run(tmp_path, tmp_path / "samples", policy, k=8, temperature=2.0)
+    pairs = pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()
+    assert "Answer: 4" not in [pair["rejected"][0]["content"] for pair in pairs]
 
 
 def test_it_stands_behind_the_search_and_before_the_filters() -> None:

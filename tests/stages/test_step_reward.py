@@ -103,14 +103,24 @@ def _lines() -> list[str]:
     return shipped.locate("data", "step-problems.train.jsonl").read_text("utf-8").splitlines()
 
 
-def test_without_right_and_wrong_samples_of_a_prompt_there_is_nothing_to_label(tmp_path: Path, samples: Path) -> None:
+def test_without_labels_the_last_round_s_model_stays_and_the_first_round_says_what_to_do(
+    tmp_path: Path, samples: Path
+) -> None:
     table = pq.read_table(samples / "scored.parquet")
     at = table.schema.get_field_index("rewards")
     right = table.set_column(at, "rewards", pa.array([json.dumps({NAME: 1.0})] * table.num_rows))
     (tmp_path / "samples").mkdir()
     pq.write_table(right, tmp_path / "samples" / "scored.parquet")
-    with pytest.raises(EmptyStageError, match=f"none of {PROMPTS} prompts has right samples and wrong ones"):
-        labelled(tmp_path, tmp_path / "samples")
+    found = labelled(tmp_path / "labels", tmp_path / "samples")
+    assert found["answers"] == 0 and "no step is labelled" in found["fallback"][0]
+    config = {"step_reward": StepReward().model_dump(mode="json"), "model": {"dtype": "float32", "lora": None}}
+    inputs = {"model": BASE, "labels": tmp_path / "labels" / "out"}
+    (tmp_path / "out").mkdir()
+    with pytest.raises(EmptyStageError, match="prompts that have right samples and wrong ones"):
+        step_reward.run(Job(config, inputs, tmp_path / "out", tmp_path / "scratch", 0))
+    job = Job(config, {**inputs, "previous": BASE}, tmp_path / "out", tmp_path / "scratch", 0)
+    assert "the last round's model stays" in step_reward.run(job)["fallback"][0]
+    assert (tmp_path / "out" / "config.json").read_bytes() == (BASE / "config.json").read_bytes()
 
 
 def test_the_loss_is_that_of_the_labelled_steps_ends() -> None:
@@ -119,6 +129,7 @@ def test_the_loss_is_that_of_the_labelled_steps_ends() -> None:
         {"prompt_ids": [5], "tokens": [7, 8], "sizes": [2], "labels": [1]},
         {"prompt_ids": [5] * 20, "tokens": [7, 8], "sizes": [2], "labels": [1]},
         {"prompt_ids": [5], "tokens": [7, 8], "sizes": [0, 2], "labels": [1, 0]},  # within another one's token
+        {"prompt_ids": [5], "tokens": [7, 8], "sizes": [2, 0], "labels": [1, 0]},  # and nothing shows what is wrong
     ]
     rows, too_long = step_rows(answers, 10)
     assert too_long == 1 and rows["completion_ids"] == [[7, 8, 9], [7, 8], [7, 8]]
@@ -206,7 +217,8 @@ def test_f1_is_that_of_processbench() -> None:
     assert found["error"]["value"] == 0.5 and found["right"]["value"] == 0.5 and found["f1"] == 0.5
     found = first_errors([0, 1, None], [0, 1, None])
     assert found["f1"] == 1.0
-    assert first_errors([1], [0]) == {"error": {**first_errors([1], [0])["error"]}, "right": None, "f1": None}
+    found = first_errors([1], [0])
+    assert found["error"]["value"] == 0.0 and found["right"] is None and found["f1"] is None
 
 
 def test_it_is_trained_on_the_round_s_samples_and_scores_steps_from_then_on() -> None:
@@ -216,7 +228,7 @@ def test_it_is_trained_on_the_round_s_samples_and_scores_steps_from_then_on() ->
     by_name = {(one.number, one.role or one.stage): one for one in runner.stages}
     assert by_name[1, "step_labels"].inputs["samples"] == "1/scores"
     assert by_name[1, "step_reward"].inputs["labels"] == "1/step_labels"
-    assert by_name[2, "step_reward"].inputs["model"] == "1/step_reward"
+    assert by_name[2, "step_reward"].inputs["model"] == by_name[2, "step_reward"].inputs["previous"] == "1/step_reward"
     assert (1, "step_scores") not in by_name
     assert by_name[2, "step_scores"].inputs["step_reward"] == "1/step_reward"
     assert by_name[1, "search"].inputs["step_reward"] == "1/step_reward"
