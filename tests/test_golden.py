@@ -35,6 +35,7 @@ RECIPES = {
     "consumer-gpu": HERE,
     "8b-one-gpu": HERE,
     "instructions": HERE,
+    "reasoning": [],
 }
 
 

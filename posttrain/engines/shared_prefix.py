@@ -56,6 +56,13 @@ class SharedPrefixEngine:
         self.decoder = fitting_decoder(loaded)
         self.pool = Pool(self.decoder.device)
         self.sound = False  # once its first logits were looked at
+        self._stops: dict[tuple[str, ...], StopStrings] = {}
+
+    def stop_strings(self, stop: tuple[str, ...]) -> StopStrings:
+        """Made once: it decodes the whole vocabulary."""
+        if stop not in self._stops:
+            self._stops[stop] = StopStrings(self.loaded.tokenizer, stop)
+        return self._stops[stop]
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
@@ -104,7 +111,7 @@ class _Run:
         self.shrunk = False
         self.requests, self.params = requests, params
         self.device, self.pool = self.decoder.device, engine.pool
-        self.stop = StopStrings(self.loaded.tokenizer, params.stop) if params.stop else None
+        self.stop = engine.stop_strings(params.stop) if params.stop else None
         self.eos = torch.tensor(sorted(self.loaded.eos_ids), device=self.device)
         self.waiting = self._ordered([_Part(at, 0, len(request.seeds)) for at, request in enumerate(requests)])
         self.made: list[dict[int, Completion]] = [{} for _ in requests]

@@ -172,7 +172,7 @@ def test_a_round_ends_at_the_line_with_nothing_sampled(tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 def test_every_trained_stage_is_tried(tmp_path: Path) -> None:
-    recipe = load("quickstart", ["kto={}", "online={algorithm: rloo, normalize_advantages: true}"])
+    recipe = load("quickstart", ["kto={}", "step_reward={}", "online={algorithm: rloo, normalize_advantages: true}"])
     sections = {name: getattr(recipe, name) for name in TRAINED}
     trainings = [
         {"key": name, "stage": name, "section": one.model_dump(mode="json", include={*one.trl, *one.made_with})}
