@@ -59,7 +59,6 @@ def overrides(recipe: Recipe, size: Size) -> list[str]:
     changes += [f"evaluate.{name}={json.dumps(REPORTED[name])}" for name in asked]
     if recipe.samples.difficulty:
         changes.append("samples.difficulty=null")
-    changes += _without_search(recipe)
     if recipe.preferences and recipe.preferences.prompts != 0:
         changes.append(f"preferences.prompts={prompts}")
     if recipe.pairs:
@@ -80,7 +79,7 @@ def overrides(recipe: Recipe, size: Size) -> list[str]:
             changes.append(f"{name}.variants=[]")
     if recipe.online:
         changes.append("online.pass_rate=[0, 1]")  # of the few prompts, those of any
-    return changes
+    return changes + _without_search(recipe)  # after the trainings' own, which would bring a section back
 
 
 def _without_search(recipe: Recipe) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from posttrain.rewards import RewardFunction
 from posttrain.rewards.combine import RIGHT, combine, of_functions
 from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.scoring import load_scorers, reward_values
-from posttrain.rollouts import Sampling, engine, plan, run_rollouts, sampled_by
+from posttrain.rollouts import Sampling, engine, plan, run_rollouts, sampled_by, sampled_slowly
 from posttrain.search.beside import Row, as_scored, better, logits, unchecked, unsolved, write
 from posttrain.seeds import derive_seed
 
@@ -69,8 +70,10 @@ def run(job: Job) -> dict[str, Any]:
             elif wrong is not None:
                 left.append(case.asked_again(wrong, section.message))
         solved.append(len(right) - sum(solved))
-        followed, cases = len(cases) - solved[-1], _fitting(job, section, left)
-        lost += followed - len(cases)
+        if turn + 1 == section.turns:
+            break
+        wrong_again, cases = len(cases) - solved[-1], _fitting(job, section, left)
+        lost += wrong_again - len(cases)
         if not cases:
             break
     found, pairs = _found(section, right, lambda rows: as_scored(rows, scorers, weights, samples))
@@ -85,7 +88,7 @@ def run(job: Job) -> dict[str, Any]:
         "answers": sampled,
         "tokens": tokens,
         "logits": logits(samples),
-        **unchecked(prompts),
+        **(unchecked(prompts) or (sampled_slowly(_scratch(job, 0) / "answers.parquet") if solved else {})),
         **judge_metrics(job.scratch),
         **sampled_by(job),
     }
@@ -136,10 +139,10 @@ def _answers(
     weights: Mapping[str, float],
 ) -> list[list[Row]]:
     """The answers to what was said in each case, with what the functions give them as answers to its prompt."""
-    job = replace(job, scratch=job.scratch / f"turn-{turn}")  # of its own: the prompts may be the same again
-    job.scratch.mkdir(exist_ok=True)
     seed, params = derive_seed(job.seed, "turn", turn), SamplingParams(section.temperature, section.max_new_tokens)
-    how = {**engine(job), "system": job.config.get("system")}
+    how = {**engine(job), "system": job.config.get("system")}  # with the stage's own log of a server
+    job = replace(job, scratch=_scratch(job, turn))
+    job.scratch.mkdir(exist_ok=True)
     sampling = Sampling(str(job.inputs["policy"]), params, section.k, seed, CORRECTED, **how)
     rows = [{"id": case.prompt_id, "prompt": case.said, "columns": case.row["columns"]} for case in cases]
     table = job.scratch / "answers.parquet"
@@ -151,6 +154,11 @@ def _answers(
     for at, row in enumerate(made):
         by_prompt[row["prompt_id"]].append({**row, "rewards": {name: some[at] for name, some in given.items()}})
     return [by_prompt[case.prompt_id] for case in cases]
+
+
+def _scratch(job: Job, turn: int) -> Path:
+    """Of each turn its own: the prompts may be the same again."""
+    return job.scratch / f"turn-{turn}"
 
 
 def _found(

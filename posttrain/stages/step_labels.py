@@ -56,7 +56,7 @@ def run(job: Job) -> dict[str, Any]:
         "without_steps": len(rows) - len(made),
         "steps": {"right": verdicts.count(1), "wrong": verdicts.count(0), "after": verdicts.count(None)},
         "tokens": sum(one["sampled"] for one in found),
-        **({"fallback": [_NONE]} if not made else slow(found)),
+        **({"fallback": [_NONE]} if not rows else slow(found)),
         **judge_metrics(job.scratch),
     }
 

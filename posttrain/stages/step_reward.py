@@ -24,6 +24,7 @@ from posttrain.evaluation.first_errors import found
 from posttrain.job import Job
 from posttrain.storage.store import MANIFEST
 from posttrain.system import device
+from posttrain.training.ranks import OtherRank, rank
 from posttrain.training.rows import EXAMPLES
 from posttrain.training.run import arguments, train, trainer_options
 from posttrain.training.steps import StepCollator, StepTrainer, labelled_ends, step_rows
@@ -48,7 +49,7 @@ def run(job: Job) -> dict[str, Any]:
     training = [row for row in labelled if row["split"] == "train"]
     rows, too_long = step_rows(training, section.trl.get("max_length"))
     if not len(rows):
-        said = f"no answer is left of {len(training)} labelled ones; {too_long} are longer than step_reward.max_length"
+        said = f"no answer is left of {len(training)} to train on; {too_long} are longer than step_reward.max_length"
         return _previous(job, f"step_reward: {said}")
     metrics = train(
         "step_reward",
@@ -68,6 +69,8 @@ def _previous(job: Job, said: str) -> dict[str, Any]:
             f"{said}. Steps are labelled of prompts that have right samples and wrong ones: give the round more "
             "(samples.k, samples.prompts), or leave `step_reward` out"
         )
+    if rank() > 0:
+        raise OtherRank  # one of them writes
     shutil.copytree(job.inputs["previous"], job.out, ignore=shutil.ignore_patterns(MANIFEST), dirs_exist_ok=True)
     return {"steps": 0, "answers": 0, "fallback": [f"{said}: the last round's model stays"]}
 

@@ -26,6 +26,7 @@ from posttrain.evaluation.first_errors import found as first_errors
 from posttrain.job import Job
 from posttrain.loop import play
 from posttrain.planning.dry_run import DryRunner
+from posttrain.planning.miniature import Size, overrides
 from posttrain.recipe.load import load
 from posttrain.rollouts import cached_engine, cached_tokenizer
 from posttrain.stages import step_labels, step_reward, step_scores
@@ -233,6 +234,13 @@ def test_it_is_trained_on_the_round_s_samples_and_scores_steps_from_then_on() ->
     assert by_name[2, "step_scores"].inputs["step_reward"] == "1/step_reward"
     assert by_name[1, "search"].inputs["step_reward"] == "1/step_reward"
     assert by_name[2, "search"].inputs["step_reward"] == "2/step_reward"
+
+
+def test_a_probe_neither_searches_nor_labels() -> None:
+    changes = ["step_reward={}", "search={}", "correction={}", "dpo.pairs_from=[search, pairs]"]
+    small = load("quickstart", [*changes, *overrides(load("quickstart", changes), Size(64))])
+    assert small.step_reward is small.search is small.correction is None
+    assert small.dpo and small.dpo.pairs_from == ["pairs"]
 
 
 @pytest.mark.parametrize(
