@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from posttrain.data.tables import GREEDY
+from posttrain.data.tables import GREEDY, SAMPLED
 from posttrain.evaluation import statistics
 from posttrain.report.reading import open_run
 
@@ -31,7 +31,7 @@ ARMS = {
     "more samples": ["search=null", "dpo.pairs_from=pairs", "samples.k=11"],
     "neither": ["search=null", "dpo.pairs_from=pairs"],
 }
-SAMPLED = ("answers-samples", "search", "answers-pairs", "step-labels")
+LEARNED_FROM = ("answers-samples", "search", "answers-pairs", "step-labels")
 
 
 def play(arm: str, seed: int, given: argparse.Namespace) -> Path:
@@ -59,7 +59,7 @@ def long_ones(run: Path, number: int) -> dict[str, tuple[float, float]]:
     rows = pq.read_table(run / f"round-{number}" / "heldout" / "heldout.parquet").to_pylist()
     found: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
-        if len(json.loads(row["columns"])["steps"].split()) >= 5:
+        if row["tag"] in (GREEDY, SAMPLED) and len(json.loads(row["columns"])["steps"].split()) >= 5:
             (score,) = json.loads(row["rewards"]).values()
             found.setdefault(row["prompt_id"], ([], []))[row["tag"] == GREEDY].append(score)
     return {one: (sum(some) / len(some), greedy[0]) for one, (some, greedy) in found.items()}
@@ -68,7 +68,7 @@ def long_ones(run: Path, number: int) -> dict[str, tuple[float, float]]:
 def tokens(run: Path, n: int) -> int:
     total = 0
     for number in range(1, n + 1):
-        for name in SAMPLED:
+        for name in LEARNED_FROM:
             file = run / f"round-{number}" / name / "artifact.json"
             total += json.loads(file.read_text("utf-8"))["metrics"]["tokens"] if file.is_file() else 0
     return total
