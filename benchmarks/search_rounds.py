@@ -112,10 +112,8 @@ def main() -> None:
     for seed in given.seeds:
         for arm in ARMS:
             runs[arm].append(play(arm, seed, given))
-        print(
-            table({arm: [run for run in some if open_run(run).rounds] for arm, some in runs.items()}, given.n),
-            flush=True,
-        )
+        if not given.table or seed == given.seeds[-1]:
+            print(table({arm: [run for run in some if open_run(run).rounds] for arm, some in runs.items()}, given.n))
 
 
 if __name__ == "__main__":
