@@ -66,7 +66,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class _Continuations:
+class Continuations:
     """A context with those of its continuations that are asked for; `places`: of each among the pairs; `parts`: the
     tokens of each of its parts, which are summed apart."""
 
@@ -81,7 +81,7 @@ class _Shard:
     policy: str
     dtype: str
     temperature: float
-    texts: tuple[_Continuations, ...]
+    texts: tuple[Continuations, ...]
 
 
 def log_likelihoods(pairs: Sequence[tuple[Ids, Ids]], work: Work) -> list[tuple[float, bool]]:
@@ -102,13 +102,13 @@ def of_parts(
 
 def tokens_read(pairs: Sequence[tuple[Ids, Ids]]) -> int:
     """The tokens that `log_likelihoods` computes for these pairs: each context once, and all continuations."""
-    return sum(len(one.context) + sum(map(len, one.continuations)) for one in _by_context(pairs, [()] * len(pairs)))
+    return sum(len(one.context) + sum(map(len, one.continuations)) for one in by_context(pairs, [()] * len(pairs)))
 
 
 def _rows(
     pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[tuple[int, ...]], work: Work, temperature: float
 ) -> list[dict[str, Any]]:
-    texts = sorted(_by_context(pairs, parts), key=lambda one: (len(one.context), one.context))
+    texts = sorted(by_context(pairs, parts), key=lambda one: (len(one.context), one.context))
     sizes = [len(one.context) + sum(map(len, one.continuations)) for one in texts]
     how = str(work.policy), work.engine["dtype"], temperature
     shards = [_Shard(*how, tuple(texts[part])) for part in work.parts(sizes)]
@@ -116,13 +116,13 @@ def _rows(
     return work.rows(_likelihoods, shards, plan)
 
 
-def _by_context(pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[tuple[int, ...]]) -> list[_Continuations]:
+def by_context(pairs: Sequence[tuple[Ids, Ids]], parts: Sequence[tuple[int, ...]]) -> list[Continuations]:
     """The continuations of each context, with their places and parts."""
     found: dict[Ids, list[int]] = {}
     for place, (context, _) in enumerate(pairs):
         found.setdefault(context, []).append(place)
     return [
-        _Continuations(context, tuple(pairs[at][1] for at in places), tuple(places), tuple(parts[at] for at in places))
+        Continuations(context, tuple(pairs[at][1] for at in places), tuple(places), tuple(parts[at] for at in places))
         for context, places in found.items()
     ]
 

@@ -151,7 +151,7 @@ def _load(stage: Mapping[str, Any], root: Path) -> dict[int, float]:
     elif "reward_model" in stage["inputs"]:
         model = str(root / stage["inputs"]["reward_model"])
         ids = scoring._tokenizer(model).encode("a b c d", add_special_tokens=False)
-        scoring._scorer(model, stage["config"].get("scoring_dtype", "float32")).score([ids], [[ids] * _WARM])
+        scoring.cached_scorer(model, stage["config"].get("scoring_dtype", "float32")).score([ids], [[ids] * _WARM])
     return {}
 
 

@@ -156,7 +156,7 @@ def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str, dtype: s
         _rendered(tokenizer, group[0]["prompt"], [row["completion"] for row in group], tails) for group in groups
     ]
     prompts, answers = [prompt for prompt, _ in rendered], [answers for _, answers in rendered]
-    scores = _scorer(reward_model, dtype).score(prompts, answers)
+    scores = cached_scorer(reward_model, dtype).score(prompts, answers)
     values = [value for group in scores for value in group]
     for row, value in zip(rows, values, strict=True):
         if not math.isfinite(value):
@@ -172,7 +172,7 @@ def model_rewards(rows: Sequence[Mapping[str, Any]], reward_model: str, dtype: s
 
 def scored_slowly(reward_model: str) -> list[str]:
     """For a stage's metrics: why this reward model scores in the slow way. Empty where it does not."""
-    reason = _scorer(reward_model, "float32").fallback
+    reason = cached_scorer(reward_model, "float32").fallback
     return [f"answers are scored one by one, which takes longer: {reason}"] if reason else []
 
 
@@ -187,7 +187,8 @@ def _rendered(
 
 
 @functools.lru_cache(maxsize=2)
-def _scorer(path: str, dtype: str) -> Scorer:
+def cached_scorer(path: str, dtype: str) -> Scorer:
+    """The reward model of a folder, kept in this process."""
     from posttrain.engines.reward_scorer import load_scorer
 
     return load_scorer(path, dtype, device())

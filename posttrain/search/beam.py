@@ -14,13 +14,13 @@ from posttrain.search.drawn import Drawn, Path
 
 
 @dataclass(frozen=True)
-class Beginning:
+class Prefix:
     path: Path = ()
     score: float | None = 0.0
     logprob: float | None = 0.0
 
-    def followed_by(self, one: Drawn) -> Beginning:
-        return Beginning((*self.path, *one.step), _plus(self.score, one.score), _plus(self.logprob, one.logprob))
+    def followed_by(self, one: Drawn) -> Prefix:
+        return Prefix((*self.path, *one.step), _plus(self.score, one.score), _plus(self.logprob, one.logprob))
 
 
 class Beam:
@@ -30,8 +30,8 @@ class Beam:
 
     def __init__(self, width: int, room: int) -> None:
         self.width, self.room = width, room
-        self.live: dict[Path, Beginning] = {(): Beginning()}
-        self._next: dict[Path, Beginning] = {}
+        self.live: dict[Path, Prefix] = {(): Prefix()}
+        self._next: dict[Path, Prefix] = {}
         self._waiting = 0
 
     def asks(self) -> list[Path]:
@@ -45,9 +45,9 @@ class Beam:
                 self._next.setdefault(made.path, made)
         self._waiting -= 1
         if not self._waiting:
-            self.live = {one.path: one for one in self.best(list(self._next.values()))} or {(): Beginning()}
+            self.live = {one.path: one for one in self.best(list(self._next.values()))} or {(): Prefix()}
 
-    def best(self, beginnings: Sequence[Beginning]) -> list[Beginning]:
+    def best(self, beginnings: Sequence[Prefix]) -> list[Prefix]:
         """Those that go on, the best first; of equal ones the first."""
         return sorted(beginnings, key=lambda one: -(one.score or 0.0) - (one.logprob or 0.0))[: self.width]
 

@@ -22,6 +22,7 @@ from posttrain.storage.files import read_json
 
 TABLE = "scored.parquet"
 _ROWS = 4096  # written at once
+_OF_ANSWER = ("prompt", "completion", "tokens", "rewards", "score")
 
 Row = Mapping[str, Any]
 
@@ -67,8 +68,8 @@ def logits(samples: Path) -> dict[str, float]:
 
 
 def write(samples: Path, target: Path, tag: str, found: Mapping[str, Row]) -> int:
-    """Writes the samples with an answer below those of its prompt, where one was `found`, by the prompt's id: its
-    completion, tokens, rewards and score, and what else differs from a sample. Returns the number of rows."""
+    """Writes the samples with an answer below those of its prompt, where one was `found`, by the prompt's id: a row of
+    `as_scored`. Returns the number of rows."""
     source = pq.ParquetFile(samples / TABLE)
     total, schema = 0, source.schema_arrow
     rows = (row for batch in source.iter_batches(_ROWS) for row in batch.to_pylist())
@@ -103,7 +104,7 @@ def _batches(rows: Iterator[dict[str, Any]], tag: str, found: Mapping[str, Row])
                 "n_tokens": len(new["tokens"]),
                 "step_scores": None,  # those of the samples are another model's
             }
-            made.append({**answers[0], **fresh, **new})
+            made.append({**answers[0], **fresh, **{name: new[name] for name in _OF_ANSWER}})
         if len(made) >= _ROWS:
             yield made
             made = []

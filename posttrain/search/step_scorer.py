@@ -9,7 +9,7 @@ from typing import Protocol
 
 from posttrain.engines.likelihood import Ids, Likelihoods
 from posttrain.engines.load import load
-from posttrain.engines.reward_scorer import Scorer, load_scorer
+from posttrain.rewards.scoring import cached_scorer
 from posttrain.system import device
 
 
@@ -52,12 +52,7 @@ class ByModel:
     dtype: str
 
     def __call__(self, contexts: Sequence[Ids], steps: Sequence[Sequence[Ids]]) -> list[list[float]]:
-        return _reward(self.model, self.dtype).score(contexts, steps)
-
-
-@functools.lru_cache(maxsize=1)
-def _reward(folder: str, dtype: str) -> Scorer:
-    return load_scorer(folder, dtype, device())
+        return cached_scorer(self.model, self.dtype).score(contexts, steps)
 
 
 @functools.lru_cache(maxsize=2)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from posttrain.config.search import Search
 from posttrain.config.section import of_round
 from posttrain.stages.registry import StageSpec, spec
 
@@ -247,8 +248,7 @@ def _step_scores(planned: PlannedStage, book: Book) -> Amounts:
 
 def _search(planned: PlannedStage, book: Book) -> Amounts:
     """At most all prompts of the samples, each with as many tokens as its search may sample. Reading is not counted."""
-    section = planned.config["search"]
-    return _looked_for(planned, book, section["tokens"] or 4 * section["width"] * section["max_new_tokens"])
+    return _looked_for(planned, book, Search.restored(planned.config["search"]).budget)
 
 
 def _step_labels(planned: PlannedStage, book: Book) -> Amounts:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import AutoTokenizer
 
 from posttrain.config import Correction
 from posttrain.data.chat_template import render_prompt
@@ -24,7 +23,7 @@ from posttrain.rewards import RewardFunction
 from posttrain.rewards.combine import RIGHT, combine, of_functions
 from posttrain.rewards.judge_cache import judge_metrics
 from posttrain.rewards.scoring import load_scorers, reward_values
-from posttrain.rollouts import Sampling, engine, plan, run_rollouts, sampled_by, sampled_slowly
+from posttrain.rollouts import Sampling, cached_tokenizer, engine, plan, run_rollouts, sampled_by, sampled_slowly
 from posttrain.search.beside import Row, as_scored, better, logits, unchecked, unsolved, write
 from posttrain.seeds import derive_seed
 
@@ -125,7 +124,7 @@ def _is(right: bool, row: Row, weights: Mapping[str, float]) -> bool:
 
 def _fitting(job: Job, section: Correction, cases: Sequence[_Case]) -> list[_Case]:
     """Those with room for an answer."""
-    tokenizer = AutoTokenizer.from_pretrained(job.inputs["policy"])
+    tokenizer = cached_tokenizer(str(job.inputs["policy"]))
     room, system = context_length(job.inputs["policy"]) - section.max_new_tokens, job.config.get("system")
     return [case for case in cases if len(render_prompt(tokenizer, under(system, case.said))) <= room]
 
@@ -168,8 +167,6 @@ def _found(
     their rewards and score."""
     found, pairs = dict[str, Row](), list[dict[str, Any]]()
     for (case, _), row in zip(right, scored([row for _, row in right]), strict=True):
-        learned = {} if section.learn == "answer" else {"prompt": case.said}
-        of_answer = {name: row[name] for name in ("completion", "tokens", "rewards", "score")}
-        found[case.prompt_id] = {**of_answer, **learned}
+        found[case.prompt_id] = row if section.learn == "answer" else {**row, "prompt": case.said}
         pairs += better(row, case.wrong, "correction")
     return found, pairs

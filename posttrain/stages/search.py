@@ -34,9 +34,8 @@ def run(job: Job) -> dict[str, Any]:
     """Inputs: samples (scored), policy (what sampled them); optional: reward_model, and what scores steps: step_reward,
     or step_policy and step_reference (a DPO policy and its reference). Config: search, rewards, engine (use, dtype,
     shard_tokens); system and hint of the samples, if any; with step_policy beta and temperature, as in DPO's loss.
-    Writes scored.parquet: the samples, with
-    a row tagged SEARCHED for each answer that was found; and pairs.parquet, each of those over a wrong answer that
-    begins like it.
+    Writes scored.parquet: the samples, with a row tagged SEARCHED for each answer that was found; and pairs.parquet,
+    each of those over a wrong answer that begins like it.
 
     Returns how many `prompts` are of each kind, and what the search sampled and found.
     """
@@ -103,7 +102,7 @@ def _found(
     for prompt, _ in solved:
         chosen, rejected = (by_kind.get((prompt["prompt_id"], of)) for of in ("found", "wrong"))
         assert chosen
-        found[prompt["prompt_id"]] = {name: chosen[name] for name in ("completion", "tokens", "rewards", "score")}
+        found[prompt["prompt_id"]] = chosen
         pairs += better(chosen, rejected, "search") if rejected else []
     return found, pairs
 

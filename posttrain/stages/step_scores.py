@@ -24,7 +24,7 @@ from posttrain.data.tables import STEP_SCORES
 from posttrain.engines.detokenize import DECODE
 from posttrain.engines.protocol import Ids
 from posttrain.errors import EmptyStageError
-from posttrain.evaluation.likelihood_shards import Work, of_parts
+from posttrain.evaluation.likelihood_shards import Continuations, Work, by_context, of_parts
 from posttrain.evaluation.statistics import known_mean
 from posttrain.filters.steps import weakest
 from posttrain.job import Job
@@ -93,50 +93,35 @@ def _by_dpo(job: Job, asked: Sequence[Asked], sizes: Sequence[Sequence[int]]) ->
 
 @dataclass(frozen=True)
 class _Shard:
-    """Prompts, each with answers, of which `ends` says how many tokens there are to the end of each step, and
-    `places` where they stand among all."""
+    """Prompts with their answers, whose parts are the steps."""
 
     model: str
     dtype: str
-    prompts: tuple[Ids, ...]
-    answers: tuple[tuple[Ids, ...], ...]
-    ends: tuple[tuple[tuple[int, ...], ...], ...]
-    places: tuple[tuple[int, ...], ...]
+    texts: tuple[Continuations, ...]
 
 
 def _by_model(job: Job, asked: Sequence[Asked], sizes: Sequence[Sequence[int]]) -> list[list[float]]:
     """A step without a token of its own has the score of the one before it, or 0."""
-    engine, by_prompt = job.config["engine"], dict[Ids, list[int]]()
-    for at, (prompt, _) in enumerate(asked):
-        by_prompt.setdefault(prompt, []).append(at)
-    groups = sorted(by_prompt.items(), key=lambda one: (len(one[0]), one[0]))
-    count = job.counter(len(asked), "answers")
+    engine, count = job.config["engine"], job.counter(len(asked), "answers")
+    texts = sorted(by_context(asked, list(map(tuple, sizes))), key=lambda one: (len(one.context), one.context))
     work = Work(job.inputs["step_reward"], job.scratch, job.workers, engine, engine["shard_tokens"], count)
-    shards = [
-        _Shard(
-            str(job.inputs["step_reward"]),
-            engine["dtype"],
-            tuple(prompt for prompt, _ in groups[part]),
-            tuple(tuple(asked[at][1] for at in places) for _, places in groups[part]),
-            tuple(tuple(tuple(accumulate(sizes[at])) for at in places) for _, places in groups[part]),
-            tuple(tuple(places) for _, places in groups[part]),
-        )
-        for part in work.parts([len(prompt) + sum(len(asked[at][1]) for at in places) for prompt, places in groups])
-    ]
+    parts = work.parts([len(one.context) + sum(map(len, one.continuations)) for one in texts])
+    shards = [_Shard(str(job.inputs["step_reward"]), engine["dtype"], tuple(texts[part])) for part in parts]
     return [row["scores"] for row in work.rows(_logits, shards, [[*map(list, one)] for one in asked])]
 
 
 def _logits(shard: _Shard) -> pa.Table:
+    ends = [[list(accumulate(parts)) for parts in text.parts] for text in shard.texts]
     prefixes = [
-        [answer[:end] for answer, ends in zip(answers, of_answers, strict=True) for end in ends if end]
-        for answers, of_answers in zip(shard.answers, shard.ends, strict=True)
+        [answer[:end] for answer, some in zip(text.continuations, of_answers, strict=True) for end in some if end]
+        for text, of_answers in zip(shard.texts, ends, strict=True)
     ]
-    scored = ByModel(shard.model, shard.dtype)(shard.prompts, prefixes)
+    scored = ByModel(shard.model, shard.dtype)([text.context for text in shard.texts], prefixes)
     rows = []
-    for places, of_answers, logits in zip(shard.places, shard.ends, scored, strict=True):
+    for text, of_answers, logits in zip(shard.texts, ends, scored, strict=True):
         values = iter(logits)
         rows += [
-            {"place": place, "scores": [next(values) if end else 0.0 for end in ends]}
-            for place, ends in zip(places, of_answers, strict=True)
+            {"place": place, "scores": [next(values) if end else 0.0 for end in some]}
+            for place, some in zip(text.places, of_answers, strict=True)
         ]
     return pa.Table.from_pylist(rows, schema=pa.schema([("place", pa.int64()), ("scores", pa.list_(pa.float64()))]))
