@@ -18,6 +18,7 @@ from typing import Any
 # Variables that decide how a run goes. Their values are shown, so none that may hold a token or a password is here.
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
+    "GOMP_SPINCOUNT",
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "MKL_NUM_THREADS",

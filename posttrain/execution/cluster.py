@@ -76,8 +76,8 @@ class OnCluster:
 
     here = False
 
-    def __init__(self, cluster: Cluster, at_once: int = 1) -> None:
-        self._cluster, self._here = cluster, Forked(gather, at_once)
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster, self._here = cluster, Forked(gather)
         self._away: dict[Path, _Away] = {}
         self._checked, self._refused = False, list[Ended]()
         self._back: dict[Path, _Away] = {}  # stages that are here
@@ -185,8 +185,8 @@ class OnCluster:
 def launcher_of(compute: Compute) -> Launcher:
     """The launcher of a recipe: of this machine, or of its cluster."""
     if compute.cluster is None:
-        return Forked(at_once=compute.stages_at_once)
-    return OnCluster(_cluster(compute.cluster, compute.processes), compute.stages_at_once)
+        return Forked()
+    return OnCluster(_cluster(compute.cluster, compute.processes))
 
 
 def _cluster(settings: config.Slurm | config.Ray, processes: int | None) -> Cluster:

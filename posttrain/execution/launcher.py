@@ -196,14 +196,15 @@ class Forked:
     """Runs each stage in a process of its own, forked from a server with the libraries imported.
 
     `run`: the function that the process calls, `execute` or a wrapper of it; it is imported by its name.
-    `at_once`: the stages that run beside one another, at most.
     """
 
     here = True
 
-    def __init__(self, run: Run = execute, at_once: int = 1) -> None:
-        if at_once > 1:  # threads that wait for one another busily, on cores they share: steps of 3 s took 50 s
-            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    def __init__(self, run: Run = execute) -> None:
+        if "OMP_WAIT_POLICY" not in os.environ:
+            # By default a thread waits busily for some milliseconds. Beside other work, whose turn it then takes, steps
+            # of 3 s took 50 s. So many rounds are enough where the cores are free, and little is lost where not.
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         self._run = run
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)

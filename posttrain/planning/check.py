@@ -36,6 +36,8 @@ from posttrain.stages.amounts import Asked, Sets, Shares, amounts
 from posttrain.storage.store import Store
 from posttrain.system import SMALL_MODEL, bytes_in_words, cores, gpu, gpu_memory
 
+_GPU_RATE = 1e14  # operations a second
+
 
 @dataclass
 class Checked:
@@ -117,7 +119,7 @@ def check(
             if impossible:
                 checked.notes.append(f"no probe: {impossible}")
             elif with_probe:
-                size = miniature.size(model.parameters, recipe.samples.max_new_tokens, "cuda" if gpu() else "cpu")
+                size = miniature.size(model.parameters, recipe.samples.max_new_tokens, _rate())
                 small = load(name, [*overrides, *miniature.overrides(recipe, size)])
                 few = max(4, size.completions // (1 + recipe.evaluate.k))
                 known_answers.write_few(prompts.path, run.root, few)
@@ -139,6 +141,13 @@ def _warmed() -> Launcher:
     launcher = Forked(probe.measure)
     launcher.warm()
     return launcher
+
+
+def _rate() -> float:
+    """Operations a second of this machine in its faster type: of one core, or of a GPU about what a small one has."""
+    from posttrain.engines import precision
+
+    return _GPU_RATE if gpu() else 1e9 * max(rate for name, rate in precision.rates().items() if name != "int8")
 
 
 def _no_probe(model: ModelSummary) -> str | None:

@@ -12,16 +12,16 @@ from posttrain.config.trained import BATCH
 from posttrain.config.training import TRAINED
 from posttrain.recipe.recipe import Recipe
 
-# Of a training: with the recipe's own batch four, of which the first warms up and does not count; with a smaller one of
-# a large model one.
-STEPS, FEW_STEPS = 4, 1
+# Of a training: with the recipe's own batch four, with a smaller one of a large model two. The first warms up and does
+# not count: in it memory is touched for the first time, which can take longer than the step.
+STEPS, FEW_STEPS = 4, 2
 # Completions that are sampled: as many as the engine has under way at once on a CPU, of a large model as many as it
-# makes with so many operations (two a parameter and token): some ten seconds of two cores, or one of a GPU.
+# makes in so many seconds at the rate of the machine's products (two operations a parameter and token).
 MOST, FEWEST = 1024, 32
-OPERATIONS = {"cpu": 2e12, "cuda": 1e15}
+SAMPLING_SECONDS = 6
 LEAST_PROMPTS = 4
-# Rows of a training step: what so many operations are enough for (six a parameter and token, of two answers).
-STEP_OPERATIONS = {"cpu": 6e11, "cuda": 1e15}
+# Rows of a training step: what so many seconds are enough for (six operations a parameter and token, of two answers).
+STEP_SECONDS = 4
 # Of `evaluate`, what the built-in engine computes to be reported, and what stands for none of it. Its time follows from
 # that of answers.
 REPORTED: Mapping[str, Any] = {"benchmarks": [], "label_variants": None, "memorisation": None, "forecast": None}
@@ -36,10 +36,10 @@ class Size:
     rows: int | None = None
 
 
-def size(parameters: float, longest: int, device: str) -> Size:
-    """The size of a probe. `longest`: most tokens of an answer; `device`: cpu or cuda."""
-    completions = int(OPERATIONS[device] / (2 * parameters * longest))
-    rows = int(STEP_OPERATIONS[device] / (6 * parameters * 2 * longest))
+def size(parameters: float, longest: int, rate: float) -> Size:
+    """The size of a probe. `longest`: most tokens of an answer; `rate`: operations a second of this machine."""
+    completions = int(SAMPLING_SECONDS * rate / (2 * parameters * longest))
+    rows = int(STEP_SECONDS * rate / (6 * parameters * 2 * longest))
     return Size(max(FEWEST, min(MOST, completions)), max(1, rows))
 
 

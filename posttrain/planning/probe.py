@@ -1,7 +1,7 @@
 """Measures one small round on this machine: the recipe's own stages on few prompts.
 
 Answers are sampled once, and scored once: every role that samples costs what this one does, and reads its answers. A
-large model takes one step of each training, on few rows, since a step's time follows its rows.
+large model takes two steps of each training, on few rows, since a step's time follows its rows.
 
 Without a GPU seconds are CPU time, so that other load on the machine matters little; with one they are wall time, one
 stage at a time. Memory is of one process: its peak less what it started with, or on a GPU torch's peak there.
@@ -21,7 +21,7 @@ from posttrain.errors import EmptyStageError
 from posttrain.execution.launcher import execute
 from posttrain.planning import known_answers
 from posttrain.planning.costs import PASS, Measured, row_share
-from posttrain.planning.miniature import FEW_STEPS, WIDE
+from posttrain.planning.miniature import WIDE
 from posttrain.stages.amounts import Shares
 from posttrain.stages.registry import STAGES, learned_from
 from posttrain.storage import store
@@ -63,7 +63,7 @@ def measure(folder: Path, workers: int, progress: Callable[[int, int, str], None
         batch = stage["config"][name]["batch"]
         passes = learned_from({name: metrics}).get(name, 0) * STAGES[name].reference_reads
         units = metrics["steps"] * batch + passes * PASS
-        first = events[int(metrics["steps"] > FEW_STEPS)]
+        first = events[int(metrics["steps"] > 1)]
         unit = (events[-1][0] - first[0]) / (max(events[-1][1] - first[1], 1) * batch)
     elif steps:
         unit, batch_seconds = _divided(stage, root / "artifacts" / folder.name, ended - loaded, steps)

@@ -314,7 +314,7 @@ def test_a_step_of_a_large_model_has_a_row_that_of_kto_two_and_on_policy_a_group
 
 
 def test_a_large_model_is_probed_with_fewer_completions_and_rows() -> None:
-    assert miniature.size(0.9e6, 48, "cpu") == miniature.Size(1024, 1157)
-    # 1e15 / (2 * 8e9 * 320), 1e15 / (6 * 8e9 * 2 * 320)
-    assert miniature.size(8e9, 320, "cuda") == miniature.Size(195, 32)
-    assert miniature.size(8e9, 320, "cpu") == miniature.Size(32, 1)
+    assert miniature.size(0.9e6, 48, rate=2e11) == miniature.Size(1024, 1543)  # 4 * 2e11 / (6 * 0.9e6 * 2 * 48)
+    # 6e14 / (2 * 8e9 * 320), 4e14 / (6 * 8e9 * 2 * 320)
+    assert miniature.size(8e9, 320, rate=1e14) == miniature.Size(117, 13)
+    assert miniature.size(8e9, 320, rate=2e11) == miniature.Size(32, 1)
