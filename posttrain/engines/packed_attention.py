@@ -155,7 +155,7 @@ def _part(
     n, steps, heads, dim = query.shape
     kv_heads, length = key.shape[1], key.shape[2]
     query = query.view(n, steps, kv_heads, groups, dim).transpose(1, 2).reshape(n * kv_heads, steps * groups, dim)
-    scores = scaled(query, key.reshape(n * kv_heads, length, -1), options).float().mul_(_LOG2_E)
+    scores = scaled(query, key.reshape(n * kv_heads, length, -1), options, _LOG2_E).float()
     if bias is not None:
         scores.view(n, kv_heads, steps, groups, length).add_(bias[:, :, :, None])
     highest = scores.amax(-1, keepdim=True)
