@@ -8,7 +8,8 @@ MODEL is a folder; input_data.jsonl is IFEval's own file; the texts are GSM8K's 
 where it was stopped; what is in --results is not made again. After each round the promoted policy answers IFEval
 greedily; an answer counts when reward/instructions.py says that it follows all constraints (IFEval's prompt-level
 strict accuracy). Intervals are of the prompts: 95 %, paired with the base. The log-likelihood is per token of whole
-texts, in float32. Arms of --parts have two rounds and half the prompts, and one seed.
+texts, in float32. Arms of --parts have two rounds and half the prompts, and one seed; the last round is judged, by
+IFEval alone.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Checked:
         )
 
 
-def judged(model: str, given: argparse.Namespace, name: str) -> dict[str, Any]:
+def judged(model: str, given: argparse.Namespace, name: str, texts: Sequence[Path]) -> dict[str, Any]:
     """IFEval and the texts of one model; a second call reads what the first one wrote. The answers themselves stay in
     the folder of the runs."""
     target = given.results / f"{name}.json"
@@ -98,7 +99,7 @@ def judged(model: str, given: argparse.Namespace, name: str) -> dict[str, Any]:
         "tokens": mean(row["n_tokens"] for row in rows),
         "unfinished": mean(row["finish"] != "stop" for row in rows),
         "distinct-2": distinct([words_of(row["completion"][-1]["content"]) for row in rows], 2) or 0,
-        "texts": {path.name: mean(log_likelihood(model, path, given.rows)) for path in given.texts},
+        "texts": {path.name: mean(log_likelihood(model, path, given.rows)) for path in texts},
     }
     target.write_text(json.dumps(found) + "\n", "utf-8")
     return found
@@ -123,18 +124,22 @@ def text_of(row: Mapping[str, str]) -> str:
     return f"{row['question']}\n{row['answer']}" if "question" in row else row["prompt"] + row["canonical_solution"]
 
 
-def play(arm: str, seed: int, settings: Sequence[str], n: int, run: Path, given: argparse.Namespace) -> None:
-    """The rounds of one arm and seed; each round's promoted policy is judged. One arm at a time in a run folder."""
-    names = [f"{arm.replace(' ', '-')}.seed-{seed}.round-{number}" for number in range(1, n + 1)]
-    if all((given.results / f"{name}.json").is_file() for name in names):
+def play(
+    arm: str, seed: int, settings: Sequence[str], n: int, run: Path, given: argparse.Namespace, last: bool = False
+) -> None:
+    """The rounds of one arm and seed; each round's promoted policy is judged, or the last one's alone, without texts.
+    One arm at a time in a run folder."""
+    numbers = range(n if last else 1, n + 1)
+    names = {number: f"{arm.replace(' ', '-')}.seed-{seed}.round-{number}" for number in numbers}
+    if all((given.results / f"{name}.json").is_file() for name in names.values()):
         return
     against = f"prompts.against=[{{path: {given.ifeval.absolute()}}}]"
     changes = [f"model.path={given.model.absolute()}", f"seed={seed}", against]
     words = [word for change in [*changes, *settings, *given.extra] for word in ("--set", change)]
     command("round", str(given.recipe), "--n", str(n), "--run", str(run), *words, given=given)
     rounds = {one.number: one for one in open_run(run).rounds}
-    for number, name in enumerate(names, 1):
-        judged(str(run / (rounds[number].policy or "")), given, name)
+    for number, name in names.items():
+        judged(str(run / (rounds[number].policy or "")), given, name, [] if last else given.texts)
 
 
 def mean(values: Iterable[float]) -> float:
@@ -159,6 +164,8 @@ def line(name: str, found: Mapping[str, Any], base: Mapping[str, Any], check: Ch
         f"{found['distinct-2']:.3f}",
         *(
             f"{found['texts'][file]:.3f} ({100 * (found['texts'][file] / base['texts'][file] - 1):+.1f} %)"
+            if file in found["texts"]
+            else "–"
             for file in base["texts"]
         ),
     ]
@@ -217,12 +224,13 @@ def main() -> None:
     for folder in (given.folder, given.results):
         folder.mkdir(parents=True, exist_ok=True)
     given.log = given.folder / "log"
-    base = judged(str(given.model.absolute()), given, "base")
+    base = judged(str(given.model.absolute()), given, "base", given.texts)
     if not given.table:
         for seed in given.seeds:
             play(LOOP, seed, [], given.n, given.folder / f"run-{seed}", given)
         for arm, settings in PARTS.items() if given.parts else ():
-            play(f"half, {arm}", given.seeds[0], [*HALF, *settings], min(2, given.n), given.folder / "run-parts", given)
+            changes, folder = [*HALF, *settings], given.folder / "run-parts"
+            play(f"half, {arm}", given.seeds[0], changes, min(2, given.n), folder, given, last=True)
     print(table(given, base))
     print(f"\ntraining and dev prompts that overlap one of IFEval's: {overlapping(given)}")
 

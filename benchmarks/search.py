@@ -98,7 +98,7 @@ def sampling(model: Path, tokens: int, checker: tuple[Any, ...]) -> Side:
 
 def searching(model: Path, section: Search, checker: tuple[Any, ...], scorer: StepScorer | None) -> Side:
     def side(asked: Sequence[Asked], seed: int) -> dict[int, tuple[bool, int]]:
-        how = section.temperature, section.max_new_tokens, tuple(section.ends), checker, {checker[0].name: 1.0}
+        how = section.temperature, section.max_new_tokens, ("\n",), checker, {checker[0].name: 1.0}
         setting = Setting(str(model), "shared-prefix", "auto", seed, *how)
         rows = search(Shard(tuple(asked), section, setting, scorer)).to_pylist()
         return {row["place"]: (row["found"] is not None, row["sampled"]) for row in rows}

@@ -12,16 +12,12 @@ pass@1 of 4 samples at temperature 1, and greedy. Differences are paired by prob
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+from arms import Row, judged, manifests, over_seeds, play
 
-from posttrain.data.tables import GREEDY, SAMPLED
 from posttrain.evaluation import statistics
 from posttrain.report.reading import open_run
 
@@ -34,44 +30,12 @@ ARMS = {
 LEARNED_FROM = ("answers-samples", "search", "answers-pairs", "step-labels")
 
 
-def play(arm: str, seed: int, given: argparse.Namespace) -> Path:
-    run = given.folder / f"{arm.replace(' ', '-')}-{seed}"
-    if not given.table:
-        words = [word for change in [f"seed={seed}", *ARMS[arm], *given.extra] for word in ("--set", change)]
-        call = [
-            sys.executable,
-            "-m",
-            "posttrain",
-            "round",
-            given.recipe,
-            "--n",
-            str(given.n),
-            "--run",
-            str(run),
-            *words,
-        ]
-        subprocess.run(call, check=True, stdout=sys.stderr)
-    return run
-
-
-def long_ones(run: Path, number: int) -> dict[str, tuple[float, float]]:
-    """Of each held-out problem of 5 and 6 steps the share of right samples, and whether the greedy answer is right."""
-    rows = pq.read_table(run / f"round-{number}" / "heldout" / "heldout.parquet").to_pylist()
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for row in rows:
-        if row["tag"] in (GREEDY, SAMPLED) and len(json.loads(row["columns"])["steps"].split()) >= 5:
-            (score,) = json.loads(row["rewards"]).values()
-            found.setdefault(row["prompt_id"], ([], []))[row["tag"] == GREEDY].append(score)
-    return {one: (sum(some) / len(some), greedy[0]) for one, (some, greedy) in found.items()}
+def is_long(columns: Row) -> bool:
+    return len(columns["steps"].split()) >= 5
 
 
 def tokens(run: Path, n: int) -> int:
-    total = 0
-    for number in range(1, n + 1):
-        for name in LEARNED_FROM:
-            file = run / f"round-{number}" / name / "artifact.json"
-            total += json.loads(file.read_text("utf-8"))["metrics"]["tokens"] if file.is_file() else 0
-    return total
+    return sum(made["metrics"]["tokens"] for made in manifests(run, n, LEARNED_FROM))
 
 
 def table(runs: dict[str, Sequence[Path]], n: int) -> str:
@@ -80,14 +44,7 @@ def table(runs: dict[str, Sequence[Path]], n: int) -> str:
         "| --- " * 8 + "|",
     ]
     for number in range(n + 1):
-        figures: dict[str, list[dict[str, tuple[float, float]]]] = {
-            arm: [long_ones(run, number) for run in some] for arm, some in runs.items()
-        }
-        order = sorted(figures["search"][0])
-        means = {
-            arm: [[sum(one[name][at] for one in some) / len(some) for name in order] for at in (0, 1)]
-            for arm, some in figures.items()
-        }
+        means = {arm: over_seeds([judged(run, number, is_long) for run in some]) for arm, some in runs.items()}
         for arm, (sampled, greedy) in means.items() if number else [("search", means["search"])]:
             cells: list[Any] = [number, arm if number else "base"]
             for at, values in enumerate((sampled, greedy)):
@@ -111,7 +68,9 @@ def main() -> None:
     runs: dict[str, list[Path]] = {arm: [] for arm in ARMS}
     for seed in given.seeds:
         for arm in ARMS:
-            runs[arm].append(play(arm, seed, given))
+            run = given.folder / f"{arm.replace(' ', '-')}-{seed}"
+            changes = [f"seed={seed}", *ARMS[arm], *given.extra]
+            runs[arm].append(run if given.table else play(given.recipe, given.n, run, changes))
         if not given.table or seed == given.seeds[-1]:
             print(table({arm: [run for run in some if open_run(run).rounds] for arm, some in runs.items()}, given.n))
 

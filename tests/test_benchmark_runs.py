@@ -106,6 +106,18 @@ SMALLEST = {
     "on_policy": Smallest(
         cells("ours", "TRL, tuned"), ("--prompts 4 --group 2 --batch 4 --new 4 --repeats 1",), short=True
     ),
+    "online_rounds": Smallest(
+        cells("1 | DPO", "1 | GRPO", "1 | RLOO", "1 | both"),
+        (
+            "reasoning --n 1 --seeds 0 --folder made --prompts 32 --set samples.prompts=60 --set pairs.prompts=60 "
+            "--set prompts.dev.rows=:40 --set prompts.heldout.rows=:40",
+        ),
+    ),
+    "pass_rate": Smallest(
+        cells("float32", "bfloat16"),
+        (f"{ROOT}/data/tiny-base --prompts 2 --k 2 --new 8 --dtypes float32 bfloat16",),
+        short=True,
+    ),
     "poisoning": Smallest(r'"none": \{\s+"', (f"--n 1 --run made {SETTINGS}",)),
     "ranks": Smallest(cells("two, FSDP2"), (f"{ROOT}/data/tiny-base --length 64",)),
     "real_sampling": Smallest(

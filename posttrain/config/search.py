@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -30,8 +30,6 @@ class Search(Section):
     """Sampling temperature."""
     max_new_tokens: Tokens = 256
     """Longest answer, in tokens. Default: samples.max_new_tokens."""
-    ends: list[Annotated[str, Field(min_length=1)]] = Field(default=["\n"], min_length=1)
-    """The texts that end a step."""
 
     @property
     def budget(self) -> int:

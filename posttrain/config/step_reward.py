@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,8 +24,6 @@ class StepLabels(Section):
     """Sampling temperature."""
     max_new_tokens: Tokens = 256
     """Longest answer, in tokens. Default: samples.max_new_tokens."""
-    ends: list[Annotated[str, Field(min_length=1)]] = Field(default=["\n"], min_length=1)
-    """The texts that end a step."""
     heldout: Share = 0.15
     """Share of prompts held out from training, to evaluate the model on."""
 

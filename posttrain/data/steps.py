@@ -7,14 +7,14 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 
-def step_ends(text: str, separator: str) -> list[int]:
+def where_steps_end(text: str, ends: Sequence[str]) -> list[int]:
     """Where each step ends, in characters, with what separates it from the next.
 
-    `separator`: a regular expression, of which matches without a character count for nothing. What has no letter or
-    digit is no step, and belongs to the one before it; before the first one, to the first. None in a text without any.
+    `ends`: texts that end a step, one or several of them in a row. What has no letter or digit is no step, and belongs
+    to the one before it; before the first one, to the first. None in a text without any.
     """
-    found, start = list[int](), 0
-    for end in [*(match.end() for match in re.finditer(separator, text) if match[0]), len(text)]:
+    found, start, between = list[int](), 0, f"(?:{'|'.join(map(re.escape, ends))})+"
+    for end in [*(match.end() for match in re.finditer(between, text)), len(text)]:
         if re.search(r"[^\W_]", text[start:end]):
             found.append(end)
             start = end
@@ -24,7 +24,7 @@ def step_ends(text: str, separator: str) -> list[int]:
 
 
 def tokens_of_steps(
-    ids: Sequence[int], decode: Callable[[Sequence[int]], str], separator: str, most: int | None = None
+    ids: Sequence[int], decode: Callable[[Sequence[int]], str], ends: Sequence[str], most: int | None = None
 ) -> list[int]:
     """How many tokens each step has. A token in which one step ends and another begins counts to the first, so that a
     short step may have none. Tokens after the last step count to none.
@@ -37,7 +37,7 @@ def tokens_of_steps(
         return len(decode(ids[:count]).rstrip("\ufffd"))
 
     found, before = list[int](), 0
-    for end in step_ends(decode(ids), separator)[:most]:
+    for end in where_steps_end(decode(ids), ends)[:most]:
         at = min(bisect_left(range(len(ids) + 1), end, lo=before, key=whole), len(ids))
         found.append(at - before)
         before = at

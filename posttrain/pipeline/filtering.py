@@ -74,7 +74,7 @@ class Filtering:
         inputs, config = self.scorer_of_steps("policy", "reference", preferred, step_reward)
         if section is None or not inputs:
             return None
-        config = {"step_scores": section.in_key(), **config, "engine": self.recipe.engine.built_in()}
+        config = {**config, "step_ends": self.recipe.step_ends, "engine": self.recipe.engine.built_in()}
         return self.runner.submit(
             StageCall("step_scores", config=config, inputs={"answers": samples, **inputs}, seed=0)
         )

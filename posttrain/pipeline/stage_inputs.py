@@ -205,7 +205,7 @@ class StageInputs:
         """The step reward model, of the samples that this policy gave. `previous`: the last round's."""
         section, functions = self.recipe.step_reward, self.recipe.functions()
         assert section
-        config = {"labels": section.labels.in_key(), "engine": self.recipe.engine.built_in(), **self._steering()}
+        config = {"labels": section.labels.in_key(), **self._continued()}
         labels = self._scored("step_labels", config, {"samples": scored, "policy": policy}, functions)
 
         def inputs(one: StepReward) -> Inputs:
@@ -229,7 +229,7 @@ class StageInputs:
         steps, config = present(step_reward=step_reward), dict[str, Any]()
         if step_reward is None:
             steps, config = self.filtering.scorer_of_steps("step_policy", "step_reference", preferred, None)
-        config = {"search": section.in_key(), "engine": self.recipe.engine.built_in(), **self._steering(), **config}
+        config = {"search": section.in_key(), **self._continued(), **config}
         inputs = {"samples": scored, "policy": policy, **steps}
         return self._scored("search", config, inputs, *self.scoring.candidate_rewards(reward_model))
 
@@ -399,6 +399,11 @@ class StageInputs:
 
     def _on_dev(self, role: str, reward_model: Artifact | None) -> Compare:
         return lambda models: self.scoring.on_dev(role, self._prompts, models, reward_model)
+
+    def _continued(self) -> dict[str, Any]:
+        """How beginnings of answers are gone on with, as config of a stage."""
+        engine = self.recipe.engine.built_in()
+        return {"step_ends": self.recipe.step_ends, "engine": engine, **self._steering()}
 
     def _steering(self) -> dict[str, str]:
         """What the round's samples are drawn with beside their prompts, as config of a stage; empty without."""

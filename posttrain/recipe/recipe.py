@@ -78,6 +78,8 @@ class Recipe(Section):
     """The reward model."""
     samples: Samples
     """The candidates that the filters select from."""
+    step_ends: list[Annotated[str, Field(min_length=1)]] = Field(default=["\n"], min_length=1)
+    """The texts that end a step of an answer, for `step_scores`, `step_reward` and `search`."""
     annotate: Annotate | None = None
     """Topic, difficulty and pass rate of prompts, as columns of their samples."""
     step_scores: StepScores | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from posttrain.data.messages import text_of
 from posttrain.evaluation.statistics import in_words
-from posttrain.report import answers, figures, forecasts, plots
+from posttrain.report import answers, figures, forecasts, plots, reasoning
 from posttrain.report.answers import Scored, Survey, changes, shortened
 from posttrain.report.lineage import final_round, lineage
 from posttrain.report.reading import Round, RunView
@@ -37,6 +37,8 @@ def html(view: RunView) -> str:
         "Accuracy": [*figures.accuracy(view.rounds), *figures.forecast(view.rounds, forecasts.of_run(view) or [])],
         "Benchmarks": figures.benchmarks(view.rounds),
         "Reward": figures.rewards(view.rounds),
+        "Steps": reasoning.steps(view.rounds),
+        "Search and correction": reasoning.found(view.rounds),
         "On-policy training": figures.online(view.rounds),
         "Win rates": figures.win_rates(view.rounds),
         "Length and diversity": figures.form(surveys),

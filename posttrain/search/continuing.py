@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as Folder
@@ -63,9 +62,9 @@ class Setting:
     @classmethod
     def of(cls, job: Job, section: Search | StepLabels, scorers: Scorers, weights: Mapping[str, float]) -> Setting:
         """That of a stage whose input `policy` samples. `weights`: of the functions."""
-        engine, how = job.config["engine"], (section.temperature, section.max_new_tokens, tuple(section.ends))
-        policy = str(job.inputs["policy"])
-        return cls(policy, engine["use"], engine["dtype"], job.seed, *how, scorers.rewards, weights)
+        engine, ends = job.config["engine"], tuple(job.config["step_ends"])
+        how = (str(job.inputs["policy"]), engine["use"], engine["dtype"], job.seed)
+        return cls(*how, section.temperature, section.max_new_tokens, ends, scorers.rewards, weights)
 
 
 @dataclass
@@ -90,7 +89,6 @@ class Continuing:
         self.setting = setting
         self.engine = cached_engine(setting.policy, setting.use, setting.dtype)
         self.tokenizer = cached_tokenizer(setting.policy)
-        self.separator = separator(setting.ends)
         self.context = context_length(Folder(setting.policy))
 
     @property
@@ -125,7 +123,7 @@ class Continuing:
 
     def steps(self, tokens: Sequence[int]) -> list[int]:
         """How many tokens each step has."""
-        return tokens_of_steps(tokens, self.decode, self.separator)
+        return tokens_of_steps(tokens, self.decode, self.setting.ends)
 
     def _request(self, one: Beginning) -> Request:
         """Seeds follow from the prompt, the beginning, and how often it was gone on from."""
@@ -147,7 +145,7 @@ class Continuing:
     def _first_step(self, tokens: Path) -> int:
         """How many tokens the first step has that has any; all of them where it is the only one."""
         for most in (2, None):
-            sizes = tokens_of_steps(tokens, self.decode, self.separator, most)
+            sizes = tokens_of_steps(tokens, self.decode, self.setting.ends, most)
             if len(sizes) < 2:
                 return len(tokens)
             if sizes[0]:
@@ -175,8 +173,3 @@ def slow(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """For a stage's metrics: why a slower engine than the recipe's sampled, if it did. rows: with `fallback`."""
     reason = next((row["fallback"] for row in rows if row["fallback"]), None)
     return {"fallback": [f"answers are sampled one by one, which takes longer: {reason}"]} if reason else {}
-
-
-def separator(ends: Sequence[str]) -> str:
-    """The regular expression of what ends a step."""
-    return f"(?:{'|'.join(map(re.escape, ends))})+"

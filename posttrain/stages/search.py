@@ -32,8 +32,9 @@ from posttrain.seeds import derive_seed
 
 def run(job: Job) -> dict[str, Any]:
     """Inputs: samples (scored), policy (what sampled them); optional: reward_model, and what scores steps: step_reward,
-    or step_policy and step_reference (a DPO policy and its reference). Config: search, rewards, engine (use, dtype,
-    shard_tokens); system and hint of the samples, if any; with step_policy beta and temperature, as in DPO's loss.
+    or step_policy and step_reference (a DPO policy and its reference). Config: search, rewards, step_ends, engine (use,
+    dtype, shard_tokens); system and hint of the samples, if any; with step_policy beta and temperature, as in DPO's
+    loss.
     Writes scored.parquet: the samples, with a row tagged SEARCHED for each answer that was found; and pairs.parquet,
     each of those over a wrong answer that begins like it.
 

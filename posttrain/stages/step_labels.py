@@ -29,7 +29,7 @@ _NONE = "no step is labelled: no prompt has right samples and wrong ones that ca
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: samples (scored), policy (what sampled them). Config: labels, rewards, engine (use, dtype,
+    """Inputs: samples (scored), policy (what sampled them). Config: labels, rewards, step_ends, engine (use, dtype,
     shard_tokens); system and hint of the samples, if any. Writes step_labels.parquet: see STEP_LABELS.
 
     Returns how many `answers` and steps were labelled, and the `tokens` sampled for it.

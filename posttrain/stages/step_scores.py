@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
-from posttrain.config import StepScores
 from posttrain.data.chat_template import render_prompt
 from posttrain.data.steps import tokens_of_steps
 from posttrain.data.tables import STEP_SCORES
@@ -32,7 +31,7 @@ from posttrain.search.step_scorer import ByModel
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Inputs: answers; policy (what DPO made) and reference (its reference), or step_reward. Config: step_scores,
+    """Inputs: answers; policy (what DPO made) and reference (its reference), or step_reward. Config: step_ends,
     engine (use, dtype, shard_tokens), and with policy beta and temperature (DPO's). Writes step_scores.parquet: of each
     answer the score of each step, in its order, null for a step within another one's token; null for an answer without
     steps.
@@ -42,7 +41,6 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         EmptyStageError: no answer has a step.
     """
-    section = job.section("step_scores", StepScores)
     by_model = "step_reward" in job.inputs
     tokenizer: Any = AutoTokenizer.from_pretrained(job.inputs["step_reward" if by_model else "policy"])
     columns = ["prompt_id", "sample_index", "prompt", "tokens"]
@@ -51,12 +49,12 @@ def run(job: Job) -> dict[str, Any]:
     def decode(ids: Any) -> str:
         return tokenizer.decode(ids, **DECODE)
 
-    parts = [tokens_of_steps(row["tokens"], decode, section.separator) for row in rows]
+    parts = [tokens_of_steps(row["tokens"], decode, job.config["step_ends"]) for row in rows]
     with_steps = [at for at, sizes in enumerate(parts) if sizes]
     if not with_steps:
         raise EmptyStageError(
             f"step scores: none of {len(rows)} answers has a step, that is, a letter or digit. Look at the round's "
-            "answers-samples, and at step_scores.separator"
+            "answers-samples, and at step_ends"
         )
     asked = [(tuple(render_prompt(tokenizer, rows[at]["prompt"])), tuple(rows[at]["tokens"])) for at in with_steps]
     sizes = [parts[at] for at in with_steps]

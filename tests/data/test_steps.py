@@ -10,36 +10,36 @@ from support.interrupted import BASE
 from support.tiny_models import tokenizer
 from transformers import AutoTokenizer
 
-from posttrain.data.steps import step_ends, tokens_of_steps
+from posttrain.data.steps import tokens_of_steps, where_steps_end
 from posttrain.engines.detokenize import DECODE
 
-LINES = r"\n+"
+LINES = ["\n"]
 
 
-def steps(text: str, separator: str) -> list[str]:
-    ends = step_ends(text, separator)
-    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+def steps(text: str, ends: list[str]) -> list[str]:
+    found = where_steps_end(text, ends)
+    return [text[start:end] for start, end in zip([0, *found], found, strict=False)]
 
 
 @pytest.mark.parametrize(
-    ("text", "separator", "expected"),
+    ("text", "ends", "expected"),
     [
         ("2 + 3 = 5\n5 * 2 = 10\nAnswer: 10", LINES, ["2 + 3 = 5\n", "5 * 2 = 10\n", "Answer: 10"]),
         ("one\n\ntwo\n", LINES, ["one\n\n", "two\n"]),
         ("one\n---\ntwo", LINES, ["one\n---\n", "two"]),  # a line without a word
         ("\n\none", LINES, ["\n\none"]),
-        ("So 3. So 4.", r"\.\s*", ["So 3. ", "So 4."]),
-        ("1.5 and 2\n3", r"x*|\n", ["1.5 and 2\n", "3"]),  # what matches nothing ends nothing
+        ("So 3. So 4.", [". ", ";"], ["So 3. ", "So 4."]),
+        ("1.5 (half)", ["("], ["1.5 (", "half)"]),  # texts, not patterns
         ("no end", LINES, ["no end"]),
         ("one\n___\ntwo", LINES, ["one\n___\n", "two"]),
         ("\n --- \n", LINES, []),
         ("", LINES, []),
     ],
 )
-def test_a_step_ends_where_the_separator_does(text: str, separator: str, expected: list[str]) -> None:
-    assert steps(text, separator) == expected
-    ends = step_ends(text, separator)
-    assert [text[:end] for end in ends] == ["".join(expected[: at + 1]) for at in range(len(expected))]
+def test_a_step_ends_where_its_texts_do(text: str, ends: list[str], expected: list[str]) -> None:
+    assert steps(text, ends) == expected
+    found = where_steps_end(text, ends)
+    assert [text[:end] for end in found] == ["".join(expected[: at + 1]) for at in range(len(expected))]
 
 
 def pieces(*texts: str) -> tuple[list[int], list[str]]:

@@ -77,7 +77,7 @@ def run(folder: Path, table: Path, progress: Any = None, **more: Any) -> dict[st
     steps = {"beta": 0.3, "temperature": 1.0} if inputs else {}
     section = {"max_new_tokens": 64, "tokens": 1500, **more}
     engine = {"use": "shared-prefix", "dtype": "float32", "shard_tokens": 6000}
-    config = {"search": section, "rewards": REWARDS, "engine": engine, **steps}
+    config = {"search": section, "rewards": REWARDS, "step_ends": ["\n"], "engine": engine, **steps}
     for name in ("out", "scratch"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     job = Job(config, {"samples": table, "policy": BASE, **inputs}, folder / "out", folder / "scratch", 7)

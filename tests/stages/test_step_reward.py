@@ -68,7 +68,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def labelled(folder: Path, samples: Path, **more: Any) -> dict[str, Any]:
     for name in ("out", "scratch"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    config = {"labels": {"max_new_tokens": 64, **more}, "rewards": REWARDS, "engine": ENGINE}
+    config = {"labels": {"max_new_tokens": 64, **more}, "rewards": REWARDS, "step_ends": ["\n"], "engine": ENGINE}
     job = Job(config, {"samples": samples, "policy": BASE}, folder / "out", folder / "scratch", 3)
     return step_labels.run(job)
 
@@ -198,7 +198,7 @@ def test_steps_are_scored_by_the_logit_at_their_end(tmp_path: Path, samples: Pat
     (tmp_path / "answers").mkdir()
     pq.write_table(table.drop_columns("rewards"), tmp_path / "answers" / "answers.parquet")
     inputs = {"answers": tmp_path / "answers", "step_reward": tmp_path / "model"}
-    config = {"step_scores": {"by": "step_reward", "separator": r"\n+"}, "engine": {**ENGINE, "shard_tokens": 500}}
+    config = {"step_ends": ["\n"], "engine": {**ENGINE, "shard_tokens": 500}}
     step_scores.run(Job(config, inputs, tmp_path, tmp_path / "scratch", 0))
     scored = pq.read_table(tmp_path / "step_scores.parquet")["step_scores"].to_pylist()
     end = tokenizer.encode("\n", add_special_tokens=False)[0]

@@ -59,7 +59,7 @@ def scored(folder: Path, models: dict[str, Path], table: Path) -> dict[str, Any]
     out = folder / "out"
     out.mkdir(parents=True, exist_ok=True)
     engine = {"use": "shared-prefix", "dtype": "float32", "shard_tokens": 50}
-    config = {"step_scores": {"separator": r"\n+"}, "beta": BETA, "temperature": TEMPERATURE, "engine": engine}
+    config = {"step_ends": ["\n"], "beta": BETA, "temperature": TEMPERATURE, "engine": engine}
     return step_scores.run(Job(config, {"answers": table, **models}, out, folder / "scratch", 0))
 
 
@@ -159,7 +159,6 @@ def test_from_round_2_on_the_last_dpo_and_its_reference_score() -> None:
     [
         (["step_scores={}", "dpo=null"], "there is no DPO", "recipe-needs-section"),
         (["filters=[{use: steps}]"], "no step has a score", "recipe-needs-section"),
-        (["step_scores.separator='('"], "it is no regular expression", "recipe-pattern"),
         (["step_scores={}", "dpo.loss_type=sft"], "the loss `sft` has none", "recipe-needs-section"),
         (["step_scores={}", "dpo.variants=[{temperature: 0.5}]"], "its variants have several", "recipe-values-clash"),
     ],
