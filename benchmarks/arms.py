@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from posttrain.data.tables import GREEDY, SAMPLED
+from posttrain.report.reading import open_run
+from posttrain.rewards.combine import RIGHT, combine
 
 Row = Mapping[str, Any]
 
@@ -26,14 +28,24 @@ def play(recipe: str, n: int, run: Path, changes: Iterable[str]) -> Path:
 
 def judged(run: Path, number: int, counts: Callable[[Row], bool]) -> dict[str, tuple[float, float]]:
     """After a round, of each held-out prompt that counts and can be checked: the share of right samples, and whether
-    the greedy answer is right. The first reward with a value says what is right."""
+    the greedy answer is right, by the recipe's reward functions."""
+    functions = next(one for one in open_run(run).rounds if one.number == number).functions()
     rows = pq.read_table(run / f"round-{number}" / "heldout" / "heldout.parquet").to_pylist()
     found: dict[str, tuple[list[float], list[float]]] = {}
     for row in rows:
-        score = next((one for one in json.loads(row["rewards"]).values() if one is not None), None)
+        score = combine(json.loads(row["rewards"]), functions)
         if score is not None and row["tag"] in (GREEDY, SAMPLED) and counts(json.loads(row["columns"])):
-            found.setdefault(row["prompt_id"], ([], []))[row["tag"] == GREEDY].append(score)
+            found.setdefault(row["prompt_id"], ([], []))[row["tag"] == GREEDY].append(float(score >= RIGHT))
     return {one: (sum(some) / len(some), greedy[0]) for one, (some, greedy) in found.items()}
+
+
+def is_long(columns: Row) -> bool:
+    """Whether a problem of step-problems has five or six steps."""
+    return len(columns["steps"].split()) >= 5
+
+
+def finished(run: Path, n: int) -> bool:
+    return (run / "run.json").is_file() and len(open_run(run).rounds) > n
 
 
 def over_seeds(figures: Sequence[Mapping[str, tuple[float, float]]]) -> tuple[list[float], list[float]]:

@@ -1,26 +1,28 @@
-"""On-policy training against DPO against both, in the loop, at equal time of sampling and training.
+"""On-policy training against DPO against both, in the loop, with what each cost.
 
     python benchmarks/online_rounds.py quickstart [--seeds 0 1 2] [--n 3] [--folder runs/online-rounds]
     python benchmarks/online_rounds.py reasoning --table                    # of what is there
 
 Arms: `DPO`, the recipe as it is but for a search; `GRPO` and `RLOO`, on-policy training in DPO's place; `both`, GRPO
 with half of the prompts, then DPO with half of them. One worker and one stage at a time, so that a stage's seconds are
-those of one core. `core s` and `tokens` are those of what the arms differ in: answers for pairs, DPO and the on-policy
-stage, in all rounds. Judged on held-out prompts that can be checked; on reasoning those of 5 and 6 steps. Differences
-to DPO are paired by prompt, means over the seeds; intervals of 95 % over prompts. `KL`: nats an answer between the
-policy and the base, on answers of the policy at temperature 1.
+those of one core (the models are small). `core s` and `tokens` are those of what the arms differ in: answers for pairs,
+their scores, DPO and the on-policy stage, in all rounds; `--prompts` is to be chosen so that they are about equal.
+Judged on held-out prompts that can be checked; on reasoning those of 5 and 6 steps. Differences to DPO are paired by
+prompt, means over the seeds; intervals of 95 % over prompts. `KL`: nats an answer between the policy and the base, on
+answers of the policy at temperature 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from arms import Row, judged, manifests, over_seeds, play
+from arms import Row, finished, is_long, judged, manifests, over_seeds, play
 from transformers import AutoTokenizer
 
 from posttrain import shipped
@@ -30,10 +32,10 @@ from posttrain.engines.likelihood import Likelihoods
 from posttrain.engines.load import load
 from posttrain.evaluation import statistics
 from posttrain.recipe.load import load as load_recipe
-from posttrain.report.reading import open_run
 
 ROOT = Path(__file__).parent.parent
-LEARNED_FROM = ("answers-pairs", "dpo", "online")
+LEARNED_FROM = ("answers-pairs", "pairs", "dpo", "online")
+RATE = 5e-5
 ALONE = ["compute.workers=1", "compute.stages_at_once=1"]
 KL_ANSWERS = 1000
 
@@ -42,28 +44,29 @@ def arms(recipe: str, prompts: int, extra: Sequence[str]) -> dict[str, list[str]
     """The changes of each arm. `prompts`: of the on-policy stage where it is alone."""
     given = load_recipe(recipe, extra)
     assert given.pairs and given.pairs.prompts
-    online = "{{algorithm: {}, prompts: {}, group: 8, without_prompts: skip, learning_rate: {}, num_train_epochs: 1, "
-    online += "per_device_train_batch_size: 128}}"
+
+    def online(algorithm: str, count: int) -> str:
+        fields = {"algorithm": algorithm, "prompts": count, "group": 8, "without_prompts": "skip"}
+        trl = {"learning_rate": RATE, "num_train_epochs": 1, "per_device_train_batch_size": 128}
+        return f"online={json.dumps({**fields, **trl})}"
+
     search = ["search=null", "dpo.pairs_from=pairs"] if given.search else []
     no_dpo = ["dpo=null", "pairs=null", *(["search=null"] if given.search else [])]
     return {
         "DPO": search,
-        "GRPO": [*no_dpo, f"online={online.format('grpo', prompts, RATE)}"],
-        "RLOO": [*no_dpo, f"online={online.format('rloo', prompts, RATE)}"],
+        "GRPO": [*no_dpo, online("grpo", prompts)],
+        "RLOO": [*no_dpo, online("rloo", prompts)],
         "both": [
             *search,
-            f"online={online.format('grpo', prompts // 2, RATE)}",
+            online("grpo", prompts // 2),
             f"pairs.prompts={given.pairs.prompts // 2}",
         ],
     }
 
 
-RATE = 5e-5
-
-
 def counts(columns: Row) -> bool:
     """Whether a held-out prompt is judged: of step-problems the long ones."""
-    return len(columns["steps"].split()) >= 5 if "steps" in columns else True
+    return is_long(columns) if "steps" in columns else True
 
 
 def spent(run: Path, n: int) -> tuple[float, int]:
@@ -126,8 +129,8 @@ def main() -> None:
             words = [f"seed={seed}", *ALONE, *own, *given.extra]
             runs[arm].append(run if given.table else play(given.recipe, given.n, run, words))
     base = str(shipped.locate("data", load_recipe(given.recipe, given.extra).model.path))
-    there = {arm: [run for run in some if len(open_run(run).rounds) > given.n] for arm, some in runs.items()}
-    print(table(there, given.n, base))
+    there = {arm: [run for run in some if finished(run, given.n)] for arm, some in runs.items()}
+    print(table({arm: some for arm, some in there.items() if some}, given.n, base))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=200)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "int8"])
     given = parser.parse_args()
-    print("| type | prompts | pass rate | less the first | mean tokens |\n| --- | ---: | ---: | ---: | ---: |")
+    print("| type | prompts | pass rate | difference to the first | mean tokens |\n| --- | ---: | ---: | ---: | ---: |")
     lines = (ROOT / "data" / "instructions.dev.jsonl").read_text("utf-8").splitlines()[: given.prompts]
     rows, first = [json.loads(line) for line in lines], list[float]()
     torch.set_num_threads(1)

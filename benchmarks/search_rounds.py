@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import Row, judged, manifests, over_seeds, play
+from arms import finished, is_long, judged, manifests, over_seeds, play
 
 from posttrain.evaluation import statistics
-from posttrain.report.reading import open_run
 
 ROOT = Path(__file__).parent.parent
 ARMS = {
@@ -28,10 +27,6 @@ ARMS = {
     "neither": ["search=null", "dpo.pairs_from=pairs"],
 }
 LEARNED_FROM = ("answers-samples", "search", "answers-pairs", "step-labels")
-
-
-def is_long(columns: Row) -> bool:
-    return len(columns["steps"].split()) >= 5
 
 
 def tokens(run: Path, n: int) -> int:
@@ -72,7 +67,7 @@ def main() -> None:
             changes = [f"seed={seed}", *ARMS[arm], *given.extra]
             runs[arm].append(run if given.table else play(given.recipe, given.n, run, changes))
         if not given.table or seed == given.seeds[-1]:
-            print(table({arm: [run for run in some if open_run(run).rounds] for arm, some in runs.items()}, given.n))
+            print(table({arm: [run for run in some if finished(run, given.n)] for arm, some in runs.items()}, given.n))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from posttrain.config.keys import KeyedUnlessDefault
 from posttrain.config.section import Section
 
 
@@ -14,5 +13,5 @@ class StepScores(Section):
     `scores` writes the column `step_scores` beside each sample, for filters such as `steps`.
     """
 
-    by: Annotated[Literal["dpo", "step_reward"], KeyedUnlessDefault()] = "dpo"
+    by: Literal["dpo", "step_reward"] = "dpo"
     """`dpo`: DPO's policy and its reference, no model is trained for it; `step_reward`: the step reward model."""

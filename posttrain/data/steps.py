@@ -13,7 +13,8 @@ def where_steps_end(text: str, ends: Sequence[str]) -> list[int]:
     `ends`: texts that end a step, one or several of them in a row. What has no letter or digit is no step, and belongs
     to the one before it; before the first one, to the first. None in a text without any.
     """
-    found, start, between = list[int](), 0, f"(?:{'|'.join(map(re.escape, ends))})+"
+    longest_first = sorted(ends, key=len, reverse=True)
+    found, start, between = list[int](), 0, f"(?:{'|'.join(map(re.escape, longest_first))})+"
     for end in [*(match.end() for match in re.finditer(between, text)), len(text)]:
         if re.search(r"[^\W_]", text[start:end]):
             found.append(end)

@@ -204,7 +204,8 @@ class Forked:
         if "OMP_WAIT_POLICY" not in os.environ:
             # By default a thread waits busily for some milliseconds. Beside other work, whose turn it then takes, steps
             # of 3 s took 50 s. So many rounds are enough where the cores are free, and little is lost where not.
-            os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+            os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # of libgomp
+            os.environ.setdefault("KMP_BLOCKTIME", "0")  # of Intel's and LLVM's
         self._run = run
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)

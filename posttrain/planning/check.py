@@ -36,7 +36,7 @@ from posttrain.stages.amounts import Asked, Sets, Shares, amounts
 from posttrain.storage.store import Store
 from posttrain.system import SMALL_MODEL, bytes_in_words, cores, gpu, gpu_memory
 
-_GPU_RATE = 1e14  # operations a second
+_GPU_RATE = 2e14  # operations a second
 
 
 @dataclass
@@ -119,7 +119,7 @@ def check(
             if impossible:
                 checked.notes.append(f"no probe: {impossible}")
             elif with_probe:
-                size = miniature.size(model.parameters, recipe.samples.max_new_tokens, _rate())
+                size = miniature.size(model.parameters, recipe.samples.max_new_tokens, _rate(recipe))
                 small = load(name, [*overrides, *miniature.overrides(recipe, size)])
                 few = max(4, size.completions // (1 + recipe.evaluate.k))
                 known_answers.write_few(prompts.path, run.root, few)
@@ -143,11 +143,15 @@ def _warmed() -> Launcher:
     return launcher
 
 
-def _rate() -> float:
-    """Operations a second of this machine in its faster type: of one core, or of a GPU about what a small one has."""
+def _rate(recipe: Recipe) -> float:
+    """Operations a second of this machine, in the recipe's type or the faster one: of one core, or about what a small
+    GPU has."""
     from posttrain.engines import precision
 
-    return _GPU_RATE if gpu() else 1e9 * max(rate for name, rate in precision.rates().items() if name != "int8")
+    if gpu():
+        return _GPU_RATE
+    rates = precision.rates()
+    return 1e9 * rates.get(recipe.engine.dtype, max(rates["float32"], rates["bfloat16"]))
 
 
 def _no_probe(model: ModelSummary) -> str | None:

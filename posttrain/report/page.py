@@ -37,7 +37,7 @@ def html(view: RunView) -> str:
         "Accuracy": [*figures.accuracy(view.rounds), *figures.forecast(view.rounds, forecasts.of_run(view) or [])],
         "Benchmarks": figures.benchmarks(view.rounds),
         "Reward": figures.rewards(view.rounds),
-        "Steps": reasoning.steps(view.rounds),
+        "Step reward model": reasoning.steps(view.rounds),
         "Search and correction": reasoning.found(view.rounds),
         "On-policy training": figures.online(view.rounds),
         "Win rates": figures.win_rates(view.rounds),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from posttrain.evaluation import statistics
@@ -14,15 +14,16 @@ INTERVALS = "Bands are 95 % intervals."
 
 def steps(rounds: Sequence[Round]) -> list[Chart]:
     """How well each round's step reward model knows right steps from wrong ones."""
-    found = {one.number: one.metrics("step_reward") for one in rounds}
+    by_round = {one.number: one.metrics("step_reward") for one in rounds}
     names = {
         "step_accuracy": "steps, rightly called",
         "error": "answers with a mistake, whose first one is found",
         "right": "answers without one, in which none is called",
-        "f1": "F1 of the last two",
+        "f1": "F1 of both",
     }
     curves = [
-        series(said, {number: metrics.get(name) for number, metrics in found.items()}) for name, said in names.items()
+        series(said, {number: metrics.get(name) for number, metrics in by_round.items()})
+        for name, said in names.items()
     ]
     caption = (
         "On answers to held-out training prompts, by the labels that sampling gave them. A step is called wrong when "
@@ -34,7 +35,10 @@ def steps(rounds: Sequence[Round]) -> list[Chart]:
 def found(rounds: Sequence[Round]) -> list[Chart]:
     """What search and correction found for prompts that no sample solved, and at what cost."""
     by_stage = {name: {one.number: one.metrics(name) for one in rounds} for name in ("search", "correction")}
-    caption = f"Of the prompts that no sample solved and that were asked again, those solved then. {INTERVALS}"
+    caption = (
+        "Of the prompts that no sample solved and that were looked at: by search, and by correction those where search "
+        f"found nothing. {INTERVALS}"
+    )
     charts: list[Chart] = [
         *lines("found", "Solved by search and correction", caption, "share solved", _curves(by_stage, _share))
     ]
@@ -43,7 +47,10 @@ def found(rounds: Sequence[Round]) -> list[Chart]:
     return charts
 
 
-def _curves(by_stage: Mapping[str, Mapping[int, Mapping[str, Any]]], figure: Any) -> list[Series]:
+Metrics = Mapping[str, Any]
+
+
+def _curves(by_stage: Mapping[str, Mapping[int, Metrics]], figure: Callable[[Metrics], Any]) -> list[Series]:
     return [
         series(name, {number: figure(metrics) for number, metrics in of_rounds.items()})
         for name, of_rounds in by_stage.items()

@@ -29,6 +29,7 @@ def steps(text: str, ends: list[str]) -> list[str]:
         ("one\n---\ntwo", LINES, ["one\n---\n", "two"]),  # a line without a word
         ("\n\none", LINES, ["\n\none"]),
         ("So 3. So 4.", [". ", ";"], ["So 3. ", "So 4."]),
+        ("So 3. So 4.", [".", ". "], ["So 3. ", "So 4."]),
         ("1.5 (half)", ["("], ["1.5 (", "half)"]),  # texts, not patterns
         ("no end", LINES, ["no end"]),
         ("one\n___\ntwo", LINES, ["one\n___\n", "two"]),

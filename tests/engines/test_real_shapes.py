@@ -88,7 +88,7 @@ def logprobs(answers: Sequence[Sequence[Completion]]) -> list[tuple[float, ...] 
 
 def same_as_plain(build: Any, lengths: Sequence[int], k: int, new: int) -> None:
     """Tokens and log-probabilities of the plain engine, from the lean decoder. A draw that rounding takes to the next
-    token of the vocabulary, about one of 50,000, ends the comparison of its answer: few may."""
+    token of the vocabulary ends the comparison of its answer: one may."""
     engine = SharedPrefixEngine(build())
     assert isinstance(engine.decoder, LeanDecoder)
     requests = asked(engine.loaded.model.config.vocab_size, lengths, k)
@@ -103,7 +103,7 @@ def same_as_plain(build: Any, lengths: Sequence[int], k: int, new: int) -> None:
             assert abs(one.tokens[same] - other.tokens[same]) == 1
         assert one.logprobs and other.logprobs
         assert one.logprobs[:same] == pytest.approx(other.logprobs[:same], abs=1e-3)
-    assert apart <= len(lengths) * k // 4
+    assert apart <= 1
 
 
 def near_in_bfloat16(exact: Loaded, half: Loaded) -> None:

@@ -22,9 +22,13 @@ def drawn(charts: list[Any]) -> dict[str, dict[str, list[tuple[int, float]]]]:
 def test_a_search_shows_what_it_solved_of_what_it_was_asked_and_what_a_solution_cost() -> None:
     first = a_round(1, search={"prompts": {"asked": 200, "solved": 50}, "tokens": 10_000})
     nothing = a_round(2, search={"prompts": {"asked": 0, "solved": 0}, "tokens": 0})
-    third = a_round(3, search={"prompts": {"asked": 4, "solved": 0}, "tokens": 900})
+    other = {"prompts": {"asked": 10, "solved": 5}, "tokens": 500, "solved": [5]}
+    third = a_round(3, search={"prompts": {"asked": 4, "solved": 0}, "tokens": 900}, correction=other)
     found = drawn(reasoning.found([a_round(0), first, nothing, third]))
-    assert found == {"found": {"search": [(1, 0.25), (3, 0.0)]}, "found-cost": {"search": [(1, 200.0)]}}
+    assert found == {
+        "found": {"search": [(1, 0.25), (3, 0.0)], "correction": [(3, 0.5)]},
+        "found-cost": {"search": [(1, 200.0)], "correction": [(3, 100.0)]},
+    }
 
 
 def test_a_step_reward_model_is_shown_by_what_it_finds() -> None:
@@ -33,7 +37,7 @@ def test_a_step_reward_model_is_shown_by_what_it_finds() -> None:
     assert found == {
         "step-reward": {
             "answers with a mistake, whose first one is found": [(1, 0.6)],
-            "F1 of the last two": [(1, 0.3)],
+            "F1 of both": [(1, 0.3)],
         }
     }
 

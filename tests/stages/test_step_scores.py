@@ -20,7 +20,7 @@ from posttrain.errors import DataError, EmptyStageError, RecipeError
 from posttrain.filters import FilterContext
 from posttrain.job import Job
 from posttrain.loop import play
-from posttrain.planning.dry_run import DryRunner
+from posttrain.planning.dry_run import DryRunner, dry_run
 from posttrain.recipe.load import load
 from posttrain.stages import scores, step_scores
 
@@ -167,3 +167,9 @@ def test_what_cannot_be_is_refused(changes: list[str], message: str, rule: str) 
     with pytest.raises(RecipeError, match=message) as said:
         load("quickstart", changes)
     assert said.value.rule == rule
+
+
+def test_every_stage_with_steps_is_told_what_ends_one() -> None:
+    recipe = load("reasoning", ["step_ends=['. ', ';']", "step_reward={}", "step_scores={by: step_reward}"])
+    told = {one.stage: one.config["step_ends"] for one in dry_run(recipe, 2) if "step_ends" in one.config}
+    assert told == {name: [". ", ";"] for name in ("step_labels", "step_scores", "search")}
