@@ -40,7 +40,7 @@ def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options:
     """Causal attention of whole sequences. query: (B, heads, L, D), key and value: (B, kv_heads, L, D).
 
     On a CPU by blocks of queries: each meets only the keys that some query of it sees, and a key that several heads
-    share is multiplied with them at once. torch's own kernel took three to five times as long in bfloat16 (Zen 5), and
+    share is multiplied with them at once. torch's own kernel took two to five times as long in bfloat16 (Zen 5), and
     0.9 to 1.7 times as long in float32. On a GPU that has it torch's; with a window or a cap of scores one block.
     """
     heads, length = query.shape[1:3]

@@ -11,6 +11,8 @@ from posttrain.report.reading import Round
 
 INTERVALS = "Bands are 95 % intervals."
 
+Metrics = Mapping[str, Any]
+
 
 def steps(rounds: Sequence[Round]) -> list[Chart]:
     """How well each round's step reward model knows right steps from wrong ones."""
@@ -27,7 +29,7 @@ def steps(rounds: Sequence[Round]) -> list[Chart]:
     ]
     caption = (
         "On answers to held-out training prompts, by the labels that sampling gave them. A step is called wrong when "
-        f"its logit is below 0. {INTERVALS}"
+        f"its logit is 0 or less. {INTERVALS}"
     )
     return [*lines("step-reward", "Step reward model", caption, "share", curves)]
 
@@ -47,9 +49,6 @@ def found(rounds: Sequence[Round]) -> list[Chart]:
     return charts
 
 
-Metrics = Mapping[str, Any]
-
-
 def _curves(by_stage: Mapping[str, Mapping[int, Metrics]], figure: Callable[[Metrics], Any]) -> list[Series]:
     return [
         series(name, {number: figure(metrics) for number, metrics in of_rounds.items()})
@@ -57,13 +56,13 @@ def _curves(by_stage: Mapping[str, Mapping[int, Metrics]], figure: Callable[[Met
     ]
 
 
-def _share(metrics: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _share(metrics: Metrics) -> Mapping[str, Any] | None:
     prompts = metrics.get("prompts", {})
     if not prompts.get("asked"):
         return None
     return statistics.proportion([1.0] * prompts["solved"] + [0.0] * (prompts["asked"] - prompts["solved"]))
 
 
-def _cost(metrics: Mapping[str, Any]) -> float | None:
+def _cost(metrics: Metrics) -> float | None:
     solved = metrics.get("prompts", {}).get("solved")
     return metrics["tokens"] / solved if solved else None
